@@ -1,0 +1,169 @@
+"""Kill -9 the driver at random moments of a stage, run the same command again, compare every byte.
+
+    uv run python benchmarks/chaos.py --shards 'sample/*.tar' --model local-dir:memory_builder/demo/model --kills 25
+
+A round starts with an empty memory (embed) or an embedded one (index) and is killed until it gets through; rounds are
+repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
+that was committed before a kill may be done again.
+"""
+
+import hashlib
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
+IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss")
+RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chaos:
+    """What is killed, and how often."""
+
+    shards: str
+    """Tar shards, as for embed."""
+    model: str
+    """As for embed."""
+    work: Path = Path("chaos")
+    """Folder for the memories."""
+    kills: int = 25
+    """Kills for each stage."""
+    seed: int = 0
+    """Of the moments."""
+    embed_args: str = ""
+    """More arguments of embed."""
+    index_args: str = "--index-key OPQ16_64,IVF32_HNSW16,PQ16x8np --part-rows 300"
+    """More arguments of index; these make it train a product quantizer and fill many parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one stage."""
+
+    stage: str
+    kills: int
+    rounds: int
+    records_kept: int
+    """Committed before a kill and untouched at the end of the round; all of them, or the run fails."""
+
+
+def contents(memory: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Path → checksum."""
+    files = (file for pattern in patterns for file in memory.glob(pattern))
+    return {str(f.relative_to(memory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+
+
+def start(arguments: list[str]) -> "subprocess.Popen[str]":
+    """A driver process; its standard error can be read line by line."""
+    command = [sys.executable, "-X", "faulthandler", "-m", "memory_builder.cli", *arguments]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def run(arguments: list[str]) -> float:
+    """Run to the end; seconds from the first line of progress."""
+    with start(arguments) as process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        began = time.monotonic()
+        rest = process.stderr.read()
+    if process.returncode != 0:
+        raise SystemExit(f"{arguments} failed:\n{first}{rest}")
+    return time.monotonic() - began
+
+
+def run_killed(arguments: list[str], delay_s: float) -> bool:
+    """Kill the driver this long after its first line of progress; False if it was through before."""
+    with start(arguments) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        try:
+            _, said = process.communicate(timeout=delay_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return True
+    if process.returncode != 0:
+        raise SystemExit(f"{arguments} failed with {process.returncode}:\n{said}")
+    return False
+
+
+def torture(
+    stage: str,
+    memory: Path,
+    fresh: Path | None,
+    arguments: list[str],
+    expected: dict[str, str],
+    seconds: float,
+    config: Chaos,
+) -> Outcome:
+    """Rounds of kills; every finished round is compared with the uninterrupted run."""
+    moments = random.Random(f"{config.seed} {stage}")
+    kills = rounds = kept = 0
+    while kills < config.kills:
+        shutil.rmtree(memory, ignore_errors=True)
+        if fresh is not None:
+            shutil.copytree(fresh, memory)
+        committed: dict[str, str] = {}
+        while kills < config.kills and run_killed(arguments, moments.uniform(0, seconds)):
+            kills += 1
+            committed = contents(memory, RECORDS)
+            print(f"{stage}: kill {kills}, {len(committed)} records so far", file=sys.stderr, flush=True)
+        run(arguments)
+        rounds += 1
+        again = contents(memory, RECORDS)
+        redone = [path for path, digest in committed.items() if again.get(path) != digest]
+        if redone:
+            raise SystemExit(f"{stage}: done again after a kill: {redone}")
+        kept += len(committed)
+        found = contents(memory, IDENTICAL + IDENTICAL_INDEX)
+        if found != expected:
+            differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+            raise SystemExit(f"{stage}: not what an uninterrupted run writes: {differing}")
+    return Outcome(stage=stage, kills=kills, rounds=rounds, records_kept=kept)
+
+
+def chaos(config: Chaos) -> list[Outcome]:
+    """Both stages; raises SystemExit on the first difference."""
+    config.work.mkdir(parents=True, exist_ok=True)
+    whole, embedded, broken = (config.work / name for name in ("whole", "embedded", "broken"))
+    for folder in (whole, embedded, broken):
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def embed(memory: Path) -> list[str]:
+        return [
+            "embed",
+            config.shards,
+            "--memory",
+            str(memory),
+            "--model",
+            config.model,
+            *shlex.split(config.embed_args),
+        ]
+
+    def index(memory: Path) -> list[str]:
+        return ["index", str(memory), *shlex.split(config.index_args)]
+
+    embed_s = run(embed(whole))
+    shutil.copytree(whole, embedded)
+    embed_expected = contents(whole, IDENTICAL)
+    index_s = run(index(whole))
+    index_expected = contents(whole, IDENTICAL + IDENTICAL_INDEX)
+    return [
+        torture("embed", broken, None, embed(broken), embed_expected, embed_s, config),
+        torture("index", broken, embedded, index(broken), index_expected, index_s, config),
+    ]
+
+
+if __name__ == "__main__":
+    for outcome in chaos(tyro.cli(Chaos)):
+        print(
+            f"{outcome.stage}: {outcome.kills} kills in {outcome.rounds} rounds: all bytes as in an uninterrupted run, "
+            f"{outcome.records_kept} records from before a kill untouched"
+        )

@@ -1,0 +1,224 @@
+"""RayRunner: a pool of actors behind the same Runner as the in-process one.
+
+Only small records cross between driver and workers: a worker reads its shard and writes its files itself.
+"""
+
+import sys
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.exceptions import (
+    ActorUnavailableError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    WorkerCrashedError,
+)
+
+from cluster.actors import Worker
+from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
+from memory_builder.errors import WorkerError
+from memory_builder.runner import Item, Result, Task
+
+IN_FLIGHT = 2
+"""Items a worker holds, so that it need not wait for the driver between two."""
+MAX_ATTEMPTS = 3
+"""Times an item may kill its worker before it is given up."""
+MAX_LOSSES = 10
+"""Times an item may lose its worker to a node's death, which is not its fault."""
+DEATHS_TO_SPARE = 4
+"""Deaths in a row, beyond one of every worker, without any item finished: then the run is given up."""
+PATIENCE_S = 60.0
+
+DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
+
+
+class RayRunner:
+    """Runs tasks on a Ray cluster, joined (or started on this machine) when the first task is run.
+
+    Args:
+        address: ``auto``, HOST:PORT, or None for RAY_ADDRESS and, without that, a cluster in this machine.
+        cpus_per_worker: CPUs, and so threads, of a worker; by default see ``plan_pool``.
+        n_workers: Workers to ask for; by default as many as fit now, so name it where nodes are added on demand.
+    """
+
+    def __init__(
+        self, address: str | None = None, *, cpus_per_worker: int | None = None, n_workers: int | None = None
+    ) -> None:
+        self.address = address
+        self.cpus_per_worker = cpus_per_worker
+        self.n_workers = n_workers
+
+    def run(self, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result | Exception]]:
+        """See ``memory_builder.runner.Runner``. The workers end with the generator, however that ends.
+
+        An item that kills its worker is tried again, alone, and given up with a WorkerError after three times;
+        what was queued behind it, and what was lost with a node, is not blamed.
+        """
+        if not items:
+            return
+        connect(self.address)
+        plan = plan_pool(
+            live_nodes(),
+            len(items),
+            wants_gpu=task.wants_gpu,
+            cpus_per_worker=self.cpus_per_worker,
+            n_workers=self.n_workers,
+        )
+        pool = _Pool(task, items, plan)
+        try:
+            for place, result in pool.results():
+                yield items[place], result
+        finally:
+            pool.dismiss()
+
+
+@dataclass(slots=True, eq=False)
+class _Hired:
+    """An actor and its calls, oldest first. It gets items once ``start`` has answered: one that is never placed
+    must not hold any."""
+
+    actor: Any
+    starting: Any
+    node: str | None = None
+    queue: deque[tuple[Any, int]] = field(default_factory=deque)
+    alone: bool = False
+
+    @property
+    def oldest(self) -> Any:
+        """The call being executed; None when idle."""
+        if self.node is None:
+            return self.starting
+        return self.queue[0][0] if self.queue else None
+
+
+class _Pool:
+    """Items are known by their place in ``items``: they need not be hashable, nor distinct."""
+
+    def __init__(self, task: Task[Any, Any], items: Sequence[Any], plan: PoolPlan) -> None:
+        self.items = items
+        self.plan = plan
+        self.task = ray.put(task)
+        self.workers: list[_Hired] = []
+        self.fresh = deque(range(len(items)))
+        self.suspects: deque[int] = deque()
+        self.deaths: Counter[int] = Counter()
+        self.losses: Counter[int] = Counter()
+        self.deaths_in_a_row = 0
+
+    def results(self) -> Iterator[tuple[int, Any]]:
+        """Every place exactly once, with its result or exception, as they finish."""
+        for _ in range(self.plan.size):
+            self._hire()
+        while self.fresh or self.suspects or any(worker.queue for worker in self.workers):
+            for worker in self.workers:
+                self._hand_out(worker)
+            finished = self._settle(self._wait())
+            if finished is not None:
+                yield finished
+
+    def dismiss(self) -> None:
+        """Kill every worker there is."""
+        if ray.is_initialized():
+            for worker in self.workers:
+                ray.kill(worker.actor)
+        self.workers.clear()
+
+    def _hire(self) -> None:
+        options = {"num_cpus": self.plan.num_cpus, "num_gpus": self.plan.num_gpus, "scheduling_strategy": "SPREAD"}
+        actor = ray.remote(Worker).options(**options).remote(max(1, self.plan.num_cpus))
+        self.workers.append(_Hired(actor, actor.start.remote(self.task)))
+
+    def _hand_out(self, worker: _Hired) -> None:
+        """Fill the worker's queue. An item that a worker died on runs alone, so that the next death is surely its."""
+        if worker.node is None:
+            return
+        if self.suspects and not worker.queue:
+            worker.alone = True
+            self._call(worker, self.suspects.popleft())
+        worker.alone = worker.alone and bool(worker.queue)
+        while self.fresh and not worker.alone and len(worker.queue) < IN_FLIGHT:
+            self._call(worker, self.fresh.popleft())
+
+    def _call(self, worker: _Hired, place: int) -> None:
+        worker.queue.append((worker.actor.work.remote(self.items[place]), place))
+
+    def _wait(self) -> _Hired:
+        """The worker whose oldest call is over."""
+        calls = {worker.oldest: worker for worker in self.workers if worker.oldest is not None}
+        while True:
+            done, _ = ray.wait(list(calls), num_returns=1, timeout=PATIENCE_S)
+            if done:
+                return calls[done[0]]
+            if all(worker.node is None for worker in self.workers):
+                print(
+                    f"waiting for the cluster to start a worker ({self.plan.num_cpus} CPUs, {self.plan.num_gpus} GPUs)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    def _settle(self, worker: _Hired) -> tuple[int, Any] | None:
+        """Take note of the worker's oldest call; return what it finished."""
+        try:
+            answer = ray.get(worker.oldest)
+        except DEATHS as error:
+            return self._bury(worker, error)
+        except RayError as error:
+            answer = _original(error)
+            if worker.node is None:
+                raise answer from None
+        if worker.node is None:
+            worker.node = answer
+            return None
+        self.deaths_in_a_row = 0
+        return worker.queue.popleft()[1], answer
+
+    def _bury(self, worker: _Hired, error: RayError) -> tuple[int, WorkerError] | None:
+        """Replace a dead worker; return its item if that is given up."""
+        self.workers.remove(worker)
+        ray.kill(worker.actor)  # one that is only out of reach must not live on unseen
+        lost = _is_lost(worker, error)
+        self.deaths_in_a_row += not lost
+        if self.deaths_in_a_row >= self.plan.size + DEATHS_TO_SPARE:
+            raise WorkerError(
+                f"{self.deaths_in_a_row} workers died one after another without finishing anything: {_reason(error)} "
+                "If memory is short, ask for fewer and larger workers (--cpus-per-worker); "
+                "their logs are in /tmp/ray/session_latest/logs on their node"
+            )
+        self._hire()
+        if not worker.queue:
+            return None
+        _, place = worker.queue.popleft()
+        self.fresh.extendleft(innocent for _, innocent in reversed(worker.queue))
+        counts, limit = (self.losses, MAX_LOSSES) if lost else (self.deaths, MAX_ATTEMPTS)
+        counts[place] += 1
+        if counts[place] < limit:
+            (self.suspects if self.deaths[place] else self.fresh).appendleft(place)
+            return None
+        return place, WorkerError(f"the worker process died {counts[place]} times on this item: {_reason(error)}")
+
+
+def _is_lost(worker: _Hired, error: RayError) -> bool:
+    """Whether the worker went with its node, or out of reach, and not by what it was doing."""
+    if isinstance(error, ActorUnavailableError | NodeDiedError) or getattr(error, "preempted", False):
+        return True
+    return any(node["NodeID"] == worker.node and not node["Alive"] for node in ray.nodes())
+
+
+def _original(error: Exception) -> Exception:
+    """The exception the task raised, of its own type and message; where it came from is kept as a note."""
+    if not isinstance(error, RayTaskError):
+        return error
+    cause: Exception = error.cause
+    cause.add_note(f"on a worker:\n{error}")
+    return cause
+
+
+def _reason(error: RayError) -> str:
+    """The last line of Ray's long account says what happened."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:400]

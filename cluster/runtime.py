@@ -1,0 +1,118 @@
+"""Join a cluster, and decide what a pool of workers reserves there."""
+
+import logging
+import math
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private.services import canonicalize_bootstrap_address
+
+from memory_builder.errors import UsageError
+
+CPUS_OF_ONE_OF_MANY = 8
+"""CPUs a worker, where there are more items than that leaves workers: a forward pass gains little from more."""
+ANSWER_S = 10.0
+
+
+def connect(address: str | None = None) -> None:
+    """Join the cluster at ``address`` (``auto``, HOST:PORT or ray://HOST:PORT).
+
+    Without an address and without RAY_ADDRESS, a cluster is started in this machine that ends with this process.
+    A process that is connected already stays as it is.
+
+    Raises:
+        UsageError: nothing answers there.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address != "local":
+        _check_answers(address)
+    # Ray prints notes about dead workers to stdout whatever log_to_driver says, and stdout is for results.
+    setattr(ray._private.worker, "_worker_logs_enabled", False)  # noqa: B010
+    try:
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UsageError(f"cannot join the Ray cluster at --address {address}: {_first_line(error)}") from error
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself tries a dead address for minutes and then ends the process."""
+    scheme, _, rest = address.rpartition("://")
+    if scheme.startswith("http"):
+        raise UsageError(
+            f"--address {address} is a job server, where whole commands are submitted: "
+            f"use memory-builder submit --address {address} -- COMMAND, or --address auto on a node of the cluster"
+        )
+    try:
+        place = rest if scheme else canonicalize_bootstrap_address(address)
+        host, _, port = place.rpartition(":")
+        check_port(host, int(port))
+    except (OSError, ValueError) as error:
+        raise UsageError(
+            f"no Ray cluster answers at --address {address}: {_first_line(error)}. Check that it runs (ray status), "
+            "name its HOST:PORT, or leave --address out to use this machine alone"
+        ) from None
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises OSError when nothing listens there."""
+    socket.create_connection((host.strip("[]"), port), timeout=ANSWER_S).close()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300].rstrip(".")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolPlan:
+    """What a pool reserves: ``size`` workers of ``num_cpus`` CPUs and ``num_gpus`` whole GPUs each."""
+
+    size: int
+    num_cpus: int
+    num_gpus: int
+
+
+def live_nodes() -> list[dict[str, float]]:
+    """The resources of every node that is up."""
+    nodes: list[dict[str, Any]] = ray.nodes()
+    return [node["Resources"] for node in nodes if node["Alive"]]
+
+
+def plan_pool(
+    nodes: Sequence[Mapping[str, float]],
+    n_items: int,
+    *,
+    wants_gpu: bool,
+    cpus_per_worker: int | None = None,
+    n_workers: int | None = None,
+) -> PoolPlan:
+    """As many workers as fit into ``nodes``, or ``n_workers``, but never more than items and always one.
+
+    With GPUs to be had, one worker a GPU and the node's CPUs divided among them. Otherwise a worker has
+    ``cpus_per_worker`` CPUs; by default a node's CPUs divided among the items it may expect, 8 at least.
+
+    Raises:
+        UsageError: no node has that many CPUs.
+    """
+    gpu_nodes = [node for node in nodes if node.get("GPU", 0) >= 1] if wants_gpu else []
+    usable = gpu_nodes or [node for node in nodes if node.get("CPU", 0) >= 1]
+    largest = int(max((node.get("CPU", 0) for node in usable), default=0))
+    if cpus_per_worker and usable and cpus_per_worker > largest:
+        raise UsageError(f"--cpus-per-worker {cpus_per_worker}: the largest node of the cluster has {largest} CPUs")
+    if gpu_nodes:
+        num_cpus = cpus_per_worker or min(int(node.get("CPU", 0) // node["GPU"]) for node in gpu_nodes)
+    else:
+        per_node = math.ceil(n_items / max(1, len(usable)))
+        num_cpus = cpus_per_worker or max(1, min(largest, max(CPUS_OF_ONE_OF_MANY, largest // per_node)))
+    fits = sum(_fits(node, num_cpus, bool(gpu_nodes)) for node in usable)
+    return PoolPlan(size=max(1, min(n_workers or fits, n_items)), num_cpus=num_cpus, num_gpus=int(bool(gpu_nodes)))
+
+
+def _fits(node: Mapping[str, float], num_cpus: int, with_gpu: bool) -> int:
+    by_cpu = int(node.get("CPU", 0) // num_cpus) if num_cpus else math.inf
+    return int(min(by_cpu, node["GPU"] if with_gpu else math.inf))

@@ -1,0 +1,158 @@
+"""Run a memory-builder command as a job on a cluster that runs already.
+
+A job survives this process and whoever started it, but not the cluster's head; the same command, submitted again, goes
+on where it stopped.
+"""
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from cluster.runtime import check_port
+from memory_builder.errors import UsageError, WorkerError
+from memory_builder.manifest import config_hash
+
+STAGES = frozenset({"embed", "index", "import", "retrieve", "train", "evaluate"})
+"""Commands whose work is spread over a runner."""
+NOT_UPLOADED = (".git", ".venv", "venv", "data", "__pycache__", "*.tar", "*.npy", "*.faiss")
+MAX_FAILURES = 20
+POLL_S = 1.0
+INTERRUPTED = 130
+
+
+def submit(
+    address: str,
+    command: Sequence[str],
+    *,
+    follow: bool = True,
+    working_dir: str | None = None,
+    env: Mapping[str, str] | None = None,
+    submission_id: str | None = None,
+) -> int:
+    """Submit ``memory-builder COMMAND`` and return its exit code; 0 at once if it is not followed.
+
+    While following, the job's output goes to stdout as it comes; Ctrl-C leaves the job running and returns 130.
+
+    Args:
+        address: URL of the cluster's job server, http://HEAD:8265.
+        command: The arguments of memory-builder. A stage that names no runner is run with ``--runner ray``.
+        working_dir: Folder to upload and to run in; without it the cluster must have the package itself.
+        env: Environment variables of the job and its workers.
+        submission_id: Name of the job; by default stage, hash of the command, attempt.
+
+    Raises:
+        UsageError: nothing answers there, or the cluster refuses the job.
+        WorkerError: the job server cannot be reached any more.
+    """
+    client = _client(address)
+    arguments = on_cluster(command)
+    runtime_env: dict[str, Any] = {"env_vars": dict(env or {})}
+    if working_dir is not None:
+        if not Path(working_dir).is_dir():
+            raise UsageError(f"--working-dir {working_dir}: no such folder")
+        runtime_env |= {"working_dir": working_dir, "excludes": list(NOT_UPLOADED)}
+    job = submission_id or next_id(arguments, (details.submission_id or "" for details in client.list_jobs()))
+    try:
+        client.submit_job(
+            entrypoint=shlex.join(["python", "-m", "memory_builder.cli", *arguments]),
+            submission_id=job,
+            runtime_env=runtime_env,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"the cluster at {address} refused job {job}: {str(error).strip()[-500:]}") from error
+    how = f"follow: ray job logs --address {address} --follow {job}\nstop:   ray job stop --address {address} {job}"
+    print(f"job {job}", file=sys.stderr, flush=True)
+    if not follow:
+        print(how, file=sys.stderr)
+        return 0
+    try:
+        return _exit_code(client, job, address)
+    except KeyboardInterrupt:
+        print(f"\nthe job goes on without us\n{how}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def on_cluster(command: Sequence[str]) -> list[str]:
+    """The arguments as the job needs them: a stage runs on the cluster it finds itself in."""
+    arguments = list(command[1:] if command and command[0] == "memory-builder" else command)
+    flags = {argument.partition("=")[0] for argument in arguments}
+    if arguments and arguments[0] in STAGES and not flags & {"--runner", "--address"}:
+        arguments += ["--runner", "ray", "--address", "auto"]
+    return arguments
+
+
+def next_id(arguments: Sequence[str], taken: Iterable[str]) -> str:
+    """``STAGE-HASH-ATTEMPT``: a cluster takes every id once, and the same command may be needed again."""
+    name = f"{arguments[0] if arguments else 'help'}-{config_hash({'command': list(arguments)})[:8]}".lstrip("-")
+    attempts = [job.removeprefix(f"{name}-") for job in taken if job.startswith(f"{name}-")]
+    return f"{name}-{max((int(attempt) for attempt in attempts if attempt.isdecimal()), default=0) + 1}"
+
+
+def _client(address: str) -> Any:
+    url = urlsplit(address)
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise UsageError(f"--address {address}: expected the URL of the cluster's job server, http://HEAD:8265")
+    for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
+        if os.environ.get(variable, address) != address:
+            raise UsageError(f"{variable}={os.environ[variable]} would override --address {address}: unset it")
+    try:
+        check_port(url.hostname, url.port or (443 if url.scheme == "https" else 80))
+        return JobSubmissionClient(address)
+    except (OSError, RuntimeError) as error:
+        raise UsageError(
+            f"no Ray job server answers at --address {address}: {error}. It is the dashboard of the head node, "
+            "port 8265 unless set otherwise; from outside, forward that port first"
+        ) from None
+
+
+def _exit_code(client: Any, job: str, address: str) -> int:
+    """Print the job's output until it ends."""
+    shown = failures = 0
+    while failures < MAX_FAILURES:
+        shown = asyncio.run(_follow(client, job, shown))
+        try:
+            details = client.get_job_info(job)
+        except (OSError, RuntimeError):
+            failures += 1
+        else:
+            failures = 0
+            if details.status.is_terminal():
+                return _ended(job, details)
+        time.sleep(POLL_S)
+    raise WorkerError(
+        f"lost the job server at {address} while following job {job}, which may go on: "
+        f"ray job logs --address {address} --follow {job}"
+    )
+
+
+def _ended(job: str, details: Any) -> int:
+    if details.status == JobStatus.SUCCEEDED:
+        return 0
+    if details.driver_exit_code is None:
+        print(f"job {job} {details.status.value.lower()}: {details.message}", file=sys.stderr)
+    return 2 if details.driver_exit_code == 2 else 1
+
+
+async def _follow(client: Any, job: str, shown: int) -> int:
+    """Print the job's log beyond the first ``shown`` characters, until it ends or the connection does.
+
+    Returns:
+        How many characters have been shown now: every connection gets the log from its start.
+    """
+    length = 0
+    try:
+        async for text in client.tail_job_logs(job):
+            print(text[max(0, shown - length) :], end="", flush=True)
+            length += len(text)
+    except (OSError, RuntimeError, aiohttp.ClientError):
+        pass  # proxies and port forwards cut long connections; whoever called asks how the job is
+    return max(length, shown)

@@ -1,0 +1,167 @@
+"""The drivers of the two building stages: plan, hand the pending work to a runner, keep the books.
+
+Each may be killed at any moment and started again; what is committed is not done again.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memory_builder.embed import DescribeTask, EmbedConfig, EmbedTask
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import ConcurrentWriterError
+from memory_builder.indexing import IndexConfig, build_index
+from memory_builder.manifest import (
+    FOLD_EVERY,
+    Manifest,
+    Shard,
+    Snapshot,
+    extend_plan,
+    read_snapshot,
+    settle_description,
+    shard_name,
+    write_snapshot,
+)
+from memory_builder.progress import Progress
+from memory_builder.rows import Keys
+from memory_builder.runner import Runner, run_one
+from memory_builder.sources import find_sources
+from memory_builder.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedReport:
+    """What came of one run of ``embed``."""
+
+    n_shards: int
+    """Shards asked for."""
+    n_embedded: int
+    """Shards embedded by this run; the others were done already."""
+    n_rows: int
+    """Rows in the memory, whoever wrote them; likewise ``n_rejects`` and ``n_partial``."""
+    n_rejects: int
+    n_partial: int
+    failed: dict[str, str]
+    """Shard uri → error."""
+    seconds: float
+
+
+def embed(
+    sources: Sequence[str],
+    memory: str,
+    *,
+    encoder: EncoderConfig,
+    config: EmbedConfig,
+    runner: Runner,
+    decode_threads: int | None = None,
+) -> EmbedReport:
+    """Embed every shard of ``sources`` that ``memory`` does not hold yet.
+
+    Raises:
+        SourceError: a source matches nothing.
+        EncoderError: the model cannot be loaded.
+        ConfigMismatchError: the memory was written with another encoder or configuration.
+    """
+    started = time.monotonic()
+    store = Store(memory)
+    found = find_sources(sources)
+    described = run_one(runner, DescribeTask(encoder=encoder), config)
+    settle_description(store, described)
+    store.sweep()
+    plan = extend_plan(store, found)
+    manifest = Manifest.read(store)
+    asked = {(source.uri, source.etag) for source in found}
+    shards = [shard for shard in plan if (shard.uri, shard.etag) in asked]  # others rest until they are asked for
+    pending = [shard for shard in shards if not _is_done(shard, manifest)]
+    task = EmbedTask(
+        memory=store.root,
+        encoder=replace(encoder, precision=described.config["precision"]),
+        config=config,
+        description=described,
+        decode_threads=decode_threads,
+    )
+    failed = {}
+    progress = Progress("embed", n_planned=len(shards), n_done=len(shards) - len(pending))
+    for shard, result in runner.run(task, pending):
+        if isinstance(result, Exception):
+            failed[shard.uri] = record_failure(store, shard, result)
+            progress.advance(failed=True)
+            continue
+        clear_failure(store, shard)
+        manifest.add(result)
+        progress.advance(n_pairs=result.n_read)
+        if len(manifest.commits) - len(manifest.folded) >= FOLD_EVERY:
+            manifest.fold(store)
+    manifest.fold(store)
+    commits = manifest.commits.values()
+    return EmbedReport(
+        n_shards=len(shards),
+        n_embedded=len(pending) - len(failed),
+        n_rows=manifest.n_rows,
+        n_rejects=sum(commit.n_read - commit.n_written for commit in commits),
+        n_partial=sum(commit.partial is not None for commit in commits),
+        failed=failed,
+        seconds=time.monotonic() - started,
+    )
+
+
+def _is_done(shard: Shard, manifest: Manifest) -> bool:
+    commit = manifest.commits.get(shard.ordinal)
+    if commit is not None and commit.uri != shard.uri:
+        raise ConcurrentWriterError(
+            f"shard {shard.ordinal} is {shard.uri} in the plan and {commit.uri} in its commit record: two drivers "
+            "wrote this memory without seeing each other; embed into a new folder"
+        )
+    return commit is not None
+
+
+def record_failure(store: Store, shard: Shard, error: Exception) -> str:
+    """Keep why a shard failed where ``info`` finds it; the next run tries it again."""
+    message = f"{type(error).__name__}: {error}"
+    record = {"ordinal": shard.ordinal, "uri": shard.uri, "error": message, "failed_s": time.time()}
+    store.put(f"failures/{shard_name(shard.ordinal)}.json", json.dumps(record, indent=1).encode())
+    return message
+
+
+def clear_failure(store: Store, shard: Shard) -> None:
+    """Forget an earlier failure of a shard that is committed now."""
+    path = f"failures/{shard_name(shard.ordinal)}.json"
+    if store.exists(path):
+        store.remove(path)
+
+
+def present_keys(store: Store) -> tuple[Keys, ...]:
+    """The key modalities a memory has vectors of; both when it has none, so that indexing says so."""
+    commits = Manifest.read(store).commits.values()
+    there: list[Keys] = []
+    if any(commit.n_images for commit in commits):
+        there.append("image")
+    if any(commit.n_texts for commit in commits):
+        there.append("text")
+    return tuple(there) or ("image", "text")
+
+
+def index(memory: str, *, keys: Sequence[Keys], config: IndexConfig, runner: Runner) -> Snapshot:
+    """Index the committed rows by each key modality and make the indexes current, all at once.
+
+    Raises:
+        IndexBuildError: there is nothing to index, no key fits the budget, or the work failed.
+        ConcurrentWriterError: another writer changed the memory's state meanwhile.
+    """
+    store = Store(memory)
+    store.sweep()
+    before = read_snapshot(store)
+    indexes = dict(before.indexes)
+    for modality in keys:
+        indexes[modality] = build_index(memory, modality, config, runner)
+    if indexes == before.indexes:
+        return before
+    after = Snapshot(
+        number=before.number + 1,
+        manifest_version=Manifest.read_folded(store).version,
+        indexes=indexes,
+        tombstones=before.tombstones,
+    )
+    write_snapshot(store, after)
+    return after

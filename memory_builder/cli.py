@@ -1,0 +1,365 @@
+"""The command. Each subcommand is a frozen dataclass whose fields are its flags.
+
+Results go to standard output, progress and errors to standard error. Exit code 0: done, 1: work failed, 2: it cannot
+be done as asked.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg, subcommand
+
+from memory_builder.embed import EmbedConfig
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.indexing import IndexConfig
+from memory_builder.progress import duration
+from memory_builder.rows import NO_ROW, Keys
+from memory_builder.runner import LocalRunner, Runner
+from memory_builder.storage import Store
+
+FAILED, INTERRUPTED = 1, 130
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerOptions:
+    """Where the work is done."""
+
+    runner: Literal["local", "ray"] = "local"
+    """local: in this process. ray: on the actors of a Ray cluster."""
+    address: str | None = None
+    """Ray cluster to join, as for ray.init; without one that of RAY_ADDRESS, else one is started on this machine."""
+    cpus_per_worker: int | None = None
+    """CPUs, and so threads, of each worker on Ray."""
+
+    def start(self) -> Runner:
+        """The runner itself."""
+        if self.runner == "local":
+            if self.address is not None or self.cpus_per_worker is not None:
+                raise UsageError("--address and --cpus-per-worker need --runner ray")
+            return LocalRunner()
+        from cluster.runner import RayRunner
+
+        return RayRunner(address=self.address, cpus_per_worker=self.cpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embed:
+    """Embed shards of image-text pairs into a memory. Run it again to go on, or to add shards."""
+
+    source: Annotated[tuple[str, ...], Positional, arg(metavar="SOURCE…")]
+    """Tar shards: files, folders, globs, brace ranges such as 'data/{00000..00099}.tar'; local, s3://, gs://, https://."""
+    memory: str
+    """Folder of the memory: a local path or an fsspec URL."""
+    encoder: OmitArgPrefixes[EncoderConfig]
+    config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
+    decode_threads: int | None = None
+    """Threads that decode pictures in each worker; as many as it has CPUs unless given."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.build import embed
+
+        if not self.source:
+            raise UsageError("nothing to embed: name tar shards, as in embed 'data/*.tar' --memory MEMORY --model …")
+        report = embed(
+            self.source,
+            self.memory,
+            encoder=self.encoder,
+            config=self.config,
+            runner=self.on.start(),
+            decode_threads=self.decode_threads,
+        )
+        print(
+            f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
+            f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
+            f"{duration(report.seconds)}"
+        )
+        if report.failed:
+            _print_failures(report.failed)
+        return FAILED if report.failed else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """Index a memory's vectors and tune the search to a target recall. Run it again to go on."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    keys: Literal["image", "text", "both"] = "both"
+    """Which vectors to index; both: those there are."""
+    config: OmitArgPrefixes[IndexConfig] = field(default_factory=IndexConfig)
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.build import index, present_keys
+        from memory_builder.info import read_info
+
+        started = time.monotonic()
+        keys: tuple[Keys, ...] = present_keys(Store(self.memory)) if self.keys == "both" else (self.keys,)
+        index(self.memory, keys=keys, config=self.config, runner=self.on.start())
+        _print_indexes(read_info(Store(self.memory)).indexes)
+        print(duration(time.monotonic() - started))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Find the rows nearest to texts, pictures or vectors."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    text: tuple[str, ...] = ()
+    """Query texts."""
+    image: tuple[str, ...] = ()
+    """Query pictures: files."""
+    vector: Path | None = None
+    """Query vectors: a .npy file, [q, d] or [d]."""
+    keys: Keys = "image"
+    """Search among the rows' image or text vectors."""
+    k: Annotated[int, arg(aliases=["-k"])] = 10
+    """Rows for each query."""
+    nprobe: int | None = None
+    """Inverted lists to scan, instead of the tuned number."""
+    refine: int | None = None
+    """Candidates to re-rank for each row asked for, instead of the tuned number."""
+    model: str | None = None
+    """Where the memory's model is now, if not where it was; weights must be the same."""
+    pretrained: str | None = None
+    """Pretrained tag or weights file of --model."""
+    json: bool = False
+    """One JSON object a query."""
+
+    def run(self) -> int:
+        from memory_builder.memory import Memory
+
+        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+        memory = Memory.open(self.memory, encoder=encoder)
+        hits = memory.search(
+            text=self.text or None,
+            image=self.image or None,
+            vectors=_read_vectors(self.vector) if self.vector else None,
+            k=self.k,
+            keys=self.keys,
+            nprobe=self.nprobe,
+            refine=self.refine,
+        )
+        n_queries, k = hits.ids.shape
+        rows = memory.rows(hits.ids).to_pylist()
+        names = self.text or self.image or tuple(f"vector {i}" for i in range(n_queries))
+        for i in range(n_queries):
+            found = [
+                {"id": row["id"], "score": round(float(score), 6), "key": row["key"], "caption": row["caption"]}
+                for row, score in zip(rows[i * k : (i + 1) * k], hits.scores[i], strict=True)
+                if row["id"] != NO_ROW
+            ]
+            if self.json:
+                print(json.dumps({"query": i, "hits": found}, ensure_ascii=False))
+            else:
+                _print_table(names[i], ("score", "id", "key", "caption"), found)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show what stands in a memory, also while it is being built."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    json: bool = False
+    """One JSON object."""
+
+    def run(self) -> int:
+        from memory_builder.info import read_info
+
+        info = read_info(Store(self.memory))
+        if self.json:
+            print(json.dumps(asdict(info)))
+            return 0
+        shards = ", ".join(f"{n} {state}" for state, n in info.shards.items())
+        print(f"{self.memory}: {info.rows:,} rows of width {info.d}, {info.model} ({info.fingerprint[:12]})")
+        print(f"shards: {shards}; {info.input_bytes / 1e6:,.1f} MB read")
+        print(f"rejects: {', '.join(f'{n} {reason}' for reason, n in info.rejects.items()) or 'none'}")
+        if info.pairs_per_s:
+            left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
+            print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")
+        _print_indexes(info.indexes)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Recompute a memory's checksums; name what is missing, changed or foreign."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    json: bool = False
+    """One JSON object."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.verify import verify
+
+        problems = [asdict(problem) for problem in verify(Store(self.memory), self.on.start())]
+        if self.json:
+            print(json.dumps({"ok": not problems, "problems": problems}))
+        elif problems:
+            _print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
+        else:
+            print(f"{self.memory}: every file is what its record says")
+        return FAILED if problems else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demo:
+    """Build and ask a memory of 2,385 bundled icons with a small bundled model; write a report of it."""
+
+    out: Path = Path("demo")
+    """Folder for the sample, the memory and report.html."""
+
+    def run(self) -> int:
+        from memory_builder.demo import run_demo
+
+        print(f"report: {run_demo(self.out)}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Submit:
+    """Run a command on a Ray cluster: memory-builder submit --address http://HEAD:8265 -- embed …"""
+
+    address: str
+    """The cluster's job server, such as http://127.0.0.1:8265."""
+    follow: bool = True
+    """Print the job's output until it ends, and exit as it does."""
+    working_dir: Path | None = None
+    """Folder to upload for the job, where the cluster does not have what it needs."""
+    command: Suppress[tuple[str, ...]] = ()
+
+    def run(self) -> int:
+        from cluster.submit import submit
+
+        if not self.command:
+            raise UsageError("nothing to submit: put the command behind --, as in submit --address URL -- info MEMORY")
+        working_dir = str(self.working_dir) if self.working_dir else None
+        code: int = submit(self.address, list(self.command), follow=self.follow, working_dir=working_dir)
+        return code
+
+
+Command = (
+    Annotated[Demo, subcommand("demo")]
+    | Annotated[Embed, subcommand("embed")]
+    | Annotated[Index, subcommand("index")]
+    | Annotated[Search, subcommand("search")]
+    | Annotated[Info, subcommand("info")]
+    | Annotated[Verify, subcommand("verify")]
+    | Annotated[Submit, subcommand("submit")]
+)
+
+DESCRIPTION = "Build a searchable memory of image-text pairs and ask it. --debug shows tracebacks of errors."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, submitted = _split_submitted(arguments)
+    debug = "--debug" in arguments
+    try:
+        command: Any = tyro.cli(
+            Command,
+            prog="memory-builder",
+            description=DESCRIPTION,
+            args=[argument for argument in arguments if argument != "--debug"],
+        )
+        if isinstance(command, Submit):
+            command = replace(command, command=submitted)
+        code: int = command.run()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is no one to tell
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        return _tell(error)
+    return code
+
+
+def _split_submitted(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """What stands behind -- belongs to the submitted command."""
+    at = arguments.index("--") if "--" in arguments else 0
+    if "submit" not in arguments[:at]:
+        return arguments, ()
+    return arguments[:at], tuple(arguments[at + 1 :])
+
+
+def _tell(error: Exception) -> int:
+    known = isinstance(error, MemoryBuilderError)
+    what = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
+    print(f"error: {what}", file=sys.stderr)
+    return error.exit_code if isinstance(error, MemoryBuilderError) else FAILED
+
+
+def _read_vectors(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--vector {path} is not a .npy file of numbers: {error}") from None
+
+
+def _print_failures(failed: dict[str, str]) -> None:
+    rows = [{"shard": uri, "error": error} for uri, error in failed.items()]
+    _print_table(
+        f"{len(failed)} shards failed; the same command tries them again", ("shard", "error"), rows, sys.stderr
+    )
+
+
+def _print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
+    rows = [
+        {
+            "keys": keys,
+            "index": index["index_key"],
+            "rows": f"{index['rows']:,}",
+            "MB": f"{index['bytes'] / 1e6:,.1f}",
+            "query": side,
+            "recall@10": f"{found['recall@10']:.3f}",
+            "strict": f"{found['strict_recall@10']:.3f}",
+            "nprobe": found["nprobe"],
+            "refine": found["refine"],
+            "p50 ms": f"{1e3 * found['p50_s']:.2f}",
+        }
+        for keys, index in indexes.items()
+        for side, found in index["queries"].items()
+    ]
+    if rows:
+        _print_table("indexes", tuple(rows[0]), rows)
+    else:
+        print(f"indexes: {', '.join(indexes) or 'none'}")
+
+
+def _print_table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]], stream: Any = None) -> None:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column not in ("caption", "error", "problem", "shard"))
+    for row in rows:
+        table.add_row(*(Text(str(row[column])) for column in columns))  # Text: captions may look like markup
+    console = Console(file=stream or sys.stdout)
+    if not console.is_terminal:
+        console.width = 200  # a file or pipe has no edge to fold at
+    console.print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""A frozen open_clip model behind two functions: pictures → unit vectors, texts → unit vectors.
+
+torch and open_clip take seconds to import. They are imported where a model is really used, so that commands that
+need none start at once.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from memory_builder.errors import EncoderError
+
+if TYPE_CHECKING:
+    import torch
+
+Precision = Literal["auto", "fp32", "bf16"]
+Vectors = npt.NDArray[np.float16]
+Pixels = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EncoderConfig:
+    """Which model, in open_clip's own words."""
+
+    model: str
+    """An open_clip model name, or local-dir:FOLDER with open_clip_config.json and weights."""
+    pretrained: str | None = None
+    """A pretrained tag or a weights file; not used with local-dir:."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast on a GPU, fp32 elsewhere."""
+
+    def __post_init__(self) -> None:
+        # memory.json keeps these, and who opens the memory may stand in another folder.
+        folder = self.model.removeprefix("local-dir:")
+        if folder != self.model:
+            object.__setattr__(self, "model", f"local-dir:{os.path.abspath(folder)}")
+        if self.pretrained and os.path.isfile(self.pretrained):
+            object.__setattr__(self, "pretrained", os.path.abspath(self.pretrained))
+
+    def resolved_precision(self) -> str:
+        if self.precision != "auto":
+            return self.precision
+        import torch
+
+        return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+class Encoder:
+    """A loaded model. ``d`` is the width of its embeddings.
+
+    ``fingerprint`` covers architecture (which names the tokenizer), weights and preprocessing: two encoders with the
+    same fingerprint give the same vectors, whatever their files are called.
+
+    Raises:
+        EncoderError: the name, tag, folder or weights file is not known or not usable.
+    """
+
+    def __init__(self, config: EncoderConfig) -> None:
+        import torch
+
+        self.config = config
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, model_config, self._tokenizer = _load(config, self.device)
+        self._resize, self._mean, self._std, preprocess = _preprocessing(self.model, self.device)
+        self._bf16 = config.resolved_precision() == "bf16"
+        self.fingerprint = _fingerprint(self.model, model_config, preprocess)
+        self.d = self.encode_texts(["a"]).shape[1]
+
+    def preprocess(self, image: Image.Image) -> Pixels:
+        """RGB picture → u8[h, w, 3], resized and cropped exactly as open_clip does it, not normalised yet."""
+        return np.array(self._resize(image).convert("RGB"))
+
+    def encode_images(self, pixels: Pixels) -> Vectors:
+        """u8[n, h, w, 3] → f16[n, d], unit rows."""
+        if not len(pixels):
+            return np.zeros((0, self.d), np.float16)
+        import torch
+
+        with torch.inference_mode(), self._autocast():
+            batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
+            batch = batch.permute(0, 3, 1, 2).float().div_(255)  # f32[n, 3, h, w]
+            batch = batch.sub_(self._mean).div_(self._std)
+            return _unit_rows(self.model.encode_image(batch))
+
+    def encode_texts(self, texts: Sequence[str]) -> Vectors:
+        """n texts → f16[n, d], unit rows. Each distinct text goes through the model once."""
+        if not texts:
+            return np.zeros((0, self.d), np.float16)
+        import torch
+
+        distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        tokens = self._tokenizer(list(distinct)).to(self.device)  # i64[m, context]
+        with torch.inference_mode(), self._autocast():
+            vectors = _unit_rows(self.model.encode_text(tokens))
+        return vectors[[distinct[text] for text in texts]]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        import torch
+
+        return torch.autocast(self.device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+
+def _unit_rows(features: "torch.Tensor") -> Vectors:
+    from torch.nn.functional import normalize
+
+    vectors: Vectors = normalize(features.float(), dim=-1).half().cpu().numpy()
+    return vectors
+
+
+def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any], Callable[[list[str]], Any]]:
+    import open_clip
+
+    asked = f"model {config.model!r}" + (f" with pretrained {config.pretrained!r}" if config.pretrained else "")
+    try:
+        model = open_clip.create_model(
+            config.model, pretrained=config.pretrained, device=device, require_pretrained=True, pretrained_text=False
+        )
+        model_config = _model_config(config.model)
+        tokenizer = open_clip.get_tokenizer(config.model)
+    except Exception as error:
+        raise EncoderError(
+            f"cannot load {asked}: {str(error).splitlines()[0][:300]}. Name an open_clip model with a pretrained tag "
+            "or weights file (python -c 'import open_clip; print(open_clip.list_pretrained())' lists them), "
+            "or --model local-dir:FOLDER with open_clip_config.json and open_clip_model.safetensors in it."
+        ) from error
+    model.eval().requires_grad_(False)
+    return model, model_config, tokenizer
+
+
+def _model_config(model: str) -> dict[str, Any]:
+    import open_clip
+
+    if model.startswith("local-dir:"):
+        text = (Path(model.removeprefix("local-dir:")) / "open_clip_config.json").read_text()
+        config: dict[str, Any] = json.loads(text)["model_cfg"]
+        return config
+    return dict(open_clip.get_model_config(model) or {})
+
+
+def _preprocessing(model: Any, device: Any) -> tuple[Callable[[Image.Image], Any], Any, Any, dict[str, Any]]:
+    """open_clip's evaluation transform, cut where pixels are still bytes; the rest is done on the device."""
+    import open_clip
+    import torch
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+    from torchvision.transforms import Compose, Normalize, ToTensor
+
+    settings = open_clip.get_model_preprocess_cfg(model)
+    steps = image_transform_v2(PreprocessCfg(**settings), is_train=False).transforms
+    cut = next((i for i, step in enumerate(steps) if isinstance(step, ToTensor)), None)
+    if cut is None or not isinstance(steps[-1], Normalize):
+        raise EncoderError(f"open_clip's preprocessing has an unknown shape: {steps}")
+    mean = torch.tensor(steps[-1].mean, device=device).view(3, 1, 1)
+    std = torch.tensor(steps[-1].std, device=device).view(3, 1, 1)
+    return Compose(steps[:cut]), mean, std, settings
+
+
+def _fingerprint(model: Any, model_config: dict[str, Any], preprocess: dict[str, Any]) -> str:
+    """SHA-256 over architecture, preprocessing and every weight, as hex."""
+    import torch
+
+    quick_gelu = any(type(module).__name__ == "QuickGELU" for module in model.modules())
+    description = {"model": model_config, "preprocess": preprocess, "quick_gelu": quick_gelu}
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@lru_cache(maxsize=1)
+def load_encoder(config: EncoderConfig) -> Encoder:
+    """An Encoder, kept: the stages of one process that name the same model load it once."""
+    return Encoder(config)

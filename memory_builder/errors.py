@@ -1,0 +1,59 @@
+"""Everything memory-builder raises on purpose.
+
+MemoryBuilderError            exit code 1: work failed
+├── CorruptMemoryError        a file of the memory is missing or is not what its record says
+├── ConcurrentWriterError     another writer created this state first
+├── WorkerError               workers die before doing any work
+└── RequestError              exit code 2: it cannot be done as asked, and nothing was changed
+    ├── UsageError            an argument is wrong
+    ├── SourceError           an input cannot be found or read
+    ├── EncoderError          a model cannot be loaded, or is not the one the memory was built with
+    ├── ConfigMismatchError   what lies on disk was written with another configuration
+    └── IndexBuildError       an index cannot be chosen or built as asked
+"""
+
+from typing import ClassVar
+
+
+class MemoryBuilderError(Exception):
+    """Base class. The message names what is wrong, where, and the fix."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class CorruptMemoryError(MemoryBuilderError):
+    """A file of the memory is missing or is not what its record says."""
+
+
+class ConcurrentWriterError(MemoryBuilderError):
+    """Another writer created this state first."""
+
+
+class WorkerError(MemoryBuilderError):
+    """Workers die before doing any work."""
+
+
+class RequestError(MemoryBuilderError):
+    """It cannot be done as asked."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class UsageError(RequestError):
+    """An argument is wrong."""
+
+
+class SourceError(RequestError):
+    """An input cannot be found or read."""
+
+
+class EncoderError(RequestError):
+    """A model cannot be loaded, or is not the one the memory was built with."""
+
+
+class ConfigMismatchError(RequestError):
+    """What lies on disk was written with another configuration."""
+
+
+class IndexBuildError(RequestError):
+    """An index cannot be chosen or built as asked."""

@@ -1,0 +1,78 @@
+"""Encoded bytes → an upright RGB picture.
+
+Policy: EXIF orientation is applied (a phone photo is embedded as people see it; open_clip's own loader ignores the
+tag), transparency is laid on white, the first frame of an animation counts. A picture that is damaged or larger than
+``max_pixels`` is refused before its pixels are allocated.
+"""
+
+import io
+import struct
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Image.init()  # all formats, once: threads that decode would race for it
+
+# Pillow's own warning level for decompression bombs; a legitimate web picture is far below.
+MAX_PIXELS = 89_478_485
+MAX_ASPECT = 100  # models scale the short side up: a line of 1 × 60,000 pixels would take gigabytes
+# What browsers show under these suffixes. Pillow knows more, some of it by starting other programs.
+FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
+
+
+class BadImageError(ValueError):
+    """The bytes are no usable picture; the message is the reason kept in the rejects table."""
+
+
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An RGB picture, upright, opaque.
+
+    Raises:
+        BadImageError: with a reason from a short, fixed list, so that rejects can be counted by it.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise BadImageError(f"image larger than {max_pixels:,} pixels")
+            if max(image.size) > MAX_ASPECT * min(image.size):
+                raise BadImageError(f"image more than {MAX_ASPECT} times as long as wide")
+            image.load()
+            return to_rgb(image)
+    except BadImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise BadImageError("decompression bomb") from None
+    except UnidentifiedImageError:
+        raise BadImageError("not an image") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error):
+        raise BadImageError("image is damaged") from None  # Pillow's decoders raise all of these on broken files
+    except MemoryError:
+        raise BadImageError("image does not fit in memory") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error, ZeroDivisionError):
+        return image  # the tags are damaged; the picture is not
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """A decoded picture as RGB, upright, opaque."""
+    image = _upright(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
+        grey = np.asarray(image).astype(np.int64)
+        depth = 255 if grey.max(initial=0) < 256 and image.mode == "I" else 65535
+        image = Image.fromarray((np.clip(grey, 0, depth) * 255 // depth).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(canvas, image)
+    return image.convert("RGB")
+
+
+# Worker threads decode pictures from strangers: Pillow's remarks about odd metadata are not news to anyone.
+warnings.filterwarnings("ignore", module=r"PIL\.")

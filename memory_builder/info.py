@@ -1,0 +1,108 @@
+"""What stands in a memory right now, from its commit records: the same answer from any machine, while a job runs."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.manifest import (
+    Commit,
+    IndexView,
+    Manifest,
+    read_description,
+    read_plan,
+    read_snapshot,
+    record_names,
+)
+from memory_builder.storage import Store
+
+RATE_OVER_SHARDS = 50
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Info:
+    """A memory's state; ``info --json`` prints its fields."""
+
+    rows: int
+    shards: dict[str, int]
+    """done, partial (read until its input broke off), failed and pending: together, all planned shards."""
+    rejects: dict[str, int]
+    """By reason."""
+    indexes: dict[str, dict[str, Any]]
+    """By key modality: key, rows, bytes, and for each query modality the setting and its measured recall."""
+    input_bytes: int
+    """Of committed shards."""
+    pairs_per_s: float | None
+    """Over the latest shards."""
+    time_left_s: float | None
+    """For the pending shards at this rate; None when nothing is pending or nothing is known."""
+    model: str
+    fingerprint: str
+    d: int
+    snapshot: int
+
+
+def read_info(store: Store) -> Info:
+    """Read the state of a memory.
+
+    Raises:
+        UsageError: there is no memory here.
+    """
+    description = read_description(store)
+    plan = read_plan(store)
+    commits = Manifest.read(store).commits
+    planned = {shard.ordinal for shard in plan}
+    failed = {int(name.removesuffix(".json")) for name in record_names(store, "failures")} & planned - commits.keys()
+    snapshot = read_snapshot(store)
+    rejects: Counter[str] = Counter()
+    for commit in commits.values():
+        rejects.update(commit.reasons)
+    partial = sum(commit.partial is not None for commit in commits.values())
+    pending = len(planned - commits.keys() - failed)
+    rate = pairs_per_second(list(commits.values()))
+    return Info(
+        rows=sum(commit.n_written for commit in commits.values()),
+        shards={"done": len(commits) - partial, "partial": partial, "failed": len(failed), "pending": pending},
+        rejects=dict(rejects.most_common()),
+        indexes={keys: _index_info(store, view) for keys, view in snapshot.indexes.items()},
+        input_bytes=sum(shard.bytes for shard in plan if shard.ordinal in commits),
+        pairs_per_s=rate,
+        time_left_s=_time_left(list(commits.values()), pending, rate),
+        model=description.model,
+        fingerprint=description.fingerprint,
+        d=description.d,
+        snapshot=snapshot.number,
+    )
+
+
+def pairs_per_second(commits: Sequence[Commit]) -> float | None:
+    """Pairs read a second over the latest shards, all workers together."""
+    latest = sorted(commits, key=lambda commit: commit.finished_s)[-RATE_OVER_SHARDS:]
+    if not latest:
+        return None
+    began = latest[0].finished_s - latest[0].seconds.get("total", 0.0)
+    seconds = latest[-1].finished_s - began
+    return sum(commit.n_read for commit in latest) / seconds if seconds > 0 else None
+
+
+def _time_left(commits: Sequence[Commit], pending: int, rate: float | None) -> float | None:
+    if not pending or not rate:
+        return None
+    pairs = pending * sum(commit.n_read for commit in commits) / len(commits)
+    return math.ceil(pairs / rate)
+
+
+def _index_info(store: Store, view: IndexView) -> dict[str, Any]:
+    record = store.read_json(f"{view.index}/index.json")
+    tuning = store.read_json(f"{view.index}/{view.tuning}")
+    if record is None or tuning is None:
+        raise CorruptMemoryError(f"{store.root}/{view.index} lacks index.json or {view.tuning}: build the index again")
+    return {
+        "index_key": record["index_key"],
+        "rows": record["nb vectors"],
+        "bytes": record["size in bytes"],
+        "parts": len(record["parts"]),
+        "queries": tuning["sides"],
+    }

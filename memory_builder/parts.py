@@ -1,0 +1,187 @@
+"""Parts: copies of the quantizer filled with the rows of some shards, each a plain faiss file with its own record.
+
+A part is one piece of work, of retry and of resume. Row ids are stored inside faiss, so parts can be filled in any
+order, on any machine, and searched together.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from memory_builder.errors import CorruptMemoryError, IndexBuildError
+from memory_builder.manifest import Commit, Manifest, read_description, shard_name
+from memory_builder.rows import Keys, open_vectors, present_rows, row_ids
+from memory_builder.runner import available_threads
+from memory_builder.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Consecutive shards whose rows make one part."""
+
+    name: str
+    ordinals: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartRecord:
+    """``parts/<name>.json``: makes ``parts/<name>.faiss`` exist."""
+
+    name: str
+    ordinals: tuple[int, ...]
+    n_rows: int
+    bytes: int
+    sha256: str
+    quantizer_sha256: str
+
+
+def plan_parts(commits: Iterable[Commit], keys: Keys, part_rows: int) -> list[Part]:
+    """Group shards, in order, into parts of about ``part_rows`` rows; a shard is never split."""
+    parts: list[Part] = []
+    ordinals: list[int] = []
+    n = 0
+    for commit in commits:
+        n_here = commit.n_present(keys)
+        if ordinals and n + n_here > part_rows:
+            parts.append(_part(ordinals))
+            ordinals, n = [], 0
+        ordinals.append(commit.ordinal)
+        n += n_here
+    return [*parts, _part(ordinals)] if ordinals else parts
+
+
+def _part(ordinals: list[int]) -> Part:
+    return Part(name=f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}", ordinals=tuple(ordinals))
+
+
+def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
+    """The record of a finished part, or None."""
+    path = f"{folder}/parts/{name}.json"
+    try:
+        fields = json.loads(store.read(path))
+        return PartRecord(**{**fields, "ordinals": tuple(fields["ordinals"])})
+    except FileNotFoundError:
+        return None
+    except (ValueError, LookupError, TypeError) as error:
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): build the index again") from None
+
+
+def read_quantizer_hash(store: Store, folder: str) -> str:
+    """SHA-256 of the trained quantizer, as its record ``trained.json`` says."""
+    path = f"{folder}/trained.json"
+    record = store.read_json(path)
+    if record is None or "sha256" not in record:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged: build the index again")
+    return str(record["sha256"])
+
+
+def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
+    """A faiss index from a file.
+
+    Raises:
+        CorruptMemoryError: it is missing, or faiss cannot read it.
+    """
+    if not path.exists():
+        raise CorruptMemoryError(f"{what} is missing: run verify, or build the index again")
+    try:
+        return faiss.read_index(str(path), flags)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1][-200:]
+        raise CorruptMemoryError(f"{what} cannot be read ({reason}): run verify, or build the index again") from None
+
+
+def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
+    """Write an index atomically; return its bytes and SHA-256."""
+    with store.writing(path) as temporary:
+        faiss.write_index(index, str(temporary))
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = temporary.stat().st_size
+    return size, digest
+
+
+def fill_part(
+    part: Part,
+    *,
+    store: Store,
+    folder: str,
+    keys: Keys,
+    d: int,
+    commits: dict[int, Commit],
+    quantizer_sha256: str,
+    threads: int,
+) -> PartRecord:
+    """Fill one part and record it. A part that is recorded already is left alone.
+
+    Raises:
+        IndexBuildError: the recorded part, or the quantizer that lies here, belongs to another build.
+    """
+    there = None
+    with suppress(CorruptMemoryError):  # a damaged record is made anew
+        there = read_part_record(store, folder, part.name)
+    if there is not None and _size(store, f"{folder}/parts/{part.name}.faiss") == there.bytes:
+        if there.quantizer_sha256 != quantizer_sha256:
+            raise IndexBuildError(
+                f"part {part.name} in {store.root}/{folder} was filled with quantizer {there.quantizer_sha256[:12]}, "
+                f"this index has {quantizer_sha256[:12]}: remove the folder and build again"
+            )
+        return there
+    faiss.omp_set_num_threads(threads)
+    trained = f"{folder}/trained.faiss"
+    if store.checksum(trained) != quantizer_sha256:
+        raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
+    index = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
+    for ordinal in part.ordinals:
+        vectors = open_vectors(store, commits[ordinal], keys, d)
+        rows = present_rows(commits[ordinal], vectors, keys)
+        index.add_with_ids(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
+    size, digest = write_faiss(store, f"{folder}/parts/{part.name}.faiss", index)
+    record = PartRecord(
+        name=part.name,
+        ordinals=part.ordinals,
+        n_rows=index.ntotal,
+        bytes=size,
+        sha256=digest,
+        quantizer_sha256=quantizer_sha256,
+    )
+    store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def _size(store: Store, path: str) -> int | None:
+    try:
+        return store.size(path)
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FillTask:
+    """A worker that fills parts of one index."""
+
+    memory: str
+    folder: str
+    keys: Keys
+    quantizer_sha256: str
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[Part], PartRecord]:
+        store = Store(self.memory)
+        return partial(
+            fill_part,
+            store=store,
+            folder=self.folder,
+            keys=self.keys,
+            d=read_description(store).d,
+            commits=Manifest.read_folded(store).commits,
+            quantizer_sha256=self.quantizer_sha256,
+            threads=available_threads(),
+        )

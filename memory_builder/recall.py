@@ -1,0 +1,189 @@
+"""How much of the truth an index finds.
+
+Queries are rows set aside before training, of the real query modality (a text query against image vectors is out of
+distribution and measured on its own); a query excludes its own row. A hit is tie-aware: it counts when its exact
+score reaches the exact k-th score − 1e-4, because captions repeat; the strict figure, by row id, stands beside it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+
+from memory_builder.manifest import Commit, Manifest, read_description
+from memory_builder.rows import NO_ROW, Ids, Keys, Rows, open_vectors, present_rows, row_ids
+from memory_builder.runner import Runner, available_threads
+from memory_builder.search import Effort, OpenIndex, Scores, best_of, exact_scores
+from memory_builder.storage import Store
+
+TIE = 1e-4
+RECALL_AT = (1, 10)
+MAIN_K = 10
+"""The k of the recall that is tuned for and told."""
+READ_BYTES = 4096
+"""A row re-read for re-ranking costs a page, however short it is."""
+
+Side = Literal["image", "text"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One setting on the curve."""
+
+    nprobe: int
+    refine: int
+    recall: dict[str, float]
+    """recall@k, tie-aware, by k."""
+    strict_recall: dict[str, float]
+    recall10_error: float
+    """Standard error of recall@10 over the queries."""
+    codes: float
+    """Codes scanned a query."""
+    rows_read: float
+    """Rows re-read a query."""
+    work_bytes: float
+    """Bytes touched a query: what tuning minimises."""
+    seconds: float
+    """A query, in a batch of all; not part of the choice."""
+
+
+def exact_neighbours(
+    commit: Commit, *, store: Store, keys: Keys, d: int, queries: Scores, k: int, threads: int
+) -> tuple[Scores, Ids]:
+    """Exact neighbours of f32[q, d] within one shard: scores f32[q, k], ids i64[q, k]."""
+    faiss.omp_set_num_threads(threads)
+    vectors = open_vectors(store, commit, keys, d)
+    rows = present_rows(commit, vectors, keys)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    ids = np.full((len(queries), k), NO_ROW, np.int64)
+    if len(rows):
+        found, places = faiss.knn(
+            queries, np.asarray(vectors[rows], np.float32), min(k, len(rows)), faiss.METRIC_INNER_PRODUCT
+        )
+        scores[:, : found.shape[1]] = found
+        ids[:, : found.shape[1]] = row_ids(commit.ordinal, rows[places])
+    return scores, ids
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighboursTask:
+    """A worker that searches shards exactly, with the held-out rows of one side as queries."""
+
+    memory: str
+    keys: Keys
+    side: Side
+    held_out: tuple[int, ...]
+    k: int
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[Commit], tuple[Scores, Ids]]:
+        store = Store(self.memory)
+        d = read_description(store).d
+        rows = Rows(store, Manifest.read_folded(store).commits, d)
+        queries = rows.vectors(np.array(self.held_out, np.int64), self.side)
+        return partial(
+            exact_neighbours, store=store, keys=self.keys, d=d, queries=queries, k=self.k, threads=available_threads()
+        )
+
+
+def merge_neighbours(found: Iterable[tuple[Scores, Ids]], n_queries: int, k: int) -> tuple[Scores, Ids]:
+    """Neighbours within shards → neighbours within all; the order the shards come in does not matter."""
+    scores = np.full((n_queries, k), -np.inf, np.float32)
+    ids = np.full((n_queries, k), NO_ROW, np.int64)
+    for more_scores, more_ids in found:
+        scores = np.concatenate([scores, more_scores], axis=1)
+        ids = np.concatenate([ids, more_ids], axis=1)
+        scores, ids = best_of(scores, ids, k)
+    return scores, ids
+
+
+def drop_own(scores: Scores, ids: Ids, own: Ids) -> tuple[Scores, Ids]:
+    """Take each query's own row out of its results; one column fewer."""
+    is_own = ids == own[:, None]
+    is_own[~is_own.any(axis=1), -1] = True  # not met: the last result goes instead
+    keep = ~is_own
+    shape = (len(ids), ids.shape[1] - 1)
+    return scores[keep].reshape(shape), ids[keep].reshape(shape)
+
+
+def recall_at(k: int, scores: Scores, ids: Ids, true_scores: Scores, true_ids: Ids) -> tuple[Any, Any]:
+    """(tie-aware, strict) recall@k of each query: f64[q] each. All arguments are [q, ≥ k], best first, exact scores."""
+    wanted = (true_ids[:, :k] != NO_ROW).sum(axis=1)
+    threshold = np.take_along_axis(true_scores, np.maximum(wanted - 1, 0)[:, None], 1) - TIE
+    found = ids[:, :k] != NO_ROW
+    tie_aware = (found & (scores[:, :k] >= threshold)).sum(axis=1)
+    strict = np.array([np.isin(a[a != NO_ROW], b).sum() for a, b in zip(ids[:, :k], true_ids[:, :k], strict=True)])
+    return np.minimum(tie_aware, wanted) / np.maximum(wanted, 1), strict / np.maximum(wanted, 1)
+
+
+def ground_truth(
+    store: Store, keys: Keys, side: Side, own: Ids, commits: dict[int, Commit], runner: Runner
+) -> tuple[Scores, Ids]:
+    task = NeighboursTask(
+        memory=store.root,
+        keys=keys,
+        side=side,
+        held_out=tuple(own.tolist()),
+        k=MAIN_K + 1,
+    )
+    found = []
+    for _, result in runner.run(task, list(commits.values())):
+        if isinstance(result, Exception):
+            raise result
+        found.append(result)
+    return drop_own(*merge_neighbours(found, len(own), MAIN_K + 1), own)
+
+
+def measure(
+    index: OpenIndex,
+    rows: Rows,
+    keys: Keys,
+    queries: Scores,
+    own: Ids,
+    truth: tuple[Scores, Ids],
+    efforts: Sequence[Effort],
+) -> list[Point]:
+    """What each effort finds and what it costs.
+
+    Args:
+        index: what is measured, over all rows.
+        rows: where exact vectors of candidates come from.
+        keys: the modality the index holds.
+        queries: f32[q, d] unit rows.
+        own: i64[q] row ids the queries come from.
+        truth: exact scores and ids [q, k] without the queries' own rows, best first.
+        efforts: the settings; those with one nprobe share a scan.
+    """
+    points = []
+    sizes = np.append(index.list_sizes(), 0)  # a graph of centroids may find fewer lists than asked: -1, no rows
+    for nprobe in sorted({effort.nprobe for effort in efforts}):
+        refines = [effort.refine for effort in efforts if effort.nprobe == nprobe]
+        started = time.perf_counter()
+        by_code, ids = drop_own(*index.candidates(queries, MAIN_K * max(1, *refines) + 1, nprobe), own)
+        exact = by_code if index.has_exact_codes else exact_scores(queries, ids, rows, keys)
+        seconds = (time.perf_counter() - started) / len(queries)
+        codes = float(sizes.sum())
+        if not index.is_exact:
+            codes = float(sizes[index.coarse(queries, nprobe)[2]].sum(axis=1).mean())
+        for refine in refines:
+            widths = {k: k * max(1, refine) for k in RECALL_AT}
+            found = {k: best_of(exact[:, :width], ids[:, :width], k) for k, width in widths.items()}
+            recalls = {k: recall_at(k, *found[k], *truth) for k in RECALL_AT}
+            points.append(
+                Point(
+                    nprobe=nprobe,
+                    refine=refine,
+                    recall={str(k): float(recalls[k][0].mean()) for k in RECALL_AT},
+                    strict_recall={str(k): float(recalls[k][1].mean()) for k in RECALL_AT},
+                    recall10_error=float(recalls[MAIN_K][0].std() / np.sqrt(len(queries))),
+                    codes=codes,
+                    rows_read=float(MAIN_K * refine),
+                    work_bytes=codes * (index.code_bytes + 8) + MAIN_K * refine * READ_BYTES,
+                    seconds=seconds,
+                )
+            )
+    return points

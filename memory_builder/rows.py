@@ -1,0 +1,188 @@
+"""Row ids, and random access to committed rows by id: vectors, captions, metadata.
+
+A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an object store only the bytes of the asked
+vectors are fetched, or the whole file once many are asked for.
+"""
+
+import ast
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memory_builder.encoder import Vectors
+from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.manifest import Commit, shard_name
+from memory_builder.storage import Store
+from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS
+
+Ids = npt.NDArray[np.int64]
+Keys = Literal["image", "text"]
+NO_ROW = -1
+ROW_BITS = 32
+MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
+RANGE_WORTH = 1 << 17
+"""Bytes an object store sends in the time that one more request takes: many rows of a file are read as the file."""
+_FOLDERS = {"image": "img_emb", "text": "text_emb"}
+
+
+def row_ids(ordinal: int, rows: npt.NDArray[Any]) -> Ids:
+    """Rows of one shard → i64 ids."""
+    return np.int64(ordinal << ROW_BITS) | rows.astype(np.int64)
+
+
+def split_ids(ids: Ids) -> tuple[Ids, Ids]:
+    """Ids → (shard ordinals, rows)."""
+    return ids >> ROW_BITS, ids & ((1 << ROW_BITS) - 1)
+
+
+def vectors_path(ordinal: int, keys: str) -> str:
+    """Where the vectors of one modality of one shard lie."""
+    return f"{_FOLDERS[keys]}/{_FOLDERS[keys]}_{shard_name(ordinal)}.npy"
+
+
+def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
+    """All vectors of one shard: f16[n, d], memory-mapped where the store is local.
+
+    Raises:
+        CorruptMemoryError: the file is missing or not what the commit record says.
+    """
+    path = vectors_path(commit.ordinal, keys)
+    try:
+        vectors: Vectors = np.load(store.fetch(path), mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed: run verify") from None
+    except (ValueError, EOFError) as error:
+        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error}): run verify") from None
+    if vectors.shape != (commit.n_written, d) or vectors.dtype != np.float16:
+        raise CorruptMemoryError(
+            f"{store.root}/{path} holds {vectors.dtype}{list(vectors.shape)}, its commit record says "
+            f"float16[{commit.n_written}, {d}]: run verify"
+        )
+    return vectors
+
+
+def present_rows(commit: Commit, vectors: Vectors, keys: str) -> Ids:
+    """Rows of a shard that have this modality; the others are blank, and no index holds them."""
+    if commit.n_present(keys) == commit.n_written:
+        return np.arange(commit.n_written)
+    return np.flatnonzero(vectors.any(axis=1))
+
+
+class Rows:
+    """The committed rows of a memory."""
+
+    def __init__(self, store: Store, commits: dict[int, Commit], d: int) -> None:
+        self.store = store
+        self.commits = commits
+        self.d = d
+        # One bounded cache an instance, not one a class: maps must go when the memory goes.
+        self._mapped: Callable[[int, str], Vectors] = lru_cache(MAPPED_FILES)(self._map)
+        self._header: Callable[[int, str], tuple[int, int]] = lru_cache(MAPPED_FILES)(self._read_header)
+        self._lookup: Callable[[int], pa.RecordBatch] = lru_cache(MAPPED_FILES)(self._map_lookup)
+
+    def vectors(self, ids: Ids, keys: Keys) -> npt.NDArray[np.float32]:
+        """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
+        out = np.zeros((len(ids), self.d), np.float32)
+        for ordinal, places, rows in self._by_shard(ids):
+            n_bytes = 2 * self.d * self.commits[ordinal].n_written
+            if self.store.is_local or len(rows) * RANGE_WORTH >= n_bytes:
+                out[places] = self._mapped(ordinal, keys)[rows]
+            else:
+                out[places] = self._ranged(ordinal, keys, rows)
+        return out
+
+    def table(self, ids: Ids) -> pa.Table:
+        """i64[n] → n rows of id, key, caption, url in this order; the row of id -1 is null."""
+        flat = np.asarray(ids, np.int64).ravel()
+        batches, places = [], []
+        for ordinal, where, rows in self._by_shard(flat):
+            batches.append(self._lookup(ordinal).take(pa.array(rows)))
+            places.append(where)
+        schema = pa.schema([(name, kind) for name, kind in FIXED_FIELDS if name in LOOKUP_FIELDS])
+        found = _in_order(pa.Table.from_batches(batches, schema=schema), places, len(flat))
+        return found.add_column(0, "id", pa.array(flat, pa.int64()))
+
+    def metadata(self, ids: Ids, columns: Sequence[str] | None = None) -> pa.Table:
+        """i64[n] → n rows of every metadata column (or these); the row of id -1 is null.
+
+        Reads a parquet file for each shard that is met.
+        """
+        flat = np.asarray(ids, np.int64).ravel()
+        tables, places = [], []
+        for ordinal, where, rows in self._by_shard(flat):
+            tables.append(self._read_metadata(ordinal, columns).take(pa.array(rows)))
+            places.append(where)
+        if not tables:  # any shard knows the columns
+            tables = [self._read_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
+        return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
+
+    def source(self, row_id: int) -> str:
+        """The shard (its uri) that a row came from."""
+        return self.commits[row_id >> ROW_BITS].uri
+
+    def _by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
+        """(ordinal, places in ``ids``, rows in the shard), for the ids that are not -1."""
+        ordinals, rows = split_ids(ids)
+        wanted = np.flatnonzero(ids != NO_ROW)
+        wanted = wanted[np.argsort(ordinals[wanted], kind="stable")]
+        if not len(wanted):
+            return
+        met, starts = np.unique(ordinals[wanted], return_index=True)
+        for ordinal, places in zip(met.tolist(), np.split(wanted, starts[1:]), strict=True):
+            commit = self.commits.get(ordinal)
+            if commit is None or rows[places].max() >= commit.n_written:
+                raise UsageError(f"row id {ids[places[rows[places].argmax()]]} is not in {self.store.root}")
+            yield ordinal, places, rows[places]
+
+    def _map(self, ordinal: int, keys: str) -> Vectors:
+        return open_vectors(self.store, self.commits[ordinal], keys, self.d)
+
+    def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
+        path = self.store.fetch(f"rows/rows_{shard_name(ordinal)}.arrow")
+        try:
+            return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptMemoryError(f"{path} cannot be read ({error}): run verify") from None
+
+    def _read_metadata(self, ordinal: int, columns: Sequence[str] | None) -> pa.Table:
+        path = f"metadata/metadata_{shard_name(ordinal)}.parquet"
+        try:
+            table = pq.read_table(self.store.fetch(path))
+        except (OSError, pa.ArrowException) as error:
+            raise CorruptMemoryError(f"{self.store.root}/{path} cannot be read ({error}): run verify") from None
+        unknown = set(columns or ()) - set(table.column_names)
+        if unknown:
+            raise UsageError(
+                f"no column {', '.join(sorted(unknown))} in {self.store.root}: it has {', '.join(table.column_names)}"
+            )
+        return table if columns is None else table.select(list(columns))
+
+    def _ranged(self, ordinal: int, keys: str, rows: Ids) -> Vectors:
+        start, width = self._header(ordinal, keys)
+        path = self.store.full(vectors_path(ordinal, keys))
+        starts = [start + int(row) * width for row in rows]
+        pieces = self.store.fs.cat_ranges([path] * len(rows), starts, [at + width for at in starts], on_error="raise")
+        return np.frombuffer(b"".join(pieces), np.float16).reshape(len(rows), self.d)
+
+    def _read_header(self, ordinal: int, keys: str) -> tuple[int, int]:
+        """(byte where the rows begin, bytes a row) of a .npy file of version 1."""
+        path = vectors_path(ordinal, keys)
+        head = self.store.fs.cat_file(self.store.full(path), start=0, end=128)
+        length = int.from_bytes(head[8:10], "little")
+        header = ast.literal_eval(head[10 : 10 + length].decode("latin1").strip())
+        if header["descr"] != "<f2" or header["shape"] != (self.commits[ordinal].n_written, self.d):
+            raise CorruptMemoryError(f"{self.store.root}/{path} holds {header}, not what its commit says: run verify")
+        return 10 + length, 2 * self.d
+
+
+def _in_order(found: pa.Table, places: Sequence[Ids], n: int) -> pa.Table:
+    """Rows gathered shard by shard → n rows in the order that was asked for, null where none was."""
+    position = np.full(n, -1)
+    if places:
+        position[np.concatenate(places)] = np.arange(found.num_rows)
+    return found.take(pa.array(position, mask=position < 0))

@@ -1,0 +1,240 @@
+"""A folder on any filesystem fsspec knows, with the few operations a memory needs.
+
+Three promises hold everywhere: a file appears whole or not at all (``put``, ``writing``), one writer wins a
+name (``create``), and readers are told what they read (``sha256``). Paths are relative to the root.
+"""
+
+import hashlib
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from memory_builder.errors import CorruptMemoryError
+
+TEMPORARY = ".tmp"
+LOCK_S = 60
+
+
+def sha256(data: bytes) -> str:
+    """The checksum kept in commit records, as hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+class Store:
+    """A folder at ``root``: a local path or any fsspec URL (``s3://bucket/prefix``).
+
+    Listings are never cached: another process may be writing.
+    """
+
+    def __init__(self, root: str | Path, **options: Any) -> None:
+        self.fs, self.path = fsspec.core.url_to_fs(str(root), use_listings_cache=False, **options)
+        self.path = self.path.rstrip("/")
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+        self.root = self.path if self.is_local else self.fs.unstrip_protocol(self.path)
+
+    def __repr__(self) -> str:
+        return f"Store({self.root!r})"
+
+    def full(self, path: str) -> str:
+        """The path as the filesystem knows it."""
+        return f"{self.path}/{path}" if path else self.path
+
+    def read(self, path: str) -> bytes:
+        """The whole file; FileNotFoundError when it is not there."""
+        data: bytes = self.fs.cat_file(self.full(path))
+        return data
+
+    def read_json(self, path: str) -> dict[str, Any] | None:
+        """A record of an index; None when it is not there.
+
+        Raises:
+            CorruptMemoryError: it is there and is no JSON.
+        """
+        try:
+            record: dict[str, Any] = dict(json.loads(self.read(path)).items())
+        except FileNotFoundError:
+            return None
+        except (ValueError, AttributeError) as error:  # no JSON, or no object
+            raise CorruptMemoryError(f"{self.root}/{path} is damaged ({error}): build the index again") from None
+        return record
+
+    def read_sound_json(self, path: str) -> dict[str, Any] | None:
+        """As ``read_json``, for whoever makes a damaged record anew: None for that too."""
+        try:
+            return self.read_json(path)
+        except CorruptMemoryError:
+            return None
+
+    def open(self, path: str) -> BinaryIO:
+        """A seekable reader."""
+        file: BinaryIO = self.fs.open(self.full(path), "rb")
+        return file
+
+    def exists(self, path: str) -> bool:
+        return bool(self.fs.exists(self.full(path)))
+
+    def list(self, folder: str) -> list[str]:
+        """Sorted names of the files in a folder; empty when there is no such folder."""
+        try:
+            entries = self.fs.ls(self.full(folder), detail=True)
+        except FileNotFoundError:
+            return []
+        names = (entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        return sorted(name for name in names if name)
+
+    def size(self, path: str) -> int:
+        """Bytes."""
+        return int(self.fs.size(self.full(path)))
+
+    def remove(self, path: str) -> None:
+        self.fs.rm_file(self.full(path))
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write a file atomically, replacing what was there."""
+        if self.is_local:
+            with self.writing(path) as temporary:
+                temporary.write_bytes(data)
+        else:
+            self.fs.pipe_file(self.full(path), data)
+
+    def create(self, path: str, data: bytes) -> None:
+        """Write a file only if the name is free; FileExistsError when another writer was first."""
+        if self.is_local:
+            temporary = self._temporary()
+            try:
+                temporary.write_bytes(data)
+                _fsync(temporary)
+                target = Path(self.full(path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.link(temporary, target)  # unlike rename, link never replaces
+                _fsync(target.parent)
+            finally:
+                temporary.unlink(missing_ok=True)
+            return
+        try:
+            self.fs.pipe_file(self.full(path), data, mode="create")
+        except OSError as error:
+            # S3 answers 412 to the later writer, and 409 to one of two at the same moment.
+            if isinstance(error, FileExistsError) or re.search("precondition|conditional", str(error), re.IGNORECASE):
+                raise FileExistsError(f"{self.root}/{path}") from error
+            raise
+
+    @contextmanager
+    def writing(self, path: str) -> Iterator[Path]:
+        """A local temporary file that becomes ``path``, whole, when the block ends without an error."""
+        temporary = self._temporary()
+        try:
+            yield temporary
+            if self.is_local:
+                _fsync(temporary)
+                target = Path(self.full(path))
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary, target)
+                _fsync(target.parent)
+            else:
+                self.fs.put_file(str(temporary), self.full(path))
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def fetch(self, path: str) -> Path:
+        """A local file with these contents, to be memory-mapped: the file itself, or a cached copy of a remote one."""
+        if self.is_local:
+            return Path(self.full(path))
+        # What has no version could have changed since: it is fetched again.
+        version = etag_of(self.fs.info(self.full(path))) or uuid.uuid4().hex
+        version = sha256(f"{self.root}/{path} {version}".encode())[:32]
+        cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "memory-builder" / version
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            partial = cached.with_suffix(f".{uuid.uuid4().hex}")
+            self.fs.get_file(self.full(path), str(partial))
+            os.replace(partial, cached)
+        return cached
+
+    def checksum(self, path: str) -> str:
+        """SHA-256 of a stored file, read in pieces."""
+        with self.open(path) as file:
+            digest = hashlib.sha256()
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+        return digest.hexdigest()
+
+    @contextmanager
+    def turn(self, name: str) -> Iterator[None]:
+        """Hold a lock file for a moment. One whose holder died, or that is a minute old, is taken over."""
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "since_s": time.time()}
+        while True:
+            try:
+                self.create(name, json.dumps(me).encode())
+                break
+            except FileExistsError:
+                with suppress(FileNotFoundError):
+                    if _is_abandoned(json.loads(self.read(name))):
+                        self.remove(name)
+                        continue
+                time.sleep(0.1)
+        try:
+            yield
+        finally:
+            with suppress(FileNotFoundError):
+                self.remove(name)
+
+    def sweep(self) -> None:
+        """Remove temporary files of writers of this machine that are no longer alive."""
+        if not self.is_local:
+            return
+        for file in Path(self.full(TEMPORARY)).glob("*"):
+            host, _, pid = file.name.rpartition("-")[0].rpartition("-")
+            if host == socket.gethostname() and not _is_alive(int(pid)):
+                file.unlink(missing_ok=True)
+
+    def _temporary(self) -> Path:
+        # On the same filesystem as the target, where a rename is atomic; the name says whose it is, for sweep().
+        folder = Path(self.full(TEMPORARY)) if self.is_local else Path(tempfile.gettempdir())
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def etag_of(info: dict[str, Any]) -> str | None:
+    """What changes with a remote file's content, as its filesystem tells it; None if it tells nothing of the kind."""
+    names = ("ETag", "etag", "LastModified", "mtime", "created")
+    version = next((info[name] for name in names if info.get(name)), None)
+    if isinstance(version, datetime):  # some filesystems list a number and look up a date
+        version = version.timestamp()
+    return None if version is None else str(version).strip('"')
+
+
+def _is_abandoned(holder: dict[str, Any]) -> bool:
+    if time.time() - holder["since_s"] > LOCK_S:
+        return True
+    return bool(holder["host"] == socket.gethostname() and not _is_alive(holder["pid"]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,79 @@
+"""How the files of a shard are laid out: metadata columns, look-up rows, and the bytes of each format.
+
+The same rows give the same bytes; docs/contract.md describes every column.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+FIXED_FIELDS = [
+    ("key", pa.string()),
+    ("caption", pa.string()),
+    ("url", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("sha256", pa.string()),
+    ("member", pa.string()),
+    ("has_image", pa.bool_()),
+    ("has_text", pa.bool_()),
+]
+LOOKUP_FIELDS = ["key", "caption", "url"]
+COLUMN_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
+
+
+def metadata_table(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]], column_types: dict[str, str]) -> pa.Table:
+    """The fixed columns, the chosen ones, and the rest of each pair's json in ``extra``.
+
+    Args:
+        rows: what was found out about a pair (by name of a fixed column), and what its json says.
+        column_types: json field → one of COLUMN_TYPES.
+    """
+    chosen = {name: COLUMN_TYPES[kind] for name, kind in column_types.items()}
+    schema = pa.schema([*FIXED_FIELDS, *chosen.items(), ("extra", pa.string())])
+    return pa.Table.from_pylist([_metadata(found, fields, chosen) for found, fields in rows], schema=schema)
+
+
+def _metadata(found: dict[str, Any], fields: dict[str, Any], chosen: Mapping[str, pa.DataType]) -> dict[str, Any]:
+    # What we found out ourselves replaces what the json claims; a claim about something we did not see is kept.
+    rest = {name: value for name, value in fields.items() if found.get(name) is None}
+    row = found | {"url": _as_type(rest.get("url"), pa.string())}
+    row |= {name: _as_type(rest.get(name), kind) for name, kind in chosen.items()}
+    rest = {name: value for name, value in rest.items() if row.get(name) is None}
+    return row | {"extra": json.dumps(rest, sort_keys=True)}
+
+
+def _as_type(value: Any, kind: pa.DataType) -> Any:
+    """The value as the column's type if that is the same value, else None: then it stays in ``extra``, as it was."""
+    try:
+        converted = pa.scalar(value, kind).as_py()
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        return None
+    return converted if converted == value else None
+
+
+def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    """An array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def arrow_bytes(table: pa.Table) -> bytes:
+    """A table as an uncompressed Arrow IPC file of one record batch, made to be memory-mapped."""
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return buffer.getvalue()
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

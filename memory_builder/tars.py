@@ -1,0 +1,125 @@
+"""The members of a tar as a stream, however damaged the tar is.
+
+``tarfile`` parses the headers. What it would pass over in silence is found here: a damaged header it takes for the
+archive's end, a tar without its end mark, sizes that lead back to the same header for ever.
+"""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO
+
+import fsspec
+
+MAX_MEMBER_BYTES = 256 << 20
+MAX_TAR_BYTES = 1 << 43  # no filesystem seeks much further: a header that leads beyond is damaged
+
+# What tarfile and zlib raise on broken or hostile input. Not OSError: a connection that drops says nothing of the tar.
+_DAMAGE = (
+    tarfile.TarError,
+    zlib.error,
+    gzip.BadGzipFile,
+    EOFError,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+)
+
+
+def open_tar(uri: str) -> Any:
+    """An fsspec file to be opened with ``with``; unzipped where its name says so."""
+    return fsspec.open(uri, "rb", compression="gzip" if uri.endswith((".gz", ".tgz")) else None)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """``a/b.seg.PNG`` → (``a/b``, ``seg.png``)."""
+    folder, _, base = name.rpartition("/")
+    stem, _, suffix = base.partition(".")
+    return (f"{folder}/{stem}" if folder else stem), suffix.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file of a tar."""
+
+    name: str
+    data: bytes
+    fault: str | None
+    """Why it must not be used; its data is empty then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """The members stop before the archive's end, or there is more behind it."""
+
+    reason: str
+    offset: int
+    next_key: str | None
+    """Key of what comes next, as far as that is known; empty behind the end."""
+
+
+def read_members(file: BinaryIO) -> Iterator[Member | Cut]:
+    """The files of a tar in order.
+
+    Headers are taken one by one, because ``tarfile``'s own iteration takes a damaged header for the archive's end.
+    """
+    offset = 0
+    key: str | None = None
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            info: tarfile.TarInfo | None = tar.next()
+            while info is not None:
+                offset = info.offset
+                if not offset < tar.offset < MAX_TAR_BYTES:  # a negative size would lead back, round and round
+                    raise tarfile.ReadError(f"a member claims {info.size} bytes")
+                key = split_name(info.name)[0]
+                member = _read_member(tar, info)
+                if member is not None:
+                    yield member
+                offset, key = tar.offset, None
+                info = _next_header(tar, file)
+        key = ""
+        damage = "data behind the end-of-archive mark" if file.read(1 << 20).strip(b"\0") else None
+    except tarfile.EmptyHeaderError:  # type: ignore[attr-defined, unused-ignore]
+        damage = "the end-of-archive mark is missing"
+    except _DAMAGE as error:
+        damage = str(error) or type(error).__name__
+    if damage is not None:
+        yield Cut(f"breaks off at byte {offset}: {damage}", offset, key)
+
+
+def _next_header(tar: tarfile.TarFile, file: BinaryIO) -> tarfile.TarInfo | None:
+    """None at a proper end-of-archive mark."""
+    if file.tell() != tar.offset:  # skip what was left of the member, making sure that it is there
+        file.seek(tar.offset - 1)
+        if not file.read(1):
+            raise tarfile.ReadError("the last member is cut short")
+    try:
+        return tarfile.TarInfo.fromtarfile(tar)
+    except tarfile.EOFHeaderError:  # type: ignore[attr-defined, unused-ignore]
+        return None
+
+
+def _read_member(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Member | None:
+    if info.isdir() or PurePosixPath(info.name).name.startswith("._"):  # macOS adds ._ files beside the real ones
+        return None
+    fault = _fault(info)
+    if fault:
+        return Member(info.name, b"", fault)
+    content = tar.extractfile(info)
+    return Member(info.name, content.read() if content else b"", None)
+
+
+def _fault(info: tarfile.TarInfo) -> str | None:
+    if info.name.startswith("/") or ".." in PurePosixPath(info.name).parts:
+        return "unsafe member name"
+    if not info.isfile():
+        return "member is a link or device"
+    if info.size > MAX_MEMBER_BYTES:
+        return f"member larger than {MAX_MEMBER_BYTES >> 20} MiB"
+    return None

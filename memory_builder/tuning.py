@@ -1,0 +1,123 @@
+"""How hard a search must look to reach the recall that was asked for.
+
+What is minimised is counted work, not seconds, so that the same data chooses the same setting every time. Half of the
+queries choose the setting, the other half say what it finds: a figure chosen for being good is not a measurement.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from memory_builder.manifest import Commit, IndexView
+from memory_builder.progress import say
+from memory_builder.recall import MAIN_K, Point, Side, ground_truth, measure
+from memory_builder.rows import Ids, Keys, Rows
+from memory_builder.runner import Runner
+from memory_builder.search import Effort, OpenIndex, Scores
+from memory_builder.storage import Store
+
+REFINES = (1, 2, 4, 8, 16)
+
+
+def tune(
+    store: Store,
+    view: IndexView,
+    keys: Keys,
+    d: int,
+    commits: dict[int, Commit],
+    target_recall: float,
+    runner: Runner,
+) -> tuple[str, dict[str, Any]]:
+    """``tuning.json``: for each query modality the curve, the setting chosen from it, and what that finds.
+
+    Returns:
+        (file name, its content). A file that a snapshot may name is not changed: another target has another file.
+    """
+    name = "tuning.json"
+    there = store.read_sound_json(f"{view.index}/{name}")
+    if there is not None and there["target_recall"] != target_recall:
+        name = f"tuning-{target_recall}.json"
+        there = store.read_sound_json(f"{view.index}/{name}")
+    if there is not None:
+        return name, there
+    held_out: Ids = np.load(store.fetch(f"{view.index}/held_out.npy"), allow_pickle=False)
+    rows = Rows(store, commits, d)
+    index = OpenIndex(store, view.index, view.segments[0])
+    tuning: dict[str, Any] = {"target_recall": target_recall, "sides": {}, "curves": {}}
+    sides: tuple[Side, ...] = ("text", "image")
+    for side in sides:
+        vectors = rows.vectors(held_out, side)
+        present = vectors.any(axis=1)
+        if present.sum() < 2:  # one to choose by, one to check with
+            continue
+        queries, own = vectors[present], held_out[present]
+        truth = ground_truth(store, keys, side, own, commits, runner)
+        tuning["sides"][side], tuning["curves"][side] = _tune_side(
+            index, rows, keys, queries, own, truth, target_recall
+        )
+        if not tuning["sides"][side]["reached"]:
+            below = f"warning: {side} → {keys} stays below recall@10 {target_recall}"
+            say(f"{below}: a larger --max-memory gives more")
+    store.put(f"{view.index}/{name}", json.dumps(tuning, indent=1).encode())
+    return name, tuning
+
+
+def _tune_side(
+    index: OpenIndex, rows: Rows, keys: Keys, queries: Scores, own: Ids, truth: tuple[Scores, Ids], target_recall: float
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(chosen setting with its measured recall and latency, curve) for the queries of one modality."""
+    choosing, checking = ((queries[half::2], own[half::2], (truth[0][half::2], truth[1][half::2])) for half in range(2))
+    curve = measure(index, rows, keys, *choosing, efforts_to_try(index))
+    chosen, reached = choose(curve, target_recall)
+    effort = Effort(nprobe=chosen.nprobe, refine=chosen.refine)
+    (checked,) = measure(index, rows, keys, *checking, [effort])
+    setting = {
+        "nprobe": effort.nprobe,
+        "refine": effort.refine,
+        "recall@10": checked.recall["10"],
+        "strict_recall@10": checked.strict_recall["10"],
+        "error": checked.recall10_error,
+        "reached": reached,
+        "n_queries": len(checking[1]),
+        **latency(index, rows, keys, queries, effort),
+    }
+    return setting, [asdict(point) for point in curve]
+
+
+def efforts_to_try(index: OpenIndex) -> list[Effort]:
+    """The settings a curve is made of."""
+    refines = (0,) if index.has_exact_codes else REFINES
+    return [Effort(nprobe=nprobe, refine=refine) for nprobe in _powers_of_two(index.n_lists) for refine in refines]
+
+
+def choose(points: Sequence[Point], target_recall: float) -> tuple[Point, bool]:
+    """The least work that reaches the target, and whether any does; else the best recall there is.
+
+    Reaching means by two standard errors: the queries are a sample, and the next ones must reach it too.
+    """
+    reaching = [
+        point
+        for point in points
+        if point.recall["10"] >= min(1.0, target_recall + 2 * point.recall10_error) or point.recall["10"] == 1.0
+    ]
+    if reaching:
+        return min(reaching, key=lambda point: (point.work_bytes, point.nprobe)), True
+    return max(points, key=lambda point: (point.recall["10"], -point.work_bytes)), False
+
+
+def latency(index: OpenIndex, rows: Rows, keys: Keys, queries: Scores, effort: Effort) -> dict[str, float]:
+    """p50 and p99 seconds of single queries for ten rows."""
+    seconds = []
+    for query in queries[:200]:
+        started = time.perf_counter()
+        index.search(query[None], MAIN_K, effort, rows, keys)
+        seconds.append(time.perf_counter() - started)
+    return {"p50_s": float(np.percentile(seconds, 50)), "p99_s": float(np.percentile(seconds, 99))}
+
+
+def _powers_of_two(n: int) -> list[int]:
+    return sorted({min(1 << i, n) for i in range(n.bit_length() + 1)})

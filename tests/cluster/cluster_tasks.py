@@ -1,0 +1,76 @@
+"""Tasks that workers import by name."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_builder.errors import EncoderError
+
+
+class TwoArgumentsError(Exception):
+    """Survives pickling, but not unpickling."""
+
+    def __init__(self, what: str, why: str) -> None:
+        super().__init__(f"{what}: {why}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Squares:
+    """Squares numbers; ``do`` says what else some of them do."""
+
+    do: dict[int, str]
+    seconds: float = 0.0
+    marks: str | None = None
+    """Folder where each started item leaves a file with the worker's pid."""
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[int], int]:
+        return self._work
+
+    def _work(self, item: int) -> int:
+        if self.marks:
+            (Path(self.marks) / f"{item}-{time.time_ns()}").write_text(str(os.getpid()))
+        time.sleep(self.seconds)
+        match self.do.get(item):
+            case "raise":
+                raise ValueError(f"item {item}")
+            case "raise what cannot travel":
+                raise TwoArgumentsError(str(item), "because")
+            case "die":
+                os._exit(1)
+        return item * item
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeverStarts:
+    """Its model cannot be loaded."""
+
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[int], int]:
+        raise EncoderError("cannot load model 'nowhere'")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DiesStarting:
+    """Too large for the memory of any worker."""
+
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[int], int]:
+        os._exit(1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Threads:
+    """Says how many threads the libraries of its worker use."""
+
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[int], tuple[int, int]]:
+        import faiss
+        import torch
+
+        return lambda _: (torch.get_num_threads(), faiss.omp_get_max_threads())

@@ -1,0 +1,47 @@
+"""Both runners leave the same bytes."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.runner import RayRunner
+from memory_builder import build
+from memory_builder.embed import EmbedConfig
+from memory_builder.encoder import EncoderConfig
+from memory_builder.indexing import IndexConfig
+from memory_builder.runner import LocalRunner
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def files(memory: Path, *folders: str) -> dict[str, bytes]:
+    paths = (path for folder in folders for path in sorted((memory / folder).rglob("*")))
+    return {str(path.relative_to(memory)): path.read_bytes() for path in paths if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def memories(sample, model, tmp_path_factory) -> dict[str, Path]:
+    """The same two shards, in this process and on the cluster, there embedded by workers of half as many threads."""
+    encoder, index = EncoderConfig(model=model), IndexConfig(index_key="IVF16,PQ16x4np", part_rows=500)
+    runners = {"local": (LocalRunner(), LocalRunner()), "ray": (RayRunner(cpus_per_worker=1), RayRunner())}
+    memories = {name: tmp_path_factory.mktemp(name) / "memory" for name in runners}
+    for name, (embedder, indexer) in runners.items():
+        memory = str(memories[name])
+        report = build.embed(sample[:2], memory, encoder=encoder, config=EmbedConfig(), runner=embedder)
+        assert (report.n_embedded, report.failed) == (2, {})
+        build.index(memory, keys=["image"], config=index, runner=indexer)
+    return memories
+
+
+def test_embeddings(memories):
+    expected = files(memories["local"], "img_emb", "text_emb", "metadata", "rejects", "rows")
+    assert len(expected) == 2 * 5
+    assert files(memories["ray"], "img_emb", "text_emb", "metadata", "rejects", "rows") == expected
+
+
+def test_index(memories):
+    local, ray = (files(memories[name], "index") for name in ("local", "ray"))
+    timed = {path for path in local if path.endswith(("/tuning.json", "/index.json"))}
+    assert sum("/parts/" in path for path in local) == 2 * 2
+    assert ray.keys() == local.keys()
+    assert {path for path in local if ray[path] != local[path]} <= timed

@@ -1,0 +1,27 @@
+"""The driver killed at random moments: what benchmarks/chaos.py does 25 times, three times a stage."""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+INDEX_ARGS = "--index-key OPQ16_64,IVF8_HNSW16,PQ16x4np --part-rows 100"
+CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
+
+
+def load_chaos():
+    spec = importlib.util.spec_from_file_location("chaos", CHAOS)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["chaos"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterrupted_run(
+    tmp_path, small_shards, model
+):
+    chaos = load_chaos()
+    config = chaos.Chaos(shards=f"{small_shards}/*.tar", model=model, work=tmp_path, kills=3, index_args=INDEX_ARGS)
+    outcomes = {outcome.stage: outcome for outcome in chaos.chaos(config)}
+    assert outcomes["embed"].kills == outcomes["index"].kills == 3
+    # index starts with ten commit records, so any kill leaves some: that they stay untouched was really looked at
+    assert outcomes["index"].records_kept >= 10

@@ -1,0 +1,60 @@
+"""The architecture's import rules, read from the source."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# The two doors through which memory_builder reaches cluster, each by a lazy import inside a function.
+DOORS = {"memory_builder/cli.py": {"cluster.runner", "cluster.submit"}}
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", sources("memory_builder"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_memory_builder_imports_neither_ray_nor_trainer_and_cluster_only_through_its_doors(path):
+    doors = DOORS.get(str(path.relative_to(ROOT)), set())
+    outside = {name for name in imports(path) if name.split(".")[0] in ("ray", "trainer", "cluster")}
+    assert outside - doors == set()
+
+
+@pytest.mark.parametrize("path", sources("trainer"), ids=lambda p: str(p.relative_to(ROOT)))
+def test_trainer_imports_ray_only_in_run(path):
+    assert path.name == "run.py" or not any(name.split(".")[0] == "ray" for name in imports(path))
+
+
+def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray():
+    code = (
+        "import sys\n"
+        "from memory_builder.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'ray', 'torch', 'open_clip', 'autofaiss'} & set(sys.modules)), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_public_names():
+    import memory_builder
+
+    assert sorted(memory_builder.__all__) == memory_builder.__all__
+    for name in memory_builder.__all__:
+        assert getattr(memory_builder, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = memory_builder.nonsense
