@@ -4,7 +4,6 @@ A shard is done when its commit record exists and for no other reason. The drive
 ``manifest.parquet`` so that a reader of a finished memory opens a handful of files, however many shards it has.
 """
 
-import io
 import json
 import re
 import time
@@ -15,12 +14,11 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, CorruptMemoryError, UsageError
 from memory_builder.progress import say
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import parquet_bytes
+from memory_builder.tables import parquet_bytes, read_parquet
 
 FORMAT_VERSION = 1
 MAX_ORDINAL = 1 << 21  # a row id then stays below 2**53 and is exact in JavaScript
@@ -194,7 +192,7 @@ def read_plan(store: Store) -> list[Shard]:
     except FileNotFoundError:
         return []
     with _reading(store, "plan.parquet"):
-        return [Shard(**row) for row in pq.read_table(io.BytesIO(data), schema=PLAN_SCHEMA).to_pylist()]
+        return [Shard(**row) for row in read_parquet(data).to_pylist()]
 
 
 def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
@@ -254,7 +252,7 @@ class Manifest:
         except FileNotFoundError:
             return Manifest({}, 0, frozenset())
         with _reading(store, "manifest.parquet"):
-            table = pq.read_table(io.BytesIO(data))
+            table = read_parquet(data)
             commits = {row["ordinal"]: _from_row(row) for row in table.to_pylist()}
             version = int(table.schema.metadata[b"version"])
         return Manifest(dict(sorted(commits.items())), version, frozenset(commits))

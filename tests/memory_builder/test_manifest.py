@@ -371,3 +371,15 @@ def test_a_place_that_another_driver_committed_is_not_overwritten(tmp_path: Path
     with pytest.raises(ConcurrentWriterError, match="another driver committed"):
         write_commit(store, replace(commit_of(0), uri="other.tar"))
     assert Manifest.read(store).commits[0] == first
+
+
+def test_processes_that_end_right_after_reading_a_plan_end_well(tmp_path):
+    code = (
+        "import sys\n"
+        "from memory_builder.manifest import read_plan\n"
+        "from memory_builder.storage import Store\n"
+        "assert len(read_plan(Store(sys.argv[1]))) == 3\n"
+    )
+    extend_plan(Store(tmp_path), [Source(uri=f"{i}.tar", bytes=1, etag="1") for i in range(3)])
+    codes = [subprocess.run([sys.executable, "-c", code, str(tmp_path)]).returncode for _ in range(10)]
+    assert codes == [0] * 10
