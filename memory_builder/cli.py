@@ -199,10 +199,16 @@ class Info:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Recompute a memory's checksums; name what is missing, changed or foreign."""
+    """Recompute a memory's checksums; name what is missing, changed or foreign, and repair what can be."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
+    repair: bool = False
+    """Embed damaged shards again from their sources, and put the damaged files if every byte is as recorded."""
+    model: str | None = None
+    """For --repair: where the memory's model is now, if not where it was; weights must be the same."""
+    pretrained: str | None = None
+    """Pretrained tag or weights file of --model."""
     json: bool = False
     """One JSON object."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
@@ -210,10 +216,22 @@ class Verify:
     def run(self) -> int:
         from memory_builder.verify import verify
 
-        problems = [asdict(problem) for problem in verify(Store(self.memory), self.on.start())]
+        store, runner = Store(self.memory), self.on.start()
+        found: dict[str, Any] = {}
+        if self.repair:
+            from memory_builder.repair import repair
+
+            encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+            repaired = repair(store, runner, encoder=encoder)
+            problems, found["repaired"] = [asdict(problem) for problem in repaired.problems], repaired.files
+        else:
+            problems = [asdict(problem) for problem in verify(store, runner)]
         if self.json:
-            print(json.dumps({"ok": not problems, "problems": problems}))
-        elif problems:
+            print(json.dumps({"ok": not problems, "problems": problems} | found))
+            return FAILED if problems else 0
+        for file in found.get("repaired", ()):
+            print(f"repaired: {file}")
+        if problems:
             _print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
         else:
             print(f"{self.memory}: every file is what its record says")

@@ -41,7 +41,7 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
     problems: list[Problem] = []
     try:
         description = read_description(store)
-        commits, problems = _records(store)
+        commits, problems = read_records(store)
         problems += _plan_problems(store, commits, description.config_hash)
         for _, result in runner.run(VerifyTask(memory=store.root), list(commits.values())):
             if isinstance(result, Exception):
@@ -54,7 +54,12 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
     return sorted(problems, key=lambda problem: (problem.file, problem.problem))
 
 
-def _records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
+def commit_path(ordinal: int) -> str:
+    """Where a shard's commit record lies."""
+    return f"commits/{shard_name(ordinal)}.json"
+
+
+def read_records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
     """Every commit record one by one, and how they differ from the folded manifest."""
     problems = []
     commits: dict[int, Commit] = {}
@@ -67,10 +72,10 @@ def _records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
     for ordinal, folded in Manifest.read_folded(store).commits.items():
         if ordinal not in commits:
             problem = "missing or damaged, though manifest.parquet has it"
-            problems.append(Problem(shard=ordinal, file=f"commits/{shard_name(ordinal)}.json", problem=problem))
+            problems.append(Problem(shard=ordinal, file=commit_path(ordinal), problem=problem))
         elif commits[ordinal] != folded:
             problem = "differs from what manifest.parquet has"
-            problems.append(Problem(shard=ordinal, file=f"commits/{shard_name(ordinal)}.json", problem=problem))
+            problems.append(Problem(shard=ordinal, file=commit_path(ordinal), problem=problem))
         commits.setdefault(ordinal, folded)
     return dict(sorted(commits.items())), problems
 
@@ -109,7 +114,7 @@ def _checksum(store: Store, path: str) -> str | None:
 def _plan_problems(store: Store, commits: dict[int, Commit], config_hash: str) -> Iterator[Problem]:
     planned = {shard.ordinal: shard for shard in read_plan(store)}
     for commit in commits.values():
-        file = f"commits/{shard_name(commit.ordinal)}.json"
+        file = commit_path(commit.ordinal)
         shard = planned.get(commit.ordinal)
         if shard is None or shard.uri != commit.uri:
             there = shard.uri if shard else "nothing"
