@@ -3,7 +3,6 @@
 Each may be killed at any moment and started again; what is committed is not done again.
 """
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from memory_builder.embed import DescribeTask, EmbedConfig, EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConcurrentWriterError
+from memory_builder.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.manifest import (
     FOLD_EVERY,
@@ -20,7 +20,6 @@ from memory_builder.manifest import (
     extend_plan,
     read_snapshot,
     settle_description,
-    shard_name,
     write_snapshot,
 )
 from memory_builder.progress import Progress
@@ -55,8 +54,11 @@ def embed(
     config: EmbedConfig,
     runner: Runner,
     decode_threads: int | None = None,
+    retry_failed: bool = False,
 ) -> EmbedReport:
     """Embed every shard of ``sources`` that ``memory`` does not hold yet.
+
+    With ``retry_failed``, only those of them that failed last time, and without sources all that did.
 
     Raises:
         SourceError: a source matches nothing.
@@ -73,6 +75,9 @@ def embed(
     manifest = Manifest.read(store)
     asked = {(source.uri, source.etag) for source in found}
     shards = [shard for shard in plan if (shard.uri, shard.etag) in asked]  # others rest until they are asked for
+    if retry_failed:
+        failures = failed_ordinals(store, manifest.commits)
+        shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
     pending = [shard for shard in shards if not _is_done(shard, manifest)]
     task = EmbedTask(
         memory=store.root,
@@ -114,21 +119,6 @@ def _is_done(shard: Shard, manifest: Manifest) -> bool:
             "wrote this memory without seeing each other; embed into a new folder"
         )
     return commit is not None
-
-
-def record_failure(store: Store, shard: Shard, error: Exception) -> str:
-    """Keep why a shard failed where ``info`` finds it; the next run tries it again."""
-    message = f"{type(error).__name__}: {error}"
-    record = {"ordinal": shard.ordinal, "uri": shard.uri, "error": message, "failed_s": time.time()}
-    store.put(f"failures/{shard_name(shard.ordinal)}.json", json.dumps(record, indent=1).encode())
-    return message
-
-
-def clear_failure(store: Store, shard: Shard) -> None:
-    """Forget an earlier failure of a shard that is committed now."""
-    path = f"failures/{shard_name(shard.ordinal)}.json"
-    if store.exists(path):
-        store.remove(path)
 
 
 def present_keys(store: Store) -> tuple[Keys, ...]:

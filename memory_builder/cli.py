@@ -65,12 +65,14 @@ class Embed:
     config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
     decode_threads: int | None = None
     """Threads that decode pictures in each worker; as many as it has CPUs unless given."""
+    retry_failed: bool = False
+    """Only the shards that failed last time: those of SOURCE, or without SOURCE all of the memory's."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.build import embed
 
-        if not self.source:
+        if not self.source and not self.retry_failed:
             raise UsageError("nothing to embed: name tar shards, as in embed 'data/*.tar' --memory MEMORY --model …")
         report = embed(
             self.source,
@@ -79,6 +81,7 @@ class Embed:
             config=self.config,
             runner=self.on.start(),
             decode_threads=self.decode_threads,
+            retry_failed=self.retry_failed,
         )
         print(
             f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
@@ -340,7 +343,10 @@ def _read_vectors(path: Path) -> Any:
 def _print_failures(failed: dict[str, str]) -> None:
     rows = [{"shard": uri, "error": error} for uri, error in failed.items()]
     _print_table(
-        f"{len(failed)} shards failed; the same command tries them again", ("shard", "error"), rows, sys.stderr
+        f"{len(failed)} shards failed; the same command tries them again, with --retry-failed only them",
+        ("shard", "error"),
+        rows,
+        sys.stderr,
     )
 
 

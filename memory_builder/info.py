@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_builder.errors import CorruptMemoryError
+from memory_builder.failures import failed_ordinals
 from memory_builder.manifest import (
     Commit,
     IndexView,
@@ -14,7 +15,6 @@ from memory_builder.manifest import (
     read_description,
     read_plan,
     read_snapshot,
-    record_names,
 )
 from memory_builder.storage import Store
 
@@ -54,7 +54,7 @@ def read_info(store: Store) -> Info:
     plan = read_plan(store)
     commits = Manifest.read(store).commits
     planned = {shard.ordinal for shard in plan}
-    failed = {int(name.removesuffix(".json")) for name in record_names(store, "failures")} & planned - commits.keys()
+    failed = failed_ordinals(store, commits) & planned
     snapshot = read_snapshot(store)
     rejects: Counter[str] = Counter()
     for commit in commits.values():

@@ -318,6 +318,40 @@ def test_what_is_no_tar_fails_and_other_files_of_a_folder_are_left_alone(command
     assert info["shards"] == {"done": 1, "partial": 0, "failed": 1, "pending": 0}
 
 
+def test_only_what_failed_is_tried_again(command, small_shards, tmp_path, model, monkeypatch):
+    from memory_builder import build
+
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for name in ("00000.tar", "00001.tar", "00002.tar"):
+        shutil.copy(small_shards / name, shards / name)
+
+    def plan_and_move_two(*arguments):
+        plan = extend_plan(*arguments)
+        for name in ("00001.tar", "00002.tar"):
+            (shards / name).rename(tmp_path / name)
+        return plan
+
+    extend_plan = build.extend_plan
+    retry = ("embed", "--memory", tmp_path / "m", "--model", model, "--retry-failed")
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "extend_plan", plan_and_move_two)
+        ran = command("embed", shards, "--memory", tmp_path / "m", "--model", model)
+    assert (ran.code, "with --retry-failed only them" in ran.err) == (1, True)
+    (tmp_path / "00001.tar").rename(shards / "00001.tar")
+    shutil.copy(small_shards / "00003.tar", shards)  # never asked for
+    ran = command(*retry)
+    assert (ran.code, "1/2 shards (1 embedded now), 100 rows" in ran.out) == (1, True)
+    assert "00002.tar is gone" in ran.err
+    (tmp_path / "00002.tar").rename(shards / "00002.tar")
+    assert "0/0 shards" in command(*retry, shards / "00000.tar").out  # of this source, none failed
+    ran = command(*retry)
+    assert (ran.code, "1/1 shards (1 embedded now), 150 rows" in ran.out) == (0, True)
+    assert "0/0 shards" in command(*retry).out
+    info = json.loads(command("info", tmp_path / "m", "--json").out)
+    assert info["shards"] == {"done": 3, "partial": 0, "failed": 0, "pending": 0}
+
+
 def test_sources_that_changed_are_told_and_embedded_as_new_shards(command, small_shards, tmp_path, model):
     shard = Path(shutil.copy(small_shards / "00000.tar", tmp_path / "a.tar"))
     command("embed", shard, "--memory", tmp_path / "m", "--model", model)
