@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from memory_builder.embed import DescribeTask, EmbedConfig, EmbedTask
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import ConcurrentWriterError
+from memory_builder.errors import ConcurrentWriterError, StorageFullError
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.manifest import (
@@ -23,6 +23,7 @@ from memory_builder.manifest import (
     write_snapshot,
 )
 from memory_builder.progress import Progress
+from memory_builder.retry import RETRIES
 from memory_builder.rows import Keys
 from memory_builder.runner import Runner, run_one
 from memory_builder.sources import find_sources
@@ -43,6 +44,8 @@ class EmbedReport:
     n_partial: int
     failed: dict[str, str]
     """Shard uri → error."""
+    n_retries: int
+    """Storage requests this run had to make again."""
     seconds: float
 
 
@@ -64,6 +67,7 @@ def embed(
         SourceError: a source matches nothing.
         EncoderError: the model cannot be loaded.
         ConfigMismatchError: the memory was written with another encoder or configuration.
+        StorageFullError: there is no room left for the memory.
     """
     started = time.monotonic()
     store = Store(memory)
@@ -87,14 +91,18 @@ def embed(
         decode_threads=decode_threads,
     )
     failed = {}
+    n_retries = 0
     progress = Progress("embed", n_planned=len(shards), n_done=len(shards) - len(pending))
     for shard, result in runner.run(task, pending):
+        if isinstance(result, StorageFullError):
+            raise result  # it is no fault of the shard, and the others would meet with the same
         if isinstance(result, Exception):
             failed[shard.uri] = record_failure(store, shard, result)
             progress.advance(failed=True)
             continue
         clear_failure(store, shard)
         manifest.add(result)
+        n_retries += result.retries
         progress.advance(n_pairs=result.n_read)
         if len(manifest.commits) - len(manifest.folded) >= FOLD_EVERY:
             manifest.fold(store)
@@ -107,6 +115,7 @@ def embed(
         n_rejects=sum(commit.n_read - commit.n_written for commit in commits),
         n_partial=sum(commit.partial is not None for commit in commits),
         failed=failed,
+        n_retries=n_retries + RETRIES.take(),
         seconds=time.monotonic() - started,
     )
 

@@ -86,7 +86,7 @@ class Embed:
         print(
             f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
             f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
-            f"{duration(report.seconds)}"
+            f"{duration(report.seconds)}" + (f", {report.n_retries} requests made again" if report.n_retries else "")
         )
         if report.failed:
             _print_failures(report.failed)
@@ -193,6 +193,8 @@ class Info:
         print(f"{self.memory}: {info.rows:,} rows of width {info.d}, {info.model} ({info.fingerprint[:12]})")
         print(f"shards: {shards}; {info.input_bytes / 1e6:,.1f} MB read")
         print(f"rejects: {', '.join(f'{n} {reason}' for reason, n in info.rejects.items()) or 'none'}")
+        if info.retries:
+            print(f"storage: {info.retries:,} requests were made again")
         if info.pairs_per_s:
             left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
             print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")

@@ -4,6 +4,8 @@ MemoryBuilderError            exit code 1: work failed
 ├── CorruptMemoryError        a file of the memory is missing or is not what its record says
 ├── ConcurrentWriterError     another writer created this state first
 ├── WorkerError               workers die before doing any work
+├── StorageError              where a memory lies cannot be read or written
+│   └── StorageFullError      there is no room left: nothing can be done until there is
 └── RequestError              exit code 2: it cannot be done as asked, and nothing was changed
     ├── UsageError            an argument is wrong
     ├── SourceError           an input cannot be found or read
@@ -31,6 +33,14 @@ class ConcurrentWriterError(MemoryBuilderError):
 
 class WorkerError(MemoryBuilderError):
     """Workers die before doing any work."""
+
+
+class StorageError(MemoryBuilderError):
+    """Where a memory lies cannot be read or written."""
+
+
+class StorageFullError(StorageError):
+    """There is no room left: nothing can be done until there is."""
 
 
 class RequestError(MemoryBuilderError):

@@ -34,6 +34,8 @@ class Info:
     """By key modality: key, rows, bytes, and for each query modality the setting and its measured recall."""
     input_bytes: int
     """Of committed shards."""
+    retries: int
+    """Requests to storage that had to be made again for the committed shards."""
     pairs_per_s: float | None
     """Over the latest shards."""
     time_left_s: float | None
@@ -68,6 +70,7 @@ def read_info(store: Store) -> Info:
         rejects=dict(rejects.most_common()),
         indexes={keys: _index_info(store, view) for keys, view in snapshot.indexes.items()},
         input_bytes=sum(shard.bytes for shard in plan if shard.ordinal in commits),
+        retries=sum(commit.retries for commit in commits.values()),
         pairs_per_s=rate,
         time_left_s=_time_left(list(commits.values()), pending, rate),
         model=description.model,

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, CorruptMemoryError, UsageError
 from memory_builder.progress import say
+from memory_builder.retry import RETRIES
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
 
@@ -40,6 +41,7 @@ MANIFEST_SCHEMA = pa.schema(
         ("checksums", pa.string()),
         ("seconds", pa.string()),
         ("finished_s", pa.float64()),
+        ("retries", pa.int64()),
     ]
 )
 
@@ -101,6 +103,8 @@ class Commit:
     """Wall time by what it went into (``decode`` and ``forward`` among them), and ``total``."""
     finished_s: float = 0.0
     """Unix time."""
+    retries: int = 0
+    """Storage requests that this worker had to make again since its commit before."""
 
     def n_present(self, keys: str) -> int:
         """Rows whose vector of this modality is not blank."""
@@ -304,12 +308,12 @@ def record_names(store: Store, folder: str) -> list[str]:
 
 
 def write_commit(store: Store, commit: Commit) -> Commit:
-    """Create the record, stamped with the time. Everything it names must already lie there.
+    """Create the record, stamped with time and retries. Everything it names must already lie there.
 
     Raises:
         ConcurrentWriterError: another driver committed something else in this place.
     """
-    commit = replace(commit, finished_s=time.time())
+    commit = replace(commit, finished_s=time.time(), retries=RETRIES.take())
     path = f"commits/{shard_name(commit.ordinal)}.json"
     try:
         store.create(path, commit.to_json())

@@ -4,10 +4,10 @@ Three promises hold everywhere: a file appears whole or not at all (``put``, ``w
 name (``create``), and readers are told what they read (``sha256``). Paths are relative to the root.
 """
 
+import errno
 import hashlib
 import json
 import os
-import re
 import socket
 import tempfile
 import time
@@ -18,13 +18,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import CorruptMemoryError, StorageError, StorageFullError
+from memory_builder.retry import ATTEMPTS, open_filesystem
 
 TEMPORARY = ".tmp"
 LOCK_S = 60
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256(data: bytes) -> str:
@@ -39,7 +40,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, **options: Any) -> None:
-        self.fs, self.path = fsspec.core.url_to_fs(str(root), use_listings_cache=False, **options)
+        self.fs, self.path = open_filesystem(str(root), **options)
         self.path = self.path.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
         self.root = self.path if self.is_local else self.fs.unstrip_protocol(self.path)
@@ -53,7 +54,8 @@ class Store:
 
     def read(self, path: str) -> bytes:
         """The whole file; FileNotFoundError when it is not there."""
-        data: bytes = self.fs.cat_file(self.full(path))
+        with self._telling(f"{self.root}/{path}"):
+            data: bytes = self.fs.cat_file(self.full(path))
         return data
 
     def read_json(self, path: str) -> dict[str, Any] | None:
@@ -88,7 +90,8 @@ class Store:
     def list(self, folder: str) -> list[str]:
         """Sorted names of the files in a folder; empty when there is no such folder."""
         try:
-            entries = self.fs.ls(self.full(folder), detail=True)
+            with self._telling(f"{self.root}/{folder}"):
+                entries = self.fs.ls(self.full(folder), detail=True)
         except FileNotFoundError:
             return []
         names = (entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
@@ -107,44 +110,72 @@ class Store:
             with self.writing(path) as temporary:
                 temporary.write_bytes(data)
         else:
-            self.fs.pipe_file(self.full(path), data)
+            with self._telling(f"{self.root}/{path}"):
+                self.fs.pipe_file(self.full(path), data)
 
     def create(self, path: str, data: bytes) -> None:
-        """Write a file only if the name is free; FileExistsError when another writer was first."""
-        if self.is_local:
-            temporary = self._temporary()
-            try:
-                temporary.write_bytes(data)
-                _fsync(temporary)
-                target = Path(self.full(path))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.link(temporary, target)  # unlike rename, link never replaces
-                _fsync(target.parent)
-            finally:
-                temporary.unlink(missing_ok=True)
-            return
+        """Write a file only if the name is free; FileExistsError when another writer was first.
+
+        On an object store, a writer that put the very same bytes counts as oneself.
+        """
+        with self._telling(f"{self.root}/{path}"):
+            if self.is_local:
+                self._link(path, data)
+            else:
+                self._create_remotely(path, data)
+
+    def _link(self, path: str, data: bytes) -> None:
+        temporary = self._temporary()
         try:
-            self.fs.pipe_file(self.full(path), data, mode="create")
-        except OSError as error:
-            # S3 answers 412 to the later writer, and 409 to one of two at the same moment.
-            if isinstance(error, FileExistsError) or re.search("precondition|conditional", str(error), re.IGNORECASE):
-                raise FileExistsError(f"{self.root}/{path}") from error
-            raise
+            temporary.write_bytes(data)
+            _fsync(temporary)
+            target = Path(self.full(path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.link(temporary, target)  # unlike rename, link never replaces
+            _fsync(target.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _create_remotely(self, path: str, data: bytes) -> None:
+        for _ in range(ATTEMPTS):
+            try:
+                self.fs.pipe_file(self.full(path), data, mode="create")
+            except OSError as error:
+                # S3 answers 412 to the later writer, and 409 to one of two at the same moment, who is to try again.
+                message = str(error).lower().replace("-", "")
+                if "conditional" in message:
+                    time.sleep(0.1)
+                    continue
+                if not isinstance(error, FileExistsError) and "precondition" not in message:
+                    raise
+                if self._read_or_none(path) != data:
+                    raise FileExistsError(f"{self.root}/{path}") from error
+            # Finding our own bytes there: the answer to our first try was lost, and it was tried again.
+            return
+        raise FileExistsError(f"{self.root}/{path}: other writers are creating it all the time")
+
+    def _read_or_none(self, path: str) -> bytes | None:
+        try:
+            return self.read(path)
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def writing(self, path: str) -> Iterator[Path]:
         """A local temporary file that becomes ``path``, whole, when the block ends without an error."""
         temporary = self._temporary()
         try:
-            yield temporary
-            if self.is_local:
-                _fsync(temporary)
-                target = Path(self.full(path))
-                target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(temporary, target)
-                _fsync(target.parent)
-            else:
-                self.fs.put_file(str(temporary), self.full(path))
+            with self._telling(f"{self.root}/{path}" if self.is_local else str(temporary.parent)):
+                yield temporary
+                if self.is_local:
+                    _fsync(temporary)
+                    target = Path(self.full(path))
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(temporary, target)
+                    _fsync(target.parent)
+            if not self.is_local:
+                with self._telling(f"{self.root}/{path}"):
+                    self.fs.put_file(str(temporary), self.full(path))
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -199,6 +230,24 @@ class Store:
             host, _, pid = file.name.rpartition("-")[0].rpartition("-")
             if host == socket.gethostname() and not _is_alive(int(pid)):
                 file.unlink(missing_ok=True)
+
+    @contextmanager
+    def _telling(self, place: str) -> Iterator[None]:
+        """What goes wrong with storage as such, rather than with a file's being there, is told in words that help."""
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError):
+            raise
+        except OSError as error:
+            again = "then run the same command again; it goes on where it stopped"
+            if error.errno in FULL:
+                raise StorageFullError(
+                    f"no room to write {place} ({error.strerror}): free some or raise the limit, {again}"
+                ) from error
+            tries = "" if self.is_local else f" in {ATTEMPTS} tries"
+            raise StorageError(
+                f"cannot use {place}{tries} ({type(error).__name__}: {error}): see to it, {again}"
+            ) from error
 
     def _temporary(self) -> Path:
         # On the same filesystem as the target, where a rename is atomic; the name says whose it is, for sweep().
