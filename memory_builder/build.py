@@ -7,7 +7,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memory_builder.embed import DescribeTask, EmbedConfig, EmbedTask
+from memory_builder.describe import DescribeTask, EmbedConfig
+from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConcurrentWriterError, StorageFullError
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
@@ -23,6 +24,7 @@ from memory_builder.manifest import (
     write_snapshot,
 )
 from memory_builder.progress import Progress
+from memory_builder.rejects import rejected_sources, standing_reasons
 from memory_builder.retry import RETRIES
 from memory_builder.rows import Keys
 from memory_builder.runner import Runner, run_one
@@ -58,10 +60,13 @@ def embed(
     runner: Runner,
     decode_threads: int | None = None,
     retry_failed: bool = False,
+    retry_rejects: bool = False,
 ) -> EmbedReport:
     """Embed every shard of ``sources`` that ``memory`` does not hold yet.
 
-    With ``retry_failed``, only those of them that failed last time, and without sources all that did.
+    With ``retry_failed``, only those of them that failed last time, and without sources all that did. With
+    ``retry_rejects``, the pairs that were rejected, of those shards or without sources of all: what comes of them
+    becomes new shards.
 
     Raises:
         SourceError: a source matches nothing.
@@ -75,8 +80,11 @@ def embed(
     described = run_one(runner, DescribeTask(encoder=encoder), config)
     settle_description(store, described)
     store.sweep()
-    plan = extend_plan(store, found)
     manifest = Manifest.read(store)
+    if retry_rejects:
+        named = {source.uri for source in found} if sources else None
+        found = rejected_sources(manifest.commits.values(), named)
+    plan = extend_plan(store, found)
     asked = {(source.uri, source.etag) for source in found}
     shards = [shard for shard in plan if (shard.uri, shard.etag) in asked]  # others rest until they are asked for
     if retry_failed:
@@ -112,7 +120,7 @@ def embed(
         n_shards=len(shards),
         n_embedded=len(pending) - len(failed),
         n_rows=manifest.n_rows,
-        n_rejects=sum(commit.n_read - commit.n_written for commit in commits),
+        n_rejects=standing_reasons(commits).total(),
         n_partial=sum(commit.partial is not None for commit in commits),
         failed=failed,
         n_retries=n_retries + RETRIES.take(),

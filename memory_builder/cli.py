@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg, subcommand
 
-from memory_builder.embed import EmbedConfig
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.indexing import IndexConfig
@@ -58,7 +58,8 @@ class Embed:
     """Embed shards of image-text pairs into a memory. Run it again to go on, or to add shards."""
 
     source: Annotated[tuple[str, ...], Positional, arg(metavar="SOURCE…")]
-    """Tar shards: files, folders, globs, brace ranges such as 'data/{00000..00099}.tar'; local, s3://, gs://, https://."""
+    """Tars, parquet files, CSV, TSV or JSONL listings: files, folders of them or of pictures, globs, brace ranges such
+    as 'data/{00000..00099}.tar'; local, s3://, gs://, https://."""
     memory: str
     """Folder of the memory: a local path or an fsspec URL."""
     encoder: OmitArgPrefixes[EncoderConfig]
@@ -67,13 +68,17 @@ class Embed:
     """Threads that decode pictures in each worker; as many as it has CPUs unless given."""
     retry_failed: bool = False
     """Only the shards that failed last time: those of SOURCE, or without SOURCE all of the memory's."""
+    retry_rejects: bool = False
+    """Only the pairs that were rejected, likewise; what comes of them becomes new shards."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.build import embed
 
-        if not self.source and not self.retry_failed:
-            raise UsageError("nothing to embed: name tar shards, as in embed 'data/*.tar' --memory MEMORY --model …")
+        if self.retry_failed and self.retry_rejects:
+            raise UsageError("--retry-failed and --retry-rejects: one after the other")
+        if not self.source and not self.retry_failed and not self.retry_rejects:
+            raise UsageError("nothing to embed: name shards, as in embed 'data/*.tar' --memory MEMORY --model …")
         report = embed(
             self.source,
             self.memory,
@@ -82,6 +87,7 @@ class Embed:
             runner=self.on.start(),
             decode_threads=self.decode_threads,
             retry_failed=self.retry_failed,
+            retry_rejects=self.retry_rejects,
         )
         print(
             f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "

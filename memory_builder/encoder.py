@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -23,6 +24,8 @@ from memory_builder.errors import EncoderError
 if TYPE_CHECKING:
     import torch
 
+MAX_READ = 8192
+"""Characters of a text that are tokenised: hundreds of times the context of any model, and no hours of a tokenizer."""
 Precision = Literal["auto", "fp32", "bf16"]
 Vectors = npt.NDArray[np.float16]
 Pixels = npt.NDArray[np.uint8]
@@ -38,6 +41,8 @@ class EncoderConfig:
     """A pretrained tag or a weights file; not used with local-dir:."""
     precision: Precision = "auto"
     """auto: bf16 autocast on a GPU, fp32 elsewhere."""
+    compile: bool = False
+    """Compile the model with torch.compile: minutes at the start, faster from then on."""
 
     def __post_init__(self) -> None:
         # memory.json keeps these, and who opens the memory may stand in another folder.
@@ -68,13 +73,24 @@ class Encoder:
     def __init__(self, config: EncoderConfig) -> None:
         import torch
 
+        from memory_builder.text_tower import trimming
+
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, model_config, self._tokenizer = _load(config, self.device)
+        if self.device.type == "cuda":
+            self.model.to(memory_format=torch.channels_last)
         self._resize, self._mean, self._std, preprocess = _preprocessing(self.model, self.device)
         self._bf16 = config.resolved_precision() == "bf16"
         self.fingerprint = _fingerprint(self.model, model_config, preprocess)
+        self._encode_image: Callable[[torch.Tensor], torch.Tensor] = self.model.encode_image
+        self._encode_text = trimming(self.model) or self.model.encode_text
+        if config.compile:
+            self._encode_image = torch.compile(self._encode_image)
+            self._encode_text = torch.compile(self._encode_text, dynamic=True)
+        self._turn = Lock()  # threads that share this encoder take turns: two passes at once only slow each other
         self.d = self.encode_texts(["a"]).shape[1]
+        self.image_size = min(self.preprocess(Image.new("RGB", (8, 8))).shape[:2])
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """RGB picture → u8[h, w, 3], resized and cropped exactly as open_clip does it, not normalised yet."""
@@ -86,11 +102,13 @@ class Encoder:
             return np.zeros((0, self.d), np.float16)
         import torch
 
-        with torch.inference_mode(), self._autocast():
-            batch = torch.from_numpy(pixels).to(self.device, non_blocking=True)
-            batch = batch.permute(0, 3, 1, 2).float().div_(255)  # f32[n, 3, h, w]
+        with self._turn, torch.inference_mode(), self._autocast():
+            batch = torch.from_numpy(pixels)
+            if self.device.type == "cuda":
+                batch = batch.pin_memory().to(self.device, non_blocking=True)
+            batch = batch.permute(0, 3, 1, 2).float().div_(255)  # f32[n, 3, h, w], channels last in memory
             batch = batch.sub_(self._mean).div_(self._std)
-            return _unit_rows(self.model.encode_image(batch))
+            return _unit_rows(self._encode_image(batch))
 
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """n texts → f16[n, d], unit rows. Each distinct text goes through the model once."""
@@ -99,9 +117,9 @@ class Encoder:
         import torch
 
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        tokens = self._tokenizer(list(distinct)).to(self.device)  # i64[m, context]
-        with torch.inference_mode(), self._autocast():
-            vectors = _unit_rows(self.model.encode_text(tokens))
+        tokens = self._tokenizer([text[:MAX_READ] for text in distinct])  # i64[m, context]
+        with self._turn, torch.inference_mode(), self._autocast():
+            vectors = _unit_rows(self._encode_text(tokens.to(self.device)))
         return vectors[[distinct[text] for text in texts]]
 
     def _autocast(self) -> AbstractContextManager[Any]:

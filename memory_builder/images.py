@@ -16,6 +16,7 @@ Image.init()  # all formats, once: threads that decode would race for it
 
 # Pillow's own warning level for decompression bombs; a legitimate web picture is far below.
 MAX_PIXELS = 89_478_485
+ORIENTATION = 0x0112
 MAX_ASPECT = 100  # models scale the short side up: a line of 1 × 60,000 pixels would take gigabytes
 # What browsers show under these suffixes. Pillow knows more, some of it by starting other programs.
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
@@ -25,8 +26,11 @@ class BadImageError(ValueError):
     """The bytes are no usable picture; the message is the reason kept in the rejects table."""
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None) -> Image.Image:
     """An RGB picture, upright, opaque.
+
+    Args:
+        draft_size: let the JPEG decoder leave out detail that a picture of this many pixels a side does not show.
 
     Raises:
         BadImageError: with a reason from a short, fixed list, so that rejects can be counted by it.
@@ -37,6 +41,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 raise BadImageError(f"image larger than {max_pixels:,} pixels")
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise BadImageError(f"image more than {MAX_ASPECT} times as long as wide")
+            if draft_size is not None:
+                image.draft("RGB", (draft_size, draft_size))
             image.load()
             return to_rgb(image)
     except BadImageError:
@@ -49,6 +55,16 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise BadImageError("image is damaged") from None  # Pillow's decoders raise all of these on broken files
     except MemoryError:
         raise BadImageError("image does not fit in memory") from None
+
+
+def picture_size(data: bytes) -> tuple[int, int]:
+    """(width, height) of an encoded picture that can be decoded, upright, without decoding it."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        try:
+            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
+            turned = False
+        return (image.height, image.width) if turned else image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:

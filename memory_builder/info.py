@@ -1,7 +1,6 @@
 """What stands in a memory right now, from its commit records: the same answer from any machine, while a job runs."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,11 @@ from memory_builder.manifest import (
     read_plan,
     read_snapshot,
 )
+from memory_builder.parts import part_record
+from memory_builder.rejects import standing_reasons
+from memory_builder.rows import Ids
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
 
 RATE_OVER_SHARDS = 50
 
@@ -30,8 +33,11 @@ class Info:
     """done, partial (read until its input broke off), failed and pending: together, all planned shards."""
     rejects: dict[str, int]
     """By reason."""
+    deleted: int
+    """Rows among them that were deleted."""
     indexes: dict[str, dict[str, Any]]
-    """By key modality: key, rows, bytes, and for each query modality the setting and its measured recall."""
+    """By key modality: key, rows (in each segment too), deleted rows that are still in its parts, bytes, and for each
+    query modality the setting and its measured recall."""
     input_bytes: int
     """Of committed shards."""
     retries: int
@@ -58,9 +64,8 @@ def read_info(store: Store) -> Info:
     planned = {shard.ordinal for shard in plan}
     failed = failed_ordinals(store, commits) & planned
     snapshot = read_snapshot(store)
-    rejects: Counter[str] = Counter()
-    for commit in commits.values():
-        rejects.update(commit.reasons)
+    deleted = current_tombstones(store, snapshot)
+    rejects = standing_reasons(commits.values())
     partial = sum(commit.partial is not None for commit in commits.values())
     pending = len(planned - commits.keys() - failed)
     rate = pairs_per_second(list(commits.values()))
@@ -68,7 +73,8 @@ def read_info(store: Store) -> Info:
         rows=sum(commit.n_written for commit in commits.values()),
         shards={"done": len(commits) - partial, "partial": partial, "failed": len(failed), "pending": pending},
         rejects=dict(rejects.most_common()),
-        indexes={keys: _index_info(store, view) for keys, view in snapshot.indexes.items()},
+        deleted=len(deleted),
+        indexes={keys: _index_info(store, view, deleted) for keys, view in snapshot.indexes.items()},
         input_bytes=sum(shard.bytes for shard in plan if shard.ordinal in commits),
         retries=sum(commit.retries for commit in commits.values()),
         pairs_per_s=rate,
@@ -97,15 +103,19 @@ def _time_left(commits: Sequence[Commit], pending: int, rate: float | None) -> f
     return math.ceil(pairs / rate)
 
 
-def _index_info(store: Store, view: IndexView) -> dict[str, Any]:
+def _index_info(store: Store, view: IndexView, deleted: Ids) -> dict[str, Any]:
     record = store.read_json(f"{view.index}/index.json")
     tuning = store.read_json(f"{view.index}/{view.tuning}")
     if record is None or tuning is None:
         raise CorruptMemoryError(f"{store.root}/{view.index} lacks index.json or {view.tuning}: build the index again")
+    segments = [[part_record(store, view.index, name) for name in segment] for segment in view.segments]
+    parts = [part for segment in segments for part in segment]
     return {
         "index_key": record["index_key"],
-        "rows": record["nb vectors"],
-        "bytes": record["size in bytes"],
-        "parts": len(record["parts"]),
+        "rows": view.n_rows,
+        "bytes": sum(part.bytes for part in parts),
+        "parts": len(parts),
+        "segments": [sum(part.n_rows for part in segment) for segment in segments],
+        "deleted": sum(part.n_dead(deleted) for part in parts),
         "queries": tuning["sides"],
     }

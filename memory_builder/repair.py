@@ -10,7 +10,8 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
-from memory_builder.embed import EmbedConfig, EmbedTask
+from memory_builder.describe import EmbedConfig
+from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Commit, Description, Manifest, Shard, read_description, read_plan

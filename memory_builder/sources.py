@@ -2,17 +2,30 @@
 
 import glob
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import bracex
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.errors import SourceError
 from memory_builder.manifest import Source
+from memory_builder.retry import open_filesystem
+from memory_builder.shards import folder, listing, parquet, webdataset
+from memory_builder.shards.pairs import IMAGE_SUFFIXES
+from memory_builder.shards.tars import split_name
 from memory_builder.storage import etag_of
+from memory_builder.uris import Part, join_uri, split_uri
 
-SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+TABLES_SPLIT_FROM_BYTES = 16 << 20
+"""A smaller parquet file is one shard, and its footer need not be read to plan it."""
+KINDS = (webdataset.SUFFIXES, parquet.SUFFIXES, listing.SUFFIXES)
+"""By rank: what a folder holds of the first kind found in it are its shards."""
+EXPECTED = (
+    f"expected tars ({', '.join(webdataset.SUFFIXES)}), parquet files, listings ({', '.join(listing.SUFFIXES)}), "
+    "a folder of such or of pictures, a glob (quote it) or a brace range such as {00000..00099}.tar"
+)
 
 
 def find_sources(patterns: Sequence[str]) -> list[Source]:
@@ -37,27 +50,79 @@ def find_sources(patterns: Sequence[str]) -> list[Source]:
                 "Fetch them, or use a glob to take what is there"
             )
         if not matches:
-            raise SourceError(
-                f"nothing to read at {pattern}: expected tar shards ({', '.join(SHARD_SUFFIXES)}), a folder of them, "
-                "a glob (quote it) or a brace range such as {00000..00099}.tar"
-            )
+            raise SourceError(f"nothing to read at {pattern}: {EXPECTED}")
         found |= {source.uri: source for source in matches}
-    return [found[uri] for uri in sorted(found)]
+    return [found[uri] for uri in sorted(found, key=_in_order)]
 
 
-def _match(pattern: str) -> Iterator[Source]:
-    fs, path = fsspec.core.url_to_fs(pattern, use_listings_cache=False)
+def _in_order(uri: str) -> tuple[str, str, int]:
+    path, part = split_uri(uri)
+    return path, part.folder or "", part.items[0] if part.items else 0
+
+
+def _match(pattern: str) -> list[Source]:
+    fs, path = open_filesystem(pattern)
     if glob.has_magic(pattern):
-        entries = fs.glob(path, detail=True)
-    elif fs.isdir(path):
-        entries = {entry["name"]: entry for entry in fs.ls(path, detail=True) if entry["name"].endswith(SHARD_SUFFIXES)}
-    else:
-        entries = {path: fs.info(path)} if fs.exists(path) else {}
-    for name, entry in entries.items():
-        # A local listing tells of a link, not of its target; a remote one saves a request for every shard.
-        info = fs.info(name) if isinstance(fs, LocalFileSystem) else entry
-        if info["type"] != "directory" and (name.endswith(SHARD_SUFFIXES) or not glob.has_magic(pattern)):
-            yield _source(fs, name, info)
+        entries = {name: info for name, info in fs.glob(path, detail=True).items() if _kind(name) is not None}
+        return _shards(fs, entries)
+    if fs.isdir(path):
+        entries = {entry["name"]: entry for entry in fs.ls(path, detail=True)}
+        ranks = {name: _kind(name) for name in entries}
+        rank = min((rank for rank in ranks.values() if rank is not None), default=None)
+        if rank is None or (rank == 2 and _has_pictures(entries)):  # such a listing describes the pictures, or is lost
+            return _folders(fs, path)
+        return _shards(fs, {name: entry for name, entry in entries.items() if ranks[name] == rank})
+    return _shards(fs, {path: fs.info(path)}) if fs.exists(path) else []
+
+
+def _kind(name: str) -> int | None:
+    return next((rank for rank, suffixes in enumerate(KINDS) if name.endswith(suffixes)), None)
+
+
+def _has_pictures(names: Any) -> bool:
+    return any(split_name(name)[1] in IMAGE_SUFFIXES for name in names)
+
+
+def _folders(fs: Any, path: str) -> list[Source]:
+    base = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path)
+    return [
+        Source(uri=join_uri(base, part), bytes=n_bytes, etag=etag) for part, n_bytes, etag in folder.parts(fs, path)
+    ]
+
+
+def _shards(fs: Any, entries: dict[str, Any]) -> list[Source]:
+    """The files as sources; the tables that img2dataset puts beside its tars are part of those."""
+    tables = {webdataset.table_beside(name) for name in entries if _kind(name) == 0}
+    named = [(name, info) for name, info in entries.items() if name not in tables]
+    with ThreadPoolExecutor(16) as threads:  # a footer to read for each large table, a link to follow for each file
+        found = threads.map(lambda entry: list(_sources(fs, *entry)), named)
+        return [source for sources in found for source in sources]
+
+
+def _sources(fs: Any, name: str, entry: dict[str, Any]) -> Iterator[Source]:
+    # A local listing tells of a link, not of its target; a remote one saves a request for every shard.
+    info = fs.info(name) if isinstance(fs, LocalFileSystem) else entry
+    if info["type"] == "directory":
+        return
+    whole = _source(fs, name, info)
+    parts = _parts(whole)
+    for part in parts:
+        yield Source(uri=join_uri(whole.uri, part), bytes=whole.bytes // len(parts), etag=whole.etag)
+
+
+def _parts(source: Source) -> list[Part]:
+    """What a large table is cut into. One that cannot be read is a shard that fails, not a run that does."""
+    with suppress(SourceError, OSError):
+        return _cut(source)
+    return [Part()]
+
+
+def _cut(source: Source) -> list[Part]:
+    if source.uri.endswith(parquet.SUFFIXES) and source.bytes >= TABLES_SPLIT_FROM_BYTES:
+        return parquet.parts(source.uri)
+    if source.uri.endswith(listing.SUFFIXES):
+        return listing.parts(source.uri)
+    return [Part()]
 
 
 def _source(fs: Any, path: str, info: dict[str, Any]) -> Source:
@@ -68,8 +133,9 @@ def _source(fs: Any, path: str, info: dict[str, Any]) -> Source:
 
 def current_etag(uri: str) -> str:
     """The etag a source has now; SourceError when it is gone."""
-    fs, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    named, part = split_uri(uri)
+    fs, path = open_filesystem(named)
     try:
-        return _source(fs, path, fs.info(path)).etag
+        return folder.measure(fs, path, part)[1] if part.folder is not None else _source(fs, path, fs.info(path)).etag
     except FileNotFoundError:
         raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from memory_builder.build import embed, index
 from memory_builder.demo.report import Query, write_report
-from memory_builder.embed import EmbedConfig
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory

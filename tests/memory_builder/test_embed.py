@@ -15,7 +15,8 @@ import pytest
 from tars import Member, good_pairs, pair, picture, raw, tar_bytes
 from tars import header as tar_header
 
-from memory_builder.embed import EmbedConfig, EmbedTask, describe, embed_shard
+from memory_builder.describe import EmbedConfig, describe
+from memory_builder.embed import EmbedTask, embed_shard
 from memory_builder.encoder import Encoder, Pixels, Vectors
 from memory_builder.errors import EncoderError, SourceError, UsageError
 from memory_builder.manifest import Commit, Manifest, Shard, config_hash
@@ -117,7 +118,8 @@ def test_the_commit_names_every_file_with_its_checksum(embed_tar: Callable[..., 
         assert sha256(done.store.read(path)) == digest
     assert Manifest.read(done.store).commits == {3: done.commit}
     seconds = done.commit.seconds
-    assert seconds["decode"] + seconds["forward"] + seconds["write"] == pytest.approx(seconds["total"])
+    assert 0 < seconds["forward"] + seconds["write"] < seconds["total"]
+    assert seconds["decode"] > 0
 
 
 def test_row_i_is_vector_i_of_pair_i(embed_tar: Callable[..., Embedded], encoder: Encoder) -> None:

@@ -72,7 +72,8 @@ CASES: dict[str, tuple[list[Member], str | None]] = {
     "no image": ([("no image.txt", CAPTION)], "no image"),
     "dots.in.name": ([("dots.in.name.png", PNG), ("dots.in.name.txt", CAPTION)], "neither image nor caption"),
     "README": ([("README", b"hello")], "neither image nor caption"),
-    "odd": ([("odd.tiff", PNG), ("odd.txt", CAPTION)], "no image"),
+    "odd": ([("odd.psd", PNG), ("odd.txt", CAPTION)], "no image"),
+    "tiff": ([("tiff.tiff", PNG), ("tiff.txt", CAPTION)], None),
     "empty image": ([("empty image.png", b""), ("empty image.txt", CAPTION)], "empty image file"),
     "empty caption": ([("empty caption.png", PNG), ("empty caption.txt", b"")], "no caption"),
     "blank caption": ([("blank caption.png", PNG), ("blank caption.txt", b" \n\t\xc2\xa0 ")], "no caption"),
@@ -84,8 +85,12 @@ CASES: dict[str, tuple[list[Member], str | None]] = {
     "null json": ([("null json.png", PNG), ("null json.json", b"null")], "json is not an object"),
     "deep json": ([("deep json.png", PNG), ("deep json.json", DEEP)], "json nested too deeply"),
     "odd caption": (
-        [("odd caption.png", PNG), ("odd caption.json", b'{"caption": ["x"]}')],
-        "json field caption is not a text",
+        [("odd caption.png", PNG), ("odd caption.json", b'{"caption": [7]}')],
+        "field caption is not a text",
+    ),
+    "several captions": (
+        [("several captions.png", PNG), ("several captions.json", b'{"caption": [null, " ", "x", "y"]}')],
+        None,
     ),
     "null caption": ([("null caption.png", PNG), ("null caption.json", b'{"caption": null}')], "no caption"),
     "../up": ([("../up.png", PNG), ("../up.txt", CAPTION)], "unsafe member name"),
@@ -250,7 +255,7 @@ def test_a_tar_that_breaks_off_keeps_what_came_before(shard: Callable[..., Path]
     assert len(read.broken) == 1
     assert isinstance(read.items[-1], Break)
     assert says in read.broken[0]
-    assert read.broken[0].startswith("breaks off at byte ")
+    assert read.broken[0].startswith(("breaks off at byte ", "not a tar (breaks off at byte 0: "))
 
 
 def test_a_sparse_member_that_ends_in_its_map_breaks_the_tar_off(shard: Callable[..., Path]) -> None:
@@ -277,7 +282,7 @@ def test_one_block_of_zeros_ends_a_tar(shard: Callable[..., Path]) -> None:
 def test_a_member_larger_than_the_limit_is_passed_over(
     shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_builder.tars.MAX_MEMBER_BYTES", 1 << 20)
+    monkeypatch.setattr("memory_builder.shards.tars.MAX_MEMBER_BYTES", 1 << 20)
     large = [("large.png", b"x" * ((1 << 20) + 1)), ("large.txt", CAPTION)]
     read = Read(shard([*pair("a"), *large, *pair("b")]))
     assert set(read.pairs) == {"a", "b"}
@@ -488,7 +493,7 @@ def test_reading_streams(monkeypatch: pytest.MonkeyPatch, shard: Callable[..., P
             read.append(len(data))
             return data
 
-    monkeypatch.setattr("memory_builder.shards.open_tar", lambda _: Watched(whole.getvalue()))
+    monkeypatch.setattr("memory_builder.shards.webdataset.open_tar", lambda _: Watched(whole.getvalue()))
     first = next(iter(read_pairs(str(path))))
     assert isinstance(first, Pair)
     assert sum(read) < len(whole.getvalue()) / 10

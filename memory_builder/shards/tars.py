@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
-import fsspec
+from memory_builder.retry import open_filesystem
 
 MAX_MEMBER_BYTES = 256 << 20
 MAX_TAR_BYTES = 1 << 43  # no filesystem seeks much further: a header that leads beyond is damaged
@@ -33,7 +33,8 @@ _DAMAGE = (
 
 def open_tar(uri: str) -> Any:
     """An fsspec file to be opened with ``with``; unzipped where its name says so."""
-    return fsspec.open(uri, "rb", compression="gzip" if uri.endswith((".gz", ".tgz")) else None)
+    fs, path = open_filesystem(uri)
+    return fs.open(path, "rb", compression="gzip" if uri.endswith((".gz", ".tgz")) else None)
 
 
 def split_name(name: str) -> tuple[str, str]:

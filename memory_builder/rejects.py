@@ -1,0 +1,51 @@
+"""Rejected pairs, and a second try at them.
+
+Committed rows never move, so what a second try makes of a shard's rejects becomes a shard of its own, whose name says
+whose rejects they are. The same pair twice is not tried again: the second never was one.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable
+from dataclasses import replace
+
+from memory_builder.manifest import Commit, Source
+from memory_builder.shards import DUPLICATE_KEY
+from memory_builder.sources import current_etag
+from memory_builder.uris import join_uri, split_uri
+
+
+def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = None) -> list[Source]:
+    """A source for the rejects of each shard that were not tried again yet; ``named``: only of those uris.
+
+    Raises:
+        SourceError: a shard is gone.
+    """
+    commits = list(commits)
+    tried = _tried_again(commits)
+    found = []
+    for commit in commits:
+        n = sum(n for reason, n in commit.reasons.items() if reason != DUPLICATE_KEY)
+        path, part = split_uri(commit.uri)
+        is_named = named is None or join_uri(path, replace(part, rejects=None)) in named
+        if n and is_named and commit.ordinal not in tried:
+            uri = join_uri(path, replace(part, rejects=commit.ordinal))
+            found.append(Source(uri=uri, bytes=0, etag=current_etag(uri)))
+    return found
+
+
+def standing_reasons(commits: Iterable[Commit]) -> Counter[str]:
+    """Rejects by reason, each pair counted once, by what came of it last."""
+    commits = list(commits)
+    tried = _tried_again(commits)
+    reasons: Counter[str] = Counter()
+    for commit in commits:
+        last = commit.reasons
+        if commit.ordinal in tried:
+            last = {reason: n for reason, n in last.items() if reason == DUPLICATE_KEY}
+        reasons.update(last)
+    return reasons
+
+
+def _tried_again(commits: list[Commit]) -> set[int]:
+    ordinals = (split_uri(commit.uri)[1].rejects for commit in commits)
+    return {ordinal for ordinal in ordinals if ordinal is not None}

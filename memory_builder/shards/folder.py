@@ -1,0 +1,88 @@
+"""Folders of pictures, each with its caption in a ``.txt`` or ``.json`` of the same name → pairs.
+
+Every folder below the one that was named is a shard, a large one several. The key is the path below the named one.
+"""
+
+import posixpath
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from memory_builder.retry import open_filesystem
+from memory_builder.shards.links import fetch, read_ahead
+from memory_builder.shards.pairs import (
+    IMAGE_SUFFIXES,
+    BadPairError,
+    Files,
+    Pair,
+    PairRules,
+    Reject,
+    pair_of_files,
+    printable,
+)
+from memory_builder.shards.tars import split_name
+from memory_builder.storage import etag_of, sha256
+from memory_builder.uris import PAIRS_A_SHARD, Part
+
+_Entry = tuple[str, int, str]  # file name, bytes, what changes with its content
+_SUFFIXES = IMAGE_SUFFIXES | {"txt", "json"}
+
+
+def read(root: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject]:
+    """The pairs of one folder, or of some of its names."""
+    fs, path = open_filesystem(root)
+    names = _names(fs, path, part)
+    below = part.folder or ""
+    wanted = (named for named in names.items() if rules.wants(printable(posixpath.join(below, named[0]))))
+    return read_ahead(partial(_pair, fs=fs, folder=_below(path, part), below=below, rules=rules), wanted)
+
+
+def parts(fs: Any, path: str) -> list[tuple[Part, int, str]]:
+    """(part, bytes, etag) of every folder at or below a path that holds pictures or texts."""
+    found = []
+    for folder in sorted(where for where, _, _ in fs.walk(path)):
+        below = folder.removeprefix(path).strip("/")
+        n_names = len(_names(fs, path, Part(folder=below)))
+        for start in range(0, n_names, PAIRS_A_SHARD):
+            items = (start, start + PAIRS_A_SHARD) if n_names > PAIRS_A_SHARD else None
+            part = Part(folder=below, items=items)
+            found.append((part, *measure(fs, path, part)))
+    return found
+
+
+def measure(fs: Any, path: str, part: Part) -> tuple[int, str]:
+    """(bytes, etag) of a part; FileNotFoundError when it is gone."""
+    entries = [entry for files in _names(fs, path, part).values() for entry in files]
+    if not entries:
+        raise FileNotFoundError(_below(path, part))
+    return sum(size for _, size, _ in entries), sha256(repr(entries).encode())[:32]
+
+
+def _below(path: str, part: Part) -> str:
+    return posixpath.join(path, part.folder) if part.folder else path
+
+
+def _names(fs: Any, path: str, part: Part) -> dict[str, list[_Entry]]:
+    """Name without suffix → its files, in order of the names."""
+    names: dict[str, list[_Entry]] = {}
+    for info in fs.ls(_below(path, part), detail=True):
+        if info["type"] != "file":
+            continue
+        name = posixpath.basename(info["name"])
+        stem, suffix = split_name(name)
+        if suffix in _SUFFIXES and not name.startswith("."):
+            version = etag_of(info) or str(info.get("mtime", ""))
+            names.setdefault(stem, []).append((name, info["size"] or 0, version))
+    start, stop = part.items or (0, None)
+    return {stem: sorted(names[stem]) for stem in sorted(names)[start:stop]}
+
+
+def _pair(named: tuple[str, list[_Entry]], *, fs: Any, folder: str, below: str, rules: PairRules) -> Pair | Reject:
+    stem, entries = named
+    files = Files(posixpath.join(below, stem))
+    try:
+        for name, _, _ in entries:
+            files.members[split_name(name)[1]] = (name, fetch(fs, posixpath.join(folder, name)))
+    except BadPairError as bad:
+        return Reject(key=printable(files.key), reason=str(bad))
+    return pair_of_files(files, rules)

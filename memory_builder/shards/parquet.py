@@ -1,0 +1,89 @@
+"""Parquet tables of pairs: pictures as bytes in a column, or named by path or URI → pairs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memory_builder.errors import SourceError
+from memory_builder.retry import open_filesystem
+from memory_builder.shards.links import Row, pairs_of_rows
+from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
+from memory_builder.shards.tables import Columns, row_of
+from memory_builder.uris import PAIRS_A_SHARD, Part
+
+SUFFIXES = (".parquet",)
+BATCH = 64
+
+
+def read(path: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+    """The pairs of these rows of a parquet file."""
+    with _open_parquet(path) as table:
+        columns = Columns(table.schema_arrow.names, rules, path)
+        broken: list[Break] = []
+        yield from pairs_of_rows(_parquet_rows(table, part, columns, broken), path, columns.rules(rules))
+        yield from broken
+
+
+def parts(path: str) -> list[Part]:
+    """A large file's parts: runs of row groups of some ten thousand rows, or pieces of a row group larger than that."""
+    with _open_parquet(path) as table:
+        sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
+    edges = [0]
+    end = 0
+    for size in sizes:
+        if end + size - edges[-1] > PAIRS_A_SHARD and end > edges[-1]:
+            edges.append(end)
+        edges += range(edges[-1] + PAIRS_A_SHARD, end + size, PAIRS_A_SHARD) if size > 2 * PAIRS_A_SHARD else []
+        end += size
+    edges = [*(edge for edge in edges if edge < end), end]
+    return [Part(items=(start, stop)) for start, stop in pairwise(edges)]
+
+
+@contextmanager
+def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    fs, place = open_filesystem(path)
+    with fs.open(place, "rb") as file:
+        try:
+            table = pq.ParquetFile(file, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise SourceError(f"{path} is no readable parquet file ({error}): fetch it again") from error
+        yield table
+
+
+def _parquet_rows(table: pq.ParquetFile, part: Part, columns: Columns, broken: list[Break]) -> Iterator[Row]:
+    start, stop = part.items or (0, table.metadata.num_rows)
+    wanted = _useful_columns(table.schema_arrow, columns)
+    number = 0
+    for group in range(table.num_row_groups):
+        first, number = number, number + table.metadata.row_group(group).num_rows
+        if number <= start or first >= stop:
+            continue
+        at = first
+        try:
+            for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted, use_threads=False):
+                here = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
+                for i, values in enumerate(here.to_pylist(), max(start, at)):
+                    yield row_of(values, i, columns)
+                at += batch.num_rows
+        except (pa.ArrowException, OSError) as error:
+            broken.append(Break(reason=f"breaks off at row {at}: {error}", offset=at))
+            return
+
+
+def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str]:
+    """Bytes other than the picture's are no metadata."""
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+    return [f.name for f in schema if f.name == columns.image or not any(is_kind(f.type) for is_kind in binary)]
+
+
+def read_row(path: str, number: int) -> bytes:
+    """The picture in one row; FileNotFoundError when there is none."""
+    with _open_parquet(path) as table:
+        columns = Columns(table.schema_arrow.names, PairRules(require="image"), path)
+        for row in _parquet_rows(table, Part(items=(number, number + 1)), columns, []):
+            if row.image is not None:
+                return row.image
+    raise FileNotFoundError(f"row {number} of {path}")

@@ -1,0 +1,57 @@
+"""The names of shards. A shard is a file, or a part of something larger: ``pictures#folder=cats&items=0-10000``.
+
+The part stands behind a ``#``: ``items`` (first and behind the last pair of a table or folder), ``bytes`` (of a
+listing), ``folder`` (below a folder of pictures), ``rejects`` (the pairs that an earlier shard rejected).
+"""
+
+import re
+from dataclasses import dataclass, fields
+from urllib.parse import quote, unquote
+
+PAIRS_A_SHARD = 10_000
+"""What is larger and has no shards of its own is cut into shards of about this many pairs."""
+
+_PART = re.compile(r"#((?:folder|items|bytes|rejects)=[^&#]*(?:&(?:folder|items|bytes|rejects)=[^&#]*)*)$")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """What of a path is meant; everything, unless something is given."""
+
+    folder: str | None = None
+    """Path below the folder that was named; empty for the folder itself."""
+    items: tuple[int, int] | None = None
+    bytes: tuple[int, int] | None = None
+    rejects: int | None = None
+    """Ordinal of the shard whose rejects are tried again."""
+
+
+def join_uri(path: str, part: Part) -> str:
+    """The name of a part of what lies at ``path``."""
+    named = []
+    for field in fields(part):
+        value = getattr(part, field.name)
+        if value is not None:
+            text = "-".join(map(str, value)) if isinstance(value, tuple) else quote(str(value))
+            named.append(f"{field.name}={text}")
+    return f"{path}#{'&'.join(named)}" if named else path
+
+
+def split_uri(uri: str) -> tuple[str, Part]:
+    """The reverse of ``join_uri``."""
+    found = _PART.search(uri)
+    if found is None:
+        return uri, Part()
+    given = dict(item.split("=", 1) for item in found[1].split("&"))
+    part = Part(
+        folder=unquote(given["folder"]) if "folder" in given else None,
+        items=_range(given["items"]) if "items" in given else None,
+        bytes=_range(given["bytes"]) if "bytes" in given else None,
+        rejects=int(given["rejects"]) if "rejects" in given else None,
+    )
+    return uri[: found.start()], part
+
+
+def _range(text: str) -> tuple[int, int]:
+    start, _, stop = text.partition("-")
+    return int(start), int(stop)
