@@ -153,7 +153,7 @@ def _train(task: TrainTask, key: str) -> Quantizer:
     n_rows = sum(counts.values())
     wanted = n_training_rows(key, task.config.train_points_per_list)
     held_out, train = (
-        _ids_at(store, positions, commits, counts, task.keys, d)
+        ids_at(store, positions, commits, counts, task.keys, d)
         for positions in draw_split(n_rows, wanted, task.config.seed)
     )
     if len(train) < n_lists(key) and key != EXACT_KEY:
@@ -191,9 +191,7 @@ def _trained(store: Store, folder: str) -> Quantizer | None:
     return Quantizer(**record) if store.checksum(f"{folder}/trained.faiss") == record["sha256"] else None
 
 
-def _ids_at(
-    store: Store, positions: Ids, commits: dict[int, Commit], counts: dict[int, int], keys: Keys, d: int
-) -> Ids:
+def ids_at(store: Store, positions: Ids, commits: dict[int, Commit], counts: dict[int, int], keys: Keys, d: int) -> Ids:
     """Sorted positions among the rows that have this modality → their row ids."""
     ids, start = [np.zeros(0, np.int64)], 0
     for ordinal, count in counts.items():

@@ -11,11 +11,17 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
-from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, CorruptMemoryError, UsageError
+from memory_builder.errors import (
+    ConcurrentWriterError,
+    ConfigMismatchError,
+    CorruptMemoryError,
+    IndexBuildError,
+    UsageError,
+)
 from memory_builder.progress import say
 from memory_builder.retry import RETRIES
 from memory_builder.storage import Store, sha256
@@ -351,16 +357,46 @@ class Snapshot:
     """Key modality (``image`` or ``text``) → index."""
     tombstones: str | None = None
     """File of deleted row ids, if any."""
+    tombstones_sha256: str | None = None
+    written_s: float = field(default=0.0, compare=False)
+    """Unix time; not part of the state."""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def modalities(self) -> tuple[Literal["image", "text"], ...]:
+        """The key modalities that have an index."""
+        both: tuple[Literal["image", "text"], ...] = ("image", "text")
+        return tuple(keys for keys in both if keys in self.indexes)
+
+    def view(self, keys: str, root: str) -> IndexView:
+        """The index of a key modality.
+
+        Raises:
+            IndexBuildError: there is none; the message says how to make it.
+        """
+        if keys not in self.indexes:
+            raise IndexBuildError(
+                f"{root} has no index of {keys} vectors ({', '.join(self.indexes) or 'none yet'}): "
+                f"run memory-builder index {root} --keys {keys}"
+            )
+        return self.indexes[keys]
 
 
 def read_snapshot(store: Store) -> Snapshot:
     """The current state; number 0, with no index, when none was written yet."""
+    numbers = snapshot_numbers(store)
+    return read_numbered_snapshot(store, numbers[-1]) if numbers else Snapshot(number=0, manifest_version=0, indexes={})
+
+
+def snapshot_numbers(store: Store) -> list[int]:
+    """Numbers of all snapshots, ascending. None is ever removed: a writer that is late must find its number taken."""
     stems = (name.removesuffix(".json") for name in store.list("snapshots") if name.endswith(".json"))
-    numbers = [int(stem) for stem in stems if stem.isdecimal()]
-    if not numbers:
-        return Snapshot(number=0, manifest_version=0, indexes={})
-    path = f"snapshots/{max(numbers)}.json"
+    return sorted(int(stem) for stem in stems if stem.isdecimal())
+
+
+def read_numbered_snapshot(store: Store, number: int) -> Snapshot:
+    """The state as it was at this number."""
+    path = f"snapshots/{number}.json"
     data = store.read(path)
     with _reading(store, path):
         fields = json.loads(data)

@@ -1,6 +1,6 @@
 """A memory opened for questions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
 
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.errors import CorruptMemoryError, EncoderError, IndexBuildError, UsageError
-from memory_builder.images import BadImageError, decode_image, to_rgb
-from memory_builder.manifest import Commit, Description, IndexView, Manifest, Snapshot, read_description, read_snapshot
+from memory_builder.errors import CorruptMemoryError, EncoderError, UsageError
+from memory_builder.filtered import lists_for
+from memory_builder.manifest import Commit, Description, Manifest, Snapshot, read_description, read_snapshot
+from memory_builder.queries import Picture, query_vectors
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
-from memory_builder.search import Effort, OpenIndex, Scores
+from memory_builder.rowset import RowSet, remaining_rows
+from memory_builder.runner import LocalRunner, Runner
+from memory_builder.scores import Scores
+from memory_builder.search import Effort, OpenIndex
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
 
-BATCH = 256
-"""Queries through the model at a time."""
-Picture = str | Path | bytes | Image.Image
-"""A file, encoded bytes, or a decoded image."""
+FILTERS_KEPT = 8
+"""Filters whose rows are remembered; each takes a bit a row."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +50,12 @@ class Memory:
         self.description = description
         self.snapshot = snapshot
         self._rows = Rows(store, manifest.commits, description.d)
+        self._deleted = current_tombstones(store, snapshot)
         self._encoder_config = encoder
+        # Bounded, and one an instance: what is open must go when the memory goes.
         self._index = lru_cache(maxsize=2)(self._open_index)
+        self._matching = lru_cache(FILTERS_KEPT)(self._find_matching)
+        self._allowed = lru_cache(FILTERS_KEPT)(self._find_allowed)
 
     @staticmethod
     def open(root: str | Path, *, encoder: EncoderConfig | None = None, **storage_options: Any) -> "Memory":
@@ -65,7 +71,10 @@ class Memory:
             UsageError: there is no memory here.
             CorruptMemoryError: a file is missing or damaged.
         """
-        store = Store(root, **storage_options)
+        return Memory._read(Store(root, **storage_options), encoder)
+
+    @staticmethod
+    def _read(store: Store, encoder: EncoderConfig | None) -> "Memory":
         description = read_description(store)
         snapshot = read_snapshot(store)
         manifest = Manifest.read_folded(store)
@@ -75,8 +84,8 @@ class Memory:
         return Memory(store, description, snapshot, manifest, encoder or built_with)
 
     def __len__(self) -> int:
-        """Rows, indexed or not."""
-        return sum(commit.n_written for commit in self._rows.commits.values())
+        """Rows, indexed or not, without those that are deleted."""
+        return sum(commit.n_written for commit in self._rows.commits.values()) - len(self._deleted)
 
     def __repr__(self) -> str:
         return f"Memory({self.store.root!r}, {len(self):,} rows, indexes: {', '.join(self.snapshot.indexes) or 'none'})"
@@ -89,10 +98,11 @@ class Memory:
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
         keys: Keys = "image",
+        where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
     ) -> Hits:
-        """The k rows whose ``keys`` vectors are nearest to each query.
+        """The k rows whose ``keys`` vectors are nearest to each query, deleted ones apart.
 
         Args:
             text: one text or several. Exactly one of text, image and vectors is given.
@@ -100,24 +110,28 @@ class Memory:
             vectors: f32[q, d] or f32[d], in the encoder's space; scaled to unit length here.
             k: rows a query; more than there are pads with -1.
             keys: search the rows' image or text vectors.
+            where: search only rows whose metadata fulfil this, such as ``width >= 256 AND caption LIKE '%cat%'``.
             nprobe: inverted lists to scan, instead of the number tuned for this kind of query.
             refine: candidates to rescore exactly for each row asked for, likewise; 0 keeps the scores of the codes.
 
         Raises:
-            UsageError: none or several kinds of query, k < 1, vectors of another width or not finite.
+            UsageError: none or several kinds of query, k < 1, vectors of another width or not finite, a filter that
+                cannot be.
             IndexBuildError: there is no index of this key modality.
             EncoderError: the model cannot be loaded or is not the one the memory was built with.
         """
-        if not isinstance(k, int | np.integer) or k < 1:
-            raise UsageError(f"k {k}: expected a whole number, at least 1")
-        side, queries = self._queries(text, image, vectors)
+        k = _at_least("k", k, 1)
+        side, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
         index = self.index(keys)
+        allowed = self._allowed(keys, where)
         effort = self._effort(keys, side, index)
+        if where is not None and allowed is not None:
+            effort = replace(effort, nprobe=max(effort.nprobe, lists_for(allowed, k, index.n_lists)))
         if nprobe is not None:
             effort = replace(effort, nprobe=_at_least("nprobe", nprobe, 1))
         if refine is not None:
             effort = replace(effort, refine=_at_least("refine", refine, 0))
-        scores, ids = index.search(queries, k, effort, self._rows, keys)
+        scores, ids = index.search(queries, k, effort, self._rows, keys, allowed)
         return Hits(scores=scores, ids=ids)
 
     def rows(self, ids: npt.ArrayLike) -> pa.Table:
@@ -141,9 +155,39 @@ class Memory:
         """The shard a row came from."""
         return self._rows.source(row_id)
 
+    def append(self, *, keys: Sequence[Keys] = (), runner: Runner | None = None) -> "Memory":
+        """Index the shards committed since; see ``changes.append``. Returns the memory as it is then."""
+        from memory_builder.changes import append
+
+        append(self.store, keys=keys, runner=runner or LocalRunner())
+        return self._anew()
+
+    def delete(
+        self, *, ids: npt.ArrayLike | None = None, keys: Sequence[str] | None = None, where: str | None = None
+    ) -> "Memory":
+        """Delete rows by id, by the keys of their pairs or by a filter; see ``changes.delete``.
+
+        Returns the memory without them; this one stays as it was opened.
+        """
+        from memory_builder.changes import delete
+
+        delete(self.store, ids=ids, keys=keys, where=where)
+        return self._anew()
+
+    def compact(self, *, purge: bool = False, runner: Runner | None = None) -> "Memory":
+        """Leave deleted rows out of the index; see ``compact.compact``. Returns the memory as it is then."""
+        from memory_builder.compact import compact
+
+        compact(self.store, purge=purge, runner=runner or LocalRunner())
+        return self._anew()
+
     @cached_property
     def encoder(self) -> Encoder:
         """The model the memory was built with."""
+        if not self._encoder_config.model:
+            raise EncoderError(
+                f"{self.store.root} was imported without a model: ask it with vectors, or import again with --model"
+            )
         encoder = load_encoder(self._encoder_config)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
@@ -159,29 +203,39 @@ class Memory:
 
     def tuning(self, keys: Keys) -> dict[str, Any]:
         """What was measured of an index: settings, recall, curves (``tuning.json``)."""
-        view = self._view(keys)
+        view = self.snapshot.view(keys, self.store.root)
         path = f"{view.index}/{view.tuning}"
         tuning = self.store.read_json(path)
         if tuning is None:
             raise CorruptMemoryError(f"{self.store.root}/{path} is missing: build the index again")
         return tuning
 
-    def _view(self, keys: Keys) -> IndexView:
-        if keys not in self.snapshot.indexes:
-            there = ", ".join(self.snapshot.indexes) or "none yet"
-            raise IndexBuildError(
-                f"{self.store.root} has no index of {keys} vectors ({there}): "
-                f"run memory-builder index {self.store.root} --keys {keys}"
-            )
-        return self.snapshot.indexes[keys]
+    def _anew(self) -> "Memory":
+        """The memory in its current state, with the model that is loaded here."""
+        memory = Memory._read(self.store, self._encoder_config)
+        if "encoder" in self.__dict__:
+            memory.__dict__["encoder"] = self.encoder
+        return memory
 
     def _open_index(self, keys: Keys) -> OpenIndex:
-        view = self._view(keys)
+        view = self.snapshot.view(keys, self.store.root)
         return OpenIndex(self.store, view.index, [name for segment in view.segments for name in segment])
+
+    def _find_matching(self, where: str) -> RowSet:
+        from memory_builder.where import matching_rows  # its parser takes a while to import
+
+        return matching_rows(self._rows, where)
+
+    def _find_allowed(self, keys: Keys, where: str | None) -> RowSet | None:
+        """The rows that a search may find; None: every row of the index."""
+        if where is None and not len(self._deleted):
+            return None
+        kept = None if where is None else self._matching(where)
+        return remaining_rows(self._rows.commits, self.index(keys).ordinals, self._deleted, kept)
 
     @cached_property
     def _tuned(self) -> dict[Keys, dict[str, Any]]:
-        return {keys: self.tuning(keys)["sides"] for keys in ("image", "text") if keys in self.snapshot.indexes}
+        return {keys: self.tuning(keys)["sides"] for keys in self.snapshot.modalities}
 
     def _effort(self, keys: Keys, side: str | None, index: OpenIndex) -> Effort:
         """As tuned for the query's modality; for bare vectors, the greater effort of both."""
@@ -191,61 +245,11 @@ class Memory:
             return Effort(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
         return Effort(nprobe=max(t["nprobe"] for t in tuned), refine=max(t["refine"] for t in tuned))
 
-    def _queries(self, text: Any, image: Any, vectors: Any) -> tuple[str | None, Scores]:
-        """(query modality or None, f32[q, d] unit rows)."""
-        if sum(query is not None for query in (text, image, vectors)) != 1:
-            raise UsageError("give exactly one of text, image and vectors")
-        if vectors is not None:
-            return None, _unit_rows(vectors, self.description.d)
-        side = "text" if text is not None else "image"
-        asked = text if text is not None else image
-        several = isinstance(asked, Sequence) and not isinstance(asked, str | bytes)
-        queries = list(asked) if several else [asked]
-        if not queries:
-            raise UsageError(f"no {side} to search with: the list is empty")
-        if side == "text":
-            if not all(isinstance(query, str) for query in queries):
-                raise UsageError(f"text queries are strings, not {queries!r:.100}")
-            encode: Callable[[Any], Any] = self.encoder.encode_texts
-        else:
-            encode = self._encode_pictures
-        batches = [encode(queries[i : i + BATCH]) for i in range(0, len(queries), BATCH)]
-        return side, np.concatenate(batches).astype(np.float32)
-
-    def _encode_pictures(self, pictures: Sequence[Picture]) -> Any:
-        pixels = [self.encoder.preprocess(_picture(picture)) for picture in pictures]
-        return self.encoder.encode_images(np.stack(pixels))
-
-
-def _picture(picture: Picture) -> Image.Image:
-    if isinstance(picture, Image.Image):
-        return to_rgb(picture)
-    try:
-        return decode_image(picture if isinstance(picture, bytes) else Path(picture).read_bytes())
-    except BadImageError as error:
-        raise UsageError(f"cannot use the query image: {error}") from None
-    except (OSError, TypeError) as error:
-        raise UsageError(f"cannot read the query image: {error}") from None
-
-
-def _unit_rows(vectors: npt.ArrayLike, d: int) -> Scores:
-    try:
-        queries = np.atleast_2d(np.asarray(vectors, np.float32))
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"query vectors are not numbers: {error}") from None
-    if queries.ndim != 2 or queries.shape[1] != d:
-        raise UsageError(f"query vectors have shape {list(queries.shape)}, this memory takes [q, {d}]")
-    norms = np.linalg.norm(queries, axis=1, keepdims=True)
-    if not np.isfinite(norms).all() or not norms.all():
-        raise UsageError("query vectors hold NaN, infinity or only zeros")
-    units: Scores = queries / norms
-    return units
-
 
 def _at_least(name: str, value: int, least: int) -> int:
-    if value < least:
-        raise UsageError(f"{name} {value}: at least {least}")
-    return value
+    if not isinstance(value, int | np.integer) or value < least:
+        raise UsageError(f"{name} {value}: expected a whole number, at least {least}")
+    return int(value)
 
 
 __all__ = ["NO_ROW", "Hits", "Memory", "Picture"]

@@ -6,7 +6,7 @@ order, on any machine, and searched together.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -17,10 +17,13 @@ import faiss
 import numpy as np
 
 from memory_builder.errors import CorruptMemoryError, IndexBuildError
-from memory_builder.manifest import Commit, Manifest, read_description, shard_name
-from memory_builder.rows import Keys, open_vectors, present_rows, row_ids
+from memory_builder.manifest import Commit, Manifest, Snapshot, config_hash, read_description, shard_name
+from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
 from memory_builder.runner import available_threads
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
+
+PART_MISSING = "open the memory anew if it was compacted since, else run verify or build the index again"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,25 +44,39 @@ class PartRecord:
     bytes: int
     sha256: str
     quantizer_sha256: str
+    n_deleted: int = 0
+    """Rows of these shards that were deleted when it was filled, and are not in it."""
+
+    def n_dead(self, deleted: Ids) -> int:
+        """Deleted rows (i64[n], ascending) that it still holds, or would, had they its modality."""
+        return sum(len(rows_of(ordinal, deleted)) for ordinal in self.ordinals) - self.n_deleted
 
 
-def plan_parts(commits: Iterable[Commit], keys: Keys, part_rows: int) -> list[Part]:
-    """Group shards, in order, into parts of about ``part_rows`` rows; a shard is never split."""
+def plan_parts(commits: Iterable[Commit], keys: Keys, part_rows: int, *, salt: str | None = None) -> list[Part]:
+    """Group shards, in order, into parts of about ``part_rows`` rows; a shard is never split.
+
+    The parts of a first build are named by their first and last shard. Later ones, which lie beside those of earlier
+    states, have a ``salt``: what decides their content beyond the shards.
+    """
     parts: list[Part] = []
     ordinals: list[int] = []
     n = 0
     for commit in commits:
         n_here = commit.n_present(keys)
         if ordinals and n + n_here > part_rows:
-            parts.append(_part(ordinals))
+            parts.append(part_of(ordinals, salt))
             ordinals, n = [], 0
         ordinals.append(commit.ordinal)
         n += n_here
-    return [*parts, _part(ordinals)] if ordinals else parts
+    return [*parts, part_of(ordinals, salt)] if ordinals else parts
 
 
-def _part(ordinals: list[int]) -> Part:
-    return Part(name=f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}", ordinals=tuple(ordinals))
+def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
+    """The part of these shards, with the name that ``plan_parts`` gives it."""
+    name = f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}"
+    if salt is not None:
+        name = f"{name}-{config_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
+    return Part(name=name, ordinals=tuple(ordinals))
 
 
 def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
@@ -72,6 +89,18 @@ def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
         return None
     except (ValueError, LookupError, TypeError) as error:
         raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): build the index again") from None
+
+
+def part_record(store: Store, folder: str, name: str) -> PartRecord:
+    """The record of a part that a snapshot names.
+
+    Raises:
+        CorruptMemoryError: it is missing or damaged.
+    """
+    record = read_part_record(store, folder, name)
+    if record is None:
+        raise CorruptMemoryError(f"{store.root}/{folder}/parts/{name}.json is missing: {PART_MISSING}")
+    return record
 
 
 def read_quantizer_hash(store: Store, folder: str) -> str:
@@ -118,8 +147,9 @@ def fill_part(
     commits: dict[int, Commit],
     quantizer_sha256: str,
     threads: int,
+    deleted: Ids | None = None,
 ) -> PartRecord:
-    """Fill one part and record it. A part that is recorded already is left alone.
+    """Fill one part and record it, without the deleted rows (i64[n], ascending). One that is recorded is left alone.
 
     Raises:
         IndexBuildError: the recorded part, or the quantizer that lies here, belongs to another build.
@@ -139,9 +169,13 @@ def fill_part(
     if store.checksum(trained) != quantizer_sha256:
         raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
     index = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
+    n_deleted = 0
     for ordinal in part.ordinals:
         vectors = open_vectors(store, commits[ordinal], keys, d)
         rows = present_rows(commits[ordinal], vectors, keys)
+        if deleted is not None:
+            gone = rows_of(ordinal, deleted)
+            rows, n_deleted = np.setdiff1d(rows, gone, assume_unique=True), n_deleted + len(gone)
         index.add_with_ids(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
     size, digest = write_faiss(store, f"{folder}/parts/{part.name}.faiss", index)
     record = PartRecord(
@@ -151,6 +185,7 @@ def fill_part(
         bytes=size,
         sha256=digest,
         quantizer_sha256=quantizer_sha256,
+        n_deleted=n_deleted,
     )
     store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
     return record
@@ -171,6 +206,8 @@ class FillTask:
     folder: str
     keys: Keys
     quantizer_sha256: str
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are left out; without it, none are."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Part], PartRecord]:
@@ -184,4 +221,5 @@ class FillTask:
             commits=Manifest.read_folded(store).commits,
             quantizer_sha256=self.quantizer_sha256,
             threads=available_threads(),
+            deleted=current_tombstones(store, self.leaving_out) if self.leaving_out else None,
         )

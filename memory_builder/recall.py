@@ -17,7 +17,8 @@ import numpy as np
 from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner, available_threads
-from memory_builder.search import Effort, OpenIndex, Scores, best_of, exact_scores
+from memory_builder.scores import Scores, best_of, exact_scores
+from memory_builder.search import Effort, OpenIndex
 from memory_builder.storage import Store
 
 TIE = 1e-4

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memory_builder.encoder import Vectors
@@ -38,6 +39,12 @@ def row_ids(ordinal: int, rows: npt.NDArray[Any]) -> Ids:
 def split_ids(ids: Ids) -> tuple[Ids, Ids]:
     """Ids → (shard ordinals, rows)."""
     return ids >> ROW_BITS, ids & ((1 << ROW_BITS) - 1)
+
+
+def rows_of(ordinal: int, ids: Ids) -> Ids:
+    """Those of ascending ids that lie in one shard, as rows of it."""
+    low, high = np.searchsorted(ids, [ordinal << ROW_BITS, (ordinal + 1) << ROW_BITS])
+    return split_ids(ids[low:high])[1]
 
 
 def vectors_path(ordinal: int, keys: str) -> str:
@@ -115,11 +122,21 @@ class Rows:
         flat = np.asarray(ids, np.int64).ravel()
         tables, places = [], []
         for ordinal, where, rows in self._by_shard(flat):
-            tables.append(self._read_metadata(ordinal, columns).take(pa.array(rows)))
+            tables.append(self.shard_metadata(ordinal, columns).take(pa.array(rows)))
             places.append(where)
         if not tables:  # any shard knows the columns
-            tables = [self._read_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
+            tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
         return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
+
+    def with_keys(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
+        """Pairs' keys → (i64[n] the rows that have one of them, in any shard, and the keys that no row has)."""
+        wanted, met, ids = pa.array(keys, pa.string()), set(), [np.zeros(0, np.int64)]
+        for ordinal in self.commits:
+            column = self._lookup(ordinal).column("key")
+            rows = np.flatnonzero(pc.is_in(column, value_set=wanted))
+            met.update(column.take(pa.array(rows)).to_pylist())
+            ids.append(row_ids(ordinal, rows))
+        return np.concatenate(ids), [key for key in keys if key not in met]
 
     def source(self, row_id: int) -> str:
         """The shard (its uri) that a row came from."""
@@ -149,16 +166,32 @@ class Rows:
         except (OSError, pa.ArrowException) as error:
             raise CorruptMemoryError(f"{path} cannot be read ({error}): run verify") from None
 
-    def _read_metadata(self, ordinal: int, columns: Sequence[str] | None) -> pa.Table:
+    def schema(self) -> pa.Schema:
+        """The metadata columns; every shard has the same."""
+        return self.shard_metadata(next(iter(self.commits))).schema
+
+    def shard_metadata(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Every metadata column of one shard, or these: n rows, in order.
+
+        Raises:
+            UsageError: there is no such column.
+            CorruptMemoryError: the file is missing or damaged.
+        """
         path = f"metadata/metadata_{shard_name(ordinal)}.parquet"
         try:
-            table = pq.read_table(self.store.fetch(path))
+            with pq.ParquetFile(str(self.store.fetch(path)), pre_buffer=False) as file:
+                names = file.schema_arrow.names
+                unknown = set(columns or ()) - set(names)
+                if unknown:
+                    raise UsageError(
+                        f"no column {', '.join(sorted(unknown))} in {self.store.root}: it has {', '.join(names)}"
+                    )
+                table = file.read(None if columns is None else list(columns), use_threads=False)
         except (OSError, pa.ArrowException) as error:
             raise CorruptMemoryError(f"{self.store.root}/{path} cannot be read ({error}): run verify") from None
-        unknown = set(columns or ()) - set(table.column_names)
-        if unknown:
-            raise UsageError(
-                f"no column {', '.join(sorted(unknown))} in {self.store.root}: it has {', '.join(table.column_names)}"
+        if table.num_rows != self.commits[ordinal].n_written:
+            raise CorruptMemoryError(
+                f"{self.store.root}/{path} has {table.num_rows} rows, not its commit's: run verify"
             )
         return table if columns is None else table.select(list(columns))
 

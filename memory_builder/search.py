@@ -10,11 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.parts import read_faiss, read_part_record, read_quantizer_hash
+from memory_builder.filtered import is_few, is_selective, score_all, widen
+from memory_builder.parts import PART_MISSING, PartRecord, part_record, read_faiss, read_quantizer_hash
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
+from memory_builder.rowset import RowSet
+from memory_builder.scores import Scores, best_of, exact_scores
 from memory_builder.storage import Store
 
-Scores = npt.NDArray[np.float32]
 RERANK_BYTES = 64 << 20
 
 
@@ -36,7 +38,10 @@ class OpenIndex:
         trained = f"{folder}/trained.faiss"
         self._trained = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
         quantizer = read_quantizer_hash(store, folder)
-        self._parts = [_open_part(store, folder, name, quantizer) for name in parts]
+        records = [_read_record(store, folder, name, quantizer) for name in parts]
+        self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
+        """Shards whose rows it holds."""
+        self._parts = [_open_part(store, folder, record) for record in records]
         self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
         if not self.is_exact:
             self._ivf = _ivf_of(self._trained)
@@ -81,55 +86,61 @@ class OpenIndex:
         scores, lists = quantizer.search(queries, nprobe, params=params)
         return queries, scores, lists
 
-    def candidates(self, queries: Scores, k: int, nprobe: int) -> tuple[Scores, Ids]:
-        """f32[q, d] unit rows → scores f32[q, k] by code, ids i64[q, k], best first; short results padded with -1."""
+    def centroids(self, lists: Ids) -> Scores:
+        """i64[n] lists → f32[n, d'] their centroids, in the space that ``coarse`` gives queries in."""
+        found: Scores = faiss.downcast_index(self._ivf.quantizer).reconstruct_batch(lists)
+        return found
+
+    def candidates(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+        """f32[q, d] unit rows → scores f32[q, k] by code, ids i64[q, k], best first; short results padded with -1.
+
+        Only rows of ``allowed``, where it is given.
+        """
         queries = np.ascontiguousarray(queries, np.float32)
         with _threads(1) if len(queries) == 1 else nullcontext():
-            return self._candidates(queries, k, nprobe)
+            if allowed is None:
+                return self._scan(queries, k, nprobe)
+            if is_selective(allowed, k, self.n_rows):
+                return self._scan(queries, k, nprobe, allowed.selector)
+            return widen(lambda some, width: self._scan(some, width, nprobe), queries, k, self.n_rows, allowed)
 
-    def _candidates(self, queries: Scores, k: int, nprobe: int) -> tuple[Scores, Ids]:
+    def _scan(self, queries: Scores, k: int, nprobe: int, selector: Any = None) -> tuple[Scores, Ids]:
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
         if self.is_exact:
-            for part in self._parts:
-                best.add_result(*part.search(queries, k))
+            for part in self._parts:  # faiss writes into the parameters: they are not shared
+                best.add_result(*part.search(queries, k, params=faiss.SearchParameters(sel=selector)))
         else:
             queries, list_scores, lists = self.coarse(queries, min(nprobe, self.n_lists))
             for ivf in self._part_ivfs:
-                best.add_result(*_scan(ivf, queries, k, list_scores, lists))
+                best.add_result(*_scan_lists(ivf, queries, k, list_scores, lists, selector))
         best.finalize()
         return best.D, best.I
 
-    def search(self, queries: Scores, k: int, effort: Effort, rows: Rows, keys: Keys) -> tuple[Scores, Ids]:
+    def search(
+        self, queries: Scores, k: int, effort: Effort, rows: Rows, keys: Keys, allowed: RowSet | None = None
+    ) -> tuple[Scores, Ids]:
         """f32[q, d] unit rows → scores f32[q, k], ids i64[q, k], best first; padded with -1 and -inf.
 
-        Memory stays bounded: queries are taken in blocks whose candidates' vectors fit into RERANK_BYTES.
+        Only rows of ``allowed``, where it is given; all of them are scored exactly when they are few. Memory stays
+        bounded: queries are taken in blocks whose candidates' vectors fit into RERANK_BYTES.
         """
-        wanted = min(max(k, k * effort.refine), max(k, self.n_rows))
-        rerank = bool(effort.refine) and not self.has_exact_codes
-        block = max(1, RERANK_BYTES // (4 * rows.d * wanted)) if rerank else max(1, len(queries))
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), NO_ROW, np.int64)
-        for start in range(0, len(queries), block):
+        wanted = min(k * max(1, effort.refine), self.n_rows if allowed is None else len(allowed))
+        if wanted and allowed is not None and is_few(allowed, self.n_rows, rows):
+            best_scores, best = score_all(queries, k, rows, keys, allowed)
+            scores[:, : best.shape[1]], ids[:, : best.shape[1]] = best_scores, best
+            return scores, ids
+        rerank = bool(effort.refine) and not self.has_exact_codes
+        block = max(1, RERANK_BYTES // (4 * rows.d * max(1, wanted))) if rerank else max(1, len(queries))
+        for start in range(0, len(queries) if wanted else 0, block):
             here = slice(start, start + block)
-            found_scores, found = self.candidates(queries[here], wanted, effort.nprobe)
+            found_scores, found = self.candidates(queries[here], wanted, effort.nprobe, allowed)
             if rerank:
                 found_scores = exact_scores(queries[here], found, rows, keys)
-            scores[here], ids[here] = best_of(found_scores, found, k)
+            best_scores, best = best_of(found_scores, found, k)
+            scores[here, : best.shape[1]], ids[here, : best.shape[1]] = best_scores, best
         return scores, ids
-
-
-def best_of(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:
-    """The k best of [q, c ≥ k] candidates; equal scores in order of their ids: the same answer every time."""
-    scores = np.where(ids == NO_ROW, np.float32(-np.inf), scores)
-    order = np.lexsort((ids, -scores))[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
-
-
-def exact_scores(queries: Scores, ids: Ids, rows: Rows, keys: Keys) -> Scores:
-    """f32[q, d], i64[q, c] → f32[q, c] inner products with the stored vectors; anything for id -1."""
-    vectors = rows.vectors(ids.ravel(), keys).reshape(*ids.shape, rows.d)  # f32[q, c, d]
-    scores: Scores = np.einsum("qd,qcd->qc", queries, vectors, optimize=True)
-    return scores
 
 
 @contextmanager
@@ -146,20 +157,22 @@ def _threads(n: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
-def _open_part(store: Store, folder: str, name: str, quantizer_sha256: str) -> Any:
-    path = f"{folder}/parts/{name}.faiss"
-    record = read_part_record(store, folder, name)
-    if record is None:
-        raise CorruptMemoryError(f"{store.root}/{folder}/parts/{name}.json is missing: build the index again")
+def _read_record(store: Store, folder: str, name: str, quantizer_sha256: str) -> PartRecord:
+    record = part_record(store, folder, name)
     if record.quantizer_sha256 != quantizer_sha256:
         raise CorruptMemoryError(
-            f"{store.root}/{path} was filled with quantizer {record.quantizer_sha256[:12]}, this index has "
-            f"{quantizer_sha256[:12]}: build the index again"
+            f"{store.root}/{folder}/parts/{name}.faiss was filled with quantizer {record.quantizer_sha256[:12]}, this "
+            f"index has {quantizer_sha256[:12]}: build the index again"
         )
+    return record
+
+
+def _open_part(store: Store, folder: str, record: PartRecord) -> Any:
+    path = f"{folder}/parts/{record.name}.faiss"
     try:
         size = store.size(path)
     except FileNotFoundError:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing: run verify, or build the index again") from None
+        raise CorruptMemoryError(f"{store.root}/{path} is missing: {PART_MISSING}") from None
     if size != record.bytes:
         raise CorruptMemoryError(
             f"{store.root}/{path} has {size:,} bytes, its record says {record.bytes:,}: run verify, "
@@ -172,7 +185,9 @@ def _ivf_of(index: Any) -> Any:
     return faiss.downcast_index(faiss.extract_index_ivf(index))
 
 
-def _scan(ivf: Any, queries: Scores, k: int, list_scores: Scores, lists: Ids) -> tuple[Scores, Ids]:
+def _scan_lists(
+    ivf: Any, queries: Scores, k: int, list_scores: Scores, lists: Ids, selector: Any
+) -> tuple[Scores, Ids]:
     """Scan given lists of one part. The Python wrapper takes no parameters; the C++ call is safe between threads."""
     n, nprobe = lists.shape
     scores = np.empty((n, k), np.float32)
@@ -188,7 +203,7 @@ def _scan(ivf: Any, queries: Scores, k: int, list_scores: Scores, lists: Ids) ->
         pointer(scores),
         pointer(ids),
         False,
-        faiss.SearchParametersIVF(nprobe=nprobe),
+        faiss.SearchParametersIVF(nprobe=nprobe, sel=selector),
         None,
     )
     return scores, ids

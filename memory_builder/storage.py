@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -87,14 +87,14 @@ class Store:
     def exists(self, path: str) -> bool:
         return bool(self.fs.exists(self.full(path)))
 
-    def list(self, folder: str) -> list[str]:
-        """Sorted names of the files in a folder; empty when there is no such folder."""
+    def list(self, folder: str, kind: Literal["file", "directory"] = "file") -> list[str]:
+        """Sorted names of the files (or of the folders) in a folder; empty when there is no such folder."""
         try:
             with self._telling(f"{self.root}/{folder}"):
                 entries = self.fs.ls(self.full(folder), detail=True)
         except FileNotFoundError:
             return []
-        names = (entry["name"].rsplit("/", 1)[-1] for entry in entries if entry["type"] == "file")
+        names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == kind)
         return sorted(name for name in names if name)
 
     def size(self, path: str) -> int:

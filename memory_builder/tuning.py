@@ -17,7 +17,8 @@ from memory_builder.progress import say
 from memory_builder.recall import MAIN_K, Point, Side, ground_truth, measure
 from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.runner import Runner
-from memory_builder.search import Effort, OpenIndex, Scores
+from memory_builder.scores import Scores
+from memory_builder.search import Effort, OpenIndex
 from memory_builder.storage import Store
 
 REFINES = (1, 2, 4, 8, 16)

@@ -4,20 +4,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import (
     Commit,
     Manifest,
     Snapshot,
     read_description,
+    read_numbered_snapshot,
     read_plan,
     read_snapshot,
     record_names,
     shard_name,
+    snapshot_numbers,
 )
 from memory_builder.parts import read_part_record
+from memory_builder.purge import read_purge
 from memory_builder.runner import Runner
 from memory_builder.storage import Store
+from memory_builder.tombstones import check_ids, current_tombstones
 
 SHARD_FOLDERS = ("img_emb", "text_emb", "metadata", "rows", "rejects")
 
@@ -48,7 +52,9 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
                 raise result
             problems += result
         problems += _foreign_files(store, commits)
-        problems += _index_problems(store, read_snapshot(store))
+        snapshot = read_snapshot(store)
+        problems += _index_problems(store, snapshot)
+        problems += _tombstone_problems(store, snapshot, commits)
     except CorruptMemoryError as error:  # so damaged that what hangs on it cannot be looked at
         problems.append(Problem(shard=None, file="", problem=str(error)))
     return sorted(problems, key=lambda problem: (problem.file, problem.problem))
@@ -94,10 +100,17 @@ class VerifyTask:
 def verify_shard(commit: Commit, *, store: Store) -> list[Problem]:
     """Compare the files of one shard with its commit record."""
     problems = []
-    for path, expected in commit.checksums.items():
+    purge = read_purge(store, commit.ordinal)
+    purged = purge.checksums if purge else {}
+    for path, expected in (commit.checksums | purged).items():
         found = _checksum(store, path)
         if found is None:
             problems.append(Problem(shard=commit.ordinal, file=path, problem="missing"))
+        elif found != expected and path in purged:
+            problem = f"checksum is {found[:12]}, its purge record says {expected[:12]}: run compact --purge again"
+            problems.append(
+                Problem(shard=None, file=path, problem=problem)
+            )  # no shard: its source brings back the rows
         elif found != expected:
             problem = f"checksum is {found[:12]}, its commit record says {expected[:12]}"
             problems.append(Problem(shard=commit.ordinal, file=path, problem=problem))
@@ -148,10 +161,26 @@ def _index_problems(store: Store, snapshot: Snapshot) -> Iterator[Problem]:
         names = [name for segment in view.segments for name in segment]
         for name in names:
             yield from _part_problems(store, view.index, name, trained)
-        known = {f"{name}.{suffix}" for name in names for suffix in ("faiss", "json")}
+        known = _parts_of_all_states(store, view.index)
         for name in store.list(f"{view.index}/parts"):
             if name not in known:
-                yield Problem(shard=None, file=f"{view.index}/parts/{name}", problem="no snapshot names it")
+                problem = "no snapshot names it: left by a killed run; compact removes it"
+                yield Problem(shard=None, file=f"{view.index}/parts/{name}", problem=problem)
+
+
+def _parts_of_all_states(store: Store, folder: str) -> set[str]:
+    """File names of the parts of an index in any state: an earlier one may still be open somewhere."""
+    snapshots = (read_numbered_snapshot(store, number) for number in snapshot_numbers(store))
+    views = [view for snapshot in snapshots for view in snapshot.indexes.values() if view.index == folder]
+    names = (name for view in views for segment in view.segments for name in segment)
+    return {f"{name}.{suffix}" for name in names for suffix in ("faiss", "json")}
+
+
+def _tombstone_problems(store: Store, snapshot: Snapshot, commits: dict[int, Commit]) -> Iterator[Problem]:
+    try:
+        check_ids(current_tombstones(store, snapshot), commits, store.root)
+    except (CorruptMemoryError, UsageError) as error:
+        yield Problem(shard=None, file=snapshot.tombstones or "", problem=str(error))
 
 
 def _part_problems(store: Store, folder: str, name: str, trained: str | None) -> Iterator[Problem]:

@@ -125,6 +125,8 @@ def write_memory(
     fingerprint: str = "0" * 64,
     model: str = "synthetic",
     fold: bool = True,
+    columns: dict[str, str] | None = None,
+    fields: Callable[[int], dict[str, Any]] = lambda row: {},
     **storage_options: Any,
 ) -> Store:
     """A memory made of given vectors, written through the package's own functions: what ``embed`` would leave.
@@ -137,6 +139,8 @@ def write_memory(
         fingerprint: of the encoder; ask with text or image only if this is the one of ``model``.
         model: as EncoderConfig takes it.
         fold: also write manifest.parquet, as the driver does at the end.
+        columns: metadata columns beside the fixed ones, as ``--columns`` takes them.
+        fields: what the json of row i says.
         storage_options: passed to fsspec.
 
     Row i has key ``00000123`` and caption ``caption 123``, and no url.
@@ -152,7 +156,7 @@ def write_memory(
         pretrained=None,
         fingerprint=fingerprint,
         d=d,
-        columns={},
+        columns=columns or {},
         config={"fingerprint": fingerprint},
         config_hash=config_hash({"fingerprint": fingerprint}),
     )
@@ -176,7 +180,8 @@ def write_memory(
             }
             for row, image, text in zip(rows, has_image, has_text, strict=True)
         ]
-        table = metadata_table([(row, {}) for row in found], {})
+        described = [(row, fields(i)) for i, row in zip(rows, found, strict=True)]
+        table = metadata_table(described, columns or {})
         name = shard_name(shard.ordinal)
         files = {
             f"img_emb/img_emb_{name}.npy": npy_bytes(some_images),

@@ -120,7 +120,7 @@ def test_a_part_of_another_quantizer_is_refused(memory: Store) -> None:
         fill(memory, PART, quantizer_sha256="0" * 64)
     assert read_part_record(memory, FOLDER, PART.name) is None
     assert replace(record, quantizer_sha256="0" * 64) != record
-    assert set(asdict(record)) == {"name", "ordinals", "n_rows", "bytes", "sha256", "quantizer_sha256"}
+    assert set(asdict(record)) == {"name", "ordinals", "n_rows", "bytes", "sha256", "quantizer_sha256", "n_deleted"}
 
 
 def test_missing_vectors_leave_no_part(memory: Store) -> None:

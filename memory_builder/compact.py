@@ -1,0 +1,167 @@
+"""Compact a memory: fill anew the parts that hold deleted rows, merge small ones, remove what no state needs.
+
+The parts that come of it hold what a first filling with the remaining rows would. Readers of the states before go on:
+their files stay until two later states are there and ten minutes have passed.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from memory_builder.changes import LOCK, PART_ROWS, fill, records_of, settle
+from memory_builder.errors import ConcurrentWriterError
+from memory_builder.manifest import (
+    IndexView,
+    Manifest,
+    Snapshot,
+    read_numbered_snapshot,
+    read_snapshot,
+    snapshot_numbers,
+)
+from memory_builder.parts import FillTask, PartRecord, part_of, read_quantizer_hash
+from memory_builder.progress import say
+from memory_builder.purge import purge_rows
+from memory_builder.rows import Ids, Keys
+from memory_builder.runner import Runner
+from memory_builder.storage import Store
+from memory_builder.tombstones import FOLDER, current_tombstones
+
+KEEP_S = 600
+"""A state's files stay so long after the next one: a reader may have opened it and not yet looked."""
+STATES_KEPT = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rewrite:
+    """Parts of one index, and those that take their place."""
+
+    index: str
+    old: frozenset[str]
+    new: tuple[PartRecord, ...]
+
+
+def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int = PART_ROWS) -> Snapshot:
+    """Leave deleted rows out of the parts, and merge small parts into those of about ``part_rows`` rows.
+
+    Args:
+        store: the memory.
+        runner: where parts are filled.
+        purge: also blank the vectors, captions and urls of deleted rows where they lie, and remove at once every file
+            that holds one of them: states before this one can then no longer be searched.
+        part_rows: rows in a part, about.
+
+    Raises:
+        ConcurrentWriterError: the index was built anew meanwhile, or other writers were always faster.
+    """
+    store.sweep()
+    start = read_snapshot(store)
+    deleted = current_tombstones(store, start)
+    say(f"compact: {store.root}, {len(deleted):,} deleted rows")
+    Manifest.read(store).fold(store)  # workers read the folded records
+    rewrites: dict[Keys, Rewrite] = {}
+    for keys in start.modalities:
+        rewrites[keys] = _rewrite(store, start, keys, deleted, runner, part_rows)
+
+    def compacted(before: Snapshot) -> Snapshot:
+        indexes = dict(before.indexes)
+        for keys, rewrite in rewrites.items():
+            if rewrite.old:
+                indexes[keys] = _replaced(store, before.indexes.get(keys), rewrite)
+        return replace(before, number=before.number + 1, indexes=indexes) if indexes != before.indexes else before
+
+    after = settle(store, compacted)
+    if purge:
+        purge_rows(store, deleted, runner)
+        remove_unused(
+            store, keep_s=0, states_kept=1, folders=[f"index/{name}" for name in store.list("index", "directory")]
+        )
+    else:
+        remove_unused(store)
+    return after
+
+
+def _rewrite(store: Store, snapshot: Snapshot, keys: Keys, deleted: Ids, runner: Runner, part_rows: int) -> Rewrite:
+    view = snapshot.indexes[keys]
+    groups = [
+        group
+        for group in _groups(records_of(store, view), deleted, part_rows)
+        if len(group) > 1 or group[0].n_dead(deleted)
+    ]
+    task = FillTask(
+        memory=store.root,
+        folder=view.index,
+        keys=keys,
+        quantizer_sha256=read_quantizer_hash(store, view.index),
+        leaving_out=snapshot,
+    )
+    ordinals = [sorted(ordinal for record in group for ordinal in record.ordinals) for group in groups]
+    parts = [part_of(some, salt=f"compact {snapshot.tombstones}") for some in ordinals]
+    records = fill(task, parts, runner, f"compact {keys}: filled") if parts else []
+    old = frozenset(record.name for group in groups for record in group)
+    return Rewrite(index=view.index, old=old, new=tuple(records))
+
+
+def _groups(records: list[PartRecord], deleted: Ids, part_rows: int) -> list[list[PartRecord]]:
+    """Parts that make one: small neighbours together, others each for itself."""
+    groups: list[list[PartRecord]] = []
+    room = 0
+    for record in sorted(records, key=lambda record: record.ordinals):
+        n_rows = record.n_rows - record.n_dead(deleted)
+        is_small = 2 * n_rows <= part_rows
+        if room and is_small and n_rows <= room:
+            groups[-1].append(record)
+            room -= n_rows
+        else:
+            groups.append([record])
+            room = part_rows - n_rows if is_small else 0
+    return groups
+
+
+def _replaced(store: Store, view: IndexView | None, rewrite: Rewrite) -> IndexView:
+    """An index as it is now, with the new parts in the place of the old ones."""
+    names = {name for segment in view.segments for name in segment} if view is not None else set()
+    if view is None or view.index != rewrite.index or not rewrite.old <= names:
+        raise ConcurrentWriterError(
+            f"{store.root}/{rewrite.index}: another writer compacted it or built it anew meanwhile; run compact again"
+        )
+    # what was appended while we were filling stays a segment of its own
+    merged = [segment for segment in view.segments if rewrite.old & set(segment)]
+    kept = [name for segment in merged for name in segment if name not in rewrite.old]
+    others = [segment for segment in view.segments if segment not in merged]
+    segments = [sorted([*kept, *(record.name for record in rewrite.new)]), *others]
+    changed = replace(view, segments=segments)
+    return replace(changed, n_rows=sum(record.n_rows for record in records_of(store, changed)))
+
+
+def remove_unused(
+    store: Store, *, keep_s: float = KEEP_S, states_kept: int = STATES_KEPT, folders: Sequence[str] | None = None
+) -> list[str]:
+    """Remove parts and tombstone files that neither the latest states nor those of the last ``keep_s`` name.
+
+    In the folders of the current indexes, unless others are given: one that is being built elsewhere has no state yet.
+    """
+    with store.turn(LOCK):
+        kept = _kept_states(store, keep_s, states_kept)
+        views = [view for snapshot in kept for view in snapshot.indexes.values()]
+        named = {f"{v.index}/parts/{name}" for v in views for segment in v.segments for name in segment}
+        named |= {snapshot.tombstones.removesuffix(".npy") for snapshot in kept if snapshot.tombstones}
+        if folders is None:
+            folders = sorted({view.index for view in kept[0].indexes.values()}) if kept else []
+        found = [f"{folder}/parts/{name}" for folder in folders for name in store.list(f"{folder}/parts")]
+        # A later number belongs to a writer that is about to make the next state.
+        numbers = [name for name in store.list(FOLDER) if name.removesuffix(".npy").isdecimal()]
+        found += [f"{FOLDER}/{name}" for name in numbers if kept and int(name.removesuffix(".npy")) <= kept[0].number]
+        unused = [path for path in found if path.rsplit(".", 1)[0] not in named]
+        for path in sorted(unused, key=lambda path: not path.endswith(".json")):  # the record first
+            store.remove(path)
+    return unused
+
+
+def _kept_states(store: Store, keep_s: float, states_kept: int) -> list[Snapshot]:
+    """The latest first: as many as are kept in any case, and those that were current at some time since."""
+    kept: list[Snapshot] = []
+    for number in reversed(snapshot_numbers(store)):
+        if len(kept) >= states_kept and time.time() - kept[-1].written_s >= keep_s:
+            break
+        kept.append(read_numbered_snapshot(store, number))
+    return kept

@@ -1,0 +1,142 @@
+"""Blank deleted rows where they lie, for takedowns: vector, caption, url and whatever else tells what the pair said.
+
+A commit record is never changed, so the checksums of what remains stand in ``purges/<ordinal>.json``, which is written
+first: until the files are what it says, ``verify`` calls for the same command again. Blanking twice gives the same
+bytes.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.manifest import Commit, Manifest, read_description, shard_name
+from memory_builder.progress import Progress, say
+from memory_builder.rows import Ids, open_vectors, rows_of, split_ids, vectors_path
+from memory_builder.runner import Runner
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import arrow_bytes, npy_bytes, parquet_bytes
+
+FOLDER = "purges"
+KEPT = ("key", "width", "height", "sha256", "member")
+"""Metadata that stays: what a pair is called and what it was, so that it is known again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Purge:
+    """``purges/<ordinal>.json``: what the files of a shard are after rows of it were blanked."""
+
+    ordinal: int
+    n_rows: int
+    """Rows blanked; rows that are deleted stay so, which makes this say which."""
+    checksums: dict[str, str]
+    """Path → SHA-256, instead of those of the commit record."""
+
+
+def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
+    """Blank deleted rows (i64[n], ascending) in the files of their shards."""
+    ordinals = np.unique(split_ids(deleted)[0]).tolist()
+    task = PurgeTask(memory=store.root, deleted=tuple(deleted.tolist()))
+    progress = Progress("compact: purged", n_planned=len(ordinals), n_done=0)
+    for _, result in runner.run(task, ordinals):
+        if isinstance(result, Exception):
+            raise result
+        progress.advance()
+    say(f"compact: {len(deleted):,} deleted rows are blank")
+
+
+def read_purge(store: Store, ordinal: int) -> Purge | None:
+    """The record of a shard of which rows were blanked; None of any other.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    path = _record_path(ordinal)
+    record = store.read_json(path)
+    try:
+        return None if record is None else Purge(**record)
+    except TypeError as error:
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): run compact --purge again") from None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PurgeTask:
+    """A worker that blanks rows of shards."""
+
+    memory: str
+    deleted: tuple[int, ...]
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[int], Purge]:
+        store = Store(self.memory)
+        commits = Manifest.read_folded(store).commits
+        deleted, d = np.array(self.deleted, np.int64), read_description(store).d
+        return lambda ordinal: purge_shard(commits[ordinal], rows_of(ordinal, deleted), store=store, d=d)
+
+
+def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
+    """Blank rows (i64[n]) of one shard; one that is blanked already is left alone."""
+    there = None
+    with suppress(CorruptMemoryError):  # it is made anew
+        there = read_purge(store, commit.ordinal)
+    if there is not None and there.n_rows == len(rows) and _is_done(store, there):
+        return there
+    name = shard_name(commit.ordinal)
+    files = {
+        vectors_path(commit.ordinal, keys): _blank_vectors(store, commit, keys, d, rows) for keys in ("image", "text")
+    }
+    files[f"metadata/metadata_{name}.parquet"] = _blank_metadata(store, name, rows)
+    files[f"rows/rows_{name}.arrow"] = _blank_lookup(store, name, rows)
+    purge = Purge(
+        ordinal=commit.ordinal, n_rows=len(rows), checksums={path: sha256(data) for path, data in files.items()}
+    )
+    store.put(_record_path(commit.ordinal), json.dumps(asdict(purge), indent=1).encode())
+    for path, data in files.items():
+        store.put(path, data)
+    return purge
+
+
+def _is_done(store: Store, purge: Purge) -> bool:
+    return all(store.checksum(path) == digest for path, digest in purge.checksums.items())
+
+
+def _record_path(ordinal: int) -> str:
+    return f"{FOLDER}/{shard_name(ordinal)}.json"
+
+
+def _blank_vectors(store: Store, commit: Commit, keys: str, d: int, rows: Ids) -> bytes:
+    vectors = np.array(open_vectors(store, commit, keys, d))
+    vectors[rows] = 0
+    return npy_bytes(vectors)
+
+
+def _blank_metadata(store: Store, name: str, rows: Ids) -> bytes:
+    table = pq.read_table(store.fetch(f"metadata/metadata_{name}.parquet"))
+    for column, field in enumerate(table.schema):
+        if field.name not in KEPT:
+            blank = {"has_image": False, "has_text": False, "extra": "{}"}.get(field.name)
+            table = table.set_column(column, field, _blanked(table[field.name], rows, blank))
+    return parquet_bytes(table)
+
+
+def _blank_lookup(store: Store, name: str, rows: Ids) -> bytes:
+    with pa.memory_map(str(store.fetch(f"rows/rows_{name}.arrow"))) as file:
+        table = pa.ipc.open_file(file).read_all()
+        for column in ("caption", "url"):
+            at = table.schema.get_field_index(column)
+            table = table.set_column(at, table.schema.field(at), _blanked(table[column], rows, None))
+        return arrow_bytes(table)
+
+
+def _blanked(values: pa.ChunkedArray, rows: Ids, blank: Any) -> pa.Array:
+    """The column with another value in these rows, and no trace of the one before."""
+    blanked = values.to_pylist()  # built anew rather than masked: what is masked may stay in the buffers
+    for row in rows.tolist():
+        blanked[row] = blank
+    return pa.array(blanked, values.type)

@@ -1,0 +1,22 @@
+"""Scores of rows for queries: the best of them in an order that is always the same, and exact ones."""
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.rows import NO_ROW, Ids, Keys, Rows
+
+Scores = npt.NDArray[np.float32]
+
+
+def best_of(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:
+    """The k best of [q, c ≥ k] candidates; equal scores in order of their ids: the same answer every time."""
+    scores = np.where(ids == NO_ROW, np.float32(-np.inf), scores)
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def exact_scores(queries: Scores, ids: Ids, rows: Rows, keys: Keys) -> Scores:
+    """f32[q, d], i64[q, c] → f32[q, c] inner products with the stored vectors; anything for id -1."""
+    vectors = rows.vectors(ids.ravel(), keys).reshape(*ids.shape, rows.d)  # f32[q, c, d]
+    scores: Scores = np.einsum("qd,qcd->qc", queries, vectors, optimize=True)
+    return scores

@@ -1,0 +1,87 @@
+"""Deleted rows: ``tombstones/<n>.npy`` holds the ids of all that were deleted so far, i64[n], ascending.
+
+A file is written once and never changed. Deleted rows stay deleted, also after they are gone from every index.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.manifest import Commit, Snapshot, snapshot_numbers
+from memory_builder.rows import Ids, split_ids
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import npy_bytes
+
+FOLDER = "tombstones"
+
+
+def read_tombstones(store: Store, path: str | None, digest: str | None = None) -> Ids:
+    """i64[n] deleted row ids, ascending; none without a path.
+
+    Raises:
+        CorruptMemoryError: the file is missing, or not what the snapshot says.
+    """
+    if path is None:
+        return np.zeros(0, np.int64)
+    try:
+        data = store.read(path)
+        ids: Ids = np.load(io.BytesIO(data), allow_pickle=False)
+    except FileNotFoundError:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing: which rows are deleted is not known") from None
+    except (ValueError, EOFError) as error:
+        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error}): run verify") from None
+    is_sound = ids.dtype == np.int64 and ids.ndim == 1 and bool((np.diff(ids) > 0).all())
+    if not is_sound or (digest is not None and sha256(data) != digest):
+        raise CorruptMemoryError(f"{store.root}/{path} is not what its snapshot says: run verify")
+    return ids
+
+
+def current_tombstones(store: Store, snapshot: Snapshot) -> Ids:
+    """The rows that are deleted in this state."""
+    return read_tombstones(store, snapshot.tombstones, snapshot.tombstones_sha256)
+
+
+def write_tombstones(store: Store, ids: Ids) -> tuple[str, str]:
+    """Write deleted ids (i64[n], ascending); returns (path, SHA-256).
+
+    The number is above that of every snapshot there is, so no compaction that is under way takes it for old.
+    """
+    data = npy_bytes(ids)
+    number = (snapshot_numbers(store) or [0])[-1] + 1
+    while True:
+        path = f"{FOLDER}/{number}.npy"
+        try:
+            store.create(path, data)
+        except FileExistsError:
+            if store.read(path) != data:  # else a killed run of the same command left it
+                number += 1
+                continue
+        return path, sha256(data)
+
+
+def check_ids(ids: npt.ArrayLike, commits: dict[int, Commit], root: str) -> Ids:
+    """Row ids as someone gave them → i64[n] ascending, each once.
+
+    Raises:
+        UsageError: they are not whole numbers, or a row is not in the memory.
+    """
+    given = np.asarray(ids)
+    if given.size and given.dtype.kind not in "iu":
+        raise UsageError(f"row ids are whole numbers, not {given.dtype}")
+    unique: Ids = np.unique(given.astype(np.int64).ravel())
+    ordinals, rows = split_ids(unique)
+    sizes = {ordinal: commit.n_written for ordinal, commit in commits.items()}
+    here = np.array([sizes.get(ordinal, 0) for ordinal in ordinals.tolist()], np.int64)
+    unknown = unique[(unique < 0) | (rows >= here)]
+    if len(unknown):
+        raise UsageError(f"{some(unknown.tolist())} not in {root}: expected row ids as search prints them")
+    return unique
+
+
+def some(names: Sequence[object]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more
