@@ -4,9 +4,12 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+from memory_builder.embed import EmbedTask
 from memory_builder.errors import EncoderError
+from memory_builder.manifest import Commit, Shard
 
 
 class TwoArgumentsError(Exception):
@@ -74,3 +77,23 @@ class Threads:
         import torch
 
         return lambda _: (torch.get_num_threads(), faiss.omp_get_max_threads())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Poisoned:
+    """Embeds shards, but one whose name says ``poison`` kills its process, as a fault in a decoder may."""
+
+    task: EmbedTask
+    marks: str
+    """Folder where each started shard leaves a file with the worker's pid."""
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[Shard], Commit]:
+        return partial(self._work, self.task.start())
+
+    def _work(self, work: Callable[[Shard], Commit], shard: Shard) -> Commit:
+        name = Path(shard.uri).name
+        (Path(self.marks) / f"{name}-{time.time_ns()}").write_text(str(os.getpid()))
+        if "poison" in name:
+            os._exit(1)
+        return work(shard)
