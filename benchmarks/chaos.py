@@ -2,6 +2,9 @@
 
     uv run python benchmarks/chaos.py --shards 'sample/*.tar' --model local-dir:memory_builder/demo/model --kills 25
 
+With ``--memory-root s3://BUCKET/PREFIX`` the memories that are killed lie there, and must equal one on disk; any S3
+server that AWS_ENDPOINT_URL and the like lead to will do, such as ``moto_server``.
+
 A round starts with an empty memory (embed) or an embedded one (index) and is killed until it gets through; rounds are
 repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
 that was committed before a kill may be done again.
@@ -15,13 +18,18 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Literal
 
 import tyro
+
+from memory_builder.storage import Store
 
 IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
 IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss")
 RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json")
+Stage = Literal["embed", "index"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,10 @@ class Chaos:
     model: str
     """As for embed."""
     work: Path = Path("chaos")
-    """Folder for the memories."""
+    """Folder for the memories that nobody kills."""
+    memory_root: str | None = None
+    """Folder or URL for those that are killed; ``work`` if not given. What lies at its ``broken`` is removed."""
+    stages: tuple[Stage, ...] = ("embed", "index")
     kills: int = 25
     """Kills for each stage."""
     seed: int = 0
@@ -55,10 +66,20 @@ class Outcome:
     """Committed before a kill and untouched at the end of the round; all of them, or the run fails."""
 
 
-def contents(memory: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+def contents(memory: Store, patterns: tuple[str, ...]) -> dict[str, str]:
     """Path → checksum."""
-    files = (file for pattern in patterns for file in memory.glob(pattern))
-    return {str(f.relative_to(memory)): hashlib.sha256(f.read_bytes()).hexdigest() for f in files}
+    found = [path.removeprefix(f"{memory.path}/") for path in memory.fs.find(memory.path)]
+    wanted = [path for path in found if any(fnmatch(path, pattern) for pattern in patterns)]
+    return {path: hashlib.sha256(memory.read(path)).hexdigest() for path in wanted}
+
+
+def start_afresh(memory: Store, fresh: Path | None) -> None:
+    """Leave nothing there but a copy of ``fresh``, if any."""
+    if memory.fs.exists(memory.path):
+        memory.fs.rm(memory.path, recursive=True)
+    for file in sorted(fresh.rglob("*")) if fresh else ():
+        if file.is_file():
+            memory.put(str(file.relative_to(fresh)), file.read_bytes())
 
 
 def start(arguments: list[str]) -> "subprocess.Popen[str]":
@@ -96,7 +117,7 @@ def run_killed(arguments: list[str], delay_s: float) -> bool:
 
 def torture(
     stage: str,
-    memory: Path,
+    memory: Store,
     fresh: Path | None,
     arguments: list[str],
     expected: dict[str, str],
@@ -107,9 +128,7 @@ def torture(
     moments = random.Random(f"{config.seed} {stage}")
     kills = rounds = kept = 0
     while kills < config.kills:
-        shutil.rmtree(memory, ignore_errors=True)
-        if fresh is not None:
-            shutil.copytree(fresh, memory)
+        start_afresh(memory, fresh)
         committed: dict[str, str] = {}
         while kills < config.kills and run_killed(arguments, moments.uniform(0, seconds)):
             kills += 1
@@ -130,35 +149,31 @@ def torture(
 
 
 def chaos(config: Chaos) -> list[Outcome]:
-    """Both stages; raises SystemExit on the first difference."""
+    """The stages, one after the other; raises SystemExit on the first difference."""
     config.work.mkdir(parents=True, exist_ok=True)
-    whole, embedded, broken = (config.work / name for name in ("whole", "embedded", "broken"))
-    for folder in (whole, embedded, broken):
+    whole, embedded = (config.work / name for name in ("whole", "embedded"))
+    for folder in (whole, embedded):
         shutil.rmtree(folder, ignore_errors=True)
+    broken = Store(f"{config.memory_root or config.work}/broken")
 
-    def embed(memory: Path) -> list[str]:
-        return [
-            "embed",
-            config.shards,
-            "--memory",
-            str(memory),
-            "--model",
-            config.model,
-            *shlex.split(config.embed_args),
-        ]
+    def embed(memory: str) -> list[str]:
+        more = shlex.split(config.embed_args)
+        return ["embed", config.shards, "--memory", memory, "--model", config.model, *more]
 
-    def index(memory: Path) -> list[str]:
-        return ["index", str(memory), *shlex.split(config.index_args)]
+    def index(memory: str) -> list[str]:
+        return ["index", memory, *shlex.split(config.index_args)]
 
-    embed_s = run(embed(whole))
-    shutil.copytree(whole, embedded)
-    embed_expected = contents(whole, IDENTICAL)
-    index_s = run(index(whole))
-    index_expected = contents(whole, IDENTICAL + IDENTICAL_INDEX)
-    return [
-        torture("embed", broken, None, embed(broken), embed_expected, embed_s, config),
-        torture("index", broken, embedded, index(broken), index_expected, index_s, config),
-    ]
+    seconds = run(embed(str(whole)))
+    outcomes = []
+    if "embed" in config.stages:
+        expected = contents(Store(whole), IDENTICAL)
+        outcomes.append(torture("embed", broken, None, embed(broken.root), expected, seconds, config))
+    if "index" in config.stages:
+        shutil.copytree(whole, embedded)
+        seconds = run(index(str(whole)))
+        expected = contents(Store(whole), IDENTICAL + IDENTICAL_INDEX)
+        outcomes.append(torture("index", broken, embedded, index(broken.root), expected, seconds, config))
+    return outcomes
 
 
 if __name__ == "__main__":

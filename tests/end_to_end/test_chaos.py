@@ -25,3 +25,14 @@ def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterr
     assert outcomes["embed"].kills == outcomes["index"].kills == 3
     # index starts with ten commit records, so any kill leaves some: that they stay untouched was really looked at
     assert outcomes["index"].records_kept >= 10
+
+
+def test_embed_killed_over_an_object_store_writes_the_bytes_of_an_uninterrupted_run_on_disk(
+    tmp_path, small_shards, model, s3
+):
+    chaos = load_chaos()
+    shards = f"{small_shards}/0000[0-3].tar"
+    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, memory_root=s3.url, stages=("embed",), kills=3)
+    (outcome,) = chaos.chaos(config)
+    assert (outcome.stage, outcome.kills) == ("embed", 3)
+    assert outcome.rounds >= 1
