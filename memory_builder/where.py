@@ -7,7 +7,7 @@ with one is neither true nor false, and only true keeps a row.
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,11 @@ class _Value:
 
     kind: str
     expression: pc.Expression
+    is_float: bool = False
+
+    def as_float(self) -> "_Value":
+        """Arrow narrows what it compares with a literal, and refuses what does not fit then; this it leaves alone."""
+        return replace(self, expression=self.expression.cast(pa.float64(), safe=False), is_float=True)
 
 
 def matching_rows(rows: Rows, where: str) -> RowSet:
@@ -161,8 +166,9 @@ class _Compiler:
         for item in node.expressions:
             if not isinstance(item, exp.Literal | exp.Neg | exp.Boolean):
                 raise self._error(f"{item.sql()} in a list: only numbers, 'strings', TRUE and FALSE can be")
-        value = self._alike(node.this, *node.expressions)[0].expression
-        listed = pa.array([_constant(item) for item in node.expressions])
+        first = self._alike(node.this, *node.expressions)[0]
+        listed = pa.array([_constant(item) for item in node.expressions], pa.float64() if first.is_float else None)
+        value = first.expression
         # Arrow says false of a null, which NOT would make true
         return _Value("boolean", pc.if_else(value.is_valid(), value.isin(listed), pa.scalar(None, pa.bool_())))
 
@@ -186,13 +192,16 @@ class _Compiler:
             raise self._error(f"no column {name}: there are {', '.join(self.schema.names)}")
         self.columns.add(name)
         kind = self.schema.field(name).type
-        is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
-        return _Value("number" if is_number else "boolean" if pa.types.is_boolean(kind) else "string", pc.field(name))
+        is_float = pa.types.is_floating(kind)
+        is_number = is_float or pa.types.is_integer(kind)
+        what = "number" if is_number else "boolean" if pa.types.is_boolean(kind) else "string"
+        return _Value(what, pc.field(name), is_float)
 
     def _literal(self, node: Any) -> _Value:
         try:
             constant = _constant(node)
-            return _Value("string" if isinstance(constant, str) else "number", pc.scalar(constant))
+            what = "string" if isinstance(constant, str) else "number"
+            return _Value(what, pc.scalar(constant), isinstance(constant, float))
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
             raise self._error(f"{node.sql()} is no number that can be compared") from None
 
@@ -204,7 +213,7 @@ class _Compiler:
                 raise self._error(
                     f"{nodes[0].sql()} is a {values[0].kind} and {node.sql()} a {value.kind}: they cannot be compared"
                 )
-        return values
+        return [value.as_float() for value in values] if any(value.is_float for value in values) else values
 
     def _only(self, node: Any, *names: str) -> Any:
         """The node, if it says no more than we understand: a later sqlglot may put half a meaning into a new field."""
