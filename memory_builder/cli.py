@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -27,6 +27,9 @@ from memory_builder.progress import duration
 from memory_builder.rows import NO_ROW, Keys
 from memory_builder.runner import LocalRunner, Runner
 from memory_builder.storage import Store
+
+if TYPE_CHECKING:
+    from memory_builder.build import EmbedReport
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -89,14 +92,40 @@ class Embed:
             retry_failed=self.retry_failed,
             retry_rejects=self.retry_rejects,
         )
-        print(
-            f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
-            f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
-            f"{duration(report.seconds)}" + (f", {report.n_retries} requests made again" if report.n_retries else "")
-        )
-        if report.failed:
-            _print_failures(report.failed)
-        return FAILED if report.failed else 0
+        return _print_embedded(report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Import:
+    """Adopt published embeddings (clip-retrieval, LAION): img_emb/*.npy, text_emb/*.npy, metadata/*.parquet."""
+
+    root: Annotated[str, Positional, arg(metavar="NPY_ROOT")]
+    """Folder that holds those folders: a local path or an fsspec URL."""
+    memory: str
+    """Folder of the memory: a local path or an fsspec URL."""
+    model: str | None = None
+    """The model they were made with, as for embed; without it only vectors can be asked for."""
+    pretrained: str | None = None
+    """A pretrained tag or a weights file of --model."""
+    columns: tuple[str, ...] = ()
+    """Metadata fields to keep as columns, as name:type with type string, int, float or bool."""
+    index: Path | None = None
+    """A faiss index published with them, to be used as it is: one file, or a folder with populated.index and
+    merged_index.ivfdata."""
+    keys: Keys = "image"
+    """Which vectors --index holds."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.build import adopt, import_embeddings
+
+        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+        config, runner = EmbedConfig(columns=self.columns), self.on.start()
+        report = import_embeddings(self.root, self.memory, encoder=encoder, config=config, runner=runner)
+        code = _print_embedded(report)
+        if self.index is not None and code == 0:
+            adopt(self.memory, self.root, self.index, keys=self.keys, runner=runner)
+        return code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +317,7 @@ class Submit:
 Command = (
     Annotated[Demo, subcommand("demo")]
     | Annotated[Embed, subcommand("embed")]
+    | Annotated[Import, subcommand("import")]
     | Annotated[Index, subcommand("index")]
     | Annotated[Search, subcommand("search")]
     | Annotated[Info, subcommand("info")]
@@ -346,6 +376,19 @@ def _read_vectors(path: Path) -> Any:
         return np.load(path, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UsageError(f"--vector {path} is not a .npy file of numbers: {error}") from None
+
+
+def _print_embedded(report: "EmbedReport") -> int:
+    print(
+        f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
+        f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
+        f"{duration(report.seconds)}" + (f", {report.n_retries} requests made again" if report.n_retries else "")
+    )
+    for note, n in report.notes.items():
+        print(f"{n:,} {note}")
+    if report.failed:
+        _print_failures(report.failed)
+    return FAILED if report.failed else 0
 
 
 def _print_failures(failed: dict[str, str]) -> None:

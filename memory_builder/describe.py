@@ -49,9 +49,25 @@ class EmbedConfig:
         return {name: kind for name, _, kind in (column.partition(":") for column in self.columns)}
 
 
+def describe_vectors(d: int, config: EmbedConfig) -> Description:
+    """``memory.json`` for vectors of which nobody says what model made them: only vectors can be asked for there."""
+    return Description(
+        model="",
+        pretrained=None,
+        fingerprint="",
+        d=d,
+        columns=config.column_types,
+        config={"d": d, "columns": list(config.columns)},
+        config_hash=config_hash({"d": d, "fingerprint": ""} | _changed(config)),
+    )
+
+
+def _changed(config: EmbedConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+
+
 def describe(encoder: Encoder, config: EmbedConfig) -> Description:
     """``memory.json`` for a memory made by this encoder and config."""
-    changed = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
     decisive: dict[str, Any] = {
         "fingerprint": encoder.fingerprint,
         "precision": encoder.config.resolved_precision(),
@@ -69,7 +85,7 @@ def describe(encoder: Encoder, config: EmbedConfig) -> Description:
             "columns": list(config.columns),
             **decisive,
         },
-        config_hash=config_hash(changed | decisive),
+        config_hash=config_hash(_changed(config) | decisive),
     )
 
 

@@ -6,7 +6,7 @@ same bytes and doing a shard twice is harmless.
 """
 
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -15,27 +15,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from memory_builder.ahead import map_ahead
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load_encoder
 from memory_builder.errors import EncoderError, SourceError
 from memory_builder.images import BadImageError, decode_image, picture_size
-from memory_builder.manifest import Commit, Description, Shard, shard_name, write_commit
-from memory_builder.retry import RETRIES
+from memory_builder.imports import import_shard
+from memory_builder.manifest import Commit, Description, Shard, shard_name
 from memory_builder.runner import available_threads
+from memory_builder.shard_files import commit_shard
 from memory_builder.shards import DUPLICATE_KEY, Break, Pair, Reject, read_pairs
 from memory_builder.sources import current_etag
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import (
-    LOOKUP_FIELDS,
-    arrow_bytes,
-    metadata_table,
-    npy_bytes,
-    parquet_bytes,
-    read_parquet,
-)
+from memory_builder.tables import metadata_table, read_parquet
 from memory_builder.uris import split_uri
 
 BATCHES_AHEAD = 2
@@ -47,20 +40,30 @@ class EmbedTask:
     """A worker with the model loaded, writing into ``memory``."""
 
     memory: str
-    encoder: EncoderConfig
+    encoder: EncoderConfig | None
+    """None: all shards are published vectors."""
     config: EmbedConfig
     description: Description
     decode_threads: int | None = None
     wants_gpu: bool = True
 
     def start(self) -> Callable[[Shard], Commit]:
+        adopt = partial(
+            import_shard,
+            store=Store(self.memory),
+            d=self.description.d,
+            column_types=self.config.column_types,
+            hash_of_config=self.description.config_hash,
+        )
+        if self.encoder is None:
+            return adopt
         encoder = load_encoder(self.encoder)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
                 f"{self.encoder.model} on this worker has fingerprint {encoder.fingerprint[:12]}, the memory was made "
                 f"with {self.description.fingerprint[:12]}: give every node the same weights"
             )
-        return partial(
+        embed = partial(
             embed_shard,
             encoder=encoder,
             store=Store(self.memory),
@@ -68,6 +71,7 @@ class EmbedTask:
             hash_of_config=self.description.config_hash,
             decode_threads=self.decode_threads or available_threads(),
         )
+        return lambda shard: embed(shard) if split_uri(shard.uri)[1].embeddings is None else adopt(shard)
 
 
 def embed_shard(
@@ -101,33 +105,17 @@ def embed_shard(
             rows.add(item)
         rows.finish()
     _check_unchanged(shard)
-    embedded = time.perf_counter()
-    files = rows.files(shard.ordinal)
-    for path, data in files.items():
-        store.put(path, data)
-    written = time.perf_counter()
-    return write_commit(
+    seconds = {"decode": rows.decode_s, "forward": rows.forward_s, "total": time.perf_counter() - started}
+    return commit_shard(
         store,
-        Commit(
-            ordinal=shard.ordinal,
-            uri=shard.uri,
-            etag=shard.etag,
-            config_hash=hash_of_config,
-            n_read=len(rows.kept) + len(rows.rejects),
-            n_written=len(rows.kept),
-            n_images=sum(row.has_image for row in rows.kept),
-            n_texts=sum(row.has_text for row in rows.kept),
-            reasons=dict(sorted(Counter(reject.reason for reject in rows.rejects).items())),
-            partial=rows.broken,
-            retries=RETRIES.take(),
-            checksums={path: sha256(data) for path, data in files.items()},
-            seconds={
-                "decode": rows.decode_s,
-                "forward": rows.forward_s,
-                "write": written - embedded,
-                "total": written - started,
-            },
-        ),
+        shard,
+        images=rows.matrix(0),
+        texts=rows.matrix(1),
+        metadata=metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types),
+        rejects=rows.rejects,
+        partial=rows.broken,
+        hash_of_config=hash_of_config,
+        seconds=seconds,
     )
 
 
@@ -273,22 +261,8 @@ class _Rows:
             texts[[row.has_text for row in batch]] = np.stack([self.texts[caption] for caption in captions])
         return images, texts, time.perf_counter() - started
 
-    def files(self, ordinal: int) -> dict[str, bytes]:
-        """Path → bytes of everything this shard leaves, the commit record aside."""
-        name = shard_name(ordinal)
-        table = metadata_table([(row.found, row.fields) for row in self.kept], self.config.column_types)
-        rejects = {"key": [r.key for r in self.rejects], "reason": [r.reason for r in self.rejects]}
-        return {
-            f"img_emb/img_emb_{name}.npy": npy_bytes(self._matrix(0)),
-            f"text_emb/text_emb_{name}.npy": npy_bytes(self._matrix(1)),
-            f"metadata/metadata_{name}.parquet": parquet_bytes(table),
-            f"rows/rows_{name}.arrow": arrow_bytes(table.select(LOOKUP_FIELDS)),
-            f"rejects/rejects_{name}.parquet": parquet_bytes(
-                pa.table(rejects, schema=pa.schema([("key", pa.string()), ("reason", pa.string())]))
-            ),
-        }
-
-    def _matrix(self, side: int) -> Vectors:
+    def matrix(self, side: int) -> Vectors:
+        """Image (0) or text (1) vectors of the rows kept: f16[n, d]."""
         if not self.vectors:
             return np.zeros((0, self.encoder.d), np.float16)
         return np.concatenate([batch[side] for batch in self.vectors])

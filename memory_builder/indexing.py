@@ -34,6 +34,8 @@ from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes
 from memory_builder.tuning import tune
 
+TARGET_RECALL = 0.95
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
@@ -43,7 +45,7 @@ class IndexConfig:
     """What the index may take in memory; decides how far vectors are compressed."""
     index_key: str | None = None
     """A faiss key, instead of the one chosen for the budget."""
-    target_recall: float = 0.95
+    target_recall: float = TARGET_RECALL
     """recall@10 that searches are tuned to."""
     train_points_per_list: int = 100
     """Rows in the training sample for each inverted list."""
@@ -103,7 +105,7 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     records = _fill(store, folder, keys, commits, quantizer, config, runner)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
     name, tuning = tune(store, view, keys, description.d, commits, config.target_recall, runner)
-    record = _build_record(quantizer, records, description, n_rows, keys, tuning)
+    record = build_record(quantizer, records, description, n_rows, keys, tuning)
     store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
     return replace(view, tuning=name)
 
@@ -224,7 +226,7 @@ def _fill(
     return [records[part.name] for part in parts]
 
 
-def _build_record(
+def build_record(
     quantizer: Quantizer,
     records: list[PartRecord],
     description: Description,

@@ -48,10 +48,11 @@ MANIFEST_SCHEMA = pa.schema(
         ("seconds", pa.string()),
         ("finished_s", pa.float64()),
         ("retries", pa.int64()),
+        ("notes", pa.string()),
     ]
 )
 
-JSON_COLUMNS = ("reasons", "checksums", "seconds")
+JSON_COLUMNS = ("reasons", "checksums", "seconds", "notes")
 
 
 def config_hash(config: dict[str, Any]) -> str:
@@ -111,6 +112,8 @@ class Commit:
     """Unix time."""
     retries: int = 0
     """Storage requests that this worker had to make again since its commit before."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What else is worth knowing of its rows, with how many it concerns."""
 
     def n_present(self, keys: str) -> int:
         """Rows whose vector of this modality is not blank."""
@@ -421,4 +424,4 @@ def _to_row(commit: Commit) -> dict[str, Any]:
 
 
 def _from_row(row: dict[str, Any]) -> Commit:
-    return Commit(**row | {name: json.loads(row[name]) for name in JSON_COLUMNS})
+    return Commit(**row | {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row})  # older: fewer columns

@@ -10,6 +10,7 @@ import bracex
 from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.errors import SourceError
+from memory_builder.imports import embeddings_etag
 from memory_builder.manifest import Source
 from memory_builder.retry import open_filesystem
 from memory_builder.shards import folder, listing, parquet, webdataset
@@ -136,6 +137,8 @@ def current_etag(uri: str) -> str:
     named, part = split_uri(uri)
     fs, path = open_filesystem(named)
     try:
+        if part.embeddings is not None:
+            return embeddings_etag(uri)
         return folder.measure(fs, path, part)[1] if part.folder is not None else _source(fs, path, fs.info(path)).etag
     except FileNotFoundError:
         raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None

@@ -45,7 +45,7 @@ def _metadata(found: dict[str, Any], fields: dict[str, Any], chosen: Mapping[str
     row = found | {"url": _as_type(rest.get("url"), pa.string())}
     row |= {name: _as_type(rest.get(name), kind) for name, kind in chosen.items()}
     rest = {name: value for name, value in rest.items() if row.get(name) is None}
-    return row | {"extra": json.dumps(rest, sort_keys=True)}
+    return row | {"extra": json.dumps(rest, sort_keys=True, default=str)}
 
 
 def _as_type(value: Any, kind: pa.DataType) -> Any:

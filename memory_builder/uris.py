@@ -1,7 +1,8 @@
 """The names of shards. A shard is a file, or a part of something larger: ``pictures#folder=cats&items=0-10000``.
 
 The part stands behind a ``#``: ``items`` (first and behind the last pair of a table or folder), ``bytes`` (of a
-listing), ``folder`` (below a folder of pictures), ``rejects`` (the pairs that an earlier shard rejected).
+listing), ``folder`` (below a folder of pictures), ``embeddings`` (one number of a folder of published vectors),
+``rejects`` (the pairs that an earlier shard rejected).
 """
 
 import re
@@ -11,7 +12,8 @@ from urllib.parse import quote, unquote
 PAIRS_A_SHARD = 10_000
 """What is larger and has no shards of its own is cut into shards of about this many pairs."""
 
-_PART = re.compile(r"#((?:folder|items|bytes|rejects)=[^&#]*(?:&(?:folder|items|bytes|rejects)=[^&#]*)*)$")
+_ITEM = r"(?:folder|items|bytes|embeddings|rejects)=[^&#]*"
+_PART = re.compile(rf"#({_ITEM}(?:&{_ITEM})*)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,6 +24,8 @@ class Part:
     """Path below the folder that was named; empty for the folder itself."""
     items: tuple[int, int] | None = None
     bytes: tuple[int, int] | None = None
+    embeddings: str | None = None
+    """What stands behind ``img_emb_`` in the file's name."""
     rejects: int | None = None
     """Ordinal of the shard whose rejects are tried again."""
 
@@ -47,6 +51,7 @@ def split_uri(uri: str) -> tuple[str, Part]:
         folder=unquote(given["folder"]) if "folder" in given else None,
         items=_range(given["items"]) if "items" in given else None,
         bytes=_range(given["bytes"]) if "bytes" in given else None,
+        embeddings=unquote(given["embeddings"]) if "embeddings" in given else None,
         rejects=int(given["rejects"]) if "rejects" in given else None,
     )
     return uri[: found.start()], part

@@ -1,0 +1,71 @@
+"""The files that one shard leaves in a memory, and their commit record: the same whoever made the vectors."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from memory_builder.encoder import Vectors
+from memory_builder.manifest import Commit, Shard, shard_name, write_commit
+from memory_builder.shards import Reject
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, npy_bytes, parquet_bytes
+
+REJECTS = pa.schema([("key", pa.string()), ("reason", pa.string())])
+
+
+def commit_shard(
+    store: Store,
+    shard: Shard,
+    *,
+    images: Vectors,
+    texts: Vectors,
+    metadata: pa.Table,
+    rejects: Sequence[Reject],
+    partial: str | None,
+    hash_of_config: str,
+    seconds: dict[str, float],
+    notes: dict[str, int] | None = None,
+) -> Commit:
+    """Write a shard's files, then its commit record.
+
+    Args:
+        images, texts: f16[n, d], unit rows; zero where a row lacks that side.
+        metadata: n rows, see ``tables.metadata_table``.
+        seconds: wall time by what it went into; ``write`` is added.
+    """
+    started = time.perf_counter()
+    name = shard_name(shard.ordinal)
+    refused = {"key": [reject.key for reject in rejects], "reason": [reject.reason for reject in rejects]}
+    files = {
+        f"img_emb/img_emb_{name}.npy": npy_bytes(images),
+        f"text_emb/text_emb_{name}.npy": npy_bytes(texts),
+        f"metadata/metadata_{name}.parquet": parquet_bytes(metadata),
+        f"rows/rows_{name}.arrow": arrow_bytes(metadata.select(LOOKUP_FIELDS)),
+        f"rejects/rejects_{name}.parquet": parquet_bytes(pa.table(refused, schema=REJECTS)),
+    }
+    for path, data in files.items():
+        store.put(path, data)
+    write_s = time.perf_counter() - started
+    commit = Commit(
+        ordinal=shard.ordinal,
+        uri=shard.uri,
+        etag=shard.etag,
+        config_hash=hash_of_config,
+        n_read=metadata.num_rows + len(rejects),
+        n_written=metadata.num_rows,
+        n_images=_count(metadata["has_image"]),
+        n_texts=_count(metadata["has_text"]),
+        reasons=dict(sorted(Counter(reject.reason for reject in rejects).items())),
+        partial=partial,
+        checksums={path: sha256(data) for path, data in files.items()},
+        seconds=seconds | {"write": write_s, "total": seconds["total"] + write_s},
+        notes=notes or {},
+    )
+    return write_commit(store, commit)
+
+
+def _count(flags: Any) -> int:
+    return int(flags.to_numpy().sum())
