@@ -279,6 +279,30 @@ class Verify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Export:
+    """Hand a memory, or what was found in it, to other tools."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    out: Annotated[str, Positional, arg(metavar="OUT")]
+    """Folder to write."""
+    format: Annotated[Literal["img2dataset"], arg(name="as")]
+    """img2dataset: the URLs and captions to fetch, as parquet."""
+    hits: Path | None = None
+    """What search --json printed: only these rows."""
+
+    def run(self) -> int:
+        from memory_builder.export import export_urls, read_hits
+        from memory_builder.memory import Memory
+
+        ids = read_hits(self.hits) if self.hits else None
+        n_written, n_without = export_urls(Memory.open(self.memory), self.out, ids)
+        left_out = f"; {n_without:,} rows have no URL and were left out" if n_without else ""
+        print(f"{n_written:,} URLs in {self.out}{left_out}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Demo:
     """Build and ask a memory of 2,385 bundled icons with a small bundled model; write a report of it."""
 
@@ -322,6 +346,7 @@ Command = (
     | Annotated[Search, subcommand("search")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Verify, subcommand("verify")]
+    | Annotated[Export, subcommand("export")]
     | Annotated[Submit, subcommand("submit")]
 )
 

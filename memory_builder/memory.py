@@ -15,7 +15,7 @@ from memory_builder.errors import CorruptMemoryError, EncoderError, UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Commit, Description, Manifest, Snapshot, read_description, read_snapshot
 from memory_builder.queries import Picture, query_vectors
-from memory_builder.rows import NO_ROW, Ids, Keys, Rows
+from memory_builder.rows import NO_ROW, Ids, Keys, Rows, row_ids
 from memory_builder.rowset import RowSet, remaining_rows
 from memory_builder.runner import LocalRunner, Runner
 from memory_builder.scores import Scores
@@ -150,6 +150,11 @@ class Memory:
     def commits(self) -> dict[int, Commit]:
         """Shard ordinal → commit record."""
         return self._rows.commits
+
+    def row_ids(self, ordinal: int) -> Ids:
+        """i64[n] ids of the rows of one shard that are not deleted."""
+        ids = row_ids(ordinal, np.arange(self.commits[ordinal].n_written))
+        return np.setdiff1d(ids, self._deleted, assume_unique=True)
 
     def source(self, row_id: int) -> str:
         """The shard a row came from."""

@@ -28,7 +28,9 @@ def unit(n: int, seed: int, d: int = D) -> Any:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def publish(root: Path, sizes: list[int], *, width: int = 4, kinds: str = "img text meta", seed: int = 0) -> dict[str, Any]:
+def publish(
+    root: Path, sizes: list[int], *, width: int = 4, kinds: str = "img text meta", seed: int = 0
+) -> dict[str, Any]:
     """A folder as clip-retrieval writes it; returns image and text vectors of all rows."""
     images, texts = [], []
     for i, n in enumerate(sizes):
@@ -152,9 +154,7 @@ def published_index(path: Path, vectors: Any, key: str, merged: bool) -> Any:
     return faiss.read_index(str(path / "populated.index"), faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
-@pytest.mark.parametrize(
-    ("key", "merged"), [("IVF16,SQ8", False), ("IVF16_HNSW32,PQ16x4", True)]
-)
+@pytest.mark.parametrize(("key", "merged"), [("IVF16,SQ8", False), ("IVF16_HNSW32,PQ16x4", True)])
 def test_a_published_index_answers_as_it_did(tmp_path: Path, key: str, merged: bool) -> None:
     vectors = publish(tmp_path / "laion", [700, 700, 600])["image"]
     blank = np.load(tmp_path / "laion" / "img_emb" / "img_emb_0001.npy")

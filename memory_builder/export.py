@@ -1,0 +1,72 @@
+"""Hand a memory, or what was found in it, to other tools.
+
+``img2dataset``: the list of URLs and captions that img2dataset fetches, for a memory whose pictures live elsewhere.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from memory_builder.errors import UsageError
+from memory_builder.memory import Memory
+from memory_builder.rows import Ids
+from memory_builder.storage import Store
+from memory_builder.tables import parquet_bytes
+
+ROWS_A_FILE = 1_000_000
+
+
+def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> tuple[int, int]:
+    """Write ``OUT/00000.parquet`` …: url, caption, key and row id, a million rows a file.
+
+    ``img2dataset --url_list OUT --input_format parquet --url_col url --caption_col caption`` reads them.
+
+    Args:
+        ids: i64[n] the rows, each once; None for all that are not deleted.
+
+    Returns:
+        (rows written, rows left out because they have no URL).
+    """
+    store = Store(out)
+    n_written = n_without = 0
+    for number, piece in enumerate(_pieces(memory) if ids is None else iter([np.asarray(ids, np.int64)])):
+        table = memory.rows(piece)
+        listed = table.filter(pc.is_valid(table["url"])).select(["url", "caption", "key", "id"])
+        n_written += listed.num_rows
+        n_without += table.num_rows - listed.num_rows
+        store.put(f"{number:05d}.parquet", parquet_bytes(listed))
+    return n_written, n_without
+
+
+def _pieces(memory: Memory) -> Iterator[Ids]:
+    """Ids of all rows that are not deleted, up to ROWS_A_FILE at a time and a shard at least."""
+    waiting: list[Ids] = []
+    for ordinal in memory.commits:
+        waiting.append(memory.row_ids(ordinal))
+        if sum(map(len, waiting)) >= ROWS_A_FILE:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
+
+
+def read_hits(path: Path) -> Ids:
+    """i64[n] row ids, each once in order of appearance, from what ``search --json`` printed.
+
+    Raises:
+        UsageError: the file is something else.
+    """
+    ids: dict[int, None] = {}
+    try:
+        for line in path.read_text().splitlines():
+            found: dict[str, Any] = json.loads(line)
+            ids |= dict.fromkeys(int(hit["id"]) for hit in found["hits"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UsageError(
+            f"--hits {path}: expected what search --json prints ({type(error).__name__}: {error})"
+        ) from None
+    return np.array(list(ids), np.int64)
