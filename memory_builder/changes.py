@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.drift import warn_of_drift
-from memory_builder.errors import ConcurrentWriterError, IndexBuildError, UsageError
+from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
 from memory_builder.manifest import (
     Commit,
     IndexView,
@@ -165,6 +165,16 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
 def records_of(store: Store, view: IndexView) -> list[PartRecord]:
     """The records of all parts of an index."""
     return [part_record(store, view.index, name) for names in view.segments for name in names]
+
+
+def is_whole(store: Store, view: IndexView) -> bool:
+    """Whether every part is there, as long as its record says."""
+    try:
+        return all(
+            store.size(f"{view.index}/parts/{part.name}.faiss") == part.bytes for part in records_of(store, view)
+        )
+    except (CorruptMemoryError, FileNotFoundError):
+        return False
 
 
 def fill(task: FillTask, parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:

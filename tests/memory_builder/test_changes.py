@@ -111,6 +111,19 @@ def test_compacted_parts_hold_what_a_filling_with_the_remaining_rows_would(growi
     assert read_snapshot(growing.store).number == 3
 
 
+def test_indexing_again_keeps_what_was_compacted_and_mends_it(growing: Growing) -> None:
+    growing.index("IVF8,Flat")
+    delete(growing.store, ids=[row_id(i) for i in range(50, 120)])
+    compacted = compact(growing.store, runner=LOCAL)
+    assert growing.index("IVF8,Flat") == compacted
+    view = compacted.indexes["image"]
+    part = f"{view.index}/parts/{view.segments[0][0]}.faiss"
+    growing.store.put(part, growing.store.read(part)[:-1])
+    mended = growing.index("IVF8,Flat")
+    assert mended.number == compacted.number + 1
+    assert growing.found() == [*range(50), *range(120, 200)]
+
+
 def test_large_clean_parts_are_left_alone(growing: Growing) -> None:
     growing.grow(400)
     view = growing.index("IVF8,Flat").indexes["image"]
