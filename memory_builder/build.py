@@ -4,22 +4,28 @@ Each may be killed at any moment and started again; what is committed is not don
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 
+from memory_builder.adopt import PART_ROWS, adopt_index
 from memory_builder.changes import is_whole, settle
-from memory_builder.describe import DescribeTask, EmbedConfig
+from memory_builder.describe import DescribeTask, EmbedConfig, describe_vectors
 from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import ConcurrentWriterError, StorageFullError
+from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFullError
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
-from memory_builder.indexing import IndexConfig, build_index
+from memory_builder.imports import embeddings_width, find_embeddings
+from memory_builder.indexing import TARGET_RECALL, IndexConfig, build_index
 from memory_builder.manifest import (
     FOLD_EVERY,
     IndexView,
     Manifest,
     Shard,
     Snapshot,
+    Source,
     extend_plan,
     settle_description,
 )
@@ -48,6 +54,8 @@ class EmbedReport:
     """Shard uri → error."""
     n_retries: int
     """Storage requests this run had to make again."""
+    notes: dict[str, int]
+    """What else is worth knowing of the rows this run wrote, with how many it concerns."""
     seconds: float
 
 
@@ -85,12 +93,10 @@ def embed(
         named = {source.uri for source in found} if sources else None
         found = rejected_sources(manifest.commits.values(), named)
     plan = extend_plan(store, found)
-    asked = {(source.uri, source.etag) for source in found}
-    shards = [shard for shard in plan if (shard.uri, shard.etag) in asked]  # others rest until they are asked for
+    shards = _asked(plan, found)
     if retry_failed:
         failures = failed_ordinals(store, manifest.commits)
         shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
-    pending = [shard for shard in shards if not _is_done(shard, manifest)]
     task = EmbedTask(
         memory=store.root,
         encoder=replace(encoder, precision=described.config["precision"]),
@@ -98,9 +104,54 @@ def embed(
         description=described,
         decode_threads=decode_threads,
     )
+    return _do("embed", store, task, shards, runner, started)
+
+
+def import_embeddings(
+    root: str, memory: str, *, encoder: EncoderConfig | None, config: EmbedConfig, runner: Runner
+) -> EmbedReport:
+    """Copy published embeddings into ``memory``, as far as it does not hold them yet.
+
+    Args:
+        root: a folder of ``img_emb``, ``text_emb`` and ``metadata``, any of the first two.
+        encoder: the model they were made with; without it only vectors can be asked for.
+        config: only its ``columns`` matter.
+
+    Raises:
+        SourceError: there are no embeddings, or they do not belong together.
+        EncoderError: the model cannot be loaded.
+        ConfigMismatchError: the memory was written with another encoder or configuration.
+    """
+    started = time.monotonic()
+    store = Store(memory)
+    found = find_embeddings(root)
+    d = embeddings_width(found[0])
+    described = run_one(runner, DescribeTask(encoder=encoder), config) if encoder else describe_vectors(d, config)
+    if described.d != d:
+        raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
+    settle_description(store, described)
+    store.sweep()
+    shards = _asked(extend_plan(store, found), found)
+    task = EmbedTask(memory=store.root, encoder=None, config=config, description=described, wants_gpu=False)
+    return _do("import", store, task, shards, runner, started)
+
+
+def _asked(plan: Sequence[Shard], found: Sequence[Source]) -> list[Shard]:
+    """The planned shards that were asked for; others rest until they are."""
+    asked = {(source.uri, source.etag) for source in found}
+    return [shard for shard in plan if (shard.uri, shard.etag) in asked]
+
+
+def _do(
+    stage: str, store: Store, task: EmbedTask, shards: Sequence[Shard], runner: Runner, started: float
+) -> EmbedReport:
+    """Run the task over the shards that are not committed, and keep the books."""
+    manifest = Manifest.read(store)
+    pending = [shard for shard in shards if not _is_done(shard, manifest)]
     failed = {}
     n_retries = 0
-    progress = Progress("embed", n_planned=len(shards), n_done=len(shards) - len(pending))
+    notes: Counter[str] = Counter()
+    progress = Progress(stage, n_planned=len(shards), n_done=len(shards) - len(pending))
     for shard, result in runner.run(task, pending):
         if isinstance(result, StorageFullError):
             raise result  # it is no fault of the shard, and the others would meet with the same
@@ -111,6 +162,7 @@ def embed(
         clear_failure(store, shard)
         manifest.add(result)
         n_retries += result.retries
+        notes.update(result.notes)
         progress.advance(n_pairs=result.n_read)
         if len(manifest.commits) - len(manifest.folded) >= FOLD_EVERY:
             manifest.fold(store)
@@ -124,6 +176,7 @@ def embed(
         n_partial=sum(commit.partial is not None for commit in commits),
         failed=failed,
         n_retries=n_retries + RETRIES.take(),
+        notes=dict(notes),
         seconds=time.monotonic() - started,
     )
 
@@ -158,11 +211,27 @@ def index(memory: str, *, keys: Sequence[Keys], config: IndexConfig, runner: Run
     """
     store = Store(memory)
     store.sweep()
-    return _make_current(store, {modality: build_index(memory, modality, config, runner) for modality in keys})
+    return _make_current(store, lambda: {modality: build_index(memory, modality, config, runner) for modality in keys})
 
 
-def _make_current(store: Store, views: Mapping[str, IndexView]) -> Snapshot:
+def adopt(
+    memory: str, root: str, published: Path, *, keys: Keys, runner: Runner, target_recall: float = TARGET_RECALL
+) -> Snapshot:
+    """Make an index that was published with the embeddings of ``root`` the memory's.
+
+    Raises:
+        UsageError: there is no such index.
+        IndexBuildError: it is of a kind that cannot be adopted, or of other rows.
+        ConcurrentWriterError: another writer changed the memory's state meanwhile.
+    """
+    store = Store(memory)
+    make = partial(adopt_index, memory, root, keys, published, target_recall=target_recall, runner=runner)
+    return _make_current(store, lambda: {keys: make(part_rows=PART_ROWS)})
+
+
+def _make_current(store: Store, make: Callable[[], Mapping[str, IndexView]]) -> Snapshot:
     """Write the state with these indexes in the place of those there were."""
+    views = make()
     version = Manifest.read_folded(store).version
 
     def replaced(before: Snapshot) -> Snapshot:
