@@ -167,6 +167,8 @@ class Search:
     """Search among the rows' image or text vectors."""
     k: Annotated[int, arg(aliases=["-k"])] = 10
     """Rows for each query."""
+    where: str | None = None
+    """Only rows whose metadata fulfil this, such as "width >= 256 AND caption LIKE '%cat%'"."""
     nprobe: int | None = None
     """Inverted lists to scan, instead of the tuned number."""
     refine: int | None = None
@@ -189,6 +191,7 @@ class Search:
             vectors=_read_vectors(self.vector) if self.vector else None,
             k=self.k,
             keys=self.keys,
+            where=self.where,
             nprobe=self.nprobe,
             refine=self.refine,
         )
@@ -206,6 +209,61 @@ class Search:
             else:
                 _print_table(names[i], ("score", "id", "key", "caption"), found)
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Append:
+    """Index the rows of shards embedded since, without training anew."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    keys: Literal["image", "text", "both"] = "both"
+    """Which indexes; both: those there are."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.changes import append
+
+        append(Store(self.memory), keys=() if self.keys == "both" else (self.keys,), runner=self.on.start())
+        return _print_state(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delete:
+    """Delete rows: no search finds them from then on. compact takes them out of the index, with --purge for good."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    ids: tuple[int, ...] = ()
+    """Row ids, as search prints them."""
+    keys: tuple[str, ...] = ()
+    """Keys of pairs, or a file with one a line."""
+    where: str | None = None
+    """The rows whose metadata fulfil this, as for search."""
+
+    def run(self) -> int:
+        from memory_builder.changes import delete
+
+        keys = _read_keys(self.keys)
+        delete(Store(self.memory), ids=self.ids or None, keys=keys or None, where=self.where)
+        return _print_state(self.memory)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compact:
+    """Take deleted rows out of the index, and merge what was appended into larger parts."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    purge: bool = False
+    """Also blank the vectors, captions and urls of deleted rows, and remove every file that holds one of them."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.compact import compact
+
+        compact(Store(self.memory), purge=self.purge, runner=self.on.start())
+        return _print_state(self.memory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +285,7 @@ class Info:
         shards = ", ".join(f"{n} {state}" for state, n in info.shards.items())
         print(f"{self.memory}: {info.rows:,} rows of width {info.d}, {info.model} ({info.fingerprint[:12]})")
         print(f"shards: {shards}; {info.input_bytes / 1e6:,.1f} MB read")
+        print(f"deleted: {info.deleted:,} rows")
         print(f"rejects: {', '.join(f'{n} {reason}' for reason, n in info.rejects.items()) or 'none'}")
         if info.retries:
             print(f"storage: {info.retries:,} requests were made again")
@@ -344,6 +403,9 @@ Command = (
     | Annotated[Import, subcommand("import")]
     | Annotated[Index, subcommand("index")]
     | Annotated[Search, subcommand("search")]
+    | Annotated[Append, subcommand("append")]
+    | Annotated[Delete, subcommand("delete")]
+    | Annotated[Compact, subcommand("compact")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]
@@ -416,6 +478,24 @@ def _print_embedded(report: "EmbedReport") -> int:
     return FAILED if report.failed else 0
 
 
+def _read_keys(keys: tuple[str, ...]) -> list[str]:
+    """Keys as they were given, or those in the one file that was named."""
+    if len(keys) == 1 and Path(keys[0]).is_file():
+        return [line for line in Path(keys[0]).read_text().splitlines() if line]
+    return list(keys)
+
+
+def _print_state(memory: str) -> int:
+    from memory_builder.info import read_info
+
+    info = read_info(Store(memory))
+    print(f"snapshot {info.snapshot}: {info.rows:,} rows, {info.deleted:,} of them deleted")
+    for keys, index in info.indexes.items():
+        segments = " + ".join(f"{n:,}" for n in index["segments"])
+        print(f"{keys} index: {segments} rows, {index['deleted']:,} of them deleted")
+    return 0
+
+
 def _print_failures(failed: dict[str, str]) -> None:
     rows = [{"shard": uri, "error": error} for uri, error in failed.items()]
     _print_table(
@@ -432,6 +512,8 @@ def _print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
             "keys": keys,
             "index": index["index_key"],
             "rows": f"{index['rows']:,}",
+            "segments": len(index["segments"]),
+            "deleted": f"{index['deleted']:,}",
             "MB": f"{index['bytes'] / 1e6:,.1f}",
             "query": side,
             "recall@10": f"{found['recall@10']:.3f}",
