@@ -23,10 +23,10 @@ from ray.exceptions import (
 from cluster.actors import Worker
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
 from memory_builder.errors import WorkerError
-from memory_builder.runner import Item, Result, Task
+from memory_builder.runner import ITEMS_ON_A_GPU, Item, Result, Task
 
-IN_FLIGHT = 2
-"""Items a worker holds, so that it need not wait for the driver between two."""
+IN_FLIGHT = 1
+"""Items a worker holds beside those it is doing, so that it need not wait for the driver."""
 MAX_ATTEMPTS = 3
 """Times an item may kill its worker before it is given up."""
 MAX_LOSSES = 10
@@ -110,6 +110,7 @@ class _Pool:
         self.deaths: Counter[int] = Counter()
         self.losses: Counter[int] = Counter()
         self.deaths_in_a_row = 0
+        self.at_once = ITEMS_ON_A_GPU if plan.num_gpus else 1
 
     def results(self) -> Iterator[tuple[int, Any]]:
         """Every place exactly once, with its result or exception, as they finish."""
@@ -130,7 +131,12 @@ class _Pool:
         self.workers.clear()
 
     def _hire(self) -> None:
-        options = {"num_cpus": self.plan.num_cpus, "num_gpus": self.plan.num_gpus, "scheduling_strategy": "SPREAD"}
+        options = {
+            "num_cpus": self.plan.num_cpus,
+            "num_gpus": self.plan.num_gpus,
+            "max_concurrency": self.at_once,
+            "scheduling_strategy": "SPREAD",
+        }
         actor = ray.remote(Worker).options(**options).remote(max(1, self.plan.num_cpus))
         self.workers.append(_Hired(actor, actor.start.remote(self.task)))
 
@@ -142,7 +148,7 @@ class _Pool:
             worker.alone = True
             self._call(worker, self.suspects.popleft())
         worker.alone = worker.alone and bool(worker.queue)
-        while self.fresh and not worker.alone and len(worker.queue) < IN_FLIGHT:
+        while self.fresh and not worker.alone and len(worker.queue) < self.at_once + IN_FLIGHT:
             self._call(worker, self.fresh.popleft())
 
     def _call(self, worker: _Hired, place: int) -> None:

@@ -7,7 +7,14 @@ and what it returns is called once an item. The same tasks run in this process h
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Protocol, TypeVar
+
+from memory_builder.ahead import map_ahead
+
+ITEMS_ON_A_GPU = 2
+"""While one shard is on the GPU, another is read or written."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,7 +27,7 @@ class Task(Protocol[TaskItem, TaskResult]):
 
     @property
     def wants_gpu(self) -> bool:
-        """Give each worker a whole GPU where the cluster has any."""
+        """Give each worker a whole GPU where there are any, and let it do ITEMS_ON_A_GPU items at once."""
         ...
 
     def start(self) -> Callable[[TaskItem], TaskResult]:
@@ -46,14 +53,26 @@ class LocalRunner:
     def run(self, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result | Exception]]:
         if not items:
             return
-        work = task.start()
-        for item in items:
-            try:
-                result = work(item)
-            except Exception as error:
-                yield item, error
-            else:
-                yield item, result
+        attempt = partial(_attempt, task.start())
+        if task.wants_gpu and len(items) > 1 and has_gpu():
+            with ThreadPoolExecutor(ITEMS_ON_A_GPU) as threads:
+                yield from map_ahead(attempt, items, threads, ITEMS_ON_A_GPU)
+        else:
+            yield from map(attempt, items)
+
+
+def _attempt(work: Callable[[Item], Result], item: Item) -> tuple[Item, Result | Exception]:
+    try:
+        return item, work(item)
+    except Exception as error:
+        return item, error
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a device in this process."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def available_threads() -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from memory_builder.build import EmbedReport
 from memory_builder.memory import Memory
 from memory_builder.rows import NO_ROW, Ids, Keys
-from memory_builder.search import Scores
+from memory_builder.scores import Scores
 from memory_builder.shards import Pair, read_pairs
 from memory_builder.storage import Store
 
