@@ -21,6 +21,7 @@ from ray.exceptions import (
 )
 
 from cluster.actors import Worker
+from cluster.metrics import EmbedMetrics
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
 from memory_builder.errors import WorkerError
 from memory_builder.runner import ITEMS_ON_A_GPU, Item, Result, Task
@@ -71,8 +72,10 @@ class RayRunner:
             n_workers=self.n_workers,
         )
         pool = _Pool(task, items, plan)
+        metrics = EmbedMetrics()
         try:
             for place, result in pool.results():
+                metrics.record(items[place], result)
                 yield items[place], result
         finally:
             pool.dismiss()
