@@ -1,5 +1,6 @@
 """The encoder gives unit float16 rows, prepares pictures as open_clip does, and knows itself by its fingerprint."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -16,6 +17,8 @@ from torchvision.transforms import Compose
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import EncoderError
 from memory_builder.images import decode_image
+from memory_builder.shards import Pair, read_pairs
+from memory_builder.text_tower import trimming
 
 
 def pixels(encoder: Encoder, n: int) -> np.ndarray:
@@ -162,3 +165,49 @@ def test_precision_is_fp32_without_a_gpu(encoder: Encoder) -> None:
 
 def test_a_grey_image_is_prepared_as_rgb(encoder: Encoder) -> None:
     assert encoder.preprocess(Image.new("L", (70, 70), 9)).shape == (64, 64, 3)
+
+
+def test_a_thousand_real_pictures_come_out_as_open_clip_prepares_them(encoder: Encoder, model_dir: Path) -> None:
+    _, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{model_dir}")
+    theirs_of = Compose(preprocess.transforms[:-1])
+    shards = sorted((model_dir.parent / "sample").glob("*.tar.gz"))
+    pictures = [item.image for shard in shards for item in read_pairs(str(shard)) if isinstance(item, Pair)][:1000]
+    assert len(pictures) == 1000
+    near = []
+    for data in pictures:
+        ours = encoder.preprocess(decode_image(data)).astype(np.float32) / 255
+        theirs = theirs_of(Image.open(io.BytesIO(data))).permute(1, 2, 0).numpy()
+        near.append(np.abs(ours - theirs) <= 1 / 255 + 1e-6)
+    assert np.mean(near) >= 0.99
+
+
+def test_captions_at_their_own_length_give_the_vectors_of_padded_ones(encoder: Encoder) -> None:
+    texts = ["", "a", "red panda", "a long caption of many words " * 20, "naïve 熊猫 🐼"]
+    tokens = encoder._tokenizer(texts)
+    with torch.inference_mode():
+        padded = encoder.model.encode_text(tokens, normalize=True).numpy()
+    np.testing.assert_allclose(encoder.encode_texts(texts), padded, atol=1e-3)
+    alone = np.concatenate([encoder.encode_texts([text]) for text in texts])
+    np.testing.assert_allclose(alone, padded, atol=1e-3)
+
+
+CAUSAL = {"layers": 2, "width": 64, "heads": 4, "context_length": 77}
+TOWERS = {
+    "clip": (open_clip.model.CLIP, CAUSAL, True),
+    "custom text": (open_clip.model.CustomTextCLIP, CAUSAL, True),
+    "siglip": (open_clip.model.CustomTextCLIP, {**CAUSAL, "no_causal_mask": True, "pool_type": "last"}, False),
+    "coca": (open_clip.model.CustomTextCLIP, {**CAUSAL, "embed_cls": True}, False),
+}
+
+
+@pytest.mark.parametrize("kind", TOWERS)
+def test_only_towers_that_can_do_without_padding_lose_it(kind: str) -> None:
+    make, text, trims = TOWERS[kind]
+    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32}
+    model = make(64, vision, text).eval()
+    encode = trimming(model)
+    assert (encode is not None) == trims
+    if encode is not None:
+        tokens = open_clip.get_tokenizer("ViT-B-32")(["a", "two words"])
+        with torch.inference_mode():
+            np.testing.assert_allclose(encode(tokens), model.encode_text(tokens), atol=1e-5)
