@@ -7,9 +7,12 @@ server that AWS_ENDPOINT_URL and the like lead to will do, such as ``moto_server
 
 A round starts with an empty memory (embed) or an embedded one (index) and is killed until it gets through; rounds are
 repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
-that was committed before a kill may be done again.
+that was committed before a kill may be done again. Append, delete, compact and purge start with an indexed memory;
+after each kill it must open and answer as before the change or as after it. ``snapshot`` is a deletion that is killed
+while its state becomes current.
 """
 
+import glob
 import hashlib
 import random
 import shlex
@@ -17,19 +20,30 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import tyro
 
+from memory_builder.memory import Memory
 from memory_builder.storage import Store
 
 IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
 IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss")
 RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json")
-Stage = Literal["embed", "index"]
+IDENTICAL_CHANGES = ("tombstones/*.npy", "purges/*.json")
+CHANGES = {
+    "append": ["append"],
+    "delete": ["delete", "--where", "caption < 'm'"],
+    "snapshot": ["delete", "--where", "caption < 'm'"],
+    "compact": ["compact"],
+    "purge": ["compact", "--purge"],
+}
+Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +58,7 @@ class Chaos:
     """Folder for the memories that nobody kills."""
     memory_root: str | None = None
     """Folder or URL for those that are killed; ``work`` if not given. What lies at its ``broken`` is removed."""
-    stages: tuple[Stage, ...] = ("embed", "index")
+    stages: tuple[Stage, ...] = ("embed", "index", "append", "delete", "snapshot", "compact", "purge")
     kills: int = 25
     """Kills for each stage."""
     seed: int = 0
@@ -100,11 +114,13 @@ def run(arguments: list[str]) -> float:
     return time.monotonic() - began
 
 
-def run_killed(arguments: list[str], delay_s: float) -> bool:
-    """Kill the driver this long after its first line of progress; False if it was through before."""
+def run_killed(arguments: list[str], delay_s: float, is_time: Callable[[], bool] | None = None) -> bool:
+    """Kill the driver so long after its first line of progress, or when it is time; False if it was through before."""
     with start(arguments) as process:
         assert process.stderr is not None
         process.stderr.readline()
+        while is_time is not None and not is_time() and process.poll() is None:
+            delay_s = 0
         try:
             _, said = process.communicate(timeout=delay_s)
         except subprocess.TimeoutExpired:
@@ -123,16 +139,19 @@ def torture(
     expected: dict[str, str],
     seconds: float,
     config: Chaos,
+    check: Callable[[], None] = lambda: None,
+    is_time: Callable[[], bool] | None = None,
 ) -> Outcome:
-    """Rounds of kills; every finished round is compared with the uninterrupted run."""
+    """Rounds of kills; each is followed by a check, and every finished round compared with the uninterrupted run."""
     moments = random.Random(f"{config.seed} {stage}")
     kills = rounds = kept = 0
     while kills < config.kills:
         start_afresh(memory, fresh)
         committed: dict[str, str] = {}
-        while kills < config.kills and run_killed(arguments, moments.uniform(0, seconds)):
+        while kills < config.kills and run_killed(arguments, moments.uniform(0, seconds), is_time):
             kills += 1
-            committed = contents(memory, RECORDS)
+            check()
+            committed = contents(memory, RECORDS) if stage != "purge" else {}  # it removes records
             print(f"{stage}: kill {kills}, {len(committed)} records so far", file=sys.stderr, flush=True)
         run(arguments)
         rounds += 1
@@ -141,7 +160,8 @@ def torture(
         if redone:
             raise SystemExit(f"{stage}: done again after a kill: {redone}")
         kept += len(committed)
-        found = contents(memory, IDENTICAL + IDENTICAL_INDEX)
+        check()
+        found = contents(memory, IDENTICAL + IDENTICAL_INDEX + IDENTICAL_CHANGES)
         if found != expected:
             differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
             raise SystemExit(f"{stage}: not what an uninterrupted run writes: {differing}")
@@ -163,8 +183,9 @@ def chaos(config: Chaos) -> list[Outcome]:
     def index(memory: str) -> list[str]:
         return ["index", memory, *shlex.split(config.index_args)]
 
-    seconds = run(embed(str(whole)))
     outcomes = []
+    if {"embed", "index"} & set(config.stages):
+        seconds = run(embed(str(whole)))
     if "embed" in config.stages:
         expected = contents(Store(whole), IDENTICAL)
         outcomes.append(torture("embed", broken, None, embed(broken.root), expected, seconds, config))
@@ -173,7 +194,48 @@ def chaos(config: Chaos) -> list[Outcome]:
         seconds = run(index(str(whole)))
         expected = contents(Store(whole), IDENTICAL + IDENTICAL_INDEX)
         outcomes.append(torture("index", broken, embedded, index(broken.root), expected, seconds, config))
+    changed = [stage for stage in CHANGES if stage in config.stages]
+    if changed:
+        some = sorted(glob.glob(config.shards))
+        start_afresh(Store(whole), None)
+        first = ["embed", *some[: len(some) // 2], "--memory", str(whole), "--model", config.model]
+        for arguments in ([*first, *shlex.split(config.embed_args)], index(str(whole)), embed(str(whole))):
+            run(arguments)
+        outcomes += [torture_change(stage, whole, broken, config) for stage in changed]
     return outcomes
+
+
+def torture_change(stage: str, indexed: Path, broken: Store, config: Chaos) -> Outcome:
+    """Rounds of kills of one change of an indexed memory with shards that are not in its index yet."""
+    before, after = (Store(config.work / f"{when}-{stage}") for when in ("before", "after"))
+    start_afresh(before, indexed)
+    if stage in ("compact", "purge"):
+        run(["append", before.root])
+        run(["delete", before.root, "--where", "caption < 'e'"])
+    start_afresh(after, Path(before.root))
+
+    def change(memory: Store) -> list[str]:
+        command, *flags = CHANGES[stage]
+        return [command, memory.root, *flags]
+
+    seconds = run(change(after))
+    states = [answers(Memory.open(memory.root)) for memory in (before, after)]
+
+    def check() -> None:
+        if not any(np.array_equal(answers(Memory.open(broken.root)), state) for state in states):
+            raise SystemExit(f"{stage}: answers after a kill are neither those before it nor those after it")
+
+    expected = contents(after, IDENTICAL + IDENTICAL_INDEX + IDENTICAL_CHANGES)
+    is_time = (lambda: broken.exists("snapshots.lock")) if stage == "snapshot" else None
+    fresh = Path(before.root)
+    return torture(stage, broken, fresh, change(broken), expected, seconds, config, check=check, is_time=is_time)
+
+
+def answers(memory: Memory) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
+    """What a search that looks everywhere finds for two queries that do not change: all rows there are."""
+    queries = np.random.default_rng(0).standard_normal((2, memory.description.d))
+    k = sum(commit.n_written for commit in memory.commits.values())
+    return np.sort(memory.search(vectors=queries, k=k, keys=memory.snapshot.modalities[0], nprobe=1 << 20).ids, axis=1)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterr
     tmp_path, small_shards, model
 ):
     chaos = load_chaos()
-    config = chaos.Chaos(shards=f"{small_shards}/*.tar", model=model, work=tmp_path, kills=3, index_args=INDEX_ARGS)
+    shards = f"{small_shards}/*.tar"
+    stages = ("embed", "index")
+    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=3, index_args=INDEX_ARGS)
     outcomes = {outcome.stage: outcome for outcome in chaos.chaos(config)}
     assert outcomes["embed"].kills == outcomes["index"].kills == 3
     # index starts with ten commit records, so any kill leaves some: that they stay untouched was really looked at
@@ -36,3 +38,13 @@ def test_embed_killed_over_an_object_store_writes_the_bytes_of_an_uninterrupted_
     (outcome,) = chaos.chaos(config)
     assert (outcome.stage, outcome.kills) == ("embed", 3)
     assert outcome.rounds >= 1
+
+
+def test_changes_killed_at_random_moments_leave_the_old_state_or_the_new_and_go_on(tmp_path, small_shards, model):
+    chaos = load_chaos()
+    shards = f"{small_shards}/0000[0-3].tar"
+    args = "--index-key IVF4,Flat --part-rows 60 --keys image"
+    stages = ("append", "delete", "snapshot", "compact")  # purge is stopped at every write in test_changes.py
+    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=3, index_args=args)
+    outcomes = {outcome.stage: outcome.kills for outcome in chaos.chaos(config)}
+    assert outcomes == dict.fromkeys(stages, 3)
