@@ -6,6 +6,7 @@ record. Only then are the files put that were damaged or missing; everything els
 
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
@@ -14,9 +15,11 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Description, Manifest, Shard, read_description, read_plan
+from memory_builder.manifest import Commit, Description, Manifest, Shard, read_description, read_plan, shard_name
+from memory_builder.purge import read_purge
 from memory_builder.runner import Runner
 from memory_builder.storage import Store
+from memory_builder.uris import split_uri
 from memory_builder.verify import Problem, commit_path, read_records, verify
 
 
@@ -101,10 +104,11 @@ def _as_embedded(
     store: Store, description: Description, encoder: EncoderConfig | None, decode_threads: int | None
 ) -> EmbedTask:
     """The task that wrote this memory, from what memory.json says of it."""
-    encoder = encoder or EncoderConfig(model=description.model, pretrained=description.pretrained)
+    if encoder is None and description.fingerprint:  # without one, all its vectors were imported
+        encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
     return EmbedTask(
         memory=store.root,
-        encoder=replace(encoder, **_settings(EncoderConfig, description.config)),
+        encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),
         config=EmbedConfig(**_settings(EmbedConfig, description.config)),
         description=description,
         decode_threads=decode_threads,
@@ -154,9 +158,17 @@ def repair_shard(
 
     Raises:
         SourceError: the source is gone, or is not what it was when it was committed.
-        CorruptMemoryError: what comes of it is not what the commit record says; nothing was changed.
+        CorruptMemoryError: what comes of it is not what the commit record says, or rows of it were purged; nothing
+            was changed.
     """
     commit, shard = item
+    purge = read_purge(store, shard.ordinal)
+    if purge is not None and not purge.checksums.keys().isdisjoint(damaged[shard.ordinal]):
+        raise CorruptMemoryError(f"rows of {shard.uri} were purged, and embedding it anew would bring them back")
+    retried = split_uri(shard.uri)[1].rejects
+    if retried is not None:  # the pairs of such a shard are those that another one rejected
+        rejects = f"rejects/rejects_{shard_name(retried)}.parquet"
+        scratch.put(rejects, store.read(rejects))
     try:
         made = embed(shard).checksums
         differing = sorted(path for path, digest in commit.checksums.items() if made.get(path) != digest)
@@ -167,7 +179,8 @@ def repair_shard(
             )
         for path in damaged[shard.ordinal]:
             store.put(path, scratch.read(path))
-    finally:
-        for path in scratch.fs.find(scratch.path):
-            scratch.fs.rm_file(path)
+    finally:  # only its own: a worker may be at another shard meanwhile
+        for path in (*commit.checksums, commit_path(shard.ordinal)):
+            with suppress(FileNotFoundError):
+                scratch.remove(path)
     return damaged[shard.ordinal]

@@ -139,3 +139,33 @@ def test_the_wrong_model_is_refused(command, memory, tmp_path, model):
     assert ran.code == 2
     assert "fingerprint" in ran.err
     assert contents(memory) == before
+
+
+def test_purged_rows_are_not_brought_back(command, memory_copy):
+    assert command("delete", memory_copy, "--ids", "3", "7").code == 0
+    assert command("compact", memory_copy, "--purge").code == 0
+    flip_a_bit(memory_copy / "metadata" / "metadata_00000.parquet")
+    (memory_copy / "rows" / "rows_00000.arrow").unlink()
+    (memory_copy / "rejects" / "rejects_00001.parquet").unlink()
+    before = contents(memory_copy)
+    code, found = verified(command, memory_copy, "--repair")
+    assert (code, found["repaired"]) == (1, ["rejects/rejects_00001.parquet"])
+    problems = {problem["file"]: problem["problem"] for problem in found["problems"]}
+    assert "run compact --purge again" in problems["metadata/metadata_00000.parquet"]
+    assert "were purged, and embedding it anew would bring them back" in problems["rows/rows_00000.arrow"]
+    assert len(problems) == 2
+    assert before.items() <= contents(memory_copy).items()
+
+
+def test_what_was_made_of_rejects_is_made_again(command, small_shards, tmp_path, model):
+    memory = tmp_path / "memory"
+    embed = ("embed", "--memory", memory, "--model", model, "--max-pixels", "4000")
+    assert command(*embed, small_shards / "00000.tar").code == 0
+    assert command(*embed, "--retry-rejects").code == 0
+    sound = contents(memory)
+    flip_a_bit(memory / "rejects" / "rejects_00001.parquet")
+    assert verified(command, memory, "--repair") == (
+        0,
+        {"ok": True, "problems": [], "repaired": ["rejects/rejects_00001.parquet"]},
+    )
+    assert contents(memory) == sound
