@@ -18,6 +18,7 @@ from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.scores import Scores
 from memory_builder.search import OpenIndex
 from memory_builder.storage import Store
+from memory_builder.tables import read_npy
 
 LEAST_SAMPLE = 50
 """Fewer rows say nothing."""
@@ -56,7 +57,7 @@ def measure_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commi
         return None
     d = read_description(store).d
     rows = Rows(store, Manifest.read(store).commits, d)
-    held_out: Ids = np.load(store.fetch(f"{folder}/held_out.npy"), allow_pickle=False)
+    held_out: Ids = read_npy(store.fetch(f"{folder}/held_out.npy"))
     new = {commit.ordinal: commit for commit in commits}
     counts = {ordinal: commit.n_present(keys) for ordinal, commit in new.items()}
     n_rows = sum(counts.values())

@@ -4,7 +4,6 @@ A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an obje
 vectors are fetched, or the whole file once many are asked for.
 """
 
-import ast
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from memory_builder.encoder import Vectors
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import Commit, shard_name
 from memory_builder.storage import Store
-from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS
+from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS, read_npy, read_npy_header
 
 Ids = npt.NDArray[np.int64]
 Keys = Literal["image", "text"]
@@ -60,7 +59,7 @@ def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
     """
     path = vectors_path(commit.ordinal, keys)
     try:
-        vectors: Vectors = np.load(store.fetch(path), mmap_mode="r", allow_pickle=False)
+        vectors: Vectors = read_npy(store.fetch(path), mapped=True)
     except FileNotFoundError:
         raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed: run verify") from None
     except (ValueError, EOFError) as error:
@@ -206,11 +205,12 @@ class Rows:
         """(byte where the rows begin, bytes a row) of a .npy file of version 1."""
         path = vectors_path(ordinal, keys)
         head = self.store.fs.cat_file(self.store.full(path), start=0, end=128)
-        length = int.from_bytes(head[8:10], "little")
-        header = ast.literal_eval(head[10 : 10 + length].decode("latin1").strip())
-        if header["descr"] != "<f2" or header["shape"] != (self.commits[ordinal].n_written, self.d):
-            raise CorruptMemoryError(f"{self.store.root}/{path} holds {header}, not what its commit says: run verify")
-        return 10 + length, 2 * self.d
+        shape, dtype, start = read_npy_header(head)
+        if dtype != np.float16 or shape != (self.commits[ordinal].n_written, self.d):
+            raise CorruptMemoryError(
+                f"{self.store.root}/{path} holds {dtype}{list(shape)}, not what its commit says: run verify"
+            )
+        return start, 2 * self.d
 
 
 def _in_order(found: pa.Table, places: Sequence[Ids], n: int) -> pa.Table:

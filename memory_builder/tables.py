@@ -5,8 +5,10 @@ The same rows give the same bytes; docs/contract.md describes every column.
 
 import io
 import json
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +26,7 @@ FIXED_FIELDS = [
     ("has_text", pa.bool_()),
 ]
 LOOKUP_FIELDS = ["key", "caption", "url"]
+_LITERALS = threading.Lock()
 COLUMN_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
@@ -62,6 +65,29 @@ def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
+
+
+def read_npy(file: Path | BinaryIO, *, mapped: bool = False) -> np.ndarray[Any, Any]:
+    """The array of a .npy file, memory-mapped if that is asked for (then the file is a path).
+
+    One thread at a time: numpy reads the header as a Python literal, and Python 3.11 may fail with "AST constructor
+    recursion depth mismatch" when two threads do so at once (seen with eight readers within seconds).
+
+    Raises:
+        ValueError, EOFError: it is no such file, or holds pickled objects.
+    """
+    with _LITERALS:
+        array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array
+
+
+def read_npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """The beginning of a .npy file of version 1 → (shape, dtype, byte where the array begins)."""
+    file = io.BytesIO(head)
+    with _LITERALS:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype, file.tell()
 
 
 def arrow_bytes(table: pa.Table) -> bytes:

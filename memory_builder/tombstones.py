@@ -13,7 +13,7 @@ from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import Commit, Snapshot, snapshot_numbers
 from memory_builder.rows import Ids, split_ids
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import npy_bytes
+from memory_builder.tables import npy_bytes, read_npy
 
 FOLDER = "tombstones"
 
@@ -28,7 +28,7 @@ def read_tombstones(store: Store, path: str | None, digest: str | None = None) -
         return np.zeros(0, np.int64)
     try:
         data = store.read(path)
-        ids: Ids = np.load(io.BytesIO(data), allow_pickle=False)
+        ids: Ids = read_npy(io.BytesIO(data))
     except FileNotFoundError:
         raise CorruptMemoryError(f"{store.root}/{path} is missing: which rows are deleted is not known") from None
     except (ValueError, EOFError) as error:
