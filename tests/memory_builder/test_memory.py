@@ -85,6 +85,19 @@ def test_vectors_are_scaled_and_searched_exactly(memory: Memory) -> None:
     np.testing.assert_array_equal(memory.search(vectors=queries[0].tolist(), k=5).ids, hits.ids[:1])
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int8, np.uint64])
+def test_vectors_of_any_kind_of_number_can_be_asked_with(memory: Memory, dtype: Any) -> None:
+    query = np.arange(1, 193)
+    expected = memory.search(vectors=query.astype(np.float32) % 100, k=5)
+    np.testing.assert_array_equal(memory.search(vectors=(query % 100).astype(dtype), k=5).ids, expected.ids)
+
+
+def test_tiny_and_huge_vectors_have_a_direction(memory: Memory) -> None:
+    query = memory.vectors([1])
+    for scale in (1e-30, 1e30):
+        assert memory.search(vectors=query * np.float32(scale), k=1).ids.tolist() == [[1]]
+
+
 def test_more_than_there_are_is_padded(memory: Memory) -> None:
     hits = memory.search(vectors=memory.vectors([0, 1]), k=8)
     assert (hits.ids[:, 5:] == -1).all()
@@ -114,8 +127,15 @@ def test_more_than_there_are_is_padded(memory: Memory) -> None:
         ({"vectors": [[1.0], [1.0, 2.0]]}, "not numbers"),
         ({"vectors": np.full(192, np.nan)}, "NaN"),
         ({"vectors": np.full(192, np.inf)}, "infinity"),
+        ({"vectors": np.full(192, 1e300)}, "infinity"),
+        ({"vectors": ["1"] * 192}, "not numbers but <U1"),
+        ({"vectors": np.full(192, 1j)}, "not numbers but complex128"),
+        ({"vectors": np.array([{}] * 192)}, "not numbers but object"),
+        ({"vectors": np.ones(192, bool)}, "not numbers but bool"),
         ({"vectors": np.zeros((2, 192))}, "only zeros"),
         ({"vectors": np.ones(192), "nprobe": 0}, "nprobe 0"),
+        ({"vectors": np.ones(192), "nprobe": 1.5}, "nprobe 1.5"),
+        ({"vectors": np.ones(192), "refine": -1}, "refine -1"),
         ({"image": b"no picture"}, "not an image"),
         ({"image": picture()[:80]}, "damaged"),
         ({"image": "/no/such/file.png"}, "cannot read the query image"),
@@ -211,3 +231,48 @@ def test_a_memory_on_an_object_store_answers_as_a_local_one(
     np.testing.assert_allclose(answers[0].scores, answers[1].scores, atol=1e-6)
     tables = [memory.rows(answers[0].ids) for memory in memories]
     assert tables[0].equals(tables[1])
+
+
+@pytest.mark.parametrize("key", ["IDMap2,Flat", "IVF8,Flat", "IVF8,PQ8x4np"])
+def test_asking_for_more_than_there_is_pads_in_every_kind_of_index(
+    write_memory: Write, clustered: Any, tmp_path: Path, key: str
+) -> None:
+    images, texts = clustered(100, 16, seed=0)
+    write_memory(tmp_path, images, texts, shard_rows=40)
+    config = IndexConfig(index_key=key, train_threads=1)
+    index_memory(str(tmp_path), keys=("image",), config=config, runner=LocalRunner())
+    memory = Memory.open(tmp_path).delete(ids=[0, 1])
+    for k, nprobe, refine, where in ((1_000, 10**6, 0, None), (1_000, 99, 10**6, None), (99, 8, 1, "width > 1")):
+        hits = memory.search(vectors=images[:2], k=k, nprobe=nprobe, refine=refine, where=where)
+        assert ((hits.ids >= 0).sum(axis=1) == 98).all()
+        assert (hits.ids[:, 98:] == -1).all()
+        assert np.isneginf(hits.scores[:, 98:]).all()
+        assert len(np.unique(hits.ids[0])) == 99
+
+
+def test_a_memory_of_one_row_is_appended_to_emptied_and_compacted(
+    write_memory: Write, clustered: Any, tmp_path: Path
+) -> None:
+    images, texts = clustered(2, 16, seed=0)
+    write_memory(tmp_path, images[:1], texts[:1], shard_rows=1)
+    index_memory(str(tmp_path), keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    write_memory(tmp_path, images, texts, shard_rows=1)
+    memory = Memory.open(tmp_path).append()
+    assert memory.search(vectors=images, k=2).ids.tolist() == [[0, 1 << 32], [1 << 32, 0]]
+    memory = memory.delete(ids=[0]).compact(purge=True)
+    assert memory.search(vectors=images, k=2, keys="text").ids.tolist() == [[1 << 32, -1]] * 2
+    assert memory.delete(keys=["00000001"]).search(vectors=images, k=1).ids.tolist() == [[-1]] * 2
+
+
+def test_an_empty_memory_has_nothing_to_index_append_or_delete(
+    write_memory: Write, clustered: Any, tmp_path: Path
+) -> None:
+    write_memory(tmp_path, *(side[:0] for side in clustered(1, 16, seed=0)))
+    memory = Memory.open(tmp_path)
+    with pytest.raises(IndexBuildError, match="no image vectors to index"):
+        index_memory(str(tmp_path), keys=("image",), config=IndexConfig(), runner=LocalRunner())
+    with pytest.raises(IndexBuildError, match="no index to append to"):
+        memory.append()
+    with pytest.raises(UsageError, match="nothing to delete"):
+        memory.delete(where="width > 1")
+    assert len(memory.compact()) == 0
