@@ -38,19 +38,21 @@ def digests(files: dict[str, bytes]) -> dict[str, str]:
     return {path: hashlib.sha256(data).hexdigest() for path, data in files.items()}
 
 
-@pytest.mark.usefixtures("endpoint")
-def test_embed_finishes_and_counts_what_it_had_to_ask_again(command, s3, faults, small_shards, built_memory, model):
+def test_embed_finishes_and_counts_what_it_had_to_ask_again(
+    command, s3, endpoint, faults, small_shards, built_memory, model
+):
     bucket = s3fs.S3FileSystem(**s3.options)  # behind the proxy
     prefix = s3.url.removeprefix("s3://")
     for i in range(2):
-        bucket.put_file(str(small_shards / f"0000{i}.tar"), f"{prefix}/0000{i}.tar")
-    ran = command("embed", f"{s3.url}/{{00000..00001}}.tar", "--memory", f"{s3.url}/memory", "--model", model)
+        bucket.put_file(str(small_shards / f"0000{i}.tar"), f"{prefix}/0000{i}.tar", ACL="public-read")
+    sources = [f"{endpoint}/{prefix}/00000.tar", f"{s3.url}/00001.tar"]  # two kinds of filesystem
+    ran = command("embed", *sources, "--memory", f"{s3.url}/memory", "--model", model)
     assert ran.code == 0, ran.err
     assert "2/2 shards (2 embedded now), 100 rows" in ran.out
     n_bad = faults.seen.total() - faults.seen["fine"]
     n_retries = int(re.search(r"(\d+) requests made again", ran.out)[1])
     assert n_bad >= 5
-    assert 0 < n_retries <= n_bad  # s3fs itself asks again for a body that broke off, uncounted
+    assert 0.4 * n_bad <= n_retries <= n_bad  # s3fs itself asks again for a body that broke off, uncounted
     info = json.loads(command("info", f"{s3.url}/memory", "--json").out)
     assert 0 < info["retries"] <= n_retries
     assert info["shards"] == {"done": 2, "partial": 0, "failed": 0, "pending": 0}
