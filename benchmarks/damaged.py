@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from memory_builder.build import embed
-from memory_builder.embed import EmbedConfig
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.runner import LocalRunner
 from memory_builder.sources import find_sources
