@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster_tasks import Poisoned, Squares
+from ray._private.state import actors
 from ray.cluster_utils import Cluster
 
 import cluster.runner
@@ -40,12 +41,26 @@ def meanwhile(*steps: tuple[Callable[[], bool], Callable[[], None]]) -> Iterator
         raise RuntimeError(f"the run was over before {len(undone)} of {len(steps)} faults could happen")
 
 
-def lose_a_node(nodes: Cluster, node: object, work: Path) -> dict[str, str]:
+def latest(marks: Path) -> list[Path]:
+    """What was begun, latest first, but for what kills its process anyway."""
+    found = [mark for mark in marks.iterdir() if "poison" not in mark.name and mark.stat().st_size]
+    return sorted(found, key=lambda mark: mark.stat().st_mtime_ns, reverse=True)
+
+
+def remove_node_at_work(nodes: Cluster, marks: Path) -> None:
+    """Remove the node where something was begun last."""
+    pid = int(latest(marks)[0].read_text())
+    (node_id,) = {actor["Address"]["NodeID"] for actor in actors().values() if actor["Pid"] == pid}
+    (node,) = [node for node in nodes.worker_nodes if node.node_id == node_id]
+    nodes.remove_node(node, allow_graceful=False)
+
+
+def lose_a_node(nodes: Cluster, work: Path) -> dict[str, str]:
     """Its items are done elsewhere. An item that is blamed is given up, so none may be."""
     work.mkdir()
     cluster.runner.MAX_ATTEMPTS = 1
     runner = cluster.runner.RayRunner(address=nodes.address, cpus_per_worker=1)
-    with meanwhile((lambda: len(list(work.iterdir())) >= 3, lambda: nodes.remove_node(node, allow_graceful=False))):
+    with meanwhile((lambda: len(latest(work)) >= 3, lambda: remove_node_at_work(nodes, work))):
         results = list(runner.run(Squares(do={}, seconds=1.0, marks=str(work)), range(15)))
     cluster.runner.MAX_ATTEMPTS = 3
     return {str(item): str(result) for item, result in results}
@@ -61,7 +76,7 @@ def embed(address: str, *arguments: object) -> dict[str, Any]:
     return {"code": code, "out": out.getvalue(), "err": err.getvalue(), "seconds": time.monotonic() - started}
 
 
-def embed_under_fire(nodes: Cluster, node: object, work: Path, shards: Path, model: str) -> dict[str, Any]:
+def embed_under_fire(nodes: Cluster, work: Path, shards: Path, model: str) -> dict[str, Any]:
     """One shard kills every process that reads it; besides, a worker is killed and a node lost."""
     work.mkdir()
     marks = work / "marks"
@@ -72,15 +87,10 @@ def embed_under_fire(nodes: Cluster, node: object, work: Path, shards: Path, mod
             wrapped = Poisoned(task=task, marks=str(marks)) if isinstance(task, EmbedTask) else task
             return super().run(wrapped, items)
 
-    def begun() -> list[Path]:
-        """By time, of the shards that kill nobody."""
-        found = [mark for mark in marks.iterdir() if "poison" not in mark.name and mark.stat().st_size]
-        return sorted(found, key=lambda mark: mark.stat().st_mtime_ns)
-
     cluster.runner.RayRunner, original = Runner, cluster.runner.RayRunner  # type: ignore[misc]
     with meanwhile(
-        (lambda: bool(begun()), lambda: os.kill(int(begun()[-1].read_text()), signal.SIGKILL)),
-        (lambda: len(begun()) >= 4, lambda: nodes.remove_node(node, allow_graceful=False)),
+        (lambda: len(latest(marks)) >= 1, lambda: os.kill(int(latest(marks)[0].read_text()), signal.SIGKILL)),
+        (lambda: len(latest(marks)) >= 3, lambda: remove_node_at_work(nodes, marks)),
     ):
         ran = embed(nodes.address, shards, "--memory", work / "memory", "--model", model)
     cluster.runner.RayRunner = original  # type: ignore[misc]
@@ -90,10 +100,11 @@ def embed_under_fire(nodes: Cluster, node: object, work: Path, shards: Path, mod
 def main(work: Path, shards: Path, model: str) -> None:
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
-        three = [nodes.add_node(num_cpus=1, num_gpus=1) for _ in range(3)]
-        squares = lose_a_node(nodes, three[1], work / "squares")
+        for _ in range(3):
+            nodes.add_node(num_cpus=1, num_gpus=1)
+        squares = lose_a_node(nodes, work / "squares")
         nodes.add_node(num_cpus=1, num_gpus=1)
-        fire = embed_under_fire(nodes, three[0], work / "fire", shards, model)
+        fire = embed_under_fire(nodes, work / "fire", shards, model)
         broken = embed(nodes.address, shards, "--memory", work / "broken", "--model", f"local-dir:{work}/nowhere")
     finally:
         cluster.runner.ray.shutdown()
