@@ -6,7 +6,7 @@ their files: the order in which ``import`` plans them. It is one file, or a fold
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from faiss.contrib.factory_tools import reverse_index_factory
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.indexing import Quantizer, build_record, ids_at
 from memory_builder.manifest import Commit, IndexView, Manifest, config_hash, read_description
-from memory_builder.parts import Part, PartRecord, plan_parts, read_part_record, write_faiss
-from memory_builder.progress import Progress, say
+from memory_builder.parts import Part, PartRecord, fill, plan_parts, read_part_record, write_faiss
+from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
 from memory_builder.rows import Keys, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner
@@ -65,7 +65,7 @@ def adopt_index(
         ordinals=tuple(commits),
         quantizer_sha256=quantizer.sha256,
     )
-    records = _fill(task, parts, runner)
+    records = fill(task, parts, runner, f"index {keys}: adopted")
     n_rows = sum(record.n_rows for record in records)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
     name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner)
@@ -161,17 +161,6 @@ def _emptied(path: Path) -> Any:
     lists.this.disown()
     ivf.ntotal = index.ntotal = 0
     return index
-
-
-def _fill(task: "AdoptTask", parts: Sequence[Part], runner: Runner) -> list[PartRecord]:
-    progress = Progress(f"index {task.keys}: adopted", n_planned=len(parts), n_done=0, unit="parts")
-    records = {}
-    for part, result in runner.run(task, parts):
-        if isinstance(result, Exception):
-            raise result
-        records[part.name] = result
-        progress.advance()
-    return [records[part.name] for part in parts]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,8 +22,8 @@ from memory_builder.manifest import (
     read_snapshot,
     write_snapshot,
 )
-from memory_builder.parts import FillTask, Part, PartRecord, part_record, plan_parts, read_quantizer_hash
-from memory_builder.progress import Progress, say
+from memory_builder.parts import FillTask, PartRecord, fill, part_record, plan_parts, read_quantizer_hash
+from memory_builder.progress import say
 from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.runner import Runner
 from memory_builder.storage import Store
@@ -175,18 +175,6 @@ def is_whole(store: Store, view: IndexView) -> bool:
         )
     except (CorruptMemoryError, FileNotFoundError):
         return False
-
-
-def fill(task: FillTask, parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:
-    """Fill parts; the first failure is raised."""
-    progress = Progress(what, n_planned=len(parts), n_done=0, unit="parts")
-    records = {}
-    for part, result in runner.run(task, parts):
-        if isinstance(result, Exception):
-            raise result
-        records[part.name] = result
-        progress.advance()
-    return [records[part.name] for part in parts]
 
 
 def _uncovered(store: Store, view: IndexView, commits: dict[int, Commit]) -> list[Commit]:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memory_builder.changes import LOCK, PART_ROWS, fill, records_of, settle
+from memory_builder.changes import LOCK, PART_ROWS, records_of, settle
 from memory_builder.errors import ConcurrentWriterError
 from memory_builder.manifest import (
     IndexView,
@@ -18,7 +18,7 @@ from memory_builder.manifest import (
     read_snapshot,
     snapshot_numbers,
 )
-from memory_builder.parts import FillTask, PartRecord, part_of, read_quantizer_hash
+from memory_builder.parts import FillTask, PartRecord, fill, part_of, read_quantizer_hash
 from memory_builder.progress import say
 from memory_builder.purge import purge_rows
 from memory_builder.rows import Ids, Keys

@@ -16,8 +16,8 @@ import numpy as np
 
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.manifest import Commit, Description, IndexView, Manifest, config_hash, read_description
-from memory_builder.parts import FillTask, PartRecord, plan_parts, write_faiss
-from memory_builder.progress import Progress, say
+from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, write_faiss
+from memory_builder.progress import say
 from memory_builder.quantizer import (
     EXACT_KEY,
     check_key,
@@ -102,7 +102,9 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     say(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
     train = TrainTask(memory=store.root, folder=folder, keys=keys, ordinals=tuple(commits), config=config)
     quantizer = run_one(runner, train, key)
-    records = _fill(store, folder, keys, commits, quantizer, config, runner)
+    parts = plan_parts(commits.values(), keys, config.part_rows)
+    task = FillTask(memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256)
+    records = fill(task, parts, runner, f"index {keys}: filled")
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
     name, tuning = tune(store, view, keys, description.d, commits, config.target_recall, runner)
     record = build_record(quantizer, records, description, n_rows, keys, tuning)
@@ -203,27 +205,6 @@ def ids_at(store: Store, positions: Ids, commits: dict[int, Commit], counts: dic
             ids.append(row_ids(ordinal, rows[positions[low:high] - start]))
         start += count
     return np.concatenate(ids)
-
-
-def _fill(
-    store: Store,
-    folder: str,
-    keys: Keys,
-    commits: dict[int, Commit],
-    quantizer: Quantizer,
-    config: IndexConfig,
-    runner: Runner,
-) -> list[PartRecord]:
-    parts = plan_parts(commits.values(), keys, config.part_rows)
-    task = FillTask(memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256)
-    progress = Progress(f"index {keys}: filled", n_planned=len(parts), n_done=0, unit="parts")
-    records = {}
-    for part, result in runner.run(task, parts):
-        if isinstance(result, Exception):
-            raise result
-        records[part.name] = result
-        progress.advance()
-    return [records[part.name] for part in parts]
 
 
 def build_record(

@@ -18,8 +18,9 @@ import numpy as np
 
 from memory_builder.errors import CorruptMemoryError, IndexBuildError
 from memory_builder.manifest import Commit, Manifest, Snapshot, config_hash, read_description, shard_name
+from memory_builder.progress import Progress
 from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
-from memory_builder.runner import available_threads
+from memory_builder.runner import Runner, Task, available_threads
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
 
@@ -223,3 +224,15 @@ class FillTask:
             threads=available_threads(),
             deleted=current_tombstones(store, self.leaving_out) if self.leaving_out else None,
         )
+
+
+def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:
+    """Fill parts, or gather them elsewhere; the first failure is raised. ``what`` is the line of progress."""
+    progress = Progress(what, n_planned=len(parts), n_done=0, unit="parts")
+    records = {}
+    for part, result in runner.run(task, parts):
+        if isinstance(result, Exception):
+            raise result
+        records[part.name] = result
+        progress.advance()
+    return [records[part.name] for part in parts]

@@ -126,7 +126,7 @@ def write_memory(
     model: str = "synthetic",
     fold: bool = True,
     columns: dict[str, str] | None = None,
-    fields: Callable[[int], dict[str, Any]] = lambda row: {},
+    fields: Callable[[int], dict[str, Any]] = lambda _: {},
     **storage_options: Any,
 ) -> Store:
     """A memory made of given vectors, written through the package's own functions: what ``embed`` would leave.
