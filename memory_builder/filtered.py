@@ -7,6 +7,7 @@ thousands of them. What lies between is scanned with a selector, which looks at 
 
 import math
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -15,14 +16,15 @@ from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores, best_of
 
+if TYPE_CHECKING:
+    from memory_builder.search import OpenIndex
+
 FEW_ROWS = 10_000
 """As many as an index scans without lists."""
 WIDEST = 2_000
 """Candidates at which a wider scan costs what a selector does (measured on PQ codes)."""
 SELECTOR_ROWS = 1_000_000
 """A selector's hash set takes 44 bytes a row; beyond this the scan is widened, however wide it gets."""
-LISTS_MARGIN = 10
-"""Rows that pass the filter in the lists that are scanned, for each row asked for: about so many."""
 
 Scan = Callable[[Scores, int], tuple[Scores, Ids]]
 """(queries f32[q, d], width) → that many candidates, best first: scores f32[q, width], ids i64[q, width]."""
@@ -38,9 +40,9 @@ def is_selective(allowed: RowSet, k: int, n_rows: int) -> bool:
     return len(allowed) <= SELECTOR_ROWS and _first_width(allowed, k, n_rows) > WIDEST
 
 
-def lists_for(allowed: RowSet, k: int, n_lists: int) -> int:
-    """Lists to scan at least, so that a filter that keeps few rows still finds k of them."""
-    return min(n_lists, math.ceil(LISTS_MARGIN * k * n_lists / max(1, len(allowed))))
+def lists_for(allowed: RowSet, nprobe: int, index: "OpenIndex") -> int:
+    """Lists to scan so that they hold as many allowed rows as ``nprobe`` lists hold rows: the recall stays the same."""
+    return min(index.n_lists, math.ceil(nprobe * index.n_rows / max(1, len(allowed))))
 
 
 def score_all(queries: Scores, k: int, rows: Rows, keys: Keys, allowed: RowSet) -> tuple[Scores, Ids]:

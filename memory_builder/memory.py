@@ -126,7 +126,7 @@ class Memory:
         allowed = self._allowed(keys, where)
         effort = self._effort(keys, side, index)
         if where is not None and allowed is not None:
-            effort = replace(effort, nprobe=max(effort.nprobe, lists_for(allowed, k, index.n_lists)))
+            effort = replace(effort, nprobe=lists_for(allowed, effort.nprobe, index))
         if nprobe is not None:
             effort = replace(effort, nprobe=_at_least("nprobe", nprobe, 1))
         if refine is not None:
