@@ -274,11 +274,16 @@ class Info:
     """Folder of the memory."""
     json: bool = False
     """One JSON object."""
+    plot: Path | None = None
+    """Also draw the recall/work curves: a .png, .svg or .html file to write."""
 
     def run(self) -> int:
         from memory_builder.info import read_info
 
-        info = read_info(Store(self.memory))
+        store = Store(self.memory)
+        if self.plot is not None:
+            _plot_curves(store, self.plot)
+        info = read_info(store)
         if self.json:
             print(json.dumps(asdict(info)))
             return 0
@@ -293,6 +298,9 @@ class Info:
             left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
             print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")
         _print_indexes(info.indexes)
+        _print_curves(store)
+        if self.plot is not None:
+            print(f"curves drawn in {self.plot}")
         return 0
 
 
@@ -529,6 +537,28 @@ def _print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
         _print_table("indexes", tuple(rows[0]), rows)
     else:
         print(f"indexes: {', '.join(indexes) or 'none'}")
+
+
+def _print_curves(store: Store) -> None:
+    from memory_builder.curve import curve_rows, read_curves
+
+    for curve in read_curves(store):
+        rows = curve_rows(curve)
+        _print_table(
+            f"\n{curve.name}: {curve.side} → {curve.keys}, recall for bytes touched a query for ten rows",
+            tuple(rows[0]),
+            rows,
+        )
+
+
+def _plot_curves(store: Store, path: Path) -> None:
+    from memory_builder.curve import read_curves
+    from memory_builder.plot import check_suffix, plot
+
+    check_suffix(path)
+    picture = plot(read_curves(store), store.root, path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)
 
 
 def _print_table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]], stream: Any = None) -> None:

@@ -5,16 +5,16 @@ queries choose the setting, the other half say what it finds: a figure chosen fo
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
+from memory_builder.curve import frontier
 from memory_builder.manifest import Commit, IndexView
 from memory_builder.progress import say
-from memory_builder.recall import MAIN_K, Point, Side, ground_truth, measure
+from memory_builder.recall import Point, Side, ground_truth, latency, measure, measure_single
 from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.runner import Runner
 from memory_builder.scores import Scores
@@ -22,6 +22,8 @@ from memory_builder.search import Effort, OpenIndex
 from memory_builder.storage import Store
 
 REFINES = (1, 2, 4, 8, 16)
+SINGLE_QUERIES = 200
+"""As many are asked one by one, for latency, and for a hundred rows."""
 
 
 def tune(
@@ -84,9 +86,18 @@ def _tune_side(
         "error": checked.recall10_error,
         "reached": reached,
         "n_queries": len(checking[1]),
-        **latency(index, rows, keys, queries, effort),
+        **latency(index, rows, keys, queries[:SINGLE_QUERIES], effort),
     }
-    return setting, [asdict(point) for point in curve]
+    few = slice(0, SINGLE_QUERIES)
+    some = (choosing[0][few], choosing[1][few], (choosing[2][0][few], choosing[2][1][few]))
+    told = {point: measure_single(index, rows, keys, *some, curve[point]) for point in _worth_telling(curve, chosen)}
+    return setting, [asdict(told.get(i, point)) for i, point in enumerate(curve)]
+
+
+def _worth_telling(curve: Sequence[Point], chosen: Point) -> list[int]:
+    """Places of the points that no other beats, and of the one in use."""
+    told = [*frontier(curve), chosen]
+    return [i for i, point in enumerate(curve) if point in told]
 
 
 def efforts_to_try(index: OpenIndex) -> list[Effort]:
@@ -108,16 +119,6 @@ def choose(points: Sequence[Point], target_recall: float) -> tuple[Point, bool]:
     if reaching:
         return min(reaching, key=lambda point: (point.work_bytes, point.nprobe)), True
     return max(points, key=lambda point: (point.recall["10"], -point.work_bytes)), False
-
-
-def latency(index: OpenIndex, rows: Rows, keys: Keys, queries: Scores, effort: Effort) -> dict[str, float]:
-    """p50 and p99 seconds of single queries for ten rows."""
-    seconds = []
-    for query in queries[:200]:
-        started = time.perf_counter()
-        index.search(query[None], MAIN_K, effort, rows, keys)
-        seconds.append(time.perf_counter() - started)
-    return {"p50_s": float(np.percentile(seconds, 50)), "p99_s": float(np.percentile(seconds, 99))}
 
 
 def _powers_of_two(n: int) -> list[int]:
