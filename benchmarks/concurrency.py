@@ -28,14 +28,13 @@ from memory_builder.manifest import (
     Commit,
     Description,
     Manifest,
-    Source,
     config_hash,
-    extend_plan,
     settle_description,
     shard_name,
     write_commit,
 )
 from memory_builder.memory import Memory
+from memory_builder.plan import Source, extend_plan
 from memory_builder.rows import row_ids, vectors_path
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store, sha256

@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.describe import EmbedConfig, describe_vectors
-from memory_builder.manifest import Manifest, Source, extend_plan, settle_description
+from memory_builder.manifest import Manifest, settle_description
+from memory_builder.plan import Source, extend_plan
 from memory_builder.shard_files import commit_shard
 from memory_builder.storage import Store
 from memory_builder.tables import metadata_table

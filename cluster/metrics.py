@@ -9,7 +9,8 @@ from typing import Any
 
 from ray.util.metrics import Counter
 
-from memory_builder.manifest import Commit, Shard
+from memory_builder.manifest import Commit
+from memory_builder.plan import Shard
 
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pairs": ("Pairs read from shards.", ()),

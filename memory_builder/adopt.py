@@ -18,12 +18,13 @@ from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.indexing import Quantizer, build_record, ids_at
-from memory_builder.manifest import Commit, IndexView, Manifest, config_hash, read_description
+from memory_builder.manifest import Commit, Manifest, config_hash, read_description
 from memory_builder.parts import Part, PartRecord, fill, plan_parts, read_part_record, write_faiss
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
 from memory_builder.rows import Keys, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner
+from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes
 from memory_builder.tuning import tune

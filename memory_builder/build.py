@@ -19,21 +19,14 @@ from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFu
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.imports import embeddings_width, find_embeddings
 from memory_builder.indexing import TARGET_RECALL, IndexConfig, build_index
-from memory_builder.manifest import (
-    FOLD_EVERY,
-    IndexView,
-    Manifest,
-    Shard,
-    Snapshot,
-    Source,
-    extend_plan,
-    settle_description,
-)
+from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
+from memory_builder.plan import Shard, Source, extend_plan
 from memory_builder.progress import Progress
 from memory_builder.rejects import rejected_sources, standing_reasons
 from memory_builder.retry import RETRIES
 from memory_builder.rows import Keys
 from memory_builder.runner import Runner, run_one
+from memory_builder.snapshots import IndexView, Snapshot
 from memory_builder.sources import find_sources
 from memory_builder.storage import Store
 

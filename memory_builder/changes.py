@@ -13,19 +13,12 @@ import numpy.typing as npt
 
 from memory_builder.drift import warn_of_drift
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.manifest import (
-    Commit,
-    IndexView,
-    Manifest,
-    Snapshot,
-    read_description,
-    read_snapshot,
-    write_snapshot,
-)
+from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.parts import FillTask, PartRecord, fill, part_record, plan_parts, read_quantizer_hash
 from memory_builder.progress import say
 from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.runner import Runner
+from memory_builder.snapshots import IndexView, Snapshot, read_snapshot, write_snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import check_ids, current_tombstones, some, write_tombstones
 

@@ -10,19 +10,13 @@ from dataclasses import dataclass, replace
 
 from memory_builder.changes import LOCK, PART_ROWS, records_of, settle
 from memory_builder.errors import ConcurrentWriterError
-from memory_builder.manifest import (
-    IndexView,
-    Manifest,
-    Snapshot,
-    read_numbered_snapshot,
-    read_snapshot,
-    snapshot_numbers,
-)
+from memory_builder.manifest import Manifest
 from memory_builder.parts import FillTask, PartRecord, fill, part_of, read_quantizer_hash
 from memory_builder.progress import say
 from memory_builder.purge import purge_rows
 from memory_builder.rows import Ids, Keys
 from memory_builder.runner import Runner
+from memory_builder.snapshots import IndexView, Snapshot, read_numbered_snapshot, read_snapshot, snapshot_numbers
 from memory_builder.storage import Store
 from memory_builder.tombstones import FOLDER, current_tombstones
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import read_snapshot
 from memory_builder.recall import RECALL_AT, Point, Side
 from memory_builder.rows import Keys
+from memory_builder.snapshots import read_snapshot
 from memory_builder.storage import Store
 
 BAR_WIDTH = 24

@@ -22,7 +22,8 @@ from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load
 from memory_builder.errors import EncoderError, SourceError
 from memory_builder.images import BadImageError, decode_image, picture_size
 from memory_builder.imports import import_shard
-from memory_builder.manifest import Commit, Description, Shard, shard_name
+from memory_builder.manifest import Commit, Description, shard_name
+from memory_builder.plan import Shard
 from memory_builder.runner import available_threads
 from memory_builder.shard_files import commit_shard
 from memory_builder.shards import DUPLICATE_KEY, Break, Pair, Reject, read_pairs

@@ -5,7 +5,8 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-from memory_builder.manifest import Shard, record_names, shard_name
+from memory_builder.manifest import record_names, shard_name
+from memory_builder.plan import Shard
 from memory_builder.storage import Store
 
 

@@ -19,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.encoder import Vectors
 from memory_builder.errors import SourceError
-from memory_builder.manifest import Commit, Shard, Source
+from memory_builder.manifest import Commit
+from memory_builder.plan import Shard, Source
 from memory_builder.retry import open_filesystem
 from memory_builder.shard_files import commit_shard
 from memory_builder.storage import Store, etag_of, sha256

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.manifest import Commit, Description, IndexView, Manifest, config_hash, read_description
+from memory_builder.manifest import Commit, Description, Manifest, config_hash, read_description
 from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, write_faiss
 from memory_builder.progress import say
 from memory_builder.quantizer import (
@@ -30,6 +30,7 @@ from memory_builder.quantizer import (
 )
 from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids, vectors_path
 from memory_builder.runner import Runner, run_one
+from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes
 from memory_builder.tuning import tune

@@ -7,17 +7,12 @@ from typing import Any
 
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.failures import failed_ordinals
-from memory_builder.manifest import (
-    Commit,
-    IndexView,
-    Manifest,
-    read_description,
-    read_plan,
-    read_snapshot,
-)
+from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.parts import part_record
+from memory_builder.plan import read_plan
 from memory_builder.rejects import standing_reasons
 from memory_builder.rows import Ids
+from memory_builder.snapshots import IndexView, read_snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
 

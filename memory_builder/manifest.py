@@ -7,11 +7,11 @@ A shard is done when its commit record exists and for no other reason. The drive
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
@@ -19,19 +19,15 @@ from memory_builder.errors import (
     ConcurrentWriterError,
     ConfigMismatchError,
     CorruptMemoryError,
-    IndexBuildError,
     UsageError,
 )
-from memory_builder.progress import say
 from memory_builder.retry import RETRIES
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
 
 FORMAT_VERSION = 1
-MAX_ORDINAL = 1 << 21  # a row id then stays below 2**53 and is exact in JavaScript
 FOLD_EVERY = 1_000
 
-PLAN_SCHEMA = pa.schema([("ordinal", pa.int64()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())])
 MANIFEST_SCHEMA = pa.schema(
     [
         ("ordinal", pa.int64()),
@@ -63,27 +59,6 @@ def config_hash(config: dict[str, Any]) -> str:
 def shard_name(ordinal: int) -> str:
     """The number in every file name of a shard: five digits, more when needed."""
     return f"{ordinal:05d}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Source:
-    """One input file, as found."""
-
-    uri: str
-    bytes: int
-    etag: str
-    """Changes when the content does: an object store's ETag, or size and modification time of a local file."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shard(Source):
-    """A source with its place in the plan."""
-
-    ordinal: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.ordinal < MAX_ORDINAL:
-            raise UsageError(f"shard {self.ordinal} of {self.uri}: a memory holds at most {MAX_ORDINAL:,} shards")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,14 +128,14 @@ def read_description(store: Store) -> Description:
         raise UsageError(
             f"no memory at {store.root}: memory.json is missing (memory-builder embed makes one)"
         ) from None
-    with _reading(store, "memory.json"):
+    with reading(store, "memory.json"):
         fields = json.loads(data)
-        _check_format(store, fields)
+        check_format(store, fields)
         return Description(**fields)
 
 
 @contextmanager
-def _reading(store: Store, path: str) -> Iterator[None]:
+def reading(store: Store, path: str) -> Iterator[None]:
     """What goes wrong while a file's content is made sense of is the file's fault, and is said of it."""
     try:
         yield
@@ -170,7 +145,7 @@ def _reading(store: Store, path: str) -> Iterator[None]:
         ) from error
 
 
-def _check_format(store: Store, fields: dict[str, Any]) -> None:
+def check_format(store: Store, fields: dict[str, Any]) -> None:
     if fields["format_version"] > FORMAT_VERSION:
         raise UsageError(
             f"{store.root} has format {fields['format_version']}, this version reads up to {FORMAT_VERSION}: "
@@ -198,54 +173,6 @@ def settle_description(store: Store, description: Description) -> None:
             ) from None
 
 
-def read_plan(store: Store) -> list[Shard]:
-    """All planned shards in order of their ordinals."""
-    try:
-        data = store.read("plan.parquet")
-    except FileNotFoundError:
-        return []
-    with _reading(store, "plan.parquet"):
-        return [Shard(**row) for row in read_parquet(data).to_pylist()]
-
-
-def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
-    """Add the sources that are not planned yet, behind those that are; return the whole plan.
-
-    A source that changed since it was planned becomes a new shard if its old one is committed (committed rows
-    never move), and replaces its entry if it is not. Drivers that plan at the same time take turns.
-    """
-    plan = read_plan(store)
-    planned = {(shard.uri, shard.etag) for shard in plan}
-    if all((source.uri, source.etag) in planned for source in sources):
-        return plan
-    with store.turn("plan.lock"):
-        plan = read_plan(store)
-        committed = Manifest.read(store).commits
-        n_again = _extend(plan, sources, committed)
-        rows = [{name: getattr(shard, name) for name in PLAN_SCHEMA.names} for shard in plan]
-        store.put("plan.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)))
-    if n_again:
-        say(f"{n_again} sources changed since they were embedded: they are embedded again, as new shards")
-    return plan
-
-
-def _extend(plan: list[Shard], sources: Sequence[Source], committed: dict[int, Commit]) -> int:
-    """Extend a plan in place; how many sources are planned again behind their committed selves."""
-    known = {shard.uri: shard for shard in plan}
-    n_again = 0
-    for source in sources:
-        old = known.get(source.uri)
-        if old is not None and old.etag == source.etag:
-            continue
-        replaces = old is not None and old.ordinal not in committed
-        ordinal = old.ordinal if old is not None and replaces else len(plan)
-        shard = Shard(ordinal=ordinal, uri=source.uri, bytes=source.bytes, etag=source.etag)
-        plan[ordinal : ordinal + 1] = [shard]
-        known[source.uri] = shard
-        n_again += old is not None and not replaces
-    return n_again
-
-
 class Manifest:
     """The commit records of a memory.
 
@@ -264,7 +191,7 @@ class Manifest:
             data = store.read("manifest.parquet")
         except FileNotFoundError:
             return Manifest({}, 0, frozenset())
-        with _reading(store, "manifest.parquet"):
+        with reading(store, "manifest.parquet"):
             table = read_parquet(data)
             commits = {row["ordinal"]: _from_row(row) for row in table.to_pylist()}
             version = int(table.schema.metadata[b"version"])
@@ -307,7 +234,7 @@ class Manifest:
 
 def _read_commit(store: Store, path: str) -> Commit:
     data = store.read(path)
-    with _reading(store, path):
+    with reading(store, path):
         return Commit.from_json(data)
 
 
@@ -335,87 +262,6 @@ def write_commit(store: Store, commit: Commit) -> Commit:
             ) from None
         return there  # it did the same work, and the bytes are the same
     return commit
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IndexView:
-    """One index as a snapshot shows it."""
-
-    index: str
-    """Folder under ``index/``."""
-    segments: list[list[str]]
-    """Part names by segment: the first build, then one segment an append."""
-    n_rows: int
-    tuning: str = "tuning.json"
-    """File in that folder: the settings that searches use."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Snapshot:
-    """``snapshots/<number>.json``: the state of a memory. The highest number is current."""
-
-    number: int
-    manifest_version: int
-    indexes: dict[str, IndexView]
-    """Key modality (``image`` or ``text``) → index."""
-    tombstones: str | None = None
-    """File of deleted row ids, if any."""
-    tombstones_sha256: str | None = None
-    written_s: float = field(default=0.0, compare=False)
-    """Unix time; not part of the state."""
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def modalities(self) -> tuple[Literal["image", "text"], ...]:
-        """The key modalities that have an index."""
-        both: tuple[Literal["image", "text"], ...] = ("image", "text")
-        return tuple(keys for keys in both if keys in self.indexes)
-
-    def view(self, keys: str, root: str) -> IndexView:
-        """The index of a key modality.
-
-        Raises:
-            IndexBuildError: there is none; the message says how to make it.
-        """
-        if keys not in self.indexes:
-            raise IndexBuildError(
-                f"{root} has no index of {keys} vectors ({', '.join(self.indexes) or 'none yet'}): "
-                f"run memory-builder index {root} --keys {keys}"
-            )
-        return self.indexes[keys]
-
-
-def read_snapshot(store: Store) -> Snapshot:
-    """The current state; number 0, with no index, when none was written yet."""
-    numbers = snapshot_numbers(store)
-    return read_numbered_snapshot(store, numbers[-1]) if numbers else Snapshot(number=0, manifest_version=0, indexes={})
-
-
-def snapshot_numbers(store: Store) -> list[int]:
-    """Numbers of all snapshots, ascending. None is ever removed: a writer that is late must find its number taken."""
-    stems = (name.removesuffix(".json") for name in store.list("snapshots") if name.endswith(".json"))
-    return sorted(int(stem) for stem in stems if stem.isdecimal())
-
-
-def read_numbered_snapshot(store: Store, number: int) -> Snapshot:
-    """The state as it was at this number."""
-    path = f"snapshots/{number}.json"
-    data = store.read(path)
-    with _reading(store, path):
-        fields = json.loads(data)
-        _check_format(store, fields)
-        fields["indexes"] = {keys: IndexView(**view) for keys, view in fields["indexes"].items()}
-        return Snapshot(**fields)
-
-
-def write_snapshot(store: Store, snapshot: Snapshot) -> None:
-    """Make a state current; refused when another writer took the number."""
-    try:
-        store.create(f"snapshots/{snapshot.number}.json", json.dumps(asdict(snapshot), indent=1).encode())
-    except FileExistsError:
-        raise ConcurrentWriterError(
-            f"{store.root}: another writer made snapshot {snapshot.number} meanwhile; run the command again"
-        ) from None
 
 
 def _to_row(commit: Commit) -> dict[str, Any]:

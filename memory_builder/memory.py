@@ -13,13 +13,14 @@ import pyarrow as pa
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import CorruptMemoryError, EncoderError, UsageError
 from memory_builder.filtered import lists_for
-from memory_builder.manifest import Commit, Description, Manifest, Snapshot, read_description, read_snapshot
+from memory_builder.manifest import Commit, Description, Manifest, read_description
 from memory_builder.queries import Picture, query_vectors
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows, row_ids
 from memory_builder.rowset import RowSet, remaining_rows
 from memory_builder.runner import LocalRunner, Runner
 from memory_builder.scores import Scores
 from memory_builder.search import Effort, OpenIndex
+from memory_builder.snapshots import Snapshot, read_snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
 

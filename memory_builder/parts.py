@@ -17,10 +17,11 @@ import faiss
 import numpy as np
 
 from memory_builder.errors import CorruptMemoryError, IndexBuildError
-from memory_builder.manifest import Commit, Manifest, Snapshot, config_hash, read_description, shard_name
+from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
 from memory_builder.progress import Progress
 from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
 from memory_builder.runner import Runner, Task, available_threads
+from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from memory_builder.manifest import Commit, Source
+from memory_builder.manifest import Commit
+from memory_builder.plan import Source
 from memory_builder.shards import DUPLICATE_KEY
 from memory_builder.sources import current_etag
 from memory_builder.uris import join_uri, split_uri

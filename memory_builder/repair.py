@@ -15,7 +15,8 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Description, Manifest, Shard, read_description, read_plan, shard_name
+from memory_builder.manifest import Commit, Description, Manifest, read_description, shard_name
+from memory_builder.plan import Shard, read_plan
 from memory_builder.purge import read_purge
 from memory_builder.runner import Runner
 from memory_builder.storage import Store

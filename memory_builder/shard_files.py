@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from memory_builder.encoder import Vectors
-from memory_builder.manifest import Commit, Shard, shard_name, write_commit
+from memory_builder.manifest import Commit, shard_name, write_commit
+from memory_builder.plan import Shard
 from memory_builder.shards import Reject
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, npy_bytes, parquet_bytes

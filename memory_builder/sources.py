@@ -11,7 +11,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.errors import SourceError
 from memory_builder.imports import embeddings_etag
-from memory_builder.manifest import Source
+from memory_builder.plan import Source
 from memory_builder.retry import open_filesystem
 from memory_builder.shards import folder, listing, parquet, webdataset
 from memory_builder.shards.pairs import IMAGE_SUFFIXES

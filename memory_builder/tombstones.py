@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.manifest import Commit, Snapshot, snapshot_numbers
+from memory_builder.manifest import Commit
 from memory_builder.rows import Ids, split_ids
+from memory_builder.snapshots import Snapshot, snapshot_numbers
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import npy_bytes, read_npy
 

@@ -5,21 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.manifest import (
-    Commit,
-    Manifest,
-    Snapshot,
-    read_description,
-    read_numbered_snapshot,
-    read_plan,
-    read_snapshot,
-    record_names,
-    shard_name,
-    snapshot_numbers,
-)
+from memory_builder.manifest import Commit, Manifest, read_description, record_names, shard_name
 from memory_builder.parts import read_part_record
+from memory_builder.plan import read_plan
 from memory_builder.purge import read_purge
 from memory_builder.runner import Runner
+from memory_builder.snapshots import Snapshot, read_numbered_snapshot, read_snapshot, snapshot_numbers
 from memory_builder.storage import Store
 from memory_builder.tombstones import check_ids, current_tombstones
 

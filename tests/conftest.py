@@ -22,13 +22,12 @@ from memory_builder.manifest import (
     Commit,
     Description,
     Manifest,
-    Source,
     config_hash,
-    extend_plan,
     settle_description,
     shard_name,
     write_commit,
 )
+from memory_builder.plan import Source, extend_plan
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, metadata_table, npy_bytes, parquet_bytes
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from memory_builder.embed import EmbedTask
 from memory_builder.errors import EncoderError
-from memory_builder.manifest import Commit, Shard
+from memory_builder.manifest import Commit
+from memory_builder.plan import Shard
 
 
 class TwoArgumentsError(Exception):

@@ -16,10 +16,11 @@ from memory_builder.compact import compact, remove_unused
 from memory_builder.drift import measure_drift
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
 from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import Manifest, Snapshot, read_snapshot
+from memory_builder.manifest import Manifest
 from memory_builder.memory import Memory
 from memory_builder.parts import part_record
 from memory_builder.runner import LocalRunner
+from memory_builder.snapshots import Snapshot, read_snapshot
 from memory_builder.storage import Store
 from memory_builder.verify import verify
 

@@ -19,7 +19,8 @@ from memory_builder.describe import EmbedConfig, describe
 from memory_builder.embed import EmbedTask, embed_shard
 from memory_builder.encoder import Encoder, Pixels, Vectors
 from memory_builder.errors import EncoderError, SourceError, UsageError
-from memory_builder.manifest import Commit, Manifest, Shard, config_hash
+from memory_builder.manifest import Commit, Manifest, config_hash
+from memory_builder.plan import Shard
 from memory_builder.sources import find_sources
 from memory_builder.storage import Store, sha256
 

@@ -12,9 +12,9 @@ import pytest
 from memory_builder.build import index as index_memory
 from memory_builder.errors import CorruptMemoryError, IndexBuildError, UsageError
 from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import read_snapshot
 from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner
+from memory_builder.snapshots import read_snapshot
 from memory_builder.storage import Store
 
 N, D = 600, 16

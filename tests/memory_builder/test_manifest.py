@@ -19,25 +19,18 @@ from fsspec.implementations.memory import MemoryFileSystem
 from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, CorruptMemoryError, UsageError
 from memory_builder.manifest import (
     FORMAT_VERSION,
-    MAX_ORDINAL,
     Commit,
     Description,
-    IndexView,
     Manifest,
-    Shard,
-    Snapshot,
-    Source,
     config_hash,
-    extend_plan,
     read_description,
-    read_plan,
-    read_snapshot,
     settle_description,
     shard_name,
     write_commit,
-    write_snapshot,
 )
 from memory_builder.memory import Memory
+from memory_builder.plan import MAX_ORDINAL, Shard, Source, extend_plan, read_plan
+from memory_builder.snapshots import IndexView, Snapshot, read_snapshot, write_snapshot
 from memory_builder.storage import Store
 
 

@@ -11,8 +11,9 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import SourceError
 from memory_builder.info import read_info
-from memory_builder.manifest import Manifest, read_plan
+from memory_builder.manifest import Manifest
 from memory_builder.memory import Memory
+from memory_builder.plan import read_plan
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 

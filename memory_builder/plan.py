@@ -1,0 +1,84 @@
+"""The plan: every shard a memory was asked to hold, in the order that its ordinals say; it only grows."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from memory_builder.errors import UsageError
+from memory_builder.manifest import Commit, Manifest, reading
+from memory_builder.progress import say
+from memory_builder.storage import Store
+from memory_builder.tables import parquet_bytes, read_parquet
+
+MAX_ORDINAL = 1 << 21  # a row id then stays below 2**53 and is exact in JavaScript
+PLAN_SCHEMA = pa.schema([("ordinal", pa.int64()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """One input file, as found."""
+
+    uri: str
+    bytes: int
+    etag: str
+    """Changes when the content does: an object store's ETag, or size and modification time of a local file."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard(Source):
+    """A source with its place in the plan."""
+
+    ordinal: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.ordinal < MAX_ORDINAL:
+            raise UsageError(f"shard {self.ordinal} of {self.uri}: a memory holds at most {MAX_ORDINAL:,} shards")
+
+
+def read_plan(store: Store) -> list[Shard]:
+    """All planned shards in order of their ordinals."""
+    try:
+        data = store.read("plan.parquet")
+    except FileNotFoundError:
+        return []
+    with reading(store, "plan.parquet"):
+        return [Shard(**row) for row in read_parquet(data).to_pylist()]
+
+
+def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
+    """Add the sources that are not planned yet, behind those that are; return the whole plan.
+
+    A source that changed since it was planned becomes a new shard if its old one is committed (committed rows
+    never move), and replaces its entry if it is not. Drivers that plan at the same time take turns.
+    """
+    plan = read_plan(store)
+    planned = {(shard.uri, shard.etag) for shard in plan}
+    if all((source.uri, source.etag) in planned for source in sources):
+        return plan
+    with store.turn("plan.lock"):
+        plan = read_plan(store)
+        committed = Manifest.read(store).commits
+        n_again = _extend(plan, sources, committed)
+        rows = [{name: getattr(shard, name) for name in PLAN_SCHEMA.names} for shard in plan]
+        store.put("plan.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)))
+    if n_again:
+        say(f"{n_again} sources changed since they were embedded: they are embedded again, as new shards")
+    return plan
+
+
+def _extend(plan: list[Shard], sources: Sequence[Source], committed: dict[int, Commit]) -> int:
+    """Extend a plan in place; how many sources are planned again behind their committed selves."""
+    known = {shard.uri: shard for shard in plan}
+    n_again = 0
+    for source in sources:
+        old = known.get(source.uri)
+        if old is not None and old.etag == source.etag:
+            continue
+        replaces = old is not None and old.ordinal not in committed
+        ordinal = old.ordinal if old is not None and replaces else len(plan)
+        shard = Shard(ordinal=ordinal, uri=source.uri, bytes=source.bytes, etag=source.etag)
+        plan[ordinal : ordinal + 1] = [shard]
+        known[source.uri] = shard
+        n_again += old is not None and not replaces
+    return n_again
