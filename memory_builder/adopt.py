@@ -19,6 +19,7 @@ from faiss.contrib.factory_tools import reverse_index_factory
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.indexing import Quantizer, build_record, ids_at
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
+from memory_builder.ondisk import LISTS, POPULATED, read_list
 from memory_builder.parts import Part, PartRecord, fill, plan_parts, read_part_record, write_faiss
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
@@ -32,7 +33,6 @@ from memory_builder.uris import split_uri
 
 PART_ROWS = 16_000_000
 """Rows in a part: each is gathered in a pass over the whole index."""
-MERGED = ("populated.index", "merged_index.ivfdata")
 
 
 def adopt_index(
@@ -83,10 +83,10 @@ def _is_imported(commit: Commit, base: str) -> bool:
 def open_published(path: Path) -> Any:
     """The index, its lists left on disk."""
     if path.is_dir():
-        missing = [name for name in MERGED if not (path / name).exists()]
+        missing = [name for name in (POPULATED, LISTS) if not (path / name).exists()]
         if missing:
             raise UsageError(f"{path} lacks {' and '.join(missing)}: name an index file, or a folder with both")
-        return _read(path / MERGED[0], faiss.IO_FLAG_ONDISK_SAME_DIR)  # with MMAP, searching it would crash
+        return _read(path / POPULATED, faiss.IO_FLAG_ONDISK_SAME_DIR)  # with MMAP, searching it would crash
     if not path.exists():
         raise UsageError(f"no index at {path}")
     return _read(path, faiss.IO_FLAG_MMAP)
@@ -198,7 +198,7 @@ def adopt_part(part: Part, *, task: AdoptTask, store: Store, commits: dict[int, 
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
     n_rows = 0
     for number in range(ivf.nlist):
-        codes, numbers = _list(published, number)  # u8[n, code_size], i64[n]
+        codes, numbers = read_list(published, number)  # u8[n, code_size], i64[n]
         chosen = np.flatnonzero((numbers >= before) & (numbers < before + len(ids)))
         here = ids[numbers[chosen] - before]
         chosen, here = chosen[here >= 0], here[here >= 0]
@@ -228,20 +228,3 @@ def _row_ids(part: Part, store: Store, commits: dict[int, Commit], keys: Keys, d
         ids[rows] = row_ids(ordinal, rows)
         pieces.append(ids)
     return np.concatenate(pieces)
-
-
-def _list(ivf: Any, number: int) -> tuple[Any, Any]:
-    """(codes u8[n, code_size], ids i64[n]) of one inverted list; copies, so nothing of the file stays mapped."""
-    lists = ivf.invlists
-    n = lists.list_size(number)
-    if not n:
-        return np.zeros((0, ivf.code_size), np.uint8), np.zeros(0, np.int64)
-    codes, ids = lists.get_codes(number), lists.get_ids(number)
-    try:
-        return (
-            faiss.rev_swig_ptr(codes, n * ivf.code_size).reshape(n, ivf.code_size).copy(),
-            faiss.rev_swig_ptr(ids, n).copy(),
-        )
-    finally:
-        lists.release_codes(number, codes)
-        lists.release_ids(number, ids)

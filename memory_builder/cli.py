@@ -267,6 +267,30 @@ class Compact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge the parts of an index into one on-disk index that plain faiss opens. Run it again to go on."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    keys: Literal["image", "text", "both"] = "both"
+    """Which indexes; both: those there are."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.merge import merge
+        from memory_builder.snapshots import read_snapshot
+
+        store, runner = Store(self.memory), self.on.start()
+        snapshot = read_snapshot(store)
+        asked: tuple[Keys, ...] = (snapshot.modalities or ("image",)) if self.keys == "both" else (self.keys,)
+        for keys in asked:
+            merged = merge(store, keys, runner=runner)
+            place = f"{store.root}/{snapshot.view(keys, store.root).index}/merged"
+            print(f"{keys}: {merged.n_rows:,} rows, {merged.bytes / 1e6:,.1f} MB of inverted lists in {place}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Info:
     """Show what stands in a memory, also while it is being built."""
 
@@ -414,6 +438,7 @@ Command = (
     | Annotated[Append, subcommand("append")]
     | Annotated[Delete, subcommand("delete")]
     | Annotated[Compact, subcommand("compact")]
+    | Annotated[Merge, subcommand("merge")]
     | Annotated[Info, subcommand("info")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]

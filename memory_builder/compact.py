@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from memory_builder.changes import LOCK, PART_ROWS, records_of, settle
 from memory_builder.errors import ConcurrentWriterError
 from memory_builder.manifest import Manifest
+from memory_builder.merge import remove_merged
 from memory_builder.parts import FillTask, PartRecord, fill, part_of, read_quantizer_hash
 from memory_builder.progress import say
 from memory_builder.purge import purge_rows
@@ -66,9 +67,9 @@ def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int
     after = settle(store, compacted)
     if purge:
         purge_rows(store, deleted, runner)
-        remove_unused(
-            store, keep_s=0, states_kept=1, folders=[f"index/{name}" for name in store.list("index", "directory")]
-        )
+        folders = [f"index/{name}" for name in store.list("index", "directory")]
+        remove_unused(store, keep_s=0, states_kept=1, folders=folders)
+        remove_merged(store, folders)
     else:
         remove_unused(store)
     return after

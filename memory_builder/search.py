@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.filtered import is_few, is_selective, score_all, widen
+from memory_builder.ondisk import Codes, read_list
 from memory_builder.parts import PART_MISSING, PartRecord, part_record, read_faiss, read_quantizer_hash
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 from memory_builder.rowset import RowSet
@@ -74,6 +75,11 @@ class OpenIndex:
         sizes: npt.NDArray[np.int64] = np.array(by_part, np.int64).sum(axis=0)
         return sizes
 
+    def read_list(self, number: int) -> tuple[Codes, Ids]:
+        """One inverted list over all parts: codes u8[n, code_size], ids i64[n]."""
+        codes, ids = zip(*(read_list(ivf, number) for ivf in self._part_ivfs), strict=True)
+        return np.concatenate(codes), np.concatenate(ids)
+
     def coarse(self, queries: Scores, nprobe: int) -> tuple[Scores, Scores, Ids]:
         """f32[q, d] → (queries as the lists see them f32[q, d'], list scores f32[q, nprobe], lists i64[q, nprobe])."""
         if isinstance(self._trained, faiss.IndexPreTransform):
@@ -81,7 +87,9 @@ class OpenIndex:
                 queries = faiss.downcast_VectorTransform(self._trained.chain.at(i)).apply(queries)
         quantizer = faiss.downcast_index(self._ivf.quantizer)
         params = (
-            faiss.SearchParametersHNSW(efSearch=max(64, 2 * nprobe)) if isinstance(quantizer, faiss.IndexHNSW) else None
+            faiss.SearchParametersHNSW(efSearch=graph_effort(nprobe))
+            if isinstance(quantizer, faiss.IndexHNSW)
+            else None
         )
         scores, lists = quantizer.search(queries, nprobe, params=params)
         return queries, scores, lists
@@ -141,6 +149,11 @@ class OpenIndex:
             best_scores, best = best_of(found_scores, found, k)
             scores[here, : best.shape[1]], ids[here, : best.shape[1]] = best_scores, best
         return scores, ids
+
+
+def graph_effort(nprobe: int) -> int:
+    """efSearch of a graph of centroids that is to find this many."""
+    return max(64, 2 * nprobe)
 
 
 @contextmanager
