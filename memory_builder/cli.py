@@ -377,19 +377,37 @@ class Export:
     """Folder of the memory."""
     out: Annotated[str, Positional, arg(metavar="OUT")]
     """Folder to write."""
-    format: Annotated[Literal["img2dataset"], arg(name="as")]
-    """img2dataset: the URLs and captions to fetch, as parquet."""
+    format: Annotated[Literal["img2dataset", "clip-retrieval"], arg(name="as")]
+    """img2dataset: the URLs and captions to fetch, as parquet. clip-retrieval: what its back end serves."""
     hits: Path | None = None
-    """What search --json printed: only these rows."""
+    """What search --json printed: only these rows. For img2dataset."""
+    max_file: str = "4G"
+    """An index larger than this becomes a folder with its lists on disk. For clip-retrieval."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.export import export_urls, read_hits
         from memory_builder.memory import Memory
 
+        if self.format == "clip-retrieval":
+            return self._for_clip_retrieval()
         ids = read_hits(self.hits) if self.hits else None
         n_written, n_without = export_urls(Memory.open(self.memory), self.out, ids)
         left_out = f"; {n_without:,} rows have no URL and were left out" if n_without else ""
         print(f"{n_written:,} URLs in {self.out}{left_out}")
+        return 0
+
+    def _for_clip_retrieval(self) -> int:
+        from memory_builder.clip_retrieval import export_clip_retrieval
+        from memory_builder.memory import Memory
+
+        if self.hits is not None:
+            raise UsageError("--hits is for --as img2dataset: a back end serves whole indexes")
+        memory, runner = Memory.open(self.memory), self.on.start()
+        served = export_clip_retrieval(memory, self.out, max_file=self.max_file, runner=runner)
+        vectors = ", ".join(f"{n:,} {keys} vectors" for keys, n in served.indexes.items())
+        print(f"{served.n_rows:,} rows, {vectors} in {self.out}")
+        print(f"clip-retrieval back --indices_paths {Store(self.out).root}/indices_paths.json")
         return 0
 
 
