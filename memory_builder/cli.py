@@ -26,6 +26,7 @@ from memory_builder.indexing import IndexConfig
 from memory_builder.progress import duration
 from memory_builder.rows import NO_ROW, Keys
 from memory_builder.runner import LocalRunner, Runner
+from memory_builder.serving import ServeFormat
 from memory_builder.storage import Store
 
 if TYPE_CHECKING:
@@ -177,6 +178,8 @@ class Search:
     """Where the memory's model is now, if not where it was; weights must be the same."""
     pretrained: str | None = None
     """Pretrained tag or weights file of --model."""
+    serve_format: ServeFormat = "plain"
+    """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
     json: bool = False
     """One JSON object a query."""
 
@@ -184,7 +187,7 @@ class Search:
         from memory_builder.memory import Memory
 
         encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
-        memory = Memory.open(self.memory, encoder=encoder)
+        memory = Memory.open(self.memory, encoder=encoder, serve_format=self.serve_format)
         hits = memory.search(
             text=self.text or None,
             image=self.image or None,

@@ -20,6 +20,7 @@ from memory_builder.rowset import RowSet, remaining_rows
 from memory_builder.runner import LocalRunner, Runner
 from memory_builder.scores import Scores
 from memory_builder.search import Effort, OpenIndex
+from memory_builder.serving import ServeFormat, check_format
 from memory_builder.snapshots import Snapshot, read_snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
@@ -45,7 +46,13 @@ class Memory:
     """
 
     def __init__(
-        self, store: Store, description: Description, snapshot: Snapshot, manifest: Manifest, encoder: EncoderConfig
+        self,
+        store: Store,
+        description: Description,
+        snapshot: Snapshot,
+        manifest: Manifest,
+        encoder: EncoderConfig,
+        serve_format: ServeFormat = "plain",
     ) -> None:
         self.store = store
         self.description = description
@@ -53,36 +60,45 @@ class Memory:
         self._rows = Rows(store, manifest.commits, description.d)
         self._deleted = current_tombstones(store, snapshot)
         self._encoder_config = encoder
+        self._serve_format = serve_format
         # Bounded, and one an instance: what is open must go when the memory goes.
         self._index = lru_cache(maxsize=2)(self._open_index)
         self._matching = lru_cache(FILTERS_KEPT)(self._find_matching)
         self._allowed = lru_cache(FILTERS_KEPT)(self._find_allowed)
 
     @staticmethod
-    def open(root: str | Path, *, encoder: EncoderConfig | None = None, **storage_options: Any) -> "Memory":
+    def open(
+        root: str | Path,
+        *,
+        encoder: EncoderConfig | None = None,
+        serve_format: ServeFormat = "plain",
+        **storage_options: Any,
+    ) -> "Memory":
         """Open the memory at a local path or fsspec URL. Reads a handful of files, however many shards there are.
 
         Args:
             root: the memory's folder.
             encoder: where to find the model the memory was built with, if not where it was then. Loaded when the
                 first text or image is asked for, and refused if its fingerprint is another.
+            serve_format: ``fastscan`` holds the codes in RAM in the form that SIMD scans, for 4-bit PQ and RaBitQ;
+                other indexes are refused when they are first searched.
             storage_options: passed to fsspec.
 
         Raises:
-            UsageError: there is no memory here.
+            UsageError: there is no memory here, or no such format.
             CorruptMemoryError: a file is missing or damaged.
         """
-        return Memory._read(Store(root, **storage_options), encoder)
+        return Memory._read(Store(root, **storage_options), encoder, check_format(serve_format))
 
     @staticmethod
-    def _read(store: Store, encoder: EncoderConfig | None) -> "Memory":
+    def _read(store: Store, encoder: EncoderConfig | None, serve_format: ServeFormat) -> "Memory":
         description = read_description(store)
         snapshot = read_snapshot(store)
         manifest = Manifest.read_folded(store)
         if manifest.version < snapshot.manifest_version:  # lost or overwritten: the commit records say the same
             manifest = Manifest.read(store)
         built_with = EncoderConfig(model=description.model, pretrained=description.pretrained)
-        return Memory(store, description, snapshot, manifest, encoder or built_with)
+        return Memory(store, description, snapshot, manifest, encoder or built_with, serve_format)
 
     def __len__(self) -> int:
         """Rows, indexed or not, without those that are deleted."""
@@ -218,14 +234,15 @@ class Memory:
 
     def _anew(self) -> "Memory":
         """The memory in its current state, with the model that is loaded here."""
-        memory = Memory._read(self.store, self._encoder_config)
+        memory = Memory._read(self.store, self._encoder_config, self._serve_format)
         if "encoder" in self.__dict__:
             memory.__dict__["encoder"] = self.encoder
         return memory
 
     def _open_index(self, keys: Keys) -> OpenIndex:
         view = self.snapshot.view(keys, self.store.root)
-        return OpenIndex(self.store, view.index, [name for segment in view.segments for name in segment])
+        parts = [name for segment in view.segments for name in segment]
+        return OpenIndex(self.store, view.index, parts, serve_format=self._serve_format)
 
     def _find_matching(self, where: str) -> RowSet:
         from memory_builder.where import matching_rows  # its parser takes a while to import

@@ -9,13 +9,14 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.filtered import is_few, is_selective, score_all, widen
 from memory_builder.ondisk import Codes, read_list
 from memory_builder.parts import PART_MISSING, PartRecord, part_record, read_faiss, read_quantizer_hash
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores, best_of, exact_scores
+from memory_builder.serving import ServeFormat, to_fastscan
 from memory_builder.storage import Store
 
 RERANK_BYTES = 64 << 20
@@ -30,12 +31,12 @@ class Effort:
 
 
 class OpenIndex:
-    """The parts of one index, memory-mapped. Safe to search from several threads.
+    """The parts of one index, memory-mapped, or in RAM as FastScan. Safe to search from several threads.
 
     Coarse quantization is done once a query, whatever the number of parts.
     """
 
-    def __init__(self, store: Store, folder: str, parts: Sequence[str]) -> None:
+    def __init__(self, store: Store, folder: str, parts: Sequence[str], *, serve_format: ServeFormat = "plain") -> None:
         trained = f"{folder}/trained.faiss"
         self._trained = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
         quantizer = read_quantizer_hash(store, folder)
@@ -47,6 +48,13 @@ class OpenIndex:
         if not self.is_exact:
             self._ivf = _ivf_of(self._trained)
             self._part_ivfs = [_ivf_of(part) for part in self._parts]
+        if serve_format == "fastscan":
+            place = f"{store.root}/{folder}"
+            if self.is_exact:
+                raise UsageError(
+                    f"{place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
+                )
+            self._part_ivfs = [to_fastscan(ivf, place) for ivf in self._part_ivfs]
 
     @property
     def n_rows(self) -> int:
