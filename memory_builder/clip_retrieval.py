@@ -109,29 +109,35 @@ def _write_index(
     """Write one index; returns how many vectors it holds."""
     target, index = f"{keys}.index", memory.index(keys)
     n_bytes = index.n_rows * (index.code_bytes + ID_BYTES)
-    if index.is_exact:
-        if n_bytes > largest:
-            raise UsageError(
-                f"the exact index of {keys} vectors takes {n_bytes / 1e9:.1f} GB and cannot be split: raise --max-file"
-            )
-        return _write_exact(memory, keys, kept, store, target)
-    if n_bytes > largest:
+    is_large = n_bytes > largest
+    if store.exists(target) and bool(store.fs.isdir(store.full(target))) != is_large:
+        kind = "file" if is_large else "folder"
+        raise UsageError(
+            f"{store.root}/{target} is there as a {kind} of an earlier export: remove it, or name another OUT"
+        )
+    if is_large and index.is_exact:
+        raise UsageError(
+            f"the exact index of {keys} vectors takes {n_bytes / 1e9:.1f} GB and cannot be split: raise --max-file"
+        )
+    if is_large:
         merged = merge_into(store, target, memory.store, memory.snapshot, keys, numbered=ordinals, runner=runner)
         return merged.n_rows
+    if index.is_exact:
+        return _write_exact(memory, keys, kept, store, target)
+    return _write_lists(memory, keys, ordinals, store, target)
+
+
+def _write_lists(memory: Memory, keys: Keys, ordinals: tuple[int, ...], store: Store, target: str) -> int:
+    snapshot = memory.snapshot
     task = MergeTask(
-        memory=memory.store.root,
-        snapshot=memory.snapshot,
-        keys=keys,
-        out=store.root,
-        target=target,
-        numbered=ordinals,
+        memory=memory.store.root, snapshot=snapshot, keys=keys, out=store.root, target=target, numbered=ordinals
     )
-    lists = open_lists(memory.store, memory.snapshot, keys)
+    lists = open_lists(memory.store, snapshot, keys)
     read = kept_lists(lists, memory.store, task)
-    path = f"{memory.snapshot.indexes[keys].index}/trained.faiss"
+    path = f"{snapshot.indexes[keys].index}/trained.faiss"
     trained = read_faiss(memory.store.fetch(path), f"{memory.store.root}/{path}")
     whole = with_lists_in_memory(trained, map(read, range(lists.n_lists)))
-    write_faiss(store, target, set_nprobe(whole, memory.store, memory.snapshot, keys))
+    write_faiss(store, target, set_nprobe(whole, memory.store, snapshot, keys))
     return int(whole.ntotal)
 
 

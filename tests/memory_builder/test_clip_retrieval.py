@@ -106,3 +106,8 @@ def test_what_cannot_be_exported(tmp_path: Path, write_memory: Any, clustered: A
     assert "raise --max-file" in capsys.readouterr().err
     assert main([*export, "--hits", "x"]) == 2
     assert "--as img2dataset" in capsys.readouterr().err
+    assert main(export) == 0
+    (tmp_path / "out" / "text.index").unlink()
+    (tmp_path / "out" / "text.index").mkdir()
+    assert main(export) == 2
+    assert "remove it, or name another OUT" in capsys.readouterr().err

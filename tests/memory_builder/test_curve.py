@@ -23,8 +23,8 @@ from memory_builder.runner import LocalRunner
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory, write_memory: Callable[..., Any], clustered: Any) -> Path:
     folder = tmp_path_factory.mktemp("memory")
-    write_memory(folder, *clustered(3_000, 16, seed=0))
-    config = IndexConfig(index_key="IVF16,PQ4x8np", train_threads=1)
+    write_memory(folder, *clustered(1_500, 16, seed=0))
+    config = IndexConfig(index_key="IVF8,PQ4x8np", train_threads=1)
     index_memory(str(folder), keys=("image", "text"), config=config, runner=LocalRunner())
     return folder
 
@@ -87,4 +87,4 @@ def test_what_cannot_be_drawn(root: Path, tmp_path: Path, write_memory: Any, clu
     assert main(["info", str(tmp_path / "bare"), "--plot", str(tmp_path / "curve.svg")]) == 2
     assert "memory-builder index" in capsys.readouterr().err
     assert main(["info", str(root), "--plot", str(tmp_path / "c.svg"), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 3_000
+    assert json.loads(capsys.readouterr().out)["rows"] == 1_500
