@@ -306,7 +306,8 @@ def test_what_is_no_tar_fails_and_other_files_of_a_folder_are_left_alone(command
     shards = tmp_path / "shards"
     shards.mkdir()
     shutil.copy(small_shards / "00000.tar", shards / "00000.tar")
-    (shards / "00000.parquet").write_bytes(b"PAR1")
+    (shards / "00000_stats.json").write_text("{}")
+    (shards / "README.md").write_text("shards")
     (shards / "00001.tar").write_bytes(b"<html>not found</html>" * 50)
     ran = command("embed", shards / "*", "--memory", tmp_path / "m", "--model", model)
     assert ran.code == 1

@@ -1,0 +1,178 @@
+"""What an index costs at 100 thousand, 1 million and 10 million rows, and from that what it costs at a billion.
+
+    uv run python benchmarks/scale.py --work /data/scale          # hours; run it again to go on
+
+Made-up float16 rows, generated shard by shard. Every stage is a process of its own: wall time, peak memory, bytes on
+disk, each result kept in ``stages.json``. A cost model, linear in counted work, is fitted to the two smaller sizes and
+must predict the largest; then it speaks of 100 million and a billion rows.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from synthetic import Shape, make_memory
+
+from memory_builder.indexing import IndexConfig, TrainTask
+from memory_builder.manifest import Manifest
+from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, read_quantizer_hash
+from memory_builder.quantizer import n_lists
+from memory_builder.runner import LocalRunner, run_one
+from memory_builder.snapshots import IndexView
+from memory_builder.storage import Store
+from memory_builder.tuning import tune
+
+STAGES = ("generate", "train", "fill", "tune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """One size, and the key it is indexed with."""
+
+    rows: int
+    key: str
+    points_per_list: int
+
+
+SIZES = {
+    size.rows: size
+    for size in (
+        Size(rows=100_000, key="OPQ64_256,IVF1024_HNSW32,PQ64x8np", points_per_list=50),
+        Size(rows=1_000_000, key="OPQ64_256,IVF4096_HNSW32,PQ64x8np", points_per_list=50),
+        Size(rows=10_000_000, key="OPQ64_256,IVF16384_HNSW32,PQ64x8np", points_per_list=50),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """What is run."""
+
+    work: Path = Path("/tmp/scale")
+    rows: tuple[int, ...] = tuple(SIZES)
+    d: int = 256
+    threads: int = os.cpu_count() or 1
+    stage: str | None = None
+    """Used for the processes of the stages."""
+
+
+def run_stage(config: Scale, size: Size) -> None:
+    """One stage of one size, in this process."""
+    root = config.work / f"memory-{size.rows}"
+    if config.stage == "generate":
+        make_memory(root, size.rows, Shape(d=config.d), texts=False)
+        return
+    store = Store(root)
+    commits = Manifest.read(store).commits
+    folder = f"index/scale-{n_lists(size.key)}"
+    settings = IndexConfig(index_key=size.key, train_points_per_list=size.points_per_list, train_threads=config.threads)
+    parts = plan_parts(commits.values(), "image", settings.part_rows)
+    if config.stage == "train":
+        task = TrainTask(memory=store.root, folder=folder, keys="image", ordinals=tuple(commits), config=settings)
+        run_one(LocalRunner(), task, size.key)
+    elif config.stage == "fill":
+        sha256 = read_quantizer_hash(store, folder)
+        filling = FillTask(memory=store.root, folder=folder, keys="image", quantizer_sha256=sha256)
+        fill(filling, parts, LocalRunner(), f"{size.rows:,}")
+    else:
+        view = IndexView(index=folder, segments=[[part.name for part in parts]], n_rows=size.rows)
+        tune(store, view, "image", config.d, commits, settings.target_recall, LocalRunner())
+
+
+def measure(config: Scale, size: Size, stage: str) -> dict[str, Any]:
+    """Run a stage as a process of its own."""
+    command = [sys.executable, __file__, "--work", str(config.work), "--rows", str(size.rows)]
+    command += ["--d", str(config.d), "--threads", str(config.threads), "--stage", stage]
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{stage} of {size.rows:,} rows failed; run this again to go on")
+    return {
+        "seconds": time.perf_counter() - started,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "peak_bytes": usage.ru_maxrss * 1024,
+        "disk_bytes": _disk(config.work / f"memory-{size.rows}"),
+    }
+
+
+def _disk(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def work_of(stage: str, size: Size, d: int) -> float:
+    """What a stage's time is taken to be proportional to: multiplications, or rows written."""
+    lists = n_lists(size.key)
+    sample = size.points_per_list * lists
+    if stage == "train":  # k-means over the lists, and the rotation with its codebooks, whose sample is capped
+        return float(sample * lists * d * 10 + min(sample, 65_536) * 256 * d * 50)
+    if stage == "fill":  # a walk through the graph of centroids, the rotation, the codes
+        return float(size.rows * (d * d + 256 * d + 64 * 32 * d))
+    return float(size.rows * d)
+
+
+def report(config: Scale, kept: dict[str, Any]) -> None:
+    """The table, and what the model makes of it."""
+    sizes = [SIZES[rows] for rows in config.rows if str(rows) in kept]
+    print(f"{'rows':>12} {'stage':<9} {'wall s':>8} {'cpu s':>8} {'peak GB':>8} {'disk GB':>8}  bound GB")
+    for size in sizes:
+        bound = _bound(config, size)
+        for stage in STAGES:
+            found = kept[str(size.rows)].get(stage)
+            if found:
+                print(
+                    f"{size.rows:>12,} {stage:<9} {found['seconds']:8.1f} {found['cpu_s']:8.1f} "
+                    f"{found['peak_bytes'] / 1e9:8.2f} {found['disk_bytes'] / 1e9:8.2f}  {bound / 1e9:.2f}"
+                )
+    known = [size for size in sizes if set(STAGES) <= kept[str(size.rows)].keys()]
+    for target in known[2:]:
+        for stage in STAGES:
+            rate = _rate(config, known[:2], kept, stage)
+            predicted = rate[0] + rate[1] * work_of(stage, target, config.d)
+            actual = kept[str(target.rows)][stage]["seconds"]
+            print(
+                f"{target.rows:,} {stage}: predicted {predicted:.0f} s, took {actual:.0f} s ({predicted / actual:.2f})"
+            )
+
+
+def _bound(config: Scale, size: Size) -> float:
+    """What a stage may take: sample × (1 + d_out/d) + quantizer + one part + 1 GiB."""
+    sample = size.points_per_list * n_lists(size.key) * config.d * 4
+    folder = config.work / f"memory-{size.rows}" / "index" / f"scale-{n_lists(size.key)}"
+    quantizer = folder / "trained.faiss"
+    parts = [PartRecord(**json.loads(file.read_text())).bytes for file in folder.glob("parts/*.json")]
+    return 2 * sample + (quantizer.stat().st_size if quantizer.exists() else 0) + max(parts, default=0) + (1 << 30)
+
+
+def _rate(config: Scale, sizes: list[Size], kept: dict[str, Any], stage: str) -> tuple[float, float]:
+    """(seconds that every run takes, seconds for a unit of work) through the two measured sizes."""
+    (x0, y0), (x1, y1) = ((work_of(stage, size, config.d), kept[str(size.rows)][stage]["seconds"]) for size in sizes)
+    slope = (y1 - y0) / (x1 - x0)
+    return y0 - slope * x0, slope
+
+
+def main(config: Scale) -> None:
+    """Every stage that is not kept yet, smallest size first."""
+    config.work.mkdir(parents=True, exist_ok=True)
+    file = config.work / "stages.json"
+    kept: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    for rows in sorted(config.rows):
+        for stage in STAGES:
+            if stage not in kept.setdefault(str(rows), {}):
+                kept[str(rows)][stage] = measure(config, SIZES[rows], stage)
+                file.write_text(json.dumps(kept, indent=1))
+    report(config, kept)
+
+
+if __name__ == "__main__":
+    asked = tyro.cli(Scale)
+    if asked.stage:
+        run_stage(asked, SIZES[asked.rows[0]])
+    else:
+        main(asked)
