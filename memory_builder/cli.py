@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from tyro.conf import OmitArgPrefixes, Positional, Suppress, arg, subcommand
 
+from memory_builder.console import print_curves, print_embedded, print_indexes, print_state, print_table
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
@@ -30,7 +28,7 @@ from memory_builder.serving import ServeFormat
 from memory_builder.storage import Store
 
 if TYPE_CHECKING:
-    from memory_builder.build import EmbedReport
+    pass
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -93,7 +91,7 @@ class Embed:
             retry_failed=self.retry_failed,
             retry_rejects=self.retry_rejects,
         )
-        return _print_embedded(report)
+        return 0 if print_embedded(report) else FAILED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +121,11 @@ class Import:
         encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
         config, runner = EmbedConfig(columns=self.columns), self.on.start()
         report = import_embeddings(self.root, self.memory, encoder=encoder, config=config, runner=runner)
-        code = _print_embedded(report)
-        if self.index is not None and code == 0:
+        if not print_embedded(report):
+            return FAILED
+        if self.index is not None:
             adopt(self.memory, self.root, self.index, keys=self.keys, runner=runner)
-        return code
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +146,7 @@ class Index:
         started = time.monotonic()
         keys: tuple[Keys, ...] = present_keys(Store(self.memory)) if self.keys == "both" else (self.keys,)
         index(self.memory, keys=keys, config=self.config, runner=self.on.start())
-        _print_indexes(read_info(Store(self.memory)).indexes)
+        print_indexes(read_info(Store(self.memory)).indexes)
         print(duration(time.monotonic() - started))
         return 0
 
@@ -210,7 +209,7 @@ class Search:
             if self.json:
                 print(json.dumps({"query": i, "hits": found}, ensure_ascii=False))
             else:
-                _print_table(names[i], ("score", "id", "key", "caption"), found)
+                print_table(names[i], ("score", "id", "key", "caption"), found)
         return 0
 
 
@@ -228,7 +227,8 @@ class Append:
         from memory_builder.changes import append
 
         append(Store(self.memory), keys=() if self.keys == "both" else (self.keys,), runner=self.on.start())
-        return _print_state(self.memory)
+        print_state(self.memory)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,7 +249,8 @@ class Delete:
 
         keys = _read_keys(self.keys)
         delete(Store(self.memory), ids=self.ids or None, keys=keys or None, where=self.where)
-        return _print_state(self.memory)
+        print_state(self.memory)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,7 +267,8 @@ class Compact:
         from memory_builder.compact import compact
 
         compact(Store(self.memory), purge=self.purge, runner=self.on.start())
-        return _print_state(self.memory)
+        print_state(self.memory)
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,8 +326,8 @@ class Info:
         if info.pairs_per_s:
             left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
             print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")
-        _print_indexes(info.indexes)
-        _print_curves(store)
+        print_indexes(info.indexes)
+        print_curves(store)
         if self.plot is not None:
             print(f"curves drawn in {self.plot}")
         return 0
@@ -366,7 +368,7 @@ class Verify:
         for file in found.get("repaired", ()):
             print(f"repaired: {file}")
         if problems:
-            _print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
+            print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
         else:
             print(f"{self.memory}: every file is what its record says")
         return FAILED if problems else 0
@@ -519,82 +521,11 @@ def _read_vectors(path: Path) -> Any:
         raise UsageError(f"--vector {path} is not a .npy file of numbers: {error}") from None
 
 
-def _print_embedded(report: "EmbedReport") -> int:
-    print(
-        f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
-        f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
-        f"{duration(report.seconds)}" + (f", {report.n_retries} requests made again" if report.n_retries else "")
-    )
-    for note, n in report.notes.items():
-        print(f"{n:,} {note}")
-    if report.failed:
-        _print_failures(report.failed)
-    return FAILED if report.failed else 0
-
-
 def _read_keys(keys: tuple[str, ...]) -> list[str]:
     """Keys as they were given, or those in the one file that was named."""
     if len(keys) == 1 and Path(keys[0]).is_file():
         return [line for line in Path(keys[0]).read_text().splitlines() if line]
     return list(keys)
-
-
-def _print_state(memory: str) -> int:
-    from memory_builder.info import read_info
-
-    info = read_info(Store(memory))
-    print(f"snapshot {info.snapshot}: {info.rows:,} rows, {info.deleted:,} of them deleted")
-    for keys, index in info.indexes.items():
-        segments = " + ".join(f"{n:,}" for n in index["segments"])
-        print(f"{keys} index: {segments} rows, {index['deleted']:,} of them deleted")
-    return 0
-
-
-def _print_failures(failed: dict[str, str]) -> None:
-    rows = [{"shard": uri, "error": error} for uri, error in failed.items()]
-    _print_table(
-        f"{len(failed)} shards failed; the same command tries them again, with --retry-failed only them",
-        ("shard", "error"),
-        rows,
-        sys.stderr,
-    )
-
-
-def _print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
-    rows = [
-        {
-            "keys": keys,
-            "index": index["index_key"],
-            "rows": f"{index['rows']:,}",
-            "segments": len(index["segments"]),
-            "deleted": f"{index['deleted']:,}",
-            "MB": f"{index['bytes'] / 1e6:,.1f}",
-            "query": side,
-            "recall@10": f"{found['recall@10']:.3f}",
-            "strict": f"{found['strict_recall@10']:.3f}",
-            "nprobe": found["nprobe"],
-            "refine": found["refine"],
-            "p50 ms": f"{1e3 * found['p50_s']:.2f}",
-        }
-        for keys, index in indexes.items()
-        for side, found in index["queries"].items()
-    ]
-    if rows:
-        _print_table("indexes", tuple(rows[0]), rows)
-    else:
-        print(f"indexes: {', '.join(indexes) or 'none'}")
-
-
-def _print_curves(store: Store) -> None:
-    from memory_builder.curve import curve_rows, read_curves
-
-    for curve in read_curves(store):
-        rows = curve_rows(curve)
-        _print_table(
-            f"\n{curve.name}: {curve.side} → {curve.keys}, recall for bytes touched a query for ten rows",
-            tuple(rows[0]),
-            rows,
-        )
 
 
 def _plot_curves(store: Store, path: Path) -> None:
@@ -605,18 +536,6 @@ def _plot_curves(store: Store, path: Path) -> None:
     picture = plot(read_curves(store), store.root, path.suffix)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(picture)
-
-
-def _print_table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]], stream: Any = None) -> None:
-    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column not in ("caption", "error", "problem", "shard"))
-    for row in rows:
-        table.add_row(*(Text(str(row[column])) for column in columns))  # Text: captions may look like markup
-    console = Console(file=stream or sys.stdout)
-    if not console.is_terminal:
-        console.width = 200  # a file or pipe has no edge to fold at
-    console.print(table)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def came(work, sample, model) -> dict[str, Any]:
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [env.get("PYTHONPATH")])])
     script = [sys.executable, HERE / "three_nodes.py", work, shards, model]
-    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr
     came: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return came
