@@ -30,6 +30,8 @@ def trimming(model: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
     def encode(tokens: torch.Tensor) -> torch.Tensor:
         ends = (tokens if pool == "argmax" else tokens.eq(eos_id).int()).argmax(dim=-1)
         n = min(-(-(int(ends.max()) + 1) // POSITIONS_MULTIPLE) * POSITIONS_MULTIPLE, tokens.shape[1])
+        if n == tokens.shape[1]:
+            return cast(torch.Tensor, model.encode_text(tokens))
         tokens = tokens[:, :n]  # i64[b, n]
         dtype = tower.transformer.get_cast_dtype()
         x = tower.token_embedding(tokens).to(dtype) + tower.positional_embedding[:n].to(dtype)  # [b, n, width]
