@@ -25,20 +25,18 @@ from memory_builder.changes import append, delete, records_of
 from memory_builder.compact import compact
 from memory_builder.indexing import IndexConfig
 from memory_builder.manifest import (
-    Commit,
     Description,
     Manifest,
     config_hash,
     settle_description,
-    shard_name,
-    write_commit,
 )
 from memory_builder.memory import Memory
 from memory_builder.plan import Source, extend_plan
-from memory_builder.rows import row_ids, vectors_path
+from memory_builder.rows import row_ids
 from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store, sha256
-from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, metadata_table, npy_bytes, parquet_bytes
+from memory_builder.shard_files import commit_shard
+from memory_builder.storage import Store
+from memory_builder.tables import metadata_table
 from memory_builder.tombstones import current_tombstones
 from memory_builder.verify import verify
 
@@ -80,30 +78,16 @@ def add_shard(store: Store, n: int) -> None:
     (shard,) = [s for s in extend_plan(store, [Source(uri=f"/{n}.tar", bytes=1, etag="1")]) if s.uri == f"/{n}.tar"]
     found = {"caption": "a caption", "has_image": True, "has_text": False}
     table = metadata_table([(found | {"key": f"{n}/{row}"}, {}) for row in range(SHARD_ROWS)], {})
-    name = shard_name(shard.ordinal)
-    files = {
-        vectors_path(shard.ordinal, "image"): npy_bytes(vectors.astype(np.float16)),
-        vectors_path(shard.ordinal, "text"): npy_bytes(np.zeros((SHARD_ROWS, D), np.float16)),
-        f"metadata/metadata_{name}.parquet": parquet_bytes(table),
-        f"rows/rows_{name}.arrow": arrow_bytes(table.select(LOOKUP_FIELDS)),
-    }
-    for path, data in files.items():
-        store.put(path, data)
-    write_commit(
+    commit_shard(
         store,
-        Commit(
-            ordinal=shard.ordinal,
-            uri=shard.uri,
-            etag=shard.etag,
-            config_hash=config_hash({}),
-            n_read=SHARD_ROWS,
-            n_written=SHARD_ROWS,
-            n_images=SHARD_ROWS,
-            n_texts=0,
-            reasons={},
-            partial=None,
-            checksums={path: sha256(data) for path, data in files.items()},
-        ),
+        shard,
+        images=vectors.astype(np.float16),
+        texts=np.zeros((SHARD_ROWS, D), np.float16),
+        metadata=table,
+        rejects=[],
+        partial=None,
+        hash_of_config=config_hash({}),
+        seconds={"total": 0.0},
     )
 
 

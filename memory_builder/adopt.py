@@ -5,9 +5,8 @@ their files: the order in which ``import`` plans them. It is one file, or a fold
 ``merged_index.ivfdata``. Its recall is then measured here, like that of an index built here.
 """
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,16 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing import Quantizer, build_record, ids_at
+from memory_builder.indexing import Quantizer, finish_index, ids_at, read_trained, record_quantizer
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
-from memory_builder.ondisk import LISTS, POPULATED, read_list
-from memory_builder.parts import Part, PartRecord, fill, plan_parts, read_part_record, write_faiss
+from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
+from memory_builder.parts import Part, PartRecord, fill, finished_part, plan_parts, read_faiss, record_part
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
-from memory_builder.rows import Keys, open_vectors, present_rows, row_ids
+from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner
 from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
-from memory_builder.tables import npy_bytes
-from memory_builder.tuning import tune
 from memory_builder.uris import split_uri
 
 PART_ROWS = 16_000_000
@@ -56,7 +53,7 @@ def adopt_index(
     content = {"published": str(published), "bytes": _bytes(published), "keys": keys, "vectors": checksums}
     folder = f"index/{config_hash(content)}"
     say(f"index {keys}: adopting {published} in {folder}")
-    quantizer = _record_quantizer(store, folder, index, published, commits, keys, description.d)
+    quantizer = read_trained(store, folder) or _empty(store, folder, index, commits, keys, description.d)
     parts = plan_parts(commits.values(), keys, part_rows)
     task = AdoptTask(
         memory=store.root,
@@ -67,12 +64,7 @@ def adopt_index(
         quantizer_sha256=quantizer.sha256,
     )
     records = fill(task, parts, runner, f"index {keys}: adopted")
-    n_rows = sum(record.n_rows for record in records)
-    view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
-    name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner)
-    record = build_record(quantizer, records, description, n_rows, keys, tuning)
-    store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
-    return replace(view, tuning=name)
+    return finish_index(store, keys, description, commits, quantizer, folder, records, target_recall, runner)
 
 
 def _is_imported(commit: Commit, base: str) -> bool:
@@ -121,29 +113,21 @@ def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
         raise IndexBuildError(f"{path} ranks by distance, not by inner product: build one with memory-builder index")
 
 
-def _record_quantizer(
-    store: Store, folder: str, index: Any, path: Path, commits: dict[int, Commit], keys: Keys, d: int
-) -> Quantizer:
-    """Write the emptied index as the quantizer, held-out rows to measure with, and the record of both."""
-    there = store.read_sound_json(f"{folder}/trained.json")
-    if there is not None and store.exists(f"{folder}/trained.faiss") and store.exists(f"{folder}/held_out.npy"):
-        return Quantizer(**there)
-    _, digest = write_faiss(store, f"{folder}/trained.faiss", _emptied(path))
+def _empty(store: Store, folder: str, index: Any, commits: dict[int, Commit], keys: Keys, d: int) -> Quantizer:
+    """Take the rows out of the index, and keep it as the quantizer, with held-out rows to measure with."""
+    key = _key(index)
+    ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
+    lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
+    ivf.replace_invlists(lists, True)
+    lists.this.disown()  # the index owns them now
+    ivf.ntotal = index.ntotal = 0
     counts = {ordinal: commit.n_present(keys) for ordinal, commit in commits.items()}
-    positions, _ = draw_split(sum(counts.values()), 0, 0)
+    n_rows = sum(counts.values())
+    positions, _ = draw_split(n_rows, 0, 0)
     held_out = ids_at(store, positions, commits, counts, keys, d)
-    store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
-    quantizer = Quantizer(
-        index_key=_key(index),
-        sha256=digest,
-        n_train=0,
-        n_held_out=len(held_out),
-        n_rows=sum(counts.values()),
-        seed=0,
-        train_threads=0,
+    return record_quantizer(
+        store, folder, index, held_out, index_key=key, n_train=0, n_rows=n_rows, seed=0, train_threads=0
     )
-    store.put(f"{folder}/trained.json", json.dumps(asdict(quantizer), indent=1).encode())
-    return quantizer
 
 
 def _key(index: Any) -> str:
@@ -152,16 +136,6 @@ def _key(index: Any) -> str:
         return str(reverse_index_factory(index))
     except (AssertionError, NotImplementedError, AttributeError, RuntimeError):
         return type(faiss.downcast_index(index)).__name__
-
-
-def _emptied(path: Path) -> Any:
-    index = open_published(path)
-    ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
-    lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
-    ivf.replace_invlists(lists, True)
-    lists.this.disown()
-    ivf.ntotal = index.ntotal = 0
-    return index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -186,41 +160,27 @@ class AdoptTask:
 
 def adopt_part(part: Part, *, task: AdoptTask, store: Store, commits: dict[int, Commit], d: int) -> PartRecord:
     """Gather the rows of some shards; one that is recorded is left alone. Blank rows are left out."""
-    path = f"{task.folder}/parts/{part.name}"
-    there = read_part_record(store, task.folder, part.name)
-    if there is not None and store.exists(f"{path}.faiss") and store.size(f"{path}.faiss") == there.bytes:
+    there = finished_part(store, task.folder, part, task.quantizer_sha256)
+    if there is not None:
         return there
     ids = _row_ids(part, store, commits, task.keys, d)  # i64[m], -1 where blank
     before = sum(commit.n_written for ordinal, commit in commits.items() if ordinal < part.ordinals[0])
     whole = open_published(Path(task.published))  # its IVF part lives only as long as this does
     published = faiss.downcast_index(faiss.extract_index_ivf(whole))
-    index = _read(store.fetch(f"{task.folder}/trained.faiss"), 0)
-    ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
-    n_rows = 0
-    for number in range(ivf.nlist):
-        codes, numbers = read_list(published, number)  # u8[n, code_size], i64[n]
-        chosen = np.flatnonzero((numbers >= before) & (numbers < before + len(ids)))
-        here = ids[numbers[chosen] - before]
-        chosen, here = chosen[here >= 0], here[here >= 0]
-        if len(here):
-            kept = np.ascontiguousarray(codes[chosen])
-            ivf.invlists.add_entries(number, len(here), faiss.swig_ptr(here), faiss.swig_ptr(kept))
-            n_rows += len(here)
-    ivf.ntotal = index.ntotal = n_rows
-    size, digest = write_faiss(store, f"{path}.faiss", index)
-    record = PartRecord(
-        name=part.name,
-        ordinals=part.ordinals,
-        n_rows=n_rows,
-        bytes=size,
-        sha256=digest,
-        quantizer_sha256=task.quantizer_sha256,
-    )
-    store.put(f"{path}.json", json.dumps(asdict(record), indent=1).encode())
-    return record
+
+    def gathered() -> Iterator[tuple[Codes, Ids]]:
+        for number in range(published.nlist):
+            codes, numbers = read_list(published, number)
+            chosen = np.flatnonzero((numbers >= before) & (numbers < before + len(ids)))
+            here = ids[numbers[chosen] - before]
+            yield np.ascontiguousarray(codes[chosen[here >= 0]]), here[here >= 0]
+
+    trained = f"{task.folder}/trained.faiss"
+    empty = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
+    return record_part(store, task.folder, part, with_lists_in_memory(empty, gathered()), task.quantizer_sha256)
 
 
-def _row_ids(part: Part, store: Store, commits: dict[int, Commit], keys: Keys, d: int) -> Any:
+def _row_ids(part: Part, store: Store, commits: dict[int, Commit], keys: Keys, d: int) -> Ids:
     pieces = []
     for ordinal in part.ordinals:
         ids = np.full(commits[ordinal].n_written, -1, np.int64)

@@ -81,11 +81,11 @@ def embed(
     described = run_one(runner, DescribeTask(encoder=encoder), config)
     settle_description(store, described)
     store.sweep()
-    manifest = Manifest.read(store)
     if retry_rejects:
         named = {source.uri for source in found} if sources else None
-        found = rejected_sources(manifest.commits.values(), named)
+        found = rejected_sources(Manifest.read(store).commits.values(), named)
     plan = extend_plan(store, found)
+    manifest = Manifest.read(store)
     shards = _asked(plan, found)
     if retry_failed:
         failures = failed_ordinals(store, manifest.commits)
@@ -97,7 +97,7 @@ def embed(
         description=described,
         decode_threads=decode_threads,
     )
-    return _do("embed", store, task, shards, runner, started)
+    return _do("embed", store, manifest, task, shards, runner, started)
 
 
 def import_embeddings(
@@ -126,7 +126,7 @@ def import_embeddings(
     store.sweep()
     shards = _asked(extend_plan(store, found), found)
     task = EmbedTask(memory=store.root, encoder=None, config=config, description=described, wants_gpu=False)
-    return _do("import", store, task, shards, runner, started)
+    return _do("import", store, Manifest.read(store), task, shards, runner, started)
 
 
 def _asked(plan: Sequence[Shard], found: Sequence[Source]) -> list[Shard]:
@@ -136,10 +136,15 @@ def _asked(plan: Sequence[Shard], found: Sequence[Source]) -> list[Shard]:
 
 
 def _do(
-    stage: str, store: Store, task: EmbedTask, shards: Sequence[Shard], runner: Runner, started: float
+    stage: str,
+    store: Store,
+    manifest: Manifest,
+    task: EmbedTask,
+    shards: Sequence[Shard],
+    runner: Runner,
+    started: float,
 ) -> EmbedReport:
     """Run the task over the shards that are not committed, and keep the books."""
-    manifest = Manifest.read(store)
     pending = [shard for shard in shards if not _is_done(shard, manifest)]
     failed = {}
     n_retries = 0

@@ -5,8 +5,8 @@ deleted; row i of its metadata is what number i in its indexes stands for. ``row
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import faiss
 import numpy as np
@@ -20,7 +20,7 @@ from memory_builder.merge import MergeTask, kept_lists, merge_into, open_lists, 
 from memory_builder.ondisk import ID_BYTES, with_lists_in_memory
 from memory_builder.parts import read_faiss, write_faiss
 from memory_builder.quantizer import memory_bytes
-from memory_builder.rows import Ids, Keys
+from memory_builder.rows import Keys, in_blocks
 from memory_builder.runner import Runner
 from memory_builder.storage import Store
 from memory_builder.tables import parquet_bytes
@@ -82,7 +82,8 @@ def _options(description: Description) -> dict[str, object]:
 
 
 def _write_metadata(memory: Memory, kept: Kept, store: Store) -> None:
-    for number, ids in enumerate(_pieces(kept)):
+    none = np.zeros(0, np.int64)  # where no row is left, one file says so
+    for number, ids in enumerate(in_blocks(chain([none], kept.by_shard()), ROWS_A_FILE)):
         rows = memory.rows(ids)
         table = pa.table(
             {"image_path": rows["key"], "caption": rows["caption"], "url": rows["url"], "row_id": rows["id"]}
@@ -91,16 +92,6 @@ def _write_metadata(memory: Memory, kept: Kept, store: Store) -> None:
     for name in store.list("metadata"):  # of an export of more rows
         if name >= f"metadata_{number + 1:05d}":
             store.remove(f"metadata/{name}")
-
-
-def _pieces(kept: Kept) -> Iterator[Ids]:
-    waiting: list[Ids] = []
-    for ids in kept.by_shard():
-        waiting.append(ids)
-        if sum(map(len, waiting)) >= ROWS_A_FILE:
-            yield np.concatenate(waiting)
-            waiting = []
-    yield np.concatenate([np.zeros(0, np.int64), *waiting])
 
 
 def _write_index(

@@ -4,7 +4,6 @@
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pyarrow.compute as pc
 
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
-from memory_builder.rows import Ids
+from memory_builder.rows import Ids, in_blocks
 from memory_builder.storage import Store
 from memory_builder.tables import parquet_bytes
 
@@ -33,25 +32,15 @@ def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> tuple[int, 
     """
     store = Store(out)
     n_written = n_without = 0
-    for number, piece in enumerate(_pieces(memory) if ids is None else iter([np.asarray(ids, np.int64)])):
+    every = (memory.row_ids(ordinal) for ordinal in memory.commits)
+    pieces = in_blocks(every, ROWS_A_FILE) if ids is None else iter([np.asarray(ids, np.int64)])
+    for number, piece in enumerate(pieces):
         table = memory.rows(piece)
         listed = table.filter(pc.is_valid(table["url"])).select(["url", "caption", "key", "id"])
         n_written += listed.num_rows
         n_without += table.num_rows - listed.num_rows
         store.put(f"{number:05d}.parquet", parquet_bytes(listed))
     return n_written, n_without
-
-
-def _pieces(memory: Memory) -> Iterator[Ids]:
-    """Ids of all rows that are not deleted, up to ROWS_A_FILE at a time and a shard at least."""
-    waiting: list[Ids] = []
-    for ordinal in memory.commits:
-        waiting.append(memory.row_ids(ordinal))
-        if sum(map(len, waiting)) >= ROWS_A_FILE:
-            yield np.concatenate(waiting)
-            waiting = []
-    if waiting:
-        yield np.concatenate(waiting)
 
 
 def read_hits(path: Path) -> Ids:

@@ -10,6 +10,7 @@ import posixpath
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ from memory_builder.manifest import Commit
 from memory_builder.plan import Shard, Source
 from memory_builder.retry import open_filesystem
 from memory_builder.shard_files import commit_shard
-from memory_builder.storage import Store, etag_of, sha256
-from memory_builder.tables import metadata_table, read_parquet
+from memory_builder.storage import Store, sha256, version_of
+from memory_builder.tables import metadata_table, read_npy, read_parquet
 from memory_builder.uris import Part, join_uri, split_uri
 
 FOLDERS = {"image": ("img_emb", ".npy"), "text": ("text_emb", ".npy"), "metadata": ("metadata", ".parquet")}
@@ -73,7 +74,7 @@ def embeddings_etag(uri: str) -> str:
 
 
 def _etag(infos: list[dict[str, Any]]) -> str:
-    versions = [[info["size"], etag_of(info) or str(info.get("mtime", ""))] for info in infos]
+    versions = [[info["size"], version_of(info)] for info in infos]
     return sha256(repr(versions).encode())[:32]
 
 
@@ -149,10 +150,7 @@ def _is_local(fs: Any) -> bool:
 
 def _load(fs: Any, file: str) -> npt.NDArray[Any]:
     try:
-        if _is_local(fs):
-            array = np.load(file, mmap_mode="r", allow_pickle=False)
-        else:
-            array = np.load(io.BytesIO(fs.cat_file(file)), allow_pickle=False)
+        array: Any = read_npy(Path(file), mapped=True) if _is_local(fs) else read_npy(io.BytesIO(fs.cat_file(file)))
     except FileNotFoundError:
         raise
     except (ValueError, EOFError, OSError) as error:

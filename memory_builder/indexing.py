@@ -106,9 +106,25 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     parts = plan_parts(commits.values(), keys, config.part_rows)
     task = FillTask(memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256)
     records = fill(task, parts, runner, f"index {keys}: filled")
+    return finish_index(store, keys, description, commits, quantizer, folder, records, config.target_recall, runner)
+
+
+def finish_index(
+    store: Store,
+    keys: Keys,
+    description: Description,
+    commits: dict[int, Commit],
+    quantizer: Quantizer,
+    folder: str,
+    records: list[PartRecord],
+    target_recall: float,
+    runner: Runner,
+) -> IndexView:
+    """Measure and tune an index whose parts are there, and write its build record."""
+    n_rows = sum(record.n_rows for record in records)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
-    name, tuning = tune(store, view, keys, description.d, commits, config.target_recall, runner)
-    record = build_record(quantizer, records, description, n_rows, keys, tuning)
+    name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner)
+    record = _build_record(quantizer, records, description, n_rows, keys, tuning)
     store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
     return replace(view, tuning=name)
 
@@ -148,7 +164,7 @@ class TrainTask:
 
 def _train(task: TrainTask, key: str) -> Quantizer:
     store = Store(task.memory)
-    there = _trained(store, task.folder)
+    there = read_trained(store, task.folder)
     if there is not None:
         return there
     d = read_description(store).d
@@ -168,22 +184,33 @@ def _train(task: TrainTask, key: str) -> Quantizer:
         )
     sample = Rows(store, commits, d).vectors(train, task.keys)
     index = train_quantizer(key, sample, threads=task.config.train_threads)
-    _, digest = write_faiss(store, f"{task.folder}/trained.faiss", index)
-    store.put(f"{task.folder}/held_out.npy", npy_bytes(held_out))
-    quantizer = Quantizer(
+    return record_quantizer(
+        store,
+        task.folder,
+        index,
+        held_out,
         index_key=key,
-        sha256=digest,
         n_train=len(train),
-        n_held_out=len(held_out),
         n_rows=n_rows,
         seed=task.config.seed,
         train_threads=task.config.train_threads,
     )
-    store.put(f"{task.folder}/trained.json", json.dumps(asdict(quantizer), indent=1).encode())
+
+
+def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **told: Any) -> Quantizer:
+    """Write a trained, empty index and the rows set aside to measure with (i64[n]), then the record of both.
+
+    Args:
+        told: the fields of ``Quantizer`` that do not follow from these.
+    """
+    _, digest = write_faiss(store, f"{folder}/trained.faiss", index)
+    store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
+    quantizer = Quantizer(sha256=digest, n_held_out=len(held_out), **told)
+    store.put(f"{folder}/trained.json", json.dumps(asdict(quantizer), indent=1).encode())
     return quantizer
 
 
-def _trained(store: Store, folder: str) -> Quantizer | None:
+def read_trained(store: Store, folder: str) -> Quantizer | None:
     """The quantizer trained before; None unless everything its record stands for is there."""
     record = store.read_sound_json(f"{folder}/trained.json")
     if (
@@ -208,7 +235,7 @@ def ids_at(store: Store, positions: Ids, commits: dict[int, Commit], counts: dic
     return np.concatenate(ids)
 
 
-def build_record(
+def _build_record(
     quantizer: Quantizer,
     records: list[PartRecord],
     description: Description,

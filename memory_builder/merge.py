@@ -23,7 +23,7 @@ from memory_builder.ondisk import ID_BYTES, LISTS, POPULATED, Codes, with_lists_
 from memory_builder.parts import read_faiss, write_faiss
 from memory_builder.progress import Progress, say
 from memory_builder.rows import Ids, Keys
-from memory_builder.runner import Runner
+from memory_builder.runner import Runner, run_all
 from memory_builder.search import OpenIndex, graph_effort
 from memory_builder.snapshots import Snapshot, read_snapshot
 from memory_builder.storage import Store
@@ -93,9 +93,7 @@ def merge_into(
     index = open_lists(store, snapshot, keys)
     ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
     progress = Progress(f"merge {keys}: gathered", n_planned=len(ranges), n_done=0, unit="ranges of lists")
-    for _, result in runner.run(task, ranges):
-        if isinstance(result, Exception):
-            raise result
+    for _ in run_all(runner, task, ranges):
         progress.advance()
     sizes = np.concatenate([_sizes(out, task.path(some)) for some in ranges])
     merged = Merged(

@@ -20,7 +20,7 @@ from memory_builder.errors import CorruptMemoryError, IndexBuildError
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
 from memory_builder.progress import Progress
 from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
-from memory_builder.runner import Runner, Task, available_threads
+from memory_builder.runner import Runner, Task, available_threads, run_all
 from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
@@ -139,6 +139,43 @@ def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
     return size, digest
 
 
+def finished_part(store: Store, folder: str, part: Part, quantizer_sha256: str) -> PartRecord | None:
+    """The record of a part that is there, whole; None if it is to be made (anew).
+
+    Raises:
+        IndexBuildError: it belongs to another build.
+    """
+    there = None
+    with suppress(CorruptMemoryError):  # a damaged record is made anew
+        there = read_part_record(store, folder, part.name)
+    if there is None or _size(store, f"{folder}/parts/{part.name}.faiss") != there.bytes:
+        return None
+    if there.quantizer_sha256 != quantizer_sha256:
+        raise IndexBuildError(
+            f"part {part.name} in {store.root}/{folder} was filled with quantizer {there.quantizer_sha256[:12]}, "
+            f"this index has {quantizer_sha256[:12]}: remove the folder and build again"
+        )
+    return there
+
+
+def record_part(
+    store: Store, folder: str, part: Part, index: Any, quantizer_sha256: str, *, n_deleted: int = 0
+) -> PartRecord:
+    """Write a filled part, then its record."""
+    size, digest = write_faiss(store, f"{folder}/parts/{part.name}.faiss", index)
+    record = PartRecord(
+        name=part.name,
+        ordinals=part.ordinals,
+        n_rows=index.ntotal,
+        bytes=size,
+        sha256=digest,
+        quantizer_sha256=quantizer_sha256,
+        n_deleted=n_deleted,
+    )
+    store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
 def fill_part(
     part: Part,
     *,
@@ -156,15 +193,8 @@ def fill_part(
     Raises:
         IndexBuildError: the recorded part, or the quantizer that lies here, belongs to another build.
     """
-    there = None
-    with suppress(CorruptMemoryError):  # a damaged record is made anew
-        there = read_part_record(store, folder, part.name)
-    if there is not None and _size(store, f"{folder}/parts/{part.name}.faiss") == there.bytes:
-        if there.quantizer_sha256 != quantizer_sha256:
-            raise IndexBuildError(
-                f"part {part.name} in {store.root}/{folder} was filled with quantizer {there.quantizer_sha256[:12]}, "
-                f"this index has {quantizer_sha256[:12]}: remove the folder and build again"
-            )
+    there = finished_part(store, folder, part, quantizer_sha256)
+    if there is not None:
         return there
     faiss.omp_set_num_threads(threads)
     trained = f"{folder}/trained.faiss"
@@ -179,18 +209,7 @@ def fill_part(
             gone = rows_of(ordinal, deleted)
             rows, n_deleted = np.setdiff1d(rows, gone, assume_unique=True), n_deleted + len(gone)
         index.add_with_ids(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
-    size, digest = write_faiss(store, f"{folder}/parts/{part.name}.faiss", index)
-    record = PartRecord(
-        name=part.name,
-        ordinals=part.ordinals,
-        n_rows=index.ntotal,
-        bytes=size,
-        sha256=digest,
-        quantizer_sha256=quantizer_sha256,
-        n_deleted=n_deleted,
-    )
-    store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
-    return record
+    return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
 
 
 def _size(store: Store, path: str) -> int | None:
@@ -231,9 +250,7 @@ def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, wh
     """Fill parts, or gather them elsewhere; the first failure is raised. ``what`` is the line of progress."""
     progress = Progress(what, n_planned=len(parts), n_done=0, unit="parts")
     records = {}
-    for part, result in runner.run(task, parts):
-        if isinstance(result, Exception):
-            raise result
-        records[part.name] = result
+    for part, record in run_all(runner, task, parts):
+        records[part.name] = record
         progress.advance()
     return [records[part.name] for part in parts]

@@ -19,7 +19,7 @@ from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Commit, Manifest, read_description, shard_name
 from memory_builder.progress import Progress, say
 from memory_builder.rows import Ids, open_vectors, rows_of, split_ids, vectors_path
-from memory_builder.runner import Runner
+from memory_builder.runner import Runner, run_all
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import arrow_bytes, npy_bytes, parquet_bytes
 
@@ -44,9 +44,7 @@ def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
     ordinals = np.unique(split_ids(deleted)[0]).tolist()
     task = PurgeTask(memory=store.root, deleted=tuple(deleted.tolist()))
     progress = Progress("compact: purged", n_planned=len(ordinals), n_done=0)
-    for _, result in runner.run(task, ordinals):
-        if isinstance(result, Exception):
-            raise result
+    for _ in run_all(runner, task, ordinals):
         progress.advance()
     say(f"compact: {len(deleted):,} deleted rows are blank")
 

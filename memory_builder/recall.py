@@ -16,7 +16,7 @@ import numpy as np
 
 from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows, open_vectors, present_rows, row_ids
-from memory_builder.runner import Runner, available_threads
+from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores, best_of, exact_scores
 from memory_builder.search import Effort, OpenIndex
 from memory_builder.storage import Store
@@ -135,11 +135,7 @@ def ground_truth(
         held_out=tuple(own.tolist()),
         k=TRUTH_K + 1,
     )
-    found = []
-    for _, result in runner.run(task, list(commits.values())):
-        if isinstance(result, Exception):
-            raise result
-        found.append(result)
+    found = (result for _, result in run_all(runner, task, list(commits.values())))
     return drop_own(*merge_neighbours(found, len(own), TRUTH_K + 1), own)
 
 

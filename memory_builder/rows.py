@@ -4,7 +4,7 @@ A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an obje
 vectors are fetched, or the whole file once many are asked for.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -44,6 +44,18 @@ def rows_of(ordinal: int, ids: Ids) -> Ids:
     """Those of ascending ids that lie in one shard, as rows of it."""
     low, high = np.searchsorted(ids, [ordinal << ROW_BITS, (ordinal + 1) << ROW_BITS])
     return split_ids(ids[low:high])[1]
+
+
+def in_blocks(ids: Iterable[Ids], n_rows: int) -> Iterator[Ids]:
+    """Ids that come a shard at a time, joined until they are ``n_rows`` or more."""
+    waiting: list[Ids] = []
+    for some in ids:
+        waiting.append(some)
+        if sum(map(len, waiting)) >= n_rows:
+            yield np.concatenate(waiting)
+            waiting = []
+    if waiting:
+        yield np.concatenate(waiting)
 
 
 def vectors_path(ordinal: int, keys: str) -> str:

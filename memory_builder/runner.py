@@ -81,6 +81,14 @@ def available_threads() -> int:
     return int(reserved) if reserved.isdecimal() and int(reserved) else os.cpu_count() or 1
 
 
+def run_all(runner: Runner, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
+    """As ``Runner.run``, for work that is of no use in part: the first exception is raised."""
+    for item, result in runner.run(task, items):
+        if isinstance(result, Exception):
+            raise result
+        yield item, result
+
+
 def run_one(runner: Runner, task: Task[Item, Result], item: Item) -> Result:
     """Run a stage that is a single piece of work; its exception is raised here."""
     ((_, result),) = runner.run(task, [item])

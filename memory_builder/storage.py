@@ -256,6 +256,11 @@ class Store:
         return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
 
+def version_of(info: dict[str, Any]) -> str:
+    """What changes with a file's content, be it local or remote; empty if its filesystem tells nothing of the kind."""
+    return etag_of(info) or str(info.get("mtime", ""))
+
+
 def etag_of(info: dict[str, Any]) -> str | None:
     """What changes with a remote file's content, as its filesystem tells it; None if it tells nothing of the kind."""
     names = ("ETag", "etag", "LastModified", "mtime", "created")

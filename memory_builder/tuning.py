@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from memory_builder.curve import frontier
 from memory_builder.manifest import Commit
 from memory_builder.progress import say
@@ -21,6 +19,7 @@ from memory_builder.scores import Scores
 from memory_builder.search import Effort, OpenIndex
 from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
+from memory_builder.tables import read_npy
 
 REFINES = (1, 2, 4, 8, 16)
 SINGLE_QUERIES = 200
@@ -48,7 +47,7 @@ def tune(
         there = store.read_sound_json(f"{view.index}/{name}")
     if there is not None:
         return name, there
-    held_out: Ids = np.load(store.fetch(f"{view.index}/held_out.npy"), allow_pickle=False)
+    held_out: Ids = read_npy(store.fetch(f"{view.index}/held_out.npy"))
     rows = Rows(store, commits, d)
     index = OpenIndex(store, view.index, view.segments[0])
     tuning: dict[str, Any] = {"target_recall": target_recall, "sides": {}, "curves": {}}

@@ -9,7 +9,7 @@ from memory_builder.manifest import Commit, Manifest, read_description, record_n
 from memory_builder.parts import read_part_record
 from memory_builder.plan import read_plan
 from memory_builder.purge import read_purge
-from memory_builder.runner import Runner
+from memory_builder.runner import Runner, run_all
 from memory_builder.snapshots import Snapshot, read_numbered_snapshot, read_snapshot, snapshot_numbers
 from memory_builder.storage import Store
 from memory_builder.tombstones import check_ids, current_tombstones
@@ -38,10 +38,8 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
         description = read_description(store)
         commits, problems = read_records(store)
         problems += _plan_problems(store, commits, description.config_hash)
-        for _, result in runner.run(VerifyTask(memory=store.root), list(commits.values())):
-            if isinstance(result, Exception):
-                raise result
-            problems += result
+        for _, found in run_all(runner, VerifyTask(memory=store.root), list(commits.values())):
+            problems += found
         problems += _foreign_files(store, commits)
         snapshot = read_snapshot(store)
         problems += _index_problems(store, snapshot)

@@ -11,7 +11,6 @@ from typing import Any
 import boto3
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
@@ -19,17 +18,15 @@ from s3fs import S3FileSystem
 import memory_builder
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.manifest import (
-    Commit,
     Description,
     Manifest,
     config_hash,
     settle_description,
-    shard_name,
-    write_commit,
 )
 from memory_builder.plan import Source, extend_plan
+from memory_builder.shard_files import commit_shard
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, metadata_table, npy_bytes, parquet_bytes
+from memory_builder.tables import metadata_table
 
 # Tests start many processes, and each would compile all of torch and open_clip anew: 20 s instead of 4.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -181,33 +178,16 @@ def write_memory(
         ]
         described = [(row, fields(i)) for i, row in zip(rows, found, strict=True)]
         table = metadata_table(described, columns or {})
-        name = shard_name(shard.ordinal)
-        files = {
-            f"img_emb/img_emb_{name}.npy": npy_bytes(some_images),
-            f"text_emb/text_emb_{name}.npy": npy_bytes(some_texts),
-            f"metadata/metadata_{name}.parquet": parquet_bytes(table),
-            f"rows/rows_{name}.arrow": arrow_bytes(table.select(LOOKUP_FIELDS)),
-            f"rejects/rejects_{name}.parquet": parquet_bytes(
-                pa.table({"key": pa.array([], pa.string()), "reason": pa.array([], pa.string())})
-            ),
-        }
-        for path, data in files.items():
-            store.put(path, data)
-        write_commit(
+        commit_shard(
             store,
-            Commit(
-                ordinal=shard.ordinal,
-                uri=shard.uri,
-                etag=shard.etag,
-                config_hash=description.config_hash,
-                n_read=len(rows),
-                n_written=len(rows),
-                n_images=sum(has_image),
-                n_texts=sum(has_text),
-                reasons={},
-                partial=None,
-                checksums={path: sha256(data) for path, data in files.items()},
-            ),
+            shard,
+            images=some_images,
+            texts=some_texts,
+            metadata=table,
+            rejects=[],
+            partial=None,
+            hash_of_config=description.config_hash,
+            seconds={"total": 0.0},
         )
     if fold:
         Manifest.read(store).fold(store)

@@ -21,7 +21,7 @@ from memory_builder.shards.pairs import (
     printable,
 )
 from memory_builder.shards.tars import split_name
-from memory_builder.storage import etag_of, sha256
+from memory_builder.storage import sha256, version_of
 from memory_builder.uris import PAIRS_A_SHARD, Part
 
 _Entry = tuple[str, int, str]  # file name, bytes, what changes with its content
@@ -71,7 +71,7 @@ def _names(fs: Any, path: str, part: Part) -> dict[str, list[_Entry]]:
         name = posixpath.basename(info["name"])
         stem, suffix = split_name(name)
         if suffix in _SUFFIXES and not name.startswith("."):
-            version = etag_of(info) or str(info.get("mtime", ""))
+            version = version_of(info)
             names.setdefault(stem, []).append((name, info["size"] or 0, version))
     start, stop = part.items or (0, None)
     return {stem: sorted(names[stem]) for stem in sorted(names)[start:stop]}

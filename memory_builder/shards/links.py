@@ -16,13 +16,14 @@ from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.ahead import map_ahead
 from memory_builder.retry import open_filesystem
-from memory_builder.shards.pairs import BadPairError, Pair, PairRules, Reject, caption_of, check_sides, printable
+from memory_builder.shards.pairs import BadPairError, Break, Pair, PairRules, Reject, caption_of, check_sides, printable
 from memory_builder.shards.tars import MAX_MEMBER_BYTES
 
 FETCH_THREADS = 16
 FETCH_AHEAD = 64
 
 Item = TypeVar("Item")
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +39,21 @@ class Row:
     """Where the row is, when the picture is inside it."""
 
 
-def pairs_of_rows(rows: Iterable[Row], table: str, rules: PairRules) -> Iterator[Pair | Reject]:
+def pairs_of_rows(rows: Iterable[Row | Break], table: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     """The pairs of a table that lies at ``table``."""
-    wanted = (row for row in rows if rules.wants(printable(row.key)))
+    wanted = (row for row in rows if isinstance(row, Break) or rules.wants(printable(row.key)))
     return read_ahead(partial(_pair, table=table, rules=rules), wanted)
 
 
-def read_ahead(load: Callable[[Item], Pair | Reject], items: Iterable[Item]) -> Iterator[Pair | Reject]:
+def read_ahead(load: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
     """Pairs whose files are waited for rather than worked on."""
     with ThreadPoolExecutor(FETCH_THREADS) as threads:
         yield from map_ahead(load, items, threads, FETCH_AHEAD)
 
 
-def _pair(row: Row, *, table: str, rules: PairRules) -> Pair | Reject:
+def _pair(row: Row | Break, *, table: str, rules: PairRules) -> Pair | Reject | Break:
+    if isinstance(row, Break):
+        return row
     key = printable(row.key)
     try:
         if row.fault:

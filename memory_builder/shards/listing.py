@@ -25,10 +25,7 @@ def read(path: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject | Br
         columns = Columns(listing.names, rules, path)
         start, stop = part.bytes or (listing.begin, listing.size)
         first = part.items[0] if part.items else 0
-        broken: list[Break] = []
-        rows = listing.rows(start, stop, first, columns, broken)
-        yield from pairs_of_rows(rows, path, columns.rules(rules))
-        yield from broken
+        yield from pairs_of_rows(listing.rows(start, stop, first, columns), path, columns.rules(rules))
 
 
 def parts(path: str) -> list[Part]:
@@ -89,7 +86,7 @@ class _Listing:
             self.position += len(line)
             yield text
 
-    def rows(self, start: int, stop: int, first: int, columns: Columns, broken: list[Break]) -> Iterator[Row]:
+    def rows(self, start: int, stop: int, first: int, columns: Columns) -> Iterator[Row | Break]:
         number = first
         try:
             for number, (_, record) in enumerate(self.records(start, stop), first):
@@ -97,7 +94,7 @@ class _Listing:
                 row = row_of(values, number, columns)
                 yield Row(row.key, row.image, row.link, row.fields, fault=fault or row.fault, member=row.member)
         except csv.Error as error:
-            broken.append(Break(reason=f"breaks off behind row {number}: {error}", offset=self.position))
+            yield Break(reason=f"breaks off behind row {number}: {error}", offset=self.position)
 
 
 def _csv_row(cells: list[str], names: list[str]) -> tuple[dict[str, Any], str | None]:

@@ -22,9 +22,7 @@ def read(path: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject | Br
     """The pairs of these rows of a parquet file."""
     with _open_parquet(path) as table:
         columns = Columns(table.schema_arrow.names, rules, path)
-        broken: list[Break] = []
-        yield from pairs_of_rows(_parquet_rows(table, part, columns, broken), path, columns.rules(rules))
-        yield from broken
+        yield from pairs_of_rows(_rows(table, part, columns), path, columns.rules(rules))
 
 
 def parts(path: str) -> list[Part]:
@@ -53,7 +51,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         yield table
 
 
-def _parquet_rows(table: pq.ParquetFile, part: Part, columns: Columns, broken: list[Break]) -> Iterator[Row]:
+def _rows(table: pq.ParquetFile, part: Part, columns: Columns) -> Iterator[Row | Break]:
     start, stop = part.items or (0, table.metadata.num_rows)
     wanted = _useful_columns(table.schema_arrow, columns)
     number = 0
@@ -69,7 +67,7 @@ def _parquet_rows(table: pq.ParquetFile, part: Part, columns: Columns, broken: l
                     yield row_of(values, i, columns)
                 at += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            broken.append(Break(reason=f"breaks off at row {at}: {error}", offset=at))
+            yield Break(reason=f"breaks off at row {at}: {error}", offset=at)
             return
 
 
@@ -83,7 +81,7 @@ def read_row(path: str, number: int) -> bytes:
     """The picture in one row; FileNotFoundError when there is none."""
     with _open_parquet(path) as table:
         columns = Columns(table.schema_arrow.names, PairRules(require="image"), path)
-        for row in _parquet_rows(table, Part(items=(number, number + 1)), columns, []):
-            if row.image is not None:
+        for row in _rows(table, Part(items=(number, number + 1)), columns):
+            if isinstance(row, Row) and row.image is not None:
                 return row.image
     raise FileNotFoundError(f"row {number} of {path}")

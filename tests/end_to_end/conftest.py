@@ -1,11 +1,14 @@
 import contextlib
 import gzip
+import importlib.util
 import io
 import shutil
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -25,6 +28,15 @@ def small_shard(packed: Path, target: Path, *, n_pairs: int, skip: int = 0) -> N
             for member in members:
                 if member.name.split(".")[0] in keys:
                     tar.addfile(member, source.extractfile(member))
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """A script of benchmarks/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

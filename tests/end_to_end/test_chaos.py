@@ -1,25 +1,14 @@
 """The driver killed at random moments: what benchmarks/chaos.py does 25 times, three times a stage."""
 
-import importlib.util
-import sys
-from pathlib import Path
+from conftest import load_benchmark
 
 INDEX_ARGS = "--index-key OPQ16_64,IVF8_HNSW16,PQ16x4np --part-rows 100"
-CHAOS = Path(__file__).parents[2] / "benchmarks" / "chaos.py"
-
-
-def load_chaos():
-    spec = importlib.util.spec_from_file_location("chaos", CHAOS)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["chaos"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterrupted_run(
     tmp_path, small_shards, model
 ):
-    chaos = load_chaos()
+    chaos = load_benchmark("chaos")
     shards = f"{small_shards}/*.tar"
     stages = ("embed", "index")
     config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=3, index_args=INDEX_ARGS)
@@ -32,7 +21,7 @@ def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterr
 def test_embed_killed_over_an_object_store_writes_the_bytes_of_an_uninterrupted_run_on_disk(
     tmp_path, small_shards, model, s3
 ):
-    chaos = load_chaos()
+    chaos = load_benchmark("chaos")
     shards = f"{small_shards}/0000[0-3].tar"
     config = chaos.Chaos(shards=shards, model=model, work=tmp_path, memory_root=s3.url, stages=("embed",), kills=3)
     (outcome,) = chaos.chaos(config)
@@ -41,7 +30,7 @@ def test_embed_killed_over_an_object_store_writes_the_bytes_of_an_uninterrupted_
 
 
 def test_changes_killed_at_random_moments_leave_the_old_state_or_the_new_and_go_on(tmp_path, small_shards, model):
-    chaos = load_chaos()
+    chaos = load_benchmark("chaos")
     shards = f"{small_shards}/0000[0-3].tar"
     args = "--index-key IVF4,Flat --part-rows 60 --keys image"
     stages = ("append", "delete", "snapshot", "compact")  # purge is stopped at every write in test_changes.py

@@ -84,13 +84,20 @@ def test_embedding_again_does_nothing_again_and_more_shards_are_added(command, m
     assert all(fingerprint(memory_copy)[path] == before[path] for path in unchanged)
 
 
-def test_a_shard_that_vanishes_is_named_and_the_rest_is_done(command, small_shards, tmp_path, model, monkeypatch):
-    from memory_builder import build
-
-    shards = tmp_path / "shards"
-    shards.mkdir()
+@pytest.fixture
+def shards(small_shards, tmp_path) -> Path:
+    """A folder of three shards that a test may change."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
     for name in ("00000.tar", "00001.tar", "00002.tar"):
-        shutil.copy(small_shards / name, shards / name)
+        shutil.copy(small_shards / name, folder / name)
+    return folder
+
+
+def test_a_shard_that_vanishes_is_named_and_the_rest_is_done(
+    command, shards, small_shards, tmp_path, model, monkeypatch
+):
+    from memory_builder import build
 
     def plan_and_lose_one(*arguments):
         plan = extend_plan(*arguments)
@@ -319,13 +326,8 @@ def test_what_is_no_tar_fails_and_other_files_of_a_folder_are_left_alone(command
     assert info["shards"] == {"done": 1, "partial": 0, "failed": 1, "pending": 0}
 
 
-def test_only_what_failed_is_tried_again(command, small_shards, tmp_path, model, monkeypatch):
+def test_only_what_failed_is_tried_again(command, shards, small_shards, tmp_path, model, monkeypatch):
     from memory_builder import build
-
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for name in ("00000.tar", "00001.tar", "00002.tar"):
-        shutil.copy(small_shards / name, shards / name)
 
     def plan_and_move_two(*arguments):
         plan = extend_plan(*arguments)
