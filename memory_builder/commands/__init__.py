@@ -1,0 +1,1 @@
+"""The subcommands of the command, each a frozen dataclass whose fields are its flags; see ``cli``."""

@@ -1,0 +1,134 @@
+"""Commands that ask a memory: search and info."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from memory_builder.console import print_curves, print_indexes, print_table
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+from memory_builder.progress import duration
+from memory_builder.rows import NO_ROW, Keys
+from memory_builder.serving import ServeFormat
+from memory_builder.storage import Store
+from memory_builder.tables import read_npy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Find the rows nearest to texts, pictures or vectors."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    text: tuple[str, ...] = ()
+    """Query texts."""
+    image: tuple[str, ...] = ()
+    """Query pictures: files."""
+    vector: Path | None = None
+    """Query vectors: a .npy file, [q, d] or [d]."""
+    keys: Keys = "image"
+    """Search among the rows' image or text vectors."""
+    k: Annotated[int, arg(aliases=["-k"])] = 10
+    """Rows for each query."""
+    where: str | None = None
+    """Only rows whose metadata fulfil this, such as "width >= 256 AND caption LIKE '%cat%'"."""
+    nprobe: int | None = None
+    """Inverted lists to scan, instead of the tuned number."""
+    refine: int | None = None
+    """Candidates to re-rank for each row asked for, instead of the tuned number."""
+    model: str | None = None
+    """Where the memory's model is now, if not where it was; weights must be the same."""
+    pretrained: str | None = None
+    """Pretrained tag or weights file of --model."""
+    serve_format: ServeFormat = "plain"
+    """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
+    json: bool = False
+    """One JSON object a query."""
+
+    def run(self) -> int:
+        from memory_builder.memory import Memory
+
+        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+        memory = Memory.open(self.memory, encoder=encoder, serve_format=self.serve_format)
+        hits = memory.search(
+            text=self.text or None,
+            image=self.image or None,
+            vectors=_read_vectors(self.vector) if self.vector else None,
+            k=self.k,
+            keys=self.keys,
+            where=self.where,
+            nprobe=self.nprobe,
+            refine=self.refine,
+        )
+        n_queries, k = hits.ids.shape
+        rows = memory.rows(hits.ids).to_pylist()
+        names = self.text or self.image or tuple(f"vector {i}" for i in range(n_queries))
+        for i in range(n_queries):
+            found = [
+                {"id": row["id"], "score": round(float(score), 6), "key": row["key"], "caption": row["caption"]}
+                for row, score in zip(rows[i * k : (i + 1) * k], hits.scores[i], strict=True)
+                if row["id"] != NO_ROW
+            ]
+            if self.json:
+                print(json.dumps({"query": i, "hits": found}, ensure_ascii=False))
+            else:
+                print_table(names[i], ("score", "id", "key", "caption"), found)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show what stands in a memory, also while it is being built."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    json: bool = False
+    """One JSON object."""
+    plot: Path | None = None
+    """Also draw the recall/work curves: a .png, .svg or .html file to write."""
+
+    def run(self) -> int:
+        from memory_builder.info import read_info
+
+        store = Store(self.memory)
+        if self.plot is not None:
+            _plot_curves(store, self.plot)
+        info = read_info(store)
+        if self.json:
+            print(json.dumps(asdict(info)))
+            return 0
+        shards = ", ".join(f"{n} {state}" for state, n in info.shards.items())
+        print(f"{self.memory}: {info.rows:,} rows of width {info.d}, {info.model} ({info.fingerprint[:12]})")
+        print(f"shards: {shards}; {info.input_bytes / 1e6:,.1f} MB read")
+        print(f"deleted: {info.deleted:,} rows")
+        print(f"rejects: {', '.join(f'{n} {reason}' for reason, n in info.rejects.items()) or 'none'}")
+        if info.retries:
+            print(f"storage: {info.retries:,} requests were made again")
+        if info.pairs_per_s:
+            left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
+            print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")
+        print_indexes(info.indexes)
+        print_curves(store)
+        if self.plot is not None:
+            print(f"curves drawn in {self.plot}")
+        return 0
+
+
+def _read_vectors(path: Path) -> Any:
+    try:
+        return read_npy(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--vector {path} is not a .npy file of numbers: {error}") from None
+
+
+def _plot_curves(store: Store, path: Path) -> None:
+    from memory_builder.curve import read_curves
+    from memory_builder.plot import check_suffix, plot
+
+    check_suffix(path)
+    picture = plot(read_curves(store), store.root, path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)

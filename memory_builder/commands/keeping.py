@@ -1,0 +1,122 @@
+"""Commands that keep a memory sound and hand it on: verify, merge, export."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from memory_builder.commands.running import FAILED, RunnerOptions
+from memory_builder.console import print_table
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+from memory_builder.rows import Keys
+from memory_builder.storage import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Recompute a memory's checksums; name what is missing, changed or foreign, and repair what can be."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    repair: bool = False
+    """Embed damaged shards again from their sources, and put the damaged files if every byte is as recorded."""
+    model: str | None = None
+    """For --repair: where the memory's model is now, if not where it was; weights must be the same."""
+    pretrained: str | None = None
+    """Pretrained tag or weights file of --model."""
+    json: bool = False
+    """One JSON object."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.verify import verify
+
+        store, runner = Store(self.memory), self.on.start()
+        found: dict[str, Any] = {}
+        if self.repair:
+            from memory_builder.repair import repair
+
+            encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+            repaired = repair(store, runner, encoder=encoder)
+            problems, found["repaired"] = [asdict(problem) for problem in repaired.problems], repaired.files
+        else:
+            problems = [asdict(problem) for problem in verify(store, runner)]
+        if self.json:
+            print(json.dumps({"ok": not problems, "problems": problems} | found))
+            return FAILED if problems else 0
+        for file in found.get("repaired", ()):
+            print(f"repaired: {file}")
+        if problems:
+            print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
+        else:
+            print(f"{self.memory}: every file is what its record says")
+        return FAILED if problems else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge the parts of an index into one on-disk index that plain faiss opens. Run it again to go on."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    keys: Literal["image", "text", "both"] = "both"
+    """Which indexes; both: those there are."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.merge import merge
+        from memory_builder.snapshots import read_snapshot
+
+        store, runner = Store(self.memory), self.on.start()
+        snapshot = read_snapshot(store)
+        asked: tuple[Keys, ...] = (snapshot.modalities or ("image",)) if self.keys == "both" else (self.keys,)
+        for keys in asked:
+            merged = merge(store, keys, runner=runner)
+            place = f"{store.root}/{snapshot.view(keys, store.root).index}/merged"
+            print(f"{keys}: {merged.n_rows:,} rows, {merged.bytes / 1e6:,.1f} MB of inverted lists in {place}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Hand a memory, or what was found in it, to other tools."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    out: Annotated[str, Positional, arg(metavar="OUT")]
+    """Folder to write."""
+    format: Annotated[Literal["img2dataset", "clip-retrieval"], arg(name="as")]
+    """img2dataset: the URLs and captions to fetch, as parquet. clip-retrieval: what its back end serves."""
+    hits: Path | None = None
+    """What search --json printed: only these rows. For img2dataset."""
+    max_file: str = "4G"
+    """An index larger than this becomes a folder with its lists on disk. For clip-retrieval."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.export import export_urls, read_hits
+        from memory_builder.memory import Memory
+
+        if self.format == "clip-retrieval":
+            return self._for_clip_retrieval()
+        ids = read_hits(self.hits) if self.hits else None
+        n_written, n_without = export_urls(Memory.open(self.memory), self.out, ids)
+        left_out = f"; {n_without:,} rows have no URL and were left out" if n_without else ""
+        print(f"{n_written:,} URLs in {self.out}{left_out}")
+        return 0
+
+    def _for_clip_retrieval(self) -> int:
+        from memory_builder.clip_retrieval import export_clip_retrieval
+        from memory_builder.memory import Memory
+
+        if self.hits is not None:
+            raise UsageError("--hits is for --as img2dataset: a back end serves whole indexes")
+        memory, runner = Memory.open(self.memory), self.on.start()
+        served = export_clip_retrieval(memory, self.out, max_file=self.max_file, runner=runner)
+        vectors = ", ".join(f"{n:,} {keys} vectors" for keys, n in served.indexes.items())
+        print(f"{served.n_rows:,} rows, {vectors} in {self.out}")
+        print(f"clip-retrieval back --indices_paths {Store(self.out).root}/indices_paths.json")
+        return 0
