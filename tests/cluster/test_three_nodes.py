@@ -59,7 +59,7 @@ def test_a_shard_that_kills_its_process_is_isolated_and_the_rest_is_done(came, w
     info = read_info(Store(work / "fire" / "memory"))
     assert info.shards == {"done": 3, "partial": 0, "failed": 1, "pending": 0}
     begun = Counter(mark.name.rsplit("-", 1)[0] for mark in (work / "fire" / "marks").iterdir())
-    assert begun["00002-poison.tar.gz"] in (3, 4)  # 4: once it went with the node
+    assert begun["00002-poison.tar.gz"] >= 3  # more: it also went with the node, or was out of reach on a busy machine
     assert max(begun.values()) >= 2
     assert begun.total() > 3 + 3, "a worker was killed and a node lost while they worked"
 
