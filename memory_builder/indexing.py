@@ -14,6 +14,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from memory_builder.coarse import Device, choose_backend
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.manifest import Commit, Description, Manifest, config_hash, read_description
 from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, write_faiss
@@ -56,6 +57,8 @@ class IndexConfig:
     """Threads to train with; the trained bytes depend on it."""
     seed: int = 0
     """Of the draw of training rows and held-out queries."""
+    device: Device = "auto"
+    """Where k-means runs and rows find their lists; auto: on a GPU where the worker has one."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target_recall <= 1:
@@ -104,7 +107,9 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     train = TrainTask(memory=store.root, folder=folder, keys=keys, ordinals=tuple(commits), config=config)
     quantizer = run_one(runner, train, key)
     parts = plan_parts(commits.values(), keys, config.part_rows)
-    task = FillTask(memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256)
+    task = FillTask(
+        memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256, device=config.device
+    )
     records = fill(task, parts, runner, f"index {keys}: filled")
     return finish_index(store, keys, description, commits, quantizer, folder, records, config.target_recall, runner)
 
@@ -133,6 +138,7 @@ def _content_hash(
     description: Description, commits: dict[int, Commit], keys: Keys, key: str, config: IndexConfig
 ) -> str:
     vectors = {str(o): commit.checksums[vectors_path(o, keys)] for o, commit in commits.items()}
+    device = {} if config.device == "auto" else {"device": config.device}
     return config_hash(
         {
             "keys": keys,
@@ -143,6 +149,7 @@ def _content_hash(
             "part_rows": config.part_rows,
             "train_threads": config.train_threads,
             "seed": config.seed,
+            **device,
         }
     )
 
@@ -183,7 +190,8 @@ def _train(task: TrainTask, key: str) -> Quantizer:
             "name an --index-key with fewer"
         )
     sample = Rows(store, commits, d).vectors(train, task.keys)
-    index = train_quantizer(key, sample, threads=task.config.train_threads)
+    backend = choose_backend(task.config.device)
+    index = train_quantizer(key, sample, threads=task.config.train_threads, backend=backend)
     return record_quantizer(
         store,
         task.folder,

@@ -16,6 +16,7 @@ from typing import Any
 import faiss
 import numpy as np
 
+from memory_builder.coarse import Backend, Device, adder, choose_backend
 from memory_builder.errors import CorruptMemoryError, IndexBuildError
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
 from memory_builder.progress import Progress
@@ -186,6 +187,7 @@ def fill_part(
     commits: dict[int, Commit],
     quantizer_sha256: str,
     threads: int,
+    backend: Backend = "cpu",
     deleted: Ids | None = None,
 ) -> PartRecord:
     """Fill one part and record it, without the deleted rows (i64[n], ascending). One that is recorded is left alone.
@@ -201,14 +203,14 @@ def fill_part(
     if store.checksum(trained) != quantizer_sha256:
         raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
     index = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
-    n_deleted = 0
+    add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
         vectors = open_vectors(store, commits[ordinal], keys, d)
         rows = present_rows(commits[ordinal], vectors, keys)
         if deleted is not None:
             gone = rows_of(ordinal, deleted)
             rows, n_deleted = np.setdiff1d(rows, gone, assume_unique=True), n_deleted + len(gone)
-        index.add_with_ids(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
+        add(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
     return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
 
 
@@ -229,7 +231,8 @@ class FillTask:
     quantizer_sha256: str
     leaving_out: Snapshot | None = None
     """The state whose deleted rows are left out; without it, none are."""
-    wants_gpu: bool = False
+    device: Device = "auto"
+    wants_gpu: bool = True
 
     def start(self) -> Callable[[Part], PartRecord]:
         store = Store(self.memory)
@@ -242,6 +245,7 @@ class FillTask:
             commits=Manifest.read_folded(store).commits,
             quantizer_sha256=self.quantizer_sha256,
             threads=available_threads(),
+            backend=choose_backend(self.device),
             deleted=current_tombstones(store, self.leaving_out) if self.leaving_out else None,
         )
 

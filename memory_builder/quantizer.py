@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.coarse import Backend, train_index
 from memory_builder.errors import IndexBuildError, UsageError
 
 EXACT_BELOW = 10_000
@@ -116,8 +117,10 @@ def n_training_rows(key: str, points_per_list: int) -> int:
     return 0 if key == EXACT_KEY else max(points_per_list * n_lists(key), 256 * points_per_list)
 
 
-def train_quantizer(key: str, sample: npt.NDArray[np.float32], *, threads: int) -> Any:
+def train_quantizer(key: str, sample: npt.NDArray[np.float32], *, threads: int, backend: Backend = "cpu") -> Any:
     """f32[m, d] unit rows → a trained, empty faiss index with inner product. The same input gives the same bytes.
+
+    The lists are found with a flat coarse quantizer, on the GPU if there is one; a graph is put over them afterwards.
 
     Raises:
         UsageError: a key faiss does not know.
@@ -134,7 +137,7 @@ def train_quantizer(key: str, sample: npt.NDArray[np.float32], *, threads: int) 
     _cap_opq(index)
     try:
         if key != EXACT_KEY:
-            index.train(sample)
+            train_index(index, sample, backend)
     except RuntimeError as error:
         raise IndexBuildError(
             f"cannot train {key} on {len(sample):,} rows ({_last_line(error)}): "

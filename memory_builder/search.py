@@ -9,6 +9,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.coarse import transformed
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.filtered import is_few, is_selective, score_all, widen
 from memory_builder.ondisk import Codes, read_list
@@ -90,9 +91,7 @@ class OpenIndex:
 
     def coarse(self, queries: Scores, nprobe: int) -> tuple[Scores, Scores, Ids]:
         """f32[q, d] → (queries as the lists see them f32[q, d'], list scores f32[q, nprobe], lists i64[q, nprobe])."""
-        if isinstance(self._trained, faiss.IndexPreTransform):
-            for i in range(self._trained.chain.size()):
-                queries = faiss.downcast_VectorTransform(self._trained.chain.at(i)).apply(queries)
+        queries = transformed(self._trained, queries)
         quantizer = faiss.downcast_index(self._ivf.quantizer)
         params = (
             faiss.SearchParametersHNSW(efSearch=graph_effort(nprobe))

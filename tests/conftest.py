@@ -31,6 +31,8 @@ from memory_builder.tables import metadata_table
 # Tests start many processes, and each would compile all of torch and open_clip anew: 20 s instead of 4.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+# Threads that wait for each other by spinning take five times as long where other processes want the same two cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when faiss or torch is loaded, which none of the above does
 
 MODEL_DIR = Path(memory_builder.__file__).parent / "demo" / "model"
 Floats = npt.NDArray[np.float32]
