@@ -1,0 +1,111 @@
+"""Commands that measure: evaluate and report. The one door to the trainer's evaluation."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+
+from memory_builder.console import print_table
+from memory_builder.encoder import EncoderConfig
+
+if TYPE_CHECKING:
+    from trainer.evaluate.metrics import Figures
+    from trainer.evaluate.results import Result
+    from trainer.evaluate.setting import Setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """What all tasks ask for."""
+
+    dataset: Path
+    """The set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
+    out: Path
+    """Folder of the run: embeddings of sets are kept there, results go to its eval/."""
+    model: str
+    """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32."""
+    pretrained: str | None = None
+    """A pretrained tag or a weights file of --model."""
+    split: str = "test"
+    """The split that is measured."""
+    batch_size: int = 64
+    """Pictures a forward pass."""
+    json: bool = False
+    """One JSON object a result."""
+
+    def setting(self, *, dev: Path | None = None, dev_split: str = "test", train_split: str = "train") -> "Setting":
+        """As the trainer takes it."""
+        from trainer.evaluate.setting import Setting
+
+        return Setting(
+            encoder=EncoderConfig(model=self.model, pretrained=self.pretrained),
+            dataset=self.dataset,
+            out=self.out,
+            split=self.split,
+            dev=dev,
+            dev_split=dev_split,
+            train_split=train_split,
+            batch_size=self.batch_size,
+        )
+
+    def tell(self, results: "Sequence[Result]") -> int:
+        """Print the results; the exit code."""
+        if self.json:
+            for result in results:
+                print(json.dumps(result.line()))
+            return 0
+        for result in results:
+            rows = [_row("all", result.figures), *(_row(tier, some) for tier, some in result.figures.tiers.items())]
+            shots = f", {result.config['shots']} shots" if "shots" in result.config else ""
+            print_table(f"{result.method}{shots} on {result.dataset['name']} {self.split}", tuple(rows[0]), rows)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShot:
+    """Classify by class names alone; multilabel sets too."""
+
+    options: OmitArgPrefixes[EvaluateOptions]
+
+    def run(self) -> int:
+        from trainer.evaluate.tasks import evaluate_zero_shot
+
+        return self.options.tell(evaluate_zero_shot(self.options.setting()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieval:
+    """Find pictures by their captions and captions by their pictures."""
+
+    options: OmitArgPrefixes[EvaluateOptions]
+    positives: Literal["own", "group"] = "own"
+    """own: a picture's own captions are right. group: so are equal captions of other pictures."""
+
+    def run(self) -> int:
+        from trainer.evaluate.tasks import evaluate_retrieval
+
+        return self.options.tell(evaluate_retrieval(self.options.setting(), self.positives))
+
+
+Task = Annotated[ZeroShot, subcommand("zero-shot")] | Annotated[Retrieval, subcommand("retrieval")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Measure a model on a set of pictures, with intervals over its classes."""
+
+    task: OmitSubcommandPrefixes[OmitArgPrefixes[Task]]
+
+    def run(self) -> int:
+        return self.task.run()
+
+
+def _row(label: str, figures: "Figures") -> dict[str, str]:
+    numbers = {
+        name: f"{value:.4f} [{figures.ci95[name][0]:.4f}, {figures.ci95[name][1]:.4f}]"
+        for name, value in figures.metrics.items()
+    }
+    return {"classes": label, "number": str(figures.n_classes), "pictures": str(figures.n), **numbers}

@@ -1,0 +1,70 @@
+import contextlib
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sets import classification_set, multilabel_set, retrieval_set
+
+from memory_builder.cli import main
+from memory_builder.encoder import EncoderConfig
+from trainer.evaluate.towers import Towers, load_towers
+
+
+@pytest.fixture(scope="session")
+def towers(model_dir) -> Towers:
+    """The bundled model."""
+    return load_towers(EncoderConfig(model=f"local-dir:{model_dir}"))
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A classification set with pictures to learn from."""
+    return classification_set(tmp_path_factory.mktemp("sets") / "shapes", splits={"test": 6, "train": 5})
+
+
+@pytest.fixture(scope="session")
+def dev_shapes(tmp_path_factory) -> Path:
+    """Other pictures of the same kind, to choose settings on."""
+    root = tmp_path_factory.mktemp("sets") / "dev-shapes"
+    return classification_set(root, splits={"test": 3, "train": 4}, first_seed=500)
+
+
+@pytest.fixture(scope="session")
+def many_labels(tmp_path_factory) -> Path:
+    return multilabel_set(tmp_path_factory.mktemp("sets") / "many-labels", n=40)
+
+
+@pytest.fixture(scope="session")
+def captioned(tmp_path_factory) -> Path:
+    return retrieval_set(tmp_path_factory.mktemp("sets") / "captioned", n=40)
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command printed and returned."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture(scope="session")
+def evaluate(model_dir) -> Callable[..., Ran]:
+    """``memory-builder evaluate`` with the bundled model, in this process."""
+
+    def run(task: str, *arguments: object) -> Ran:
+        out, err = io.StringIO(), io.StringIO()
+        given = ["evaluate", task, "--model", f"local-dir:{model_dir}", *map(str, arguments)]
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(given)
+        return Ran(code, out.getvalue(), err.getvalue())
+
+    return run

@@ -1,0 +1,139 @@
+"""Metrics of a classification, each with its interval over classes, for all classes and for each tier."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.metrics import average_precision_score, precision_recall_curve
+
+from trainer.evaluate.features import Labels
+from trainer.evaluate.intervals import Sums, interval
+from trainer.evaluate.towers import Floats
+
+CHUNK = 1_024
+"""Pictures scored at a time."""
+KEPT = 5
+"""Answers kept for each picture."""
+Score = Callable[[slice], Floats]
+"""Some of the pictures → f32[b, c] the greater the likelier."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answers:
+    """What a method says of every picture of a classification set."""
+
+    labels: Labels
+    """i64[n] the truth."""
+    rank: Labels
+    """i64[n] how many classes it puts before the right one; 0 is right."""
+    top: Labels
+    """i64[n, ≤ 5] its first answers, best first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Figures:
+    """Numbers with their 95 % intervals."""
+
+    n: int
+    """Pictures."""
+    n_classes: int
+    """Classes that have pictures."""
+    metrics: dict[str, float]
+    ci95: dict[str, tuple[float, float]]
+    tiers: dict[str, "Figures"] = field(default_factory=dict)
+
+
+def answers(score: Score, labels: Labels, n_classes: int) -> Answers:
+    """Ask a method about all pictures; of classes with one score, that with the smaller label comes first."""
+    ranks, tops = [np.zeros(0, np.int64)], [np.zeros((0, min(KEPT, n_classes)), np.int64)]
+    for start in range(0, len(labels), CHUNK):
+        part = slice(start, min(start + CHUNK, len(labels)))
+        scores, truth = score(part), labels[part][:, None]
+        own = np.take_along_axis(scores, truth, 1)
+        tied_before = (scores == own) & (np.arange(n_classes) < truth)
+        ranks.append(((scores > own) | tied_before).sum(axis=1))
+        tops.append(np.argsort(-scores, axis=1, kind="stable")[:, :KEPT])
+    return Answers(labels=labels, rank=np.concatenate(ranks), top=np.concatenate(tops))
+
+
+def linear(images: Floats, classifier: Floats) -> Score:
+    """Logits of unit rows: 100 × cosine."""
+    return lambda part: 100 * images[part] @ classifier.T
+
+
+def class_sums(hits: npt.NDArray[np.floating | np.bool_], labels: Labels, classes: Labels | None = None) -> Sums:
+    """n pictures' hits → sums for each class that has pictures, or each of these."""
+    classes = np.unique(labels) if classes is None else classes
+    place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    kept = classes[place] == labels
+    counts = np.bincount(place[kept], minlength=len(classes)).astype(np.float64)
+    sums = np.bincount(place[kept], weights=hits[kept], minlength=len(classes)).astype(np.float64)
+    return Sums(hits=sums[counts > 0], counts=counts[counts > 0])
+
+
+def classification_figures(rounds: Sequence[Answers], tiers: Sequence[str], n_classes: int) -> Figures:
+    """top1, top5 (from five classes on) and mean_per_class of one set of answers, or the mean of several seeds'."""
+    labels = rounds[0].labels
+    right = {"top1": np.mean([each.rank < 1 for each in rounds], axis=0)}
+    if n_classes >= 5:
+        right["top5"] = np.mean([each.rank < 5 for each in rounds], axis=0)
+    figures = _of_pictures(right, labels)
+    for tier in dict.fromkeys(tiers):
+        inside = np.array([named == tier for named in tiers])[labels]
+        if inside.any():
+            figures.tiers[tier] = _of_pictures({name: hits[inside] for name, hits in right.items()}, labels[inside])
+    return figures
+
+
+def _of_pictures(right: dict[str, npt.NDArray[np.float64]], labels: Labels) -> Figures:
+    sums = {name: class_sums(hits, labels) for name, hits in right.items()}
+    by_class = sums["top1"]
+    sums["mean_per_class"] = Sums(hits=by_class.hits / by_class.counts, counts=np.ones(len(by_class.hits)))
+    return figures_of(sums, len(labels))
+
+
+def figures_of(sums: dict[str, Sums], n: int) -> Figures:
+    """Every quotient with its interval; n pictures."""
+    return Figures(
+        n=n,
+        n_classes=len(next(iter(sums.values())).hits),
+        metrics={name: each.value for name, each in sums.items()},
+        ci95={name: interval(each) for name, each in sums.items()},
+    )
+
+
+def multilabel_figures(
+    scores: Floats, present: npt.NDArray[np.bool_], tiers: Sequence[str]
+) -> tuple[Figures, dict[str, npt.NDArray[np.float64]]]:
+    """mAP and 11-point mAP over the classes that some picture shows, and both by class (NaN where none does).
+
+    Args:
+        scores: f32[n, c].
+        present: bool[n, c] the truth.
+        tiers: of each class, or none.
+    """
+    by_class = {name: np.full(present.shape[1], np.nan) for name in ("mAP", "mAP_11point")}
+    for label in np.flatnonzero(present.any(axis=0)):
+        by_class["mAP"][label] = average_precision_score(present[:, label], scores[:, label])
+        by_class["mAP_11point"][label] = eleven_points(present[:, label], scores[:, label])
+    figures = _of_classes(by_class, np.ones(present.shape[1], np.bool_), len(present))
+    for tier in dict.fromkeys(tiers):
+        inside = np.array([named == tier for named in tiers])
+        if present[:, inside].any():
+            n_shown = int(present[:, inside].any(axis=1).sum())
+            figures.tiers[tier] = _of_classes(by_class, inside, n_shown)
+    return figures, by_class
+
+
+def _of_classes(by_class: dict[str, npt.NDArray[np.float64]], inside: npt.NDArray[np.bool_], n: int) -> Figures:
+    kept = {name: values[inside & ~np.isnan(values)] for name, values in by_class.items()}
+    sums = {name: Sums(hits=values, counts=np.ones(len(values))) for name, values in kept.items()}
+    return figures_of(sums, n)
+
+
+def eleven_points(present: npt.NDArray[np.bool_], scores: Floats) -> float:
+    """Mean over recall 0, 0.1 … 1 of the best precision at that recall or more: PASCAL VOC's measure up to 2009."""
+    precision, recall, _ = precision_recall_curve(present, scores)
+    precision, recall = precision[:-1], recall[:-1]  # its last point is no answer but where the curve is drawn to
+    return float(np.mean([precision[recall >= tenth / 10].max() for tenth in range(11)]))

@@ -1,0 +1,84 @@
+"""An evaluation begun: its model and sets loaded, its run's folder claimed for that model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_builder.errors import ConfigMismatchError, UsageError
+from memory_builder.storage import Store
+from trainer.evaluate.datasets import open_dataset
+from trainer.evaluate.features import Embedded, embed_dataset
+from trainer.evaluate.results import read_results
+from trainer.evaluate.setting import Setting
+from trainer.evaluate.towers import Floats, Towers, load_towers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """What every task starts from. Use ``open_setting``."""
+
+    setting: Setting
+    towers: Towers
+    run: Store
+    test: Embedded
+    dev: Embedded | None
+
+    def classifier(self, embedded: Embedded) -> Floats:
+        """f32[c, d] text embeddings of a set's classes."""
+        return self.towers.classifier(embedded.dataset.classes, embedded.dataset.templates)
+
+    def train(self, embedded: Embedded) -> Embedded:
+        """The pictures to learn from that belong to a set.
+
+        Raises:
+            SourceError: it has no such split.
+            UsageError: a picture of it is among those to be answered.
+        """
+        dataset = open_dataset(embedded.dataset.root, self.setting.train_split)
+        train = embed_dataset(dataset, self.towers, self.run, self.setting.batch_size)
+        if train.dataset.classes != embedded.dataset.classes:
+            raise UsageError(
+                f"{dataset.root}: the classes of {dataset.split} and {embedded.dataset.split} differ: a label must "
+                "mean the same in both"
+            )
+        _refuse_shared(f"--train-split {dataset.split}", train, embedded)
+        return train
+
+
+def open_setting(setting: Setting) -> Opened:
+    """Load the model, embed the sets.
+
+    Raises:
+        EncoderError, SourceError: the model or a set cannot be loaded.
+        UsageError: pictures are in both --dev and --dataset.
+        ConfigMismatchError: the run's folder holds results of another model.
+    """
+    test, dev = open_dataset(setting.dataset, setting.split), None
+    if setting.dev is not None:
+        dev = open_dataset(setting.dev, setting.dev_split)
+        if dev.kind != test.kind:
+            raise UsageError(f"--dev {dev.root} is a {dev.kind} set, --dataset {test.root} a {test.kind} one")
+    towers = load_towers(setting.encoder)
+    run = Store(setting.out)
+    others = {result["model"]["fingerprint"] for result in read_results(run)} - {towers.fingerprint}
+    if others:
+        raise ConfigMismatchError(
+            f"{run.root} holds results of a model with fingerprint {min(others)[:12]}, this one has "
+            f"{towers.fingerprint[:12]}: name another --out"
+        )
+    embedded = embed_dataset(test, towers, run, setting.batch_size)
+    embedded_dev = None if dev is None else embed_dataset(dev, towers, run, setting.batch_size)
+    if embedded_dev is not None:
+        _refuse_shared("--dev", embedded_dev, embedded)
+    return Opened(setting=setting, towers=towers, run=run, test=embedded, dev=embedded_dev)
+
+
+def _refuse_shared(what: str, other: Embedded, measured: Embedded) -> None:
+    hashes = np.array(measured.examples["sha256"].to_pylist())
+    shared = np.isin(hashes, other.examples["sha256"].to_pylist())
+    if shared.any():
+        raise UsageError(
+            f"{what}: {shared.sum():,} of the {len(hashes):,} pictures of {measured.dataset.root} "
+            f"{measured.dataset.split} are in {other.dataset.root} {other.dataset.split} too, such as "
+            f"{measured.keys[int(shared.argmax())]}: take them out of one of them"
+        )

@@ -1,0 +1,114 @@
+"""``RUN/eval/NAME.json``: one result of one method with all it rests on, and its answers beside it for paired tests."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.storage import Store
+from memory_builder.tables import parquet_bytes, read_parquet
+from trainer.evaluate.datasets import Dataset
+from trainer.evaluate.metrics import Answers, Figures
+from trainer.evaluate.towers import Towers
+
+FOLDER = "eval"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One line of the output and one file of the run."""
+
+    task: str
+    method: str
+    figures: Figures
+    model: dict[str, str]
+    """name, fingerprint."""
+    dataset: dict[str, Any]
+    """root, split, kind, digest, number of classes, templates."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Hyperparameters, and what they were chosen on."""
+    memory: dict[str, Any] = field(default_factory=dict)
+    """root, rows, snapshot, and memory rows by class where they were counted."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Controls and tests that belong to this result: each a plain dictionary."""
+
+    @property
+    def name(self) -> str:
+        """The file's name: no two results of one run share it."""
+        shots = f"-{self.config['shots']}" if "shots" in self.config else ""
+        return f"{self.task}-{self.method}{shots}-{self.dataset['name']}-{self.dataset['split']}".replace("/", "_")
+
+    def line(self) -> dict[str, Any]:
+        """What ``--json`` prints."""
+        labelled = {"method": self.method} if self.method != self.task else {}
+        shots = {"shots": self.config["shots"]} if "shots" in self.config else {}
+        figures = {name: part for name, part in asdict(self.figures).items() if name != "n_classes" and part != {}}
+        return {"task": self.task, **labelled, **shots, **figures}
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a result says of the set it was measured on."""
+    return {
+        "name": dataset.root.resolve().name,
+        "root": str(dataset.root.resolve()),
+        "split": dataset.split,
+        "kind": dataset.kind,
+        "digest": dataset.digest(),
+        "n_classes": len(dataset.classes),
+        "classes": list(dataset.classes),
+        "templates": list(dataset.templates),
+        "tiers": list(dataset.tiers),
+    }
+
+
+def describe_model(towers: Towers) -> dict[str, str]:
+    """What a result says of its model."""
+    return {"name": towers.name, "fingerprint": towers.fingerprint}
+
+
+def write_result(run: Store, result: Result, predictions: pa.Table | None = None) -> None:
+    """Write predictions first and the record last."""
+    if predictions is not None:
+        run.put(f"{FOLDER}/{result.name}.predictions.parquet", parquet_bytes(predictions))
+    run.put(f"{FOLDER}/{result.name}.json", json.dumps(asdict(result), indent=1).encode())
+
+
+def predictions_table(keys: Sequence[str], rounds: Sequence[Answers], **columns: Any) -> pa.Table:
+    """A row a picture: key, label, and for every seed the rank of the right class and the first answers.
+
+    Args:
+        keys: n keys.
+        rounds: the answers of each seed, on the same pictures.
+        columns: further columns of n values.
+    """
+    table = {"key": list(keys), "label": rounds[0].labels}
+    for seed, found in enumerate(rounds):
+        table[f"rank_{seed}"] = found.rank
+        table[f"top_{seed}"] = pa.array(list(found.top), pa.list_(pa.int64()))
+    return pa.table(table | columns)
+
+
+def read_results(run: Store) -> list[dict[str, Any]]:
+    """All results of a run, by name.
+
+    Raises:
+        CorruptMemoryError: a record is not what this version writes.
+    """
+    results = []
+    for name in sorted(run.list(FOLDER)):
+        if not name.endswith(".json"):
+            continue
+        result = run.read_json(f"{FOLDER}/{name}")
+        if result is None or not {"task", "method", "figures", "dataset"} <= result.keys():
+            raise CorruptMemoryError(f"{run.root}/{FOLDER}/{name} is no result of evaluate: run it again")
+        results.append(result | {"file": name.removesuffix(".json"), "run": run.root})
+    return results
+
+
+def read_predictions(run: Store, name: str) -> pa.Table | None:
+    """The answers beside a result, or None if it has none."""
+    path = f"{FOLDER}/{name}.predictions.parquet"
+    return read_parquet(run.read(path)) if run.exists(path) else None

@@ -1,0 +1,38 @@
+"""What an evaluation is asked for: model, set, the set that settings are chosen on, and where results go."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What all tasks share."""
+
+    encoder: EncoderConfig
+    dataset: Path
+    out: Path
+    split: str = "test"
+    dev: Path | None = None
+    """Another set, on which hyperparameters are chosen. None: published defaults."""
+    dev_split: str = "test"
+    train_split: str = "train"
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: at least 1")
+        if self.split == self.train_split:
+            raise UsageError(f"--split {self.split} is --train-split too: a model must not be asked what it was taught")
+        if self.dev is None:
+            return
+        same = self.dev.resolve() == self.dataset.resolve()
+        if same and self.dev_split == self.split:
+            raise UsageError(
+                f"--dev {self.dev} is the set that is measured: settings chosen on it make its figures too good. Name "
+                "another folder, or another split with --dev-split; without --dev published defaults are used"
+            )
+        if self.dev_split == self.train_split:
+            raise UsageError(f"--dev-split {self.dev_split} is --train-split too: choose on pictures not trained on")

@@ -1,0 +1,93 @@
+"""The two towers of a model in full precision, as CLIP_benchmark runs them: the model is measured, not float16."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+from torch.nn.functional import normalize
+
+from memory_builder.encoder import EncoderConfig, Pixels, load_encoder
+from memory_builder.images import decode_image
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Towers:
+    """A loaded model whose embeddings are f32 unit rows. Use ``load_towers``."""
+
+    model: Any
+    """open_clip's own module."""
+    name: str
+    fingerprint: str
+    d: int
+    device: torch.device
+    resize: Any
+    tokenizer: Any
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def pixels(self, image: bytes) -> Pixels:
+        """An encoded picture → u8[h, w, 3], as the model wants it.
+
+        Raises:
+            BadImageError: it cannot be decoded.
+        """
+        pixels: Pixels = self.resize(decode_image(image))
+        return pixels
+
+    def normalised(self, pixels: Pixels) -> torch.Tensor:
+        """u8[n, h, w, 3] → f32[n, 3, h, w] on the model's device."""
+        batch = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        return batch.sub_(self.mean).div_(self.std)
+
+    def encode_images(self, pixels: Pixels) -> Floats:
+        """u8[n, h, w, 3] → f32[n, d] unit rows."""
+        with torch.inference_mode():
+            return _array(normalize(self.model.encode_image(self.normalised(pixels)), dim=-1))
+
+    def encode_texts(self, texts: Sequence[str]) -> Floats:
+        """n texts → f32[n, d] unit rows, in one pass."""
+        with torch.inference_mode():
+            return _array(normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1))
+
+    def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> Floats:
+        """f32[c, d]: for each class the mean of its prompts' unit embeddings, scaled to unit length (CLIP's way)."""
+        rows = []
+        with torch.inference_mode():
+            for name in classes:
+                tokens = self.tokenizer([template.format(c=name) for template in templates]).to(self.device)
+                mean = normalize(self.model.encode_text(tokens), dim=-1).mean(dim=0)
+                rows.append(mean / mean.norm())
+        return _array(torch.stack(rows))
+
+
+def load_towers(config: EncoderConfig) -> Towers:
+    """Load a model for evaluation.
+
+    Raises:
+        EncoderError: the name, tag, folder or weights file is not known or not usable.
+    """
+    encoder = load_encoder(config)
+    settings = open_clip.get_model_preprocess_cfg(encoder.model)
+    mean, std = (torch.tensor(settings[name], device=encoder.device).view(3, 1, 1) for name in ("mean", "std"))
+    return Towers(
+        model=encoder.model,
+        name=config.model,
+        fingerprint=encoder.fingerprint,
+        d=encoder.d,
+        device=encoder.device,
+        resize=encoder.preprocess,
+        tokenizer=open_clip.get_tokenizer(config.model),
+        mean=mean,
+        std=std,
+    )
+
+
+def _array(rows: torch.Tensor) -> Floats:
+    array: Floats = rows.float().cpu().numpy()
+    return array

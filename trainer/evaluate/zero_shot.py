@@ -1,0 +1,36 @@
+"""Zero-shot classification as CLIP defines it: a class is the mean of its prompts' unit embeddings.
+
+Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021), section 3.1.4.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.evaluate.features import Embedded
+from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear, multilabel_figures
+from trainer.evaluate.towers import Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ZeroShot:
+    """What a classifier of class embeddings does on a set."""
+
+    figures: Figures
+    answers: Answers | None
+    """Of a classification set."""
+    by_class: dict[str, npt.NDArray[np.float64]]
+    """Of a multilabel set: f64[c] by metric, NaN for classes that no picture shows."""
+
+
+def zero_shot(embedded: Embedded, classifier: Floats) -> ZeroShot:
+    """Measure f32[c, d] class embeddings on a classification or multilabel set."""
+    dataset = embedded.dataset
+    if dataset.kind == "multilabel":
+        scores = 100 * embedded.images @ classifier.T  # f32[n, c]
+        figures, by_class = multilabel_figures(scores, embedded.present, dataset.tiers)
+        return ZeroShot(figures=figures, answers=None, by_class=by_class)
+    found = answers(linear(embedded.images, classifier), embedded.labels, len(dataset.classes))
+    figures = classification_figures([found], dataset.tiers, len(dataset.classes))
+    return ZeroShot(figures=figures, answers=found, by_class={})
