@@ -11,9 +11,11 @@ ROOT = Path(__file__).parents[1]
 # The doors through which memory_builder reaches cluster and trainer, each by lazy imports inside functions.
 DOORS = {
     "memory_builder/commands/evaluating.py": {
+        "trainer.evaluate.few_shot",
         "trainer.evaluate.metrics",
         "trainer.evaluate.results",
         "trainer.evaluate.setting",
+        "trainer.evaluate.shots",
         "trainer.evaluate.tasks",
     },
     "memory_builder/commands/running.py": {"cluster.runner"},

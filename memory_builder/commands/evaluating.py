@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -36,17 +36,18 @@ class EvaluateOptions:
     json: bool = False
     """One JSON object a result."""
 
-    def setting(self, *, dev: Path | None = None, dev_split: str = "test", train_split: str = "train") -> "Setting":
+    def setting(self, choosing: "DevOptions | None" = None, train_split: str = "train") -> "Setting":
         """As the trainer takes it."""
         from trainer.evaluate.setting import Setting
 
+        choosing = choosing or DevOptions()
         return Setting(
             encoder=EncoderConfig(model=self.model, pretrained=self.pretrained),
             dataset=self.dataset,
             out=self.out,
             split=self.split,
-            dev=dev,
-            dev_split=dev_split,
+            dev=choosing.dev,
+            dev_split=choosing.dev_split,
             train_split=train_split,
             batch_size=self.batch_size,
         )
@@ -90,7 +91,70 @@ class Retrieval:
         return self.options.tell(evaluate_retrieval(self.options.setting(), self.positives))
 
 
-Task = Annotated[ZeroShot, subcommand("zero-shot")] | Annotated[Retrieval, subcommand("retrieval")]
+@dataclass(frozen=True, kw_only=True)
+class DevOptions:
+    """Where settings are chosen, never on what is measured."""
+
+    dev: Path | None = None
+    """A set of its own to choose settings on; without it published defaults are used."""
+    dev_split: str = "test"
+    """The split of --dev that is answered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnOptions:
+    """What is learnt from."""
+
+    train_split: str = "train"
+    """The split to learn from, of --dataset and of --dev."""
+    shots: tuple[str, ...] = ("1", "2", "4", "8", "16", "all")
+    """Pictures of each class, one result for each number."""
+    n_seeds: int = 3
+    """Draws of pictures, averaged."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe:
+    """Train a head on frozen features from a few pictures of each class, started from the class names."""
+
+    options: OmitArgPrefixes[EvaluateOptions]
+    choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
+    learning: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
+
+    def run(self) -> int:
+        from trainer.evaluate.few_shot import evaluate_linear_probe
+        from trainer.evaluate.shots import ShotOptions
+
+        shots = ShotOptions(shots=self.learning.shots, n_seeds=self.learning.n_seeds)
+        setting = self.options.setting(self.choosing, self.learning.train_split)
+        return self.options.tell(evaluate_linear_probe(setting, shots))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewShot:
+    """Fine-tune the image tower, or its last layers, on a few pictures of each class."""
+
+    options: OmitArgPrefixes[EvaluateOptions]
+    choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
+    learning: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
+    last_layers: int | None = None
+    """Transformer blocks that learn, with what follows them; the whole tower unless given."""
+
+    def run(self) -> int:
+        from trainer.evaluate.few_shot import evaluate_few_shot
+        from trainer.evaluate.shots import ShotOptions
+
+        shots = ShotOptions(shots=self.learning.shots, n_seeds=self.learning.n_seeds)
+        setting = self.options.setting(self.choosing, self.learning.train_split)
+        return self.options.tell(evaluate_few_shot(setting, shots, self.last_layers))
+
+
+Task = (
+    Annotated[ZeroShot, subcommand("zero-shot")]
+    | Annotated[LinearProbe, subcommand("linear-probe")]
+    | Annotated[FewShot, subcommand("few-shot")]
+    | Annotated[Retrieval, subcommand("retrieval")]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
