@@ -23,13 +23,14 @@ import numpy as np
 import tyro
 from synthetic import Shape, make_memory, queries
 
-from memory_builder.indexing import IndexConfig, TrainTask
+from memory_builder.indexing import IndexConfig
 from memory_builder.manifest import Manifest
 from memory_builder.parts import FillTask, fill, plan_parts
 from memory_builder.quantizer import draw_split, n_lists
 from memory_builder.runner import LocalRunner, run_one
 from memory_builder.search import OpenIndex
 from memory_builder.storage import Store
+from memory_builder.training import TrainTask
 
 CONTENDERS = ("ours", "faiss", "autofaiss")
 
@@ -60,7 +61,14 @@ def ours(config: Build, store: Store, out: Path) -> Any:
     )
     folder = f"index/{out.name}"
     shutil.rmtree(Path(store.root) / folder, ignore_errors=True)
-    train = TrainTask(memory=store.root, folder=folder, keys="image", ordinals=tuple(manifest.commits), config=settings)
+    train = TrainTask(
+        memory=store.root,
+        folder=folder,
+        keys="image",
+        ordinals=tuple(manifest.commits),
+        train_points_per_list=settings.train_points_per_list,
+        train_threads=settings.train_threads,
+    )
     quantizer = run_one(LocalRunner(), train, settings.index_key)
     parts = plan_parts(manifest.commits.values(), "image", settings.part_rows)
     task = FillTask(memory=store.root, folder=folder, keys="image", quantizer_sha256=quantizer.sha256)
@@ -178,7 +186,8 @@ def main(config: Build) -> None:
     print(f"{config.key}, {config.rows:,} × {config.d}, {config.threads} threads; training sample {sample_gb:.2f} GB")
     for name, found in best.items():
         print(
-            f"{name:<10} {found['seconds']:7.1f} s ({found['cpu_s']:.1f} CPU s)  peak {found['peak_gb']:.2f} GB ({found['before_gb']:.2f} before)  "
+            f"{name:<10} {found['seconds']:7.1f} s ({found['cpu_s']:.1f} CPU s)  "
+            f"peak {found['peak_gb']:.2f} GB ({found['before_gb']:.2f} before)  "
             f"recall@10 {found['recall']:.4f} at nprobe {config.nprobe}"
         )
     for name in CONTENDERS[1:]:

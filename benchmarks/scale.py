@@ -19,13 +19,14 @@ from typing import Any
 import tyro
 from synthetic import Shape, make_memory
 
-from memory_builder.indexing import IndexConfig, TrainTask
+from memory_builder.indexing import IndexConfig
 from memory_builder.manifest import Manifest
 from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, read_quantizer_hash
 from memory_builder.quantizer import n_lists
 from memory_builder.runner import LocalRunner, run_one
 from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
+from memory_builder.training import TrainTask
 from memory_builder.tuning import tune
 
 STAGES = ("generate", "train", "fill", "tune")
@@ -71,10 +72,17 @@ def run_stage(config: Scale, size: Size) -> None:
     store = Store(root)
     commits = Manifest.read(store).commits
     folder = f"index/scale-{n_lists(size.key)}"
-    settings = IndexConfig(index_key=size.key, train_points_per_list=size.points_per_list, train_threads=config.threads)
+    settings = IndexConfig(index_key=size.key)
     parts = plan_parts(commits.values(), "image", settings.part_rows)
     if config.stage == "train":
-        task = TrainTask(memory=store.root, folder=folder, keys="image", ordinals=tuple(commits), config=settings)
+        task = TrainTask(
+            memory=store.root,
+            folder=folder,
+            keys="image",
+            ordinals=tuple(commits),
+            train_points_per_list=size.points_per_list,
+            train_threads=config.threads,
+        )
         run_one(LocalRunner(), task, size.key)
     elif config.stage == "fill":
         sha256 = read_quantizer_hash(store, folder)

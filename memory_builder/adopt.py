@@ -16,16 +16,17 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing import Quantizer, finish_index, ids_at, read_trained, record_quantizer
+from memory_builder.indexing import finish_index
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
 from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
 from memory_builder.parts import Part, PartRecord, fill, finished_part, plan_parts, read_faiss, record_part
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
-from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids
+from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner
 from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
+from memory_builder.training import Quantizer, read_trained, record_quantizer
 from memory_builder.uris import split_uri
 
 PART_ROWS = 16_000_000
@@ -121,10 +122,9 @@ def _empty(store: Store, folder: str, index: Any, commits: dict[int, Commit], ke
     ivf.replace_invlists(lists, True)
     lists.this.disown()  # the index owns them now
     ivf.ntotal = index.ntotal = 0
-    counts = {ordinal: commit.n_present(keys) for ordinal, commit in commits.items()}
-    n_rows = sum(counts.values())
+    n_rows = sum(commit.n_present(keys) for commit in commits.values())
     positions, _ = draw_split(n_rows, 0, 0)
-    held_out = ids_at(store, positions, commits, counts, keys, d)
+    held_out = Rows(store, commits, d).ids_at(positions, keys)
     return record_quantizer(
         store, folder, index, held_out, index_key=key, n_train=0, n_rows=n_rows, seed=0, train_threads=0
     )

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.indexing import ids_at
 from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.progress import say
 from memory_builder.quantizer import MAX_HELD_OUT
@@ -58,11 +57,10 @@ def measure_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commi
     d = read_description(store).d
     rows = Rows(store, Manifest.read(store).commits, d)
     held_out: Ids = read_npy(store.fetch(f"{folder}/held_out.npy"))
-    new = {commit.ordinal: commit for commit in commits}
-    counts = {ordinal: commit.n_present(keys) for ordinal, commit in new.items()}
-    n_rows = sum(counts.values())
+    new = Rows(store, {commit.ordinal: commit for commit in commits}, d)
+    n_rows = sum(commit.n_present(keys) for commit in commits)
     drawn = np.random.default_rng(0).choice(n_rows, min(n_rows, MAX_HELD_OUT), replace=False)
-    samples = [rows.vectors(ids, keys) for ids in (held_out, ids_at(store, np.sort(drawn), new, counts, keys, d))]
+    samples = [rows.vectors(held_out, keys), new.vectors(new.ids_at(np.sort(drawn), keys), keys)]
     samples = [sample[sample.any(axis=1)] for sample in samples]
     if min(map(len, samples)) < LEAST_SAMPLE:
         return None

@@ -6,37 +6,32 @@ same rows and settings find the same folder again and go on where a killed run s
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Any
 
 import faiss
-import numpy as np
 
-from memory_builder.coarse import Device, choose_backend
+from memory_builder.coarse import Device
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.manifest import Commit, Description, Manifest, config_hash, read_description
-from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, write_faiss
+from memory_builder.parts import FillTask, PartRecord, fill, plan_parts
 from memory_builder.progress import say
 from memory_builder.quantizer import (
-    EXACT_KEY,
     check_key,
     choose_key,
-    draw_split,
-    n_lists,
-    n_training_rows,
-    train_quantizer,
     without_polysemous,
 )
-from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids, vectors_path
+from memory_builder.rows import Keys, vectors_path
 from memory_builder.runner import Runner, run_one
 from memory_builder.snapshots import IndexView
 from memory_builder.storage import Store
-from memory_builder.tables import npy_bytes
+from memory_builder.training import Quantizer, TrainTask
+from memory_builder.trials import Trial, TrialTask, choose_by_trials
 from memory_builder.tuning import tune
 
 TARGET_RECALL = 0.95
+AUTO = "auto"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +41,8 @@ class IndexConfig:
     max_memory: str = "16G"
     """What the index may take in memory; decides how far vectors are compressed."""
     index_key: str | None = None
-    """A faiss key, instead of the one chosen for the budget."""
+    """A faiss key, instead of the one autofaiss has for the budget; auto: also try 4-bit RaBitQ and PQ on a sample, and
+    take the cheapest that reaches the target."""
     target_recall: float = TARGET_RECALL
     """recall@10 that searches are tuned to."""
     train_points_per_list: int = 100
@@ -66,22 +62,9 @@ class IndexConfig:
         for name in ("train_points_per_list", "part_rows", "train_threads"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
-        if self.index_key is not None:
+        if self.index_key not in (None, AUTO):
             check_key(self.index_key)
             object.__setattr__(self, "index_key", without_polysemous(self.index_key))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Quantizer:
-    """``trained.json``: the record of a trained quantizer."""
-
-    index_key: str
-    sha256: str
-    n_train: int
-    n_held_out: int
-    n_rows: int
-    seed: int
-    train_threads: int
 
 
 def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) -> IndexView:
@@ -101,17 +84,58 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
             f"{store.root} has no {keys} vectors to index: embed pairs that have the {keys} side, or index the other "
             f"one (--keys {'text' if keys == 'image' else 'image'})"
         )
-    key = config.index_key or choose_key(n_rows, description.d, config.max_memory)
+    key, trials = _choose(store, keys, config, description, commits, n_rows, runner)
     folder = f"index/{_content_hash(description, commits, keys, key, config)}"
     say(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
-    train = TrainTask(memory=store.root, folder=folder, keys=keys, ordinals=tuple(commits), config=config)
+    train = TrainTask(
+        memory=store.root,
+        folder=folder,
+        keys=keys,
+        ordinals=tuple(commits),
+        train_points_per_list=config.train_points_per_list,
+        train_threads=config.train_threads,
+        seed=config.seed,
+        device=config.device,
+    )
     quantizer = run_one(runner, train, key)
     parts = plan_parts(commits.values(), keys, config.part_rows)
     task = FillTask(
         memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256, device=config.device
     )
     records = fill(task, parts, runner, f"index {keys}: filled")
-    return finish_index(store, keys, description, commits, quantizer, folder, records, config.target_recall, runner)
+    return finish_index(
+        store, keys, description, commits, quantizer, folder, records, config.target_recall, runner, trials
+    )
+
+
+def _choose(
+    store: Store,
+    keys: Keys,
+    config: IndexConfig,
+    description: Description,
+    commits: dict[int, Commit],
+    n_rows: int,
+    runner: Runner,
+) -> tuple[str, list[Trial]]:
+    """The key to build with, and what was tried to find it."""
+    if config.index_key != AUTO:
+        return config.index_key or choose_key(n_rows, description.d, config.max_memory), []
+    content = {
+        "content": _content_hash(description, commits, keys, AUTO, config),
+        "max_memory": config.max_memory,
+        "target_recall": config.target_recall,
+    }
+    task = TrialTask(
+        memory=store.root,
+        folder=f"index/{config_hash(content)}",
+        keys=keys,
+        ordinals=tuple(commits),
+        target_recall=config.target_recall,
+        train_threads=config.train_threads,
+        seed=config.seed,
+        device=config.device,
+    )
+    return choose_by_trials(task, n_rows, description.d, config.max_memory, runner)
 
 
 def finish_index(
@@ -124,12 +148,15 @@ def finish_index(
     records: list[PartRecord],
     target_recall: float,
     runner: Runner,
+    trials: Sequence[Trial] = (),
 ) -> IndexView:
     """Measure and tune an index whose parts are there, and write its build record."""
     n_rows = sum(record.n_rows for record in records)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
     name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner)
     record = _build_record(quantizer, records, description, n_rows, keys, tuning)
+    if trials:
+        record["trials"] = [asdict(trial) for trial in trials]
     store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
     return replace(view, tuning=name)
 
@@ -152,95 +179,6 @@ def _content_hash(
             **device,
         }
     )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainTask:
-    """A worker that draws the sample and trains the quantizer, unless its record lies there already."""
-
-    memory: str
-    folder: str
-    keys: Keys
-    ordinals: tuple[int, ...]
-    config: IndexConfig
-    wants_gpu: bool = True
-
-    def start(self) -> Callable[[str], Quantizer]:
-        return partial(_train, self)
-
-
-def _train(task: TrainTask, key: str) -> Quantizer:
-    store = Store(task.memory)
-    there = read_trained(store, task.folder)
-    if there is not None:
-        return there
-    d = read_description(store).d
-    folded = Manifest.read_folded(store).commits  # an embed beside us may have added to it since we were planned
-    commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
-    counts = {ordinal: commit.n_present(task.keys) for ordinal, commit in commits.items()}
-    n_rows = sum(counts.values())
-    wanted = n_training_rows(key, task.config.train_points_per_list)
-    held_out, train = (
-        ids_at(store, positions, commits, counts, task.keys, d)
-        for positions in draw_split(n_rows, wanted, task.config.seed)
-    )
-    if len(train) < n_lists(key) and key != EXACT_KEY:
-        raise IndexBuildError(
-            f"{key} has {n_lists(key):,} lists, more than the {len(train):,} rows there are to train on: "
-            "name an --index-key with fewer"
-        )
-    sample = Rows(store, commits, d).vectors(train, task.keys)
-    backend = choose_backend(task.config.device)
-    index = train_quantizer(key, sample, threads=task.config.train_threads, backend=backend)
-    return record_quantizer(
-        store,
-        task.folder,
-        index,
-        held_out,
-        index_key=key,
-        n_train=len(train),
-        n_rows=n_rows,
-        seed=task.config.seed,
-        train_threads=task.config.train_threads,
-    )
-
-
-def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **told: Any) -> Quantizer:
-    """Write a trained, empty index and the rows set aside to measure with (i64[n]), then the record of both.
-
-    Args:
-        told: the fields of ``Quantizer`` that do not follow from these.
-    """
-    _, digest = write_faiss(store, f"{folder}/trained.faiss", index)
-    store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
-    quantizer = Quantizer(sha256=digest, n_held_out=len(held_out), **told)
-    store.put(f"{folder}/trained.json", json.dumps(asdict(quantizer), indent=1).encode())
-    return quantizer
-
-
-def read_trained(store: Store, folder: str) -> Quantizer | None:
-    """The quantizer trained before; None unless everything its record stands for is there."""
-    record = store.read_sound_json(f"{folder}/trained.json")
-    if (
-        record is None
-        or "sha256" not in record
-        or not store.exists(f"{folder}/held_out.npy")
-        or not store.exists(f"{folder}/trained.faiss")
-    ):
-        return None
-    return Quantizer(**record) if store.checksum(f"{folder}/trained.faiss") == record["sha256"] else None
-
-
-def ids_at(store: Store, positions: Ids, commits: dict[int, Commit], counts: dict[int, int], keys: Keys, d: int) -> Ids:
-    """Sorted positions among the rows that have this modality → their row ids."""
-    ids, start = [np.zeros(0, np.int64)], 0
-    for ordinal, count in counts.items():
-        low, high = np.searchsorted(positions, [start, start + count])
-        if high > low:
-            rows = present_rows(commits[ordinal], open_vectors(store, commits[ordinal], keys, d), keys)
-            ids.append(row_ids(ordinal, rows[positions[low:high] - start]))
-        start += count
-    return np.concatenate(ids)
 
 
 def _build_record(

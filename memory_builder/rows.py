@@ -149,6 +149,18 @@ class Rows:
             ids.append(row_ids(ordinal, rows))
         return np.concatenate(ids), [key for key in keys if key not in met]
 
+    def ids_at(self, positions: Ids, keys: Keys) -> Ids:
+        """Ascending positions among the rows that have this modality, i64[n] → their row ids, i64[n]."""
+        ids, start = [np.zeros(0, np.int64)], 0
+        for ordinal, commit in self.commits.items():
+            end = start + commit.n_present(keys)
+            low, high = np.searchsorted(positions, [start, end])
+            if high > low:
+                rows = present_rows(commit, self._mapped(ordinal, keys), keys)
+                ids.append(row_ids(ordinal, rows[positions[low:high] - start]))
+            start = end
+        return np.concatenate(ids)
+
     def source(self, row_id: int) -> str:
         """The shard (its uri) that a row came from."""
         return self.commits[row_id >> ROW_BITS].uri

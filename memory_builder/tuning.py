@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
+
 from memory_builder.curve import frontier
 from memory_builder.manifest import Commit
 from memory_builder.progress import say
@@ -22,6 +24,10 @@ from memory_builder.storage import Store
 from memory_builder.tables import read_npy
 
 REFINES = (1, 2, 4, 8, 16)
+WORTH = 0.002
+"""Recall@10 that scanning twice as many lists must add, once the target is reached; a quarter of it, before."""
+LEAST_QUERIES = 2
+"""One to choose by, one to check with."""
 SINGLE_QUERIES = 200
 """As many are asked one by one, for latency, and for a hundred rows."""
 
@@ -55,13 +61,11 @@ def tune(
     for side in sides:
         vectors = rows.vectors(held_out, side)
         present = vectors.any(axis=1)
-        if present.sum() < 2:  # one to choose by, one to check with
+        if present.sum() < LEAST_QUERIES:
             continue
         queries, own = vectors[present], held_out[present]
         truth = ground_truth(store, keys, side, own, commits, runner)
-        tuning["sides"][side], tuning["curves"][side] = _tune_side(
-            index, rows, keys, queries, own, truth, target_recall
-        )
+        tuning["sides"][side], tuning["curves"][side] = tune_side(index, rows, keys, queries, own, truth, target_recall)
         if not tuning["sides"][side]["reached"]:
             below = f"warning: {side} → {keys} stays below recall@10 {target_recall}"
             say(f"{below}: a larger --max-memory gives more")
@@ -69,12 +73,12 @@ def tune(
     return name, tuning
 
 
-def _tune_side(
+def tune_side(
     index: OpenIndex, rows: Rows, keys: Keys, queries: Scores, own: Ids, truth: tuple[Scores, Ids], target_recall: float
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(chosen setting with its measured recall and latency, curve) for the queries of one modality."""
     choosing, checking = ((queries[half::2], own[half::2], (truth[0][half::2], truth[1][half::2])) for half in range(2))
-    curve = measure(index, rows, keys, *choosing, efforts_to_try(index))
+    curve = measure_until_flat(index, rows, keys, *choosing, target_recall)
     chosen, reached = choose(curve, target_recall)
     effort = Effort(nprobe=chosen.nprobe, refine=chosen.refine)
     (checked,) = measure(index, rows, keys, *checking, [effort])
@@ -85,6 +89,7 @@ def _tune_side(
         "strict_recall@10": checked.strict_recall["10"],
         "error": checked.recall10_error,
         "reached": reached,
+        "work_bytes": chosen.work_bytes,
         "n_queries": len(checking[1]),
         **latency(index, rows, keys, queries[:SINGLE_QUERIES], effort),
     }
@@ -100,10 +105,39 @@ def _worth_telling(curve: Sequence[Point], chosen: Point) -> list[int]:
     return [i for i, point in enumerate(curve) if point in told]
 
 
-def efforts_to_try(index: OpenIndex) -> list[Effort]:
-    """The settings a curve is made of."""
+def measure_until_flat(
+    index: OpenIndex,
+    rows: Rows,
+    keys: Keys,
+    queries: Scores,
+    own: Ids,
+    truth: tuple[Scores, Ids],
+    target_recall: float,
+) -> list[Point]:
+    """The curve: nprobe doubled, each with every refine, until all lists are scanned or more of them buy nothing.
+
+    Scanning every list of ten million rows for every query takes an hour and tells nothing that a tenth does not.
+    Arguments as for ``measure``.
+    """
     refines = (0,) if index.has_exact_codes else REFINES
-    return [Effort(nprobe=nprobe, refine=refine) for nprobe in _powers_of_two(index.n_lists) for refine in refines]
+    points: list[Point] = []
+    best = [0.0]
+    for nprobe in _powers_of_two(index.n_lists):
+        points += measure(
+            index, rows, keys, queries, own, truth, [Effort(nprobe=nprobe, refine=refine) for refine in refines]
+        )
+        best.append(max(point.recall["10"] for point in points))
+        if is_flat(best, reached=choose(points, target_recall)[1]):
+            break
+    return points
+
+
+def is_flat(best: Sequence[float], *, reached: bool) -> bool:
+    """Whether doubling nprobe once more is not worth its work: best recall@10 after each doubling, and the target."""
+    gains = np.diff(best)
+    return bool(
+        best[-1] == 1.0 or (reached and gains[-1] < WORTH) or (len(gains) > 2 and (gains[-2:] < WORTH / 4).all())
+    )
 
 
 def choose(points: Sequence[Point], target_recall: float) -> tuple[Point, bool]:

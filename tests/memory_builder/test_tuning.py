@@ -20,7 +20,7 @@ from memory_builder.rows import NO_ROW
 from memory_builder.runner import LocalRunner
 from memory_builder.scores import best_of
 from memory_builder.snapshots import Snapshot
-from memory_builder.tuning import choose
+from memory_builder.tuning import choose, is_flat
 
 N, D, SHARD_ROWS = 12_000, 32, 2_500
 
@@ -205,7 +205,11 @@ def test_the_curve_rises_with_the_work(tuned: Tuned, keys: Any) -> None:
         refine = max(p.refine for p in curve)
         along = [p for p in sorted(curve, key=lambda p: p.nprobe) if p.refine == refine]
         assert [p.codes for p in along] == sorted(p.codes for p in along)
-        assert along[-1].codes == N
+        probed = sorted({p.nprobe for p in curve})
+        best = [max(p.recall["10"] for p in curve if p.nprobe <= nprobe) for nprobe in probed]
+        ended = is_flat([0.0, *best], reached=tuning["sides"][side]["reached"])
+        assert along[-1].codes == N or ended
+        assert not any(is_flat([0.0, *best[:n]], reached=False) for n in range(1, len(best)))
         assert along[-1].recall["10"] > 0.97
         assert [p.recall["10"] for p in along] == pytest.approx(sorted(p.recall["10"] for p in along), abs=0.01)
 
@@ -229,3 +233,19 @@ def test_the_parts_hold_every_row_once(tuned: Tuned) -> None:
         assert len(np.unique(hits.ids)) == N
         assert (hits.ids >= 0).all()
         assert Path(tuned.memory.store.full(f"{tuned.snapshot.indexes[keys].index}/trained.json")).exists()
+
+
+@pytest.mark.parametrize(
+    ("best", "reached", "flat"),
+    [
+        ([0.0, 0.3, 0.6], False, False),
+        ([0.0, 0.9, 0.97], True, False),  # reached, and still rising
+        ([0.0, 0.97, 0.9715], True, True),
+        ([0.0, 0.7, 0.7015], False, False),
+        ([0.0, 0.7, 0.7001, 0.7001], False, True),  # the codes are too coarse for the target
+        ([0.0, 0.7, 0.7001, 0.75], False, False),
+        ([0.0, 1.0], False, True),
+    ],
+)
+def test_a_curve_ends_where_more_lists_buy_nothing(best: list[float], reached: bool, flat: bool) -> None:
+    assert is_flat(best, reached=reached) is flat
