@@ -1,7 +1,7 @@
 """Row ids, and random access to committed rows by id: vectors, captions, metadata.
 
-A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an object store only the bytes of the asked
-vectors are fetched, or the whole file once many are asked for.
+A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an object store only the pages of the asked
+vectors are fetched, and kept for a while, or the whole file once many are asked for.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from memory_builder.encoder import Vectors
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import Commit, shard_name
+from memory_builder.pages import REQUEST_BYTES, PageCache
 from memory_builder.storage import Store
 from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS, read_npy, read_npy_header
 
@@ -25,8 +26,6 @@ Keys = Literal["image", "text"]
 NO_ROW = -1
 ROW_BITS = 32
 MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
-RANGE_WORTH = 1 << 17
-"""Bytes an object store sends in the time that one more request takes: many rows of a file are read as the file."""
 _FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
@@ -98,6 +97,7 @@ class Rows:
         self.store = store
         self.commits = commits
         self.d = d
+        self._pages = PageCache(store)
         # One bounded cache an instance, not one a class: maps must go when the memory goes.
         self._mapped: Callable[[int, str], Vectors] = lru_cache(MAPPED_FILES)(self._map)
         self._header: Callable[[int, str], tuple[int, int]] = lru_cache(MAPPED_FILES)(self._read_header)
@@ -108,7 +108,7 @@ class Rows:
         out = np.zeros((len(ids), self.d), np.float32)
         for ordinal, places, rows in self._by_shard(ids):
             n_bytes = 2 * self.d * self.commits[ordinal].n_written
-            if self.store.is_local or len(rows) * RANGE_WORTH >= n_bytes:
+            if self.store.is_local or len(rows) * REQUEST_BYTES >= n_bytes:
                 out[places] = self._mapped(ordinal, keys)[rows]
             else:
                 out[places] = self._ranged(ordinal, keys, rows)
@@ -220,10 +220,9 @@ class Rows:
 
     def _ranged(self, ordinal: int, keys: str, rows: Ids) -> Vectors:
         start, width = self._header(ordinal, keys)
-        path = self.store.full(vectors_path(ordinal, keys))
-        starts = [start + int(row) * width for row in rows]
-        pieces = self.store.fs.cat_ranges([path] * len(rows), starts, [at + width for at in starts], on_error="raise")
-        return np.frombuffer(b"".join(pieces), np.float16).reshape(len(rows), self.d)
+        file_bytes = start + width * self.commits[ordinal].n_written
+        found = self._pages.read(vectors_path(ordinal, keys), start + width * rows, width, file_bytes)
+        return found.view(np.float16)
 
     def _read_header(self, ordinal: int, keys: str) -> tuple[int, int]:
         """(byte where the rows begin, bytes a row) of a .npy file of version 1."""

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -78,6 +78,25 @@ class Store:
             return self.read_json(path)
         except CorruptMemoryError:
             return None
+
+    def read_ranges(self, path: str, starts: Sequence[int], ends: Sequence[int]) -> Sequence[bytes]:
+        """The bytes from each start to its end, fetched together; fewer where the file ends before.
+
+        Raises:
+            CorruptMemoryError: it ends before a start, and the store told so.
+        """
+        with self._telling(f"{self.root}/{path}"):
+            try:
+                pieces: Sequence[bytes] = self.fs.cat_ranges(
+                    [self.full(path)] * len(starts), list(starts), list(ends), on_error="raise"
+                )
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # what s3fs makes of "range not satisfiable"
+                    raise
+                raise CorruptMemoryError(
+                    f"{self.root}/{path} is shorter than its commit says ({error}): run verify"
+                ) from None
+        return pieces
 
     def open(self, path: str) -> BinaryIO:
         """A seekable reader."""

@@ -32,7 +32,7 @@ def rows(
     request: pytest.FixtureRequest, write_memory: Write, sides: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Rows:
     if request.param == "s3 by ranges":
-        monkeypatch.setattr("memory_builder.rows.RANGE_WORTH", 0)
+        monkeypatch.setattr("memory_builder.rows.REQUEST_BYTES", 0)
     if request.param == "local":
         store = write_memory(tmp_path / "memory", *sides, shard_rows=SHARD_ROWS)
     else:
