@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # The doors through which memory_builder reaches cluster and trainer, each by lazy imports inside functions.
 DOORS = {
     "memory_builder/commands/evaluating.py": {
+        "trainer.evaluate.baseline_task",
         "trainer.evaluate.few_shot",
         "trainer.evaluate.metrics",
         "trainer.evaluate.results",

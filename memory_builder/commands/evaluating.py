@@ -149,11 +149,31 @@ class FewShot:
         return self.options.tell(evaluate_few_shot(setting, shots, self.last_layers))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Baselines:
+    """What a memory is worth without training: kNN, priming, cache, WiSE head, mean fusion, and controls."""
+
+    memory: str
+    """Folder of the memory, built with --model."""
+    options: OmitArgPrefixes[EvaluateOptions]
+    choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
+    pixels: bool = True
+    """Also the pixel nearest neighbour, which decodes every picture of the memory that names a class."""
+
+    def run(self) -> int:
+        from trainer.evaluate.baseline_task import evaluate_baselines
+
+        return self.options.tell(
+            evaluate_baselines(self.options.setting(self.choosing), self.memory, pixels=self.pixels)
+        )
+
+
 Task = (
     Annotated[ZeroShot, subcommand("zero-shot")]
     | Annotated[LinearProbe, subcommand("linear-probe")]
     | Annotated[FewShot, subcommand("few-shot")]
     | Annotated[Retrieval, subcommand("retrieval")]
+    | Annotated[Baselines, subcommand("baselines")]
 )
 
 

@@ -44,14 +44,23 @@ class Figures:
     tiers: dict[str, "Figures"] = field(default_factory=dict)
 
 
-def answers(score: Score, labels: Labels, n_classes: int) -> Answers:
-    """Ask a method about all pictures; of classes with one score, that with the smaller label comes first."""
+def answers(score: Score, labels: Labels, n_classes: int, *, may_abstain: bool = False) -> Answers:
+    """Ask a method about all pictures; of classes with one score, that with the smaller label comes first.
+
+    Args:
+        score: the method.
+        labels: i64[n] the truth.
+        n_classes: c.
+        may_abstain: the method says nothing of some classes, by one score for them all. Then every class with the right
+            one's score comes before it: what is not said is not right by luck.
+    """
     ranks, tops = [np.zeros(0, np.int64)], [np.zeros((0, min(KEPT, n_classes)), np.int64)]
     for start in range(0, len(labels), CHUNK):
         part = slice(start, min(start + CHUNK, len(labels)))
         scores, truth = score(part), labels[part][:, None]
         own = np.take_along_axis(scores, truth, 1)
-        tied_before = (scores == own) & (np.arange(n_classes) < truth)
+        classes = np.arange(n_classes)
+        tied_before = (scores == own) & ((classes != truth) if may_abstain else (classes < truth))
         ranks.append(((scores > own) | tied_before).sum(axis=1))
         tops.append(np.argsort(-scores, axis=1, kind="stable")[:, :KEPT])
     return Answers(labels=labels, rank=np.concatenate(ranks), top=np.concatenate(tops))

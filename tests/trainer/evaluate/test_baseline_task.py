@@ -1,0 +1,153 @@
+"""The whole of ``evaluate baselines`` on a memory of shapes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sets import CLASSES, encoded, picture, write_tar
+
+from memory_builder.build import embed, index
+from memory_builder.describe import EmbedConfig
+from memory_builder.encoder import EncoderConfig
+from memory_builder.indexing import IndexConfig
+from memory_builder.memory import Memory
+from memory_builder.runner import LocalRunner
+from memory_builder.storage import Store
+from trainer.evaluate.baseline_task import METHODS
+from trainer.evaluate.results import read_predictions, read_results
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory, model_dir) -> Path:
+    """Twelve rows of every shape but the last class, with captions that name it, and some that name nothing."""
+    root = tmp_path_factory.mktemp("memory")
+    samples = []
+    for seed in range(2_000, 2_012):
+        for label in range(len(CLASSES) - 1):
+            caption = f"drawing no {seed}: {CLASSES[label].upper()}"
+            samples.append({"png": encoded(picture(label, seed)), "txt": caption.encode()})
+        samples.append({"png": encoded(picture(11, seed)), "txt": b"untitled"})
+    write_tar(root / "shards" / "0.tar", samples)
+    encoder = EncoderConfig(model=f"local-dir:{model_dir}")
+    shards = [str(root / "shards" / "0.tar")]
+    embed(shards, str(root / "memory"), encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+    index(str(root / "memory"), keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    return root / "memory"
+
+
+@pytest.fixture(scope="module")
+def ran(memory, shapes, dev_shapes, evaluate, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    given = ("--memory", memory, "--dataset", shapes, "--dev", dev_shapes, "--out", out, "--json")
+    done = evaluate("baselines", *given)
+    assert done.code == 0, done.err
+    return done, Store(out)
+
+
+@pytest.fixture(scope="module")
+def results(ran):
+    return {result["method"]: result for result in read_results(ran[1])}
+
+
+def test_every_method_and_control_has_a_line_and_a_record(ran, results):
+    printed = {line["method"]: line for line in ran[0].lines}
+    expected = {"zero-shot", *(method.name for method in METHODS), "name-centroid", "pixel"}
+    assert set(printed) == set(results) == expected
+    for name, line in printed.items():
+        assert line["task"] == "baselines"
+        assert line["metrics"] == results[name]["figures"]["metrics"]
+        assert set(line["ci95"]) == set(line["metrics"])
+
+
+def test_what_the_memory_holds_is_said(results):
+    told = results["knn"]["memory"]
+    assert told["rows"] == 144
+    assert told["rows_by_class"] == [12] * 11 + [0]
+    assert (told["classes_without_rows"], told["pictures_in_memory"]) == (1, 0)
+
+
+def test_every_method_beats_chance_and_the_right_ones_beat_names(results):
+    chance = 1 / len(CLASSES)
+    for result in results.values():
+        assert result["figures"]["ci95"]["top1"][0] > chance, result["method"]
+    for name in ("knn-name", "name-centroid"):
+        against = results[name]["extra"]["against_zero_shot"]["all"]
+        assert against["low"] > 0
+        assert against["p"] < 0.05
+    for method in METHODS:
+        assert results[method.name]["extra"]["against_zero_shot"]["all"]["value"] > 0
+    assert set(results["knn"]["extra"]["against_zero_shot"]) == {"all", "common", "rare"}
+
+
+def test_settings_were_chosen_on_dev(results):
+    for method in METHODS:
+        config = results[method.name]["config"]
+        assert (config["chosen_on"], config["n_settings_tried"]) == ("dev", len(method.grid))
+
+
+def test_with_names_scrambled_everywhere_only_the_memory_knows(results):
+    assert results["zero-shot"]["extra"]["names_scrambled"]["metrics"]["top1"] < 0.2
+    by_name = results["knn-name"]
+    assert by_name["extra"]["names_scrambled"]["metrics"] == by_name["figures"]["metrics"]
+    assert results["knn"]["extra"]["names_scrambled"]["metrics"]["top1"] > 0.3
+
+
+def test_with_names_scrambled_in_the_memory_alone_retrieval_helps_nothing(results):
+    wrong = {m.name: results[m.name]["extra"]["memory_scrambled"]["metrics"]["top1"] for m in METHODS}
+    zero_shot = results["zero-shot"]["figures"]["metrics"]["top1"]
+    assert wrong["knn-name"] <= 1 / len(CLASSES)
+    assert wrong["knn"] < zero_shot - 0.1
+    assert max(wrong.values()) < zero_shot + 0.1, "what keeps the names may keep what they know"
+
+
+def test_a_class_that_the_memory_does_not_name_is_not_answered_by_luck(ran, results):
+    for name in ("knn-name", "name-centroid", "pixel"):
+        answers = read_predictions(ran[1], results[name]["file"])
+        last = np.array(answers["label"]) == 11
+        assert last.sum() == 6
+        assert (np.array(answers["rank_0"])[last] == 11).all(), name
+
+
+def test_reasons_are_rows_of_the_memory(ran, results, memory):
+    opened = Memory.open(memory)
+    for method in METHODS:
+        answers = read_predictions(ran[1], results[method.name]["file"])
+        reasons, first = answers["reasons"].to_pylist(), [top[0] for top in answers["top_0"].to_pylist()]
+        assert {len(some) for some in reasons} == {8}
+        captions = opened.rows(np.array(reasons)[:, 0])["caption"].to_pylist()
+        if not method.by_picture:
+            named = [CLASSES[label].upper() in caption for label, caption in zip(first, captions, strict=True)]
+            assert np.mean(named) > 0.3
+
+
+def test_without_pictures_of_the_memory_pixels_are_left_out_and_said(memory, shapes, evaluate, tmp_path):
+    shard = Path(Memory.open(memory).source(0))
+    hidden = shard.rename(shard.with_suffix(".hidden"))
+    try:
+        ran = evaluate("baselines", "--memory", memory, "--dataset", shapes, "--out", tmp_path, "--json")
+    finally:
+        hidden.rename(shard)
+    assert ran.code == 0, ran.err
+    assert "pixel is left out" in ran.err
+    assert "pixel" not in {line["method"] for line in ran.lines}
+    configs = [result["config"] for result in read_results(Store(tmp_path)) if result["config"]]
+    assert {config["chosen_on"] for config in configs} == {"nothing: published defaults"}
+
+
+def test_a_memory_of_another_model_is_refused(shapes, evaluate, write_memory, tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((20, 192)).astype(np.float32)
+    write_memory(tmp_path / "memory", vectors, vectors)
+    ran = evaluate("baselines", "--memory", tmp_path / "memory", "--dataset", shapes, "--out", tmp_path / "run")
+    assert (ran.code, "evaluate the model that built the memory" in ran.err) == (2, True)
+
+
+def test_a_memory_that_was_not_indexed_is_refused(memory, shapes, evaluate, model_dir, tmp_path):
+    config = json.loads((memory / "memory.json").read_text())
+    assert config["fingerprint"]
+    encoder = EncoderConfig(model=f"local-dir:{model_dir}")
+    shards = [Memory.open(memory).source(0)]
+    embed(shards, str(tmp_path / "memory"), encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+    ran = evaluate("baselines", "--memory", tmp_path / "memory", "--dataset", shapes, "--out", tmp_path / "run")
+    assert (ran.code, "has no image index: run memory-builder index" in ran.err) == (2, True), ran.err

@@ -1,0 +1,142 @@
+"""What a memory says about a set: gathered once, shared by all baselines.
+
+For every picture its nearest rows by image, with their captions; for every class the rows that its name finds.
+"""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.errors import EncoderError, UsageError
+from memory_builder.memory import NO_ROW, Memory
+from memory_builder.rows import Ids, Keys
+from trainer.evaluate.features import Embedded, Labels
+from trainer.evaluate.names import NO_CLASS, Names
+from trainer.evaluate.towers import Floats, Towers
+
+NEIGHBOURS = 50
+"""Rows for each picture; methods use the first few of them."""
+PER_CLASS = 32
+"""Rows for each class, likewise."""
+BATCH = 1_024
+"""Queries, and texts, at a time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """Pictures, classes, and rows of a memory for both."""
+
+    images: Floats
+    """f32[n, d] the pictures."""
+    classifier: Floats
+    """f32[c, d] the class names."""
+    ids: Ids
+    """i64[n, k] nearest rows by image, best first; -1 pads."""
+    similarity: Floats
+    """f32[n, k] their cosines; -inf pads."""
+    place: Labels
+    """i64[n, k] of each of them among the distinct rows below; 0 pads."""
+    captions: tuple[str, ...]
+    """Of the m distinct rows; empty where a row has none."""
+    caption_vectors: Floats
+    """f32[m, d] unit rows; zero where a row has no caption."""
+    caption_class: Labels
+    """i64[m] the class whose name stands in the caption, or -1."""
+    class_ids: Ids
+    """i64[c, j] rows that the class's name finds, best first; -1 pads."""
+    class_vectors: Floats
+    """f32[c, j, d] their images; zero pads."""
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """bool[n, k] which neighbours are there and have a caption."""
+        has_caption = np.abs(self.caption_vectors).max(axis=1) > 0
+        known: npt.NDArray[np.bool_] = (self.ids != NO_ROW) & has_caption[self.place]
+        return known
+
+
+def check_memory(memory: Memory, towers: Towers) -> None:
+    """Refuse a memory whose vectors are not this model's, or that cannot be searched by image.
+
+    Raises:
+        EncoderError, UsageError
+    """
+    if memory.description.fingerprint != towers.fingerprint:
+        raise EncoderError(
+            f"{memory.store.root} was built with {memory.description.model or 'no model'} "
+            f"({memory.description.fingerprint[:12]}), --model {towers.name} is {towers.fingerprint[:12]}: evaluate "
+            "the model that built the memory"
+        )
+    if "image" not in memory.snapshot.indexes:
+        raise UsageError(f"{memory.store.root} has no image index: run memory-builder index on it first")
+
+
+def gather(memory: Memory, embedded: Embedded, classifier: Floats) -> Evidence:
+    """Ask the memory about a set's pictures and classes (f32[c, d])."""
+    ids, similarity = _search(memory, embedded.images, NEIGHBOURS, "image")
+    distinct, place = np.unique(ids, return_inverse=True)
+    captions = tuple(caption or "" for caption in memory.rows(distinct)["caption"].to_pylist())
+    names = Names(embedded.dataset.classes)
+    keys: Keys = "text" if "text" in memory.snapshot.indexes else "image"
+    class_ids, _ = _search(memory, classifier, PER_CLASS, keys)
+    vectors = memory.vectors(class_ids.ravel(), "image").reshape(*class_ids.shape, classifier.shape[1])
+    has_image = vectors.any(axis=2)
+    return Evidence(
+        images=embedded.images,
+        classifier=classifier,
+        ids=ids,
+        similarity=similarity,
+        place=place.reshape(ids.shape),
+        captions=captions,
+        caption_vectors=_unit(memory.vectors(distinct, "text")),
+        caption_class=np.array([names.label(caption) for caption in captions], np.int64),
+        class_ids=np.where(has_image, class_ids, NO_ROW),
+        class_vectors=_unit(vectors),
+    )
+
+
+def scramble(evidence: Evidence, names: Names, towers: Towers, permutation: Labels, *, classes_too: bool) -> Evidence:
+    """The same evidence, had class c's name been that of class ``permutation[c]`` in all captions.
+
+    With ``classes_too`` the classes go by their new names as well. A memory still knows which pictures go together, and
+    the model's knowledge of names is worth nothing any more: what a method still gets right, it gets from the memory.
+    Without, names in the memory are simply wrong, and whatever reads them must fall to chance.
+    """
+    texts = [names.exchange(caption, permutation) for caption in evidence.captions]
+    changed = [i for i, (text, caption) in enumerate(zip(texts, evidence.captions, strict=True)) if text != caption]
+    vectors = evidence.caption_vectors.copy()
+    for start in range(0, len(changed), BATCH):
+        some = changed[start : start + BATCH]
+        vectors[some] = towers.encode_texts([texts[i] for i in some])
+    scrambled = replace(evidence, captions=tuple(texts), caption_vectors=vectors)
+    if classes_too:
+        return replace(scrambled, classifier=evidence.classifier[permutation])
+    inverse = np.argsort(permutation)
+    labels = np.append(permutation, NO_CLASS)[evidence.caption_class]
+    return replace(
+        scrambled,
+        caption_class=labels,
+        class_ids=evidence.class_ids[inverse],
+        class_vectors=evidence.class_vectors[inverse],
+    )
+
+
+def derangement(n: int, seed: int = 0) -> Labels:
+    """i64[n] a permutation that moves everything: a random cycle."""
+    order = np.random.default_rng(seed).permutation(n)
+    moved = np.empty(n, np.int64)
+    moved[order] = np.roll(order, 1)
+    return moved
+
+
+def _search(memory: Memory, queries: Floats, k: int, keys: Keys) -> tuple[Ids, Floats]:
+    found = [memory.search(vectors=queries[i : i + BATCH], k=k, keys=keys) for i in range(0, len(queries), BATCH)]
+    return np.concatenate([hits.ids for hits in found]), np.concatenate([hits.scores for hits in found])
+
+
+def _unit(rows: Floats) -> Floats:
+    """Rows of the memory are float16 and so a little off unit length; zero rows stay zero."""
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    units: Floats = (rows / np.where(norms == 0, 1, norms)).astype(np.float32)
+    return units
