@@ -92,6 +92,16 @@ def read_icons(package: Path, prefix: str) -> dict[str, Icon]:
     return icons
 
 
+def read_tags(package: Path, prefix: str) -> dict[str, tuple[str, ...]]:
+    """Return, by icon name, the headings its set files it under; many sets have none."""
+    raw = json.loads((package / "json" / f"{prefix}.json").read_bytes())
+    tags: dict[str, tuple[str, ...]] = {}
+    for heading, names in sorted(raw.get("categories", {}).items()):
+        for name in names:
+            tags[name] = (*tags.get(name, ()), heading)
+    return tags
+
+
 def icon_names(package: Path, prefix: str) -> list[str]:
     """Return the names `read_icons` would."""
     return list(read_icons(package, prefix))

@@ -1,0 +1,67 @@
+"""Compare glyphs: which are near, and how well two correlate when they are laid on each other."""
+
+import faiss
+import numpy as np
+from glyphs import SIDE
+
+SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in pixels of a glyph
+SHIFT_GAIN = 0.15  # what a shift by a pixel may add to a correlation
+LEAST_DEVIATION = 8.0  # of 255 levels; a flatter glyph (a plain disc or tile in its own box) shows nothing to compare
+COARSE = 16  # pixels a side, for finding candidates
+DIMENSIONS = 64  # of the coarse glyphs' principal components; most of what 256 pixels hold
+MOST_LISTS, PROBES = 2048, 4
+
+
+def unit(glyphs: np.ndarray) -> np.ndarray:
+    """Return glyphs [..., h, w] as f32[..., h * w] of mean 0 and length 1; flat ones become 0, like nothing."""
+    flat = glyphs.reshape(*glyphs.shape[:-2], -1).astype(np.float32)
+    flat -= flat.mean(axis=-1, keepdims=True)
+    deviation = flat.std(axis=-1, keepdims=True)
+    return np.where(
+        deviation < LEAST_DEVIATION, 0, flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
+    )
+
+
+def correlation(one: np.ndarray, other: np.ndarray, *, least: float) -> np.ndarray:
+    """Return f32[n], the absolute correlation of glyphs u8[n, 32, 32]; near misses are also tried shifted."""
+    fixed = unit(one)
+    best = np.abs(np.einsum("nd,nd->n", fixed, unit(other)))
+    retry = np.flatnonzero((best < least) & (best >= least - SHIFT_GAIN))
+    pad = np.pad(other[retry], ((0, 0), (1, 1), (1, 1)), mode="edge")
+    for y, x in SHIFTS:
+        moved = unit(pad[:, 1 + y : 1 + y + SIDE, 1 + x : 1 + x + SIDE])
+        best[retry] = np.maximum(best[retry], np.abs(np.einsum("nd,nd->n", fixed[retry], moved)))
+    return best
+
+
+def nearest(ink: np.ndarray, count: int, *, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return i64[m, 2], pairs i < j of glyphs u8[n, 32, 32] near at 16 px, either way round, and f32[m], how near."""
+    step = SIDE // COARSE
+    coarse = unit(ink.reshape(len(ink), COARSE, step, COARSE, step).mean(axis=(2, 4)))
+    reduce = faiss.PCAMatrix(coarse.shape[1], min(DIMENSIONS, len(ink)))
+    reduce.train(coarse[:: max(1, len(coarse) // 20_000)])
+    # The mean is left in: without it, a glyph and its inverse would not be opposites.
+    basis = faiss.vector_to_array(reduce.A).reshape(-1, coarse.shape[1])[: reduce.d_out]
+    small = np.ascontiguousarray(coarse @ basis.T)
+    small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
+    lists = min(MOST_LISTS, max(1, len(ink) // 100))
+    index = faiss.IndexIVFFlat(faiss.IndexFlatIP(small.shape[1]), small.shape[1], lists, faiss.METRIC_INNER_PRODUCT)
+    index.train(small[:: max(1, len(small) // (lists * 40))])
+    index.add(small)
+    index.nprobe = min(lists, PROBES)
+    found, near = [], []
+    for sign in (1, -1):
+        scores, ids = index.search(sign * small, min(count + 1, len(ink)))
+        rows = np.repeat(np.arange(len(ink)), ids.shape[1])
+        keep = (scores.ravel() >= least) & (ids.ravel() >= 0) & (rows != ids.ravel())
+        found.append(np.sort(np.stack([rows[keep], ids.ravel()[keep]], axis=1), axis=1))
+        near.append(scores.ravel()[keep])
+    pairs, first = np.unique(np.concatenate(found), axis=0, return_index=True)
+    return pairs, np.concatenate(near)[first]
+
+
+def verify(pairs: np.ndarray, glyphs: np.ndarray, *, least: float, batch: int = 4096) -> np.ndarray:
+    """Return f32[m], the correlation of each pair i64[m, 2] of glyphs u8[n, 32, 32]."""
+    parts = np.split(pairs, range(batch, len(pairs), batch))
+    scores = [correlation(glyphs[part[:, 0]], glyphs[part[:, 1]], least=least) for part in parts]
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32)

@@ -1,0 +1,267 @@
+"""Train the base model: a small CLIP from scratch, of open_clip's own parts, on the base-training split alone.
+
+    uv run python examples/icons/pretrain.py --pairs ~/icons/benchmark/base --dev ~/icons/benchmark --out ~/icons/base
+
+Pictures are 32 px first, then 64 px (four times the tokens). The same command goes on where it was killed: a step
+depends on the seed, its number and the state before it, and the state is saved every few minutes. It runs on one GPU if
+there is one. What it leaves: `checkpoint.pt`, `metrics.jsonl`, and `model/`, an open_clip `local-dir:` folder.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import tyro
+from base_data import SIDE, Pairs, batch_of, decode, load_pairs, read_set
+from iconify import IconsError
+from open_clip.model import CLIP, resize_pos_embed
+from safetensors.torch import save_file
+from torch.nn import functional
+
+# 9.7 M parameters, 6.3 M of them the word embeddings of open_clip's own tokenizer: 19 MB in float16.
+VISION = {"layers": 6, "width": 192, "head_width": 32, "patch_size": 8}
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
+DEV_SETS = ("dev-common", "dev-rare", "dev-absent")  # generic things, and brands; never a test set
+CHOSEN_ON = "dev-common"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pretrain:
+    """Train the base model, or go on with it."""
+
+    pairs: Path
+    """Folder of the tars of base training."""
+    dev: Path
+    """Folder that benchmark.py wrote; its dev sets are read."""
+    out: Path
+    """Folder of the model, the checkpoint and the measurements."""
+    pairs_at_32: int = 4_000_000
+    """Pairs to see at 32 px."""
+    pairs_at_64: int = 1_000_000
+    """Pairs to see at 64 px after that."""
+    batch: int = 512
+    """Pairs of a step."""
+    learning_rate: float = 1e-3
+    """Greatest learning rate."""
+    weight_decay: float = 0.2
+    """Of AdamW, on matrices."""
+    warmup_steps: int = 300
+    """Steps until the greatest learning rate."""
+    checkpoint_s: float = 240
+    """Seconds between checkpoints."""
+    evaluate_pairs: int = 100_000
+    """Pairs between two measurements on the dev sets."""
+    compare: Path | None = None
+    """An open_clip local-dir folder to measure once on the same dev sets."""
+    threads: int = 2
+    """CPU threads of torch."""
+    bf16: bool = True
+    """Compute in bfloat16; turn it off on a CPU that has no instructions for it."""
+    seed: int = 0
+    """Seed of the weights, the order and the jitter."""
+    stop_after_steps: int | None = None
+    """Stop, with a checkpoint, after so many steps in all."""
+
+    def steps(self) -> tuple[int, int]:
+        """Return the number of the last step at 32 px, and of the last of all."""
+        first = self.pairs_at_32 // self.batch
+        return first, first + self.pairs_at_64 // self.batch
+
+
+def settings(size: int) -> dict[str, Any]:
+    """Return the model's part of `open_clip_config.json`."""
+    return {"embed_dim": 192, "vision_cfg": VISION | {"image_size": size}, "text_cfg": TEXT}
+
+
+def tokenize(texts: list[str]) -> torch.Tensor:
+    """Return texts as i64[n, context]."""
+    return open_clip.SimpleTokenizer(context_length=TEXT["context_length"])(texts)
+
+
+class Training:
+    """The model, its optimizer and the step they have reached."""
+
+    def __init__(self, config: Pretrain, device: torch.device) -> None:
+        self.config, self.device, self.step = config, device, 0
+        self.size = SIDE // 2 if config.steps()[0] else SIDE
+        torch.manual_seed(config.seed)
+        self.model = CLIP(**settings(self.size)).to(device)
+        self.optimizer = self._optimizer()
+        self.loss = open_clip.ClipLoss()
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
+        rest = [p for p in self.model.parameters() if p.ndim < 2]
+        groups = [{"params": matrices, "weight_decay": self.config.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), eps=1e-6, foreach=True)
+
+    def grow(self) -> None:
+        """Go over to 64 px: positions are interpolated, and the optimizer's memory of them starts anew."""
+        state, self.size = self.model.state_dict(), SIDE
+        self.model = CLIP(**settings(SIDE)).to(self.device)
+        resize_pos_embed(state, self.model)
+        self.model.load_state_dict(state)
+        self.optimizer = self._optimizer()
+
+    def rate(self) -> float:
+        """Return the step's learning rate: a linear start, then half a cosine to a hundredth."""
+        start = (self.step + 1) / self.config.warmup_steps
+        done = self.step / max(1, self.config.steps()[1])
+        return self.config.learning_rate * min(1.0, start) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done)))
+
+    def advance(self, pairs: Pairs) -> float:
+        """Do one step and return its loss."""
+        if self.step >= self.config.steps()[0] and self.size != SIDE:
+            self.grow()
+        pictures, texts = batch_of(pairs, self.step, size=self.size, batch=self.config.batch, seed=self.config.seed)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.bf16):
+            image, text, scale = self.model(pictures.to(self.device), texts.to(self.device))
+            loss = self.loss(image.float(), text.float(), scale)
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        with torch.no_grad():
+            self.model.logit_scale.clamp_(0, math.log(100))
+        self.step += 1
+        return float(loss.detach())
+
+    def save(self, path: Path) -> None:
+        """Write the state whole or not at all."""
+        state = {
+            "step": self.step,
+            "size": self.size,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        scratch = path.with_suffix(".tmp")
+        with scratch.open("wb") as stream:
+            torch.save(state, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        scratch.replace(path)
+
+    def load(self, path: Path) -> None:
+        """Take up a state that was saved."""
+        state = torch.load(path, map_location=self.device, weights_only=True)
+        if state["size"] != self.size:
+            self.grow()
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+
+@torch.no_grad()
+def accuracy(model: CLIP, folder: Path, size: int, device: torch.device) -> float:
+    """Return the top-1 accuracy on an evaluation set, with the bare class name as the prompt."""
+    names, pictures, labels = read_set(folder, size)
+    model.eval()
+    text = functional.normalize(model.encode_text(tokenize(names).to(device)), dim=1)
+    image = torch.cat([model.encode_image(part.to(device)) for part in pictures.split(256)])
+    model.train()
+    return float((functional.normalize(image, dim=1) @ text.T).argmax(1).cpu().eq(labels).float().mean())
+
+
+def export(model: CLIP, size: int, folder: Path) -> None:
+    """Write an open_clip local-dir folder, float16."""
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in model.state_dict().items()}
+    save_file(half, folder / "open_clip_model.tmp")
+    about = {
+        "model_cfg": settings(size),
+        "preprocess_cfg": {
+            "size": size, "mean": [0.5] * 3, "std": [0.5] * 3,
+            "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 255,
+        },
+    }  # fmt: skip
+    (folder / "open_clip_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "open_clip_model.tmp").replace(folder / "open_clip_model.safetensors")
+
+
+def record(out: Path, values: dict[str, Any]) -> None:
+    """Add a line to `metrics.jsonl` and show it."""
+    line = json.dumps(values)
+    with (out / "metrics.jsonl").open("a") as stream:
+        stream.write(line + "\n")
+    print(line, file=sys.stderr, flush=True)
+
+
+def measure(training: Training, config: Pretrain, since: tuple[int, float], losses: list[float]) -> None:
+    """Measure on the dev sets, and export the model."""
+    seconds = time.perf_counter() - since[1]
+    values: dict[str, Any] = {"step": training.step, "pairs": training.step * config.batch, "size": training.size}
+    values |= {"loss": round(sum(losses) / max(1, len(losses)), 4), "rate": training.rate()}
+    values |= {"pairs_per_s": round((training.step - since[0]) * config.batch / seconds, 1)}
+    for name in DEV_SETS:
+        values[name] = round(accuracy(training.model, config.dev / name, training.size, training.device), 4)
+    export(training.model, training.size, config.out / "model")
+    record(config.out, values)
+
+
+def compare(config: Pretrain, device: torch.device) -> None:
+    """Measure another model on the same dev sets."""
+    about = json.loads((config.compare / "open_clip_config.json").read_bytes())["model_cfg"]
+    model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{config.compare}", device=device)
+    size = about["vision_cfg"]["image_size"]
+    values = {name: round(accuracy(model, config.dev / name, size, device), 4) for name in DEV_SETS}
+    record(config.out, {"model": config.compare.name} | values)
+
+
+def pretrain(config: Pretrain) -> str:
+    """Do the whole of it, or the rest of it, and return the summary line."""
+    torch.set_num_threads(config.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config.out.mkdir(parents=True, exist_ok=True)
+    decode(config.pairs, config.out / "pixels")
+    pairs = load_pairs(config.out / "pixels", tokenize)
+    if len(pairs.recolour) < config.batch:
+        raise IconsError(f"{config.pairs} holds {len(pairs.recolour)} pairs, fewer than --batch {config.batch}")
+    training, checkpoint = Training(config, device), config.out / "checkpoint.pt"
+    if checkpoint.exists():
+        training.load(checkpoint)
+    elif config.compare:
+        compare(config, device)
+    record(config.out, {"start": training.step, "pairs": len(pairs.recolour), "device": device.type} | _plain(config))
+    last = min(config.steps()[1], config.stop_after_steps or config.steps()[1])
+    between = max(1, config.evaluate_pairs // config.batch)
+    saved, since, losses = time.perf_counter(), (training.step, time.perf_counter()), []
+    while training.step < last:
+        losses.append(training.advance(pairs))
+        if training.step % between == 0 or training.step == last:
+            measure(training, config, since, losses)
+            since, losses = (training.step, time.perf_counter()), []
+        if time.perf_counter() - saved > config.checkpoint_s or training.step == last:
+            training.save(checkpoint)
+            saved = time.perf_counter()
+    return f"{training.step * config.batch} pairs seen; the model is in {config.out / 'model'}"
+
+
+def _plain(config: Pretrain) -> dict[str, Any]:
+    return {
+        name: value if isinstance(value, int | float | None) else str(value)
+        for name, value in asdict(config).items()
+        if name != "pairs"
+    }
+
+
+def main() -> int:
+    """Run the command; 0 is success, 2 wrong usage."""
+    try:
+        print(pretrain(tyro.cli(Pretrain, description=__doc__)))
+    except IconsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
