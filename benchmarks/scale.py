@@ -99,15 +99,31 @@ def measure(config: Scale, size: Size, stage: str) -> dict[str, Any]:
     command += ["--d", str(config.d), "--threads", str(config.threads), "--stage", stage]
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=sys.stderr)
-    _, status, usage = os.wait4(process.pid, 0)
+    anonymous = 0
+    while True:
+        anonymous = max(anonymous, _anonymous_bytes(process.pid))
+        pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.1)
     if status:
         raise SystemExit(f"{stage} of {size.rows:,} rows failed; run this again to go on")
     return {
         "seconds": time.perf_counter() - started,
         "cpu_s": usage.ru_utime + usage.ru_stime,
-        "peak_bytes": usage.ru_maxrss * 1024,
+        "peak_bytes": anonymous,
+        "peak_with_mapped_bytes": usage.ru_maxrss * 1024,
         "disk_bytes": _disk(config.work / f"memory-{size.rows}"),
     }
+
+
+def _anonymous_bytes(pid: int) -> int:
+    """Memory that only this process can give back; pages of mapped files, which the system can take, are not in it."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("RssAnon")), 0)
 
 
 def _disk(folder: Path) -> int:

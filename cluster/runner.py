@@ -178,7 +178,7 @@ class _Pool:
         except DEATHS as error:
             return self._bury(worker, error)
         except RayError as error:
-            answer = _original(error)
+            answer = original_error(error)
             if worker.node is None:
                 raise answer from None
         if worker.node is None:
@@ -195,7 +195,7 @@ class _Pool:
         self.deaths_in_a_row += not lost
         if self.deaths_in_a_row >= self.plan.size + DEATHS_TO_SPARE:
             raise WorkerError(
-                f"{self.deaths_in_a_row} workers died one after another without finishing anything: {_reason(error)} "
+                f"{self.deaths_in_a_row} workers died one after another without finishing anything: {last_line(error)} "
                 "If memory is short, ask for fewer and larger workers (--cpus-per-worker); "
                 "their logs are in /tmp/ray/session_latest/logs on their node"
             )
@@ -209,7 +209,7 @@ class _Pool:
         if counts[place] < limit:
             (self.suspects if self.deaths[place] else self.fresh).appendleft(place)
             return None
-        return place, WorkerError(f"the worker process died {counts[place]} times on this item: {_reason(error)}")
+        return place, WorkerError(f"the worker process died {counts[place]} times on this item: {last_line(error)}")
 
 
 def _is_lost(worker: _Hired, error: RayError) -> bool:
@@ -219,7 +219,7 @@ def _is_lost(worker: _Hired, error: RayError) -> bool:
     return any(node["NodeID"] == worker.node and not node["Alive"] for node in ray.nodes())
 
 
-def _original(error: Exception) -> Exception:
+def original_error(error: Exception) -> Exception:
     """The exception the task raised, of its own type and message; where it came from is kept as a note."""
     if not isinstance(error, RayTaskError):
         return error
@@ -228,6 +228,6 @@ def _original(error: Exception) -> Exception:
     return cause
 
 
-def _reason(error: RayError) -> str:
+def last_line(error: RayError) -> str:
     """The last line of Ray's long account says what happened."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:400]

@@ -53,6 +53,7 @@ class Memory:
         manifest: Manifest,
         encoder: EncoderConfig,
         serve_format: ServeFormat = "plain",
+        address: str | None = None,
     ) -> None:
         self.store = store
         self.description = description
@@ -61,6 +62,7 @@ class Memory:
         self._deleted = current_tombstones(store, snapshot)
         self._encoder_config = encoder
         self._serve_format = serve_format
+        self._address = address
         # Bounded, and one an instance: what is open must go when the memory goes.
         self._index = lru_cache(maxsize=2)(self._open_index)
         self._matching = lru_cache(FILTERS_KEPT)(self._find_matching)
@@ -72,6 +74,7 @@ class Memory:
         *,
         encoder: EncoderConfig | None = None,
         serve_format: ServeFormat = "plain",
+        address: str | None = None,
         **storage_options: Any,
     ) -> "Memory":
         """Open the memory at a local path or fsspec URL. Reads a handful of files, however many shards there are.
@@ -82,23 +85,26 @@ class Memory:
                 first text or image is asked for, and refused if its fingerprint is another.
             serve_format: ``fastscan`` holds the codes in RAM in the form that SIMD scans, for 4-bit PQ and RaBitQ;
                 other indexes are refused when they are first searched.
+            address: a Ray cluster, as for ray.init (``auto``, HOST:PORT), or ``local`` for one on this machine: the
+                parts of an index are spread over actors there and searched together. The answers are the same.
+                Candidates are re-ranked here. The actors end with this process, or when the memory is let go.
             storage_options: passed to fsspec.
 
         Raises:
             UsageError: there is no memory here, or no such format.
             CorruptMemoryError: a file is missing or damaged.
         """
-        return Memory._read(Store(root, **storage_options), encoder, check_format(serve_format))
+        return Memory._read(Store(root, **storage_options), encoder, check_format(serve_format), address)
 
     @staticmethod
-    def _read(store: Store, encoder: EncoderConfig | None, serve_format: ServeFormat) -> "Memory":
+    def _read(store: Store, encoder: EncoderConfig | None, serve_format: ServeFormat, address: str | None) -> "Memory":
         description = read_description(store)
         snapshot = read_snapshot(store)
         manifest = Manifest.read_folded(store)
         if manifest.version < snapshot.manifest_version:  # lost or overwritten: the commit records say the same
             manifest = Manifest.read(store)
         built_with = EncoderConfig(model=description.model, pretrained=description.pretrained)
-        return Memory(store, description, snapshot, manifest, encoder or built_with, serve_format)
+        return Memory(store, description, snapshot, manifest, encoder or built_with, serve_format, address)
 
     def __len__(self) -> int:
         """Rows, indexed or not, without those that are deleted."""
@@ -234,7 +240,7 @@ class Memory:
 
     def _anew(self) -> "Memory":
         """The memory in its current state, with the model that is loaded here."""
-        memory = Memory._read(self.store, self._encoder_config, self._serve_format)
+        memory = Memory._read(self.store, self._encoder_config, self._serve_format, self._address)
         if "encoder" in self.__dict__:
             memory.__dict__["encoder"] = self.encoder
         return memory
@@ -242,7 +248,12 @@ class Memory:
     def _open_index(self, keys: Keys) -> OpenIndex:
         view = self.snapshot.view(keys, self.store.root)
         parts = [name for segment in view.segments for name in segment]
-        return OpenIndex(self.store, view.index, parts, serve_format=self._serve_format)
+        if self._address is None:
+            return OpenIndex(self.store, view.index, parts, serve_format=self._serve_format)
+        from cluster.search import SearchPool
+
+        pool = SearchPool(self._address, self.store, view.index, parts, serve_format=self._serve_format)
+        return OpenIndex(self.store, view.index, parts, elsewhere=pool.scan)
 
     def _find_matching(self, where: str) -> RowSet:
         from memory_builder.where import matching_rows  # its parser takes a while to import

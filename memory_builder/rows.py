@@ -106,7 +106,7 @@ class Rows:
     def vectors(self, ids: Ids, keys: Keys) -> npt.NDArray[np.float32]:
         """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
         out = np.zeros((len(ids), self.d), np.float32)
-        for ordinal, places, rows in self._by_shard(ids):
+        for ordinal, places, rows in self.by_shard(ids):
             n_bytes = 2 * self.d * self.commits[ordinal].n_written
             if self.store.is_local or len(rows) * REQUEST_BYTES >= n_bytes:
                 out[places] = self._mapped(ordinal, keys)[rows]
@@ -118,7 +118,7 @@ class Rows:
         """i64[n] → n rows of id, key, caption, url in this order; the row of id -1 is null."""
         flat = np.asarray(ids, np.int64).ravel()
         batches, places = [], []
-        for ordinal, where, rows in self._by_shard(flat):
+        for ordinal, where, rows in self.by_shard(flat):
             batches.append(self._lookup(ordinal).take(pa.array(rows)))
             places.append(where)
         schema = pa.schema([(name, kind) for name, kind in FIXED_FIELDS if name in LOOKUP_FIELDS])
@@ -132,7 +132,7 @@ class Rows:
         """
         flat = np.asarray(ids, np.int64).ravel()
         tables, places = [], []
-        for ordinal, where, rows in self._by_shard(flat):
+        for ordinal, where, rows in self.by_shard(flat):
             tables.append(self.shard_metadata(ordinal, columns).take(pa.array(rows)))
             places.append(where)
         if not tables:  # any shard knows the columns
@@ -165,7 +165,7 @@ class Rows:
         """The shard (its uri) that a row came from."""
         return self.commits[row_id >> ROW_BITS].uri
 
-    def _by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
+    def by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
         """(ordinal, places in ``ids``, rows in the shard), for the ids that are not -1."""
         ordinals, rows = split_ids(ids)
         wanted = np.flatnonzero(ids != NO_ROW)

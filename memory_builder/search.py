@@ -1,6 +1,6 @@
 """An index opened for search: its parts scanned together, candidates re-ranked exactly from the float16 vectors."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,10 @@ from memory_builder.storage import Store
 RERANK_BYTES = 64 << 20
 
 
+Scan = Callable[[Scores, int, int, RowSet | None], tuple[Scores, Ids]]
+"""As ``OpenIndex.scan``."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Effort:
     """How hard to look: lists probed, and candidates rescored exactly for every row asked for (0: none)."""
@@ -35,21 +39,42 @@ class OpenIndex:
     """The parts of one index, memory-mapped, or in RAM as FastScan. Safe to search from several threads.
 
     Coarse quantization is done once a query, whatever the number of parts.
+
+    Args:
+        store: of the memory.
+        folder: the index's folder in it.
+        parts: names of the parts.
+        serve_format: how the codes are held.
+        elsewhere: who scans the parts, when they are not to be opened in this process.
+
+    Raises:
+        CorruptMemoryError: a file is missing or damaged, or a part belongs to another index.
+        UsageError: the index cannot be served in this format.
     """
 
-    def __init__(self, store: Store, folder: str, parts: Sequence[str], *, serve_format: ServeFormat = "plain") -> None:
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        parts: Sequence[str],
+        *,
+        serve_format: ServeFormat = "plain",
+        elsewhere: Scan | None = None,
+    ) -> None:
         trained = f"{folder}/trained.faiss"
         self._trained = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
         quantizer = read_quantizer_hash(store, folder)
         records = [_read_record(store, folder, name, quantizer) for name in parts]
         self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
         """Shards whose rows it holds."""
-        self._parts = [_open_part(store, folder, record) for record in records]
+        self.n_rows = sum(record.n_rows for record in records)
+        self._elsewhere = elsewhere
+        self._parts = [] if elsewhere else [_open_part(store, folder, record) for record in records]
         self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
         if not self.is_exact:
             self._ivf = _ivf_of(self._trained)
             self._part_ivfs = [_ivf_of(part) for part in self._parts]
-        if serve_format == "fastscan":
+        if serve_format == "fastscan" and not elsewhere:
             place = f"{store.root}/{folder}"
             if self.is_exact:
                 raise UsageError(
@@ -58,17 +83,13 @@ class OpenIndex:
             self._part_ivfs = [to_fastscan(ivf, place) for ivf in self._part_ivfs]
 
     @property
-    def n_rows(self) -> int:
-        return sum(part.ntotal for part in self._parts)
-
-    @property
     def n_lists(self) -> int:
         return 1 if self.is_exact else int(self._ivf.nlist)
 
     @property
     def code_bytes(self) -> int:
         """Bytes scanned for a row."""
-        return int(self._parts[0].d) * 4 if self.is_exact else int(self._ivf.code_size)
+        return int(self._trained.d) * 4 if self.is_exact else int(self._ivf.code_size)
 
     @property
     def has_exact_codes(self) -> bool:
@@ -114,12 +135,16 @@ class OpenIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         with _threads(1) if len(queries) == 1 else nullcontext():
             if allowed is None:
-                return self._scan(queries, k, nprobe)
+                return self.scan(queries, k, nprobe)
             if is_selective(allowed, k, self.n_rows):
-                return self._scan(queries, k, nprobe, allowed.selector)
-            return widen(lambda some, width: self._scan(some, width, nprobe), queries, k, self.n_rows, allowed)
+                return self.scan(queries, k, nprobe, allowed)
+            return widen(lambda some, width: self.scan(some, width, nprobe), queries, k, self.n_rows, allowed)
 
-    def _scan(self, queries: Scores, k: int, nprobe: int, selector: Any = None) -> tuple[Scores, Ids]:
+    def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+        """``candidates`` in one pass over the lists, which looks at the id of every code where rows are told."""
+        if self._elsewhere is not None:
+            return self._elsewhere(queries, k, nprobe, allowed)
+        selector = None if allowed is None else allowed.selector
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
         if self.is_exact:
             for part in self._parts:  # faiss writes into the parameters: they are not shared

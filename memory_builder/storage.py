@@ -40,6 +40,7 @@ class Store:
     """
 
     def __init__(self, root: str | Path, **options: Any) -> None:
+        self.options = options
         self.fs, self.path = open_filesystem(str(root), **options)
         self.path = self.path.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)

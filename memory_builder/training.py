@@ -6,12 +6,15 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from memory_builder.coarse import Device, choose_backend
 from memory_builder.errors import IndexBuildError
 from memory_builder.manifest import Manifest, read_description
 from memory_builder.parts import write_faiss
 from memory_builder.quantizer import EXACT_KEY, draw_split, n_lists, n_training_rows, train_quantizer
-from memory_builder.rows import Ids, Keys, Rows
+from memory_builder.rows import Ids, Keys, Rows, open_vectors
+from memory_builder.scores import Scores
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes
 
@@ -64,7 +67,7 @@ def _train(task: TrainTask, key: str) -> Quantizer:
             f"{key} has {n_lists(key):,} lists, more than the {len(train):,} rows there are to train on: "
             "name an --index-key with fewer"
         )
-    sample = rows.vectors(train, task.keys)
+    sample = read_sample(rows, train, task.keys)
     backend = choose_backend(task.device)
     index = train_quantizer(key, sample, threads=task.train_threads, backend=backend)
     return record_quantizer(
@@ -78,6 +81,14 @@ def _train(task: TrainTask, key: str) -> Quantizer:
         seed=task.seed,
         train_threads=task.train_threads,
     )
+
+
+def read_sample(rows: Rows, ids: Ids, keys: Keys) -> Scores:
+    """i64[n] → f32[n, d]. Each shard is let go before the next is read: what stays mapped counts as memory."""
+    sample = np.empty((len(ids), rows.d), np.float32)
+    for ordinal, places, picked in rows.by_shard(ids):
+        sample[places] = open_vectors(rows.store, rows.commits[ordinal], keys, rows.d)[picked]
+    return sample
 
 
 def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **told: Any) -> Quantizer:

@@ -26,6 +26,7 @@ from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores
 from memory_builder.search import OpenIndex
 from memory_builder.storage import Store
+from memory_builder.training import read_sample
 from memory_builder.tuning import LEAST_QUERIES, tune_side
 
 TRIAL_ROWS = 200_000
@@ -143,7 +144,7 @@ def run_trial(task: TrialTask, key: str) -> Trial:
     n_rows = sum(commit.n_present(task.keys) for commit in rows.commits.values())
     held_out, sampled = (rows.ids_at(drawn, task.keys) for drawn in draw_split(n_rows, TRIAL_ROWS, task.seed))
     trial_key = _with_lists(key, max(LEAST_LISTS, round(n_lists(key) * len(sampled) / n_rows)))
-    vectors = rows.vectors(sampled, task.keys)
+    vectors = read_sample(rows, sampled, task.keys)
     with tempfile.TemporaryDirectory(prefix="memory-builder-trial-") as folder:
         index = _build(Store(folder), trial_key, vectors, sampled, task)
         sides = _tune(index, rows, held_out, vectors, sampled, task)

@@ -45,6 +45,8 @@ class Search:
     """Pretrained tag or weights file of --model."""
     serve_format: ServeFormat = "plain"
     """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
+    address: str | None = None
+    """Spread the index's parts over actors of this Ray cluster: auto, HOST:PORT, or local for one on this machine."""
     json: bool = False
     """One JSON object a query."""
 
@@ -52,7 +54,7 @@ class Search:
         from memory_builder.memory import Memory
 
         encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
-        memory = Memory.open(self.memory, encoder=encoder, serve_format=self.serve_format)
+        memory = Memory.open(self.memory, encoder=encoder, serve_format=self.serve_format, address=self.address)
         hits = memory.search(
             text=self.text or None,
             image=self.image or None,

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 
-import cluster  # noqa: F401, sets the environment that Ray reads as it is imported
+import cluster  # noqa: F401, sets what Ray reads as it is imported, so before any test imports that
 import memory_builder
 
 HERE = Path(__file__).parent
@@ -29,6 +28,8 @@ class SmallCluster:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[SmallCluster]:
     """Joined already, so a RayRunner uses it whatever its address. Workers can import the tests' tasks."""
+    import ray
+
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
