@@ -14,6 +14,7 @@ DOORS = {
         "trainer.evaluate.baseline_task",
         "trainer.evaluate.few_shot",
         "trainer.evaluate.metrics",
+        "trainer.evaluate.report.write",
         "trainer.evaluate.results",
         "trainer.evaluate.setting",
         "trainer.evaluate.shots",
@@ -21,6 +22,7 @@ DOORS = {
     },
     "memory_builder/commands/running.py": {"cluster.runner"},
     "memory_builder/commands/submitting.py": {"cluster.submit"},
+    "memory_builder/memory.py": {"cluster.search"},
 }
 
 
