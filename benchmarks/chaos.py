@@ -7,7 +7,7 @@ server that AWS_ENDPOINT_URL and the like lead to will do, such as ``moto_server
 
 A round starts with an empty memory (embed) or an embedded one (index) and is killed until it gets through; rounds are
 repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
-that was committed before a kill may be done again. Append, delete, compact and purge start with an indexed memory;
+that was committed before a kill may be done again. Append, delete, compact, purge and merge start with an indexed memory;
 after each kill it must open and answer as before the change or as after it. ``snapshot`` is a deletion that is killed
 while its state becomes current.
 """
@@ -33,7 +33,7 @@ from memory_builder.memory import Memory
 from memory_builder.storage import Store
 
 IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
-IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss")
+IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss", "index/*/merged/*")
 RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json")
 IDENTICAL_CHANGES = ("tombstones/*.npy", "purges/*.json")
 CHANGES = {
@@ -42,8 +42,9 @@ CHANGES = {
     "snapshot": ["delete", "--where", "caption < 'm'"],
     "compact": ["compact"],
     "purge": ["compact", "--purge"],
+    "merge": ["merge"],
 }
-Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge"]
+Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge", "merge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Chaos:
     """Folder for the memories that nobody kills."""
     memory_root: str | None = None
     """Folder or URL for those that are killed; ``work`` if not given. What lies at its ``broken`` is removed."""
-    stages: tuple[Stage, ...] = ("embed", "index", "append", "delete", "snapshot", "compact", "purge")
+    stages: tuple[Stage, ...] = ("embed", "index", *CHANGES)
     kills: int = 25
     """Kills for each stage."""
     seed: int = 0

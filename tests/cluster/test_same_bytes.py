@@ -9,7 +9,9 @@ from memory_builder import build
 from memory_builder.embed import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.indexing import IndexConfig
+from memory_builder.merge import merge
 from memory_builder.runner import LocalRunner
+from memory_builder.storage import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -30,6 +32,7 @@ def memories(sample, model, tmp_path_factory) -> dict[str, Path]:
         report = build.embed(sample[:2], memory, encoder=encoder, config=EmbedConfig(), runner=embedder)
         assert (report.n_embedded, report.failed) == (2, {})
         build.index(memory, keys=["image"], config=index, runner=indexer)
+        merge(Store(memory), "image", runner=embedder, range_bytes=5_000)
     return memories
 
 
@@ -43,5 +46,6 @@ def test_index(memories):
     local, ray = (files(memories[name], "index") for name in ("local", "ray"))
     timed = {path for path in local if path.endswith(("/tuning.json", "/index.json"))}
     assert sum("/parts/" in path for path in local) == 2 * 2
+    assert sum("/merged/" in path for path in local) == 3
     assert ray.keys() == local.keys()
     assert {path for path in local if ray[path] != local[path]} <= timed

@@ -33,7 +33,7 @@ def test_changes_killed_at_random_moments_leave_the_old_state_or_the_new_and_go_
     chaos = load_benchmark("chaos")
     shards = f"{small_shards}/0000[0-3].tar"
     args = "--index-key IVF4,Flat --part-rows 60 --keys image"
-    stages = ("append", "delete", "snapshot", "compact")  # purge is stopped at every write in test_changes.py
+    stages = ("append", "delete", "snapshot", "compact", "merge")  # purge is stopped at every write in test_changes.py
     config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=3, index_args=args)
     outcomes = {outcome.stage: outcome.kills for outcome in chaos.chaos(config)}
     assert outcomes == dict.fromkeys(stages, 3)
