@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from memory_builder.console import print_table
 from memory_builder.encoder import EncoderConfig
@@ -185,6 +185,22 @@ class Evaluate:
 
     def run(self) -> int:
         return self.task.run()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Write what runs have found as one HTML page that needs no network."""
+
+    run_folders: Annotated[tuple[str, ...], Positional, arg(metavar="RUN…")]
+    """Folders that evaluate wrote to with --out."""
+    out: Path = Path("report.html")
+    """The page."""
+
+    def run(self) -> int:
+        from trainer.evaluate.report.write import write_report
+
+        print(f"report: {write_report(self.run_folders, self.out)}")
+        return 0
 
 
 def _row(label: str, figures: "Figures") -> dict[str, str]:

@@ -1,0 +1,139 @@
+"""Results of runs as the report needs them: grouped by set, each with its difference from zero-shot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from memory_builder.errors import UsageError
+from memory_builder.storage import Store
+from trainer.evaluate.features import Labels
+from trainer.evaluate.intervals import Difference, Reals, paired_difference
+from trainer.evaluate.metrics import class_sums
+from trainer.evaluate.results import read_predictions, read_results
+
+LEARNT = ("linear-probe", "few-shot")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One result of one run."""
+
+    run: Store
+    result: dict[str, Any]
+    run_name: str
+    """Short, distinct; empty where there is only one run."""
+
+    @property
+    def task(self) -> str:
+        return str(self.result["task"])
+
+    @property
+    def method(self) -> str:
+        return str(self.result["method"])
+
+    @property
+    def shots(self) -> str | None:
+        shots = self.result["config"].get("shots")
+        return None if shots is None else str(shots)
+
+    @property
+    def label(self) -> str:
+        shots = f", {self.shots} shots" if self.shots else ""
+        return f"{self.method}{shots}" + (f" ({self.run_name})" if self.run_name else "")
+
+    @cached_property
+    def predictions(self) -> pa.Table | None:
+        """A row a picture; None where a result has none."""
+        return read_predictions(self.run, self.result["file"])
+
+    @property
+    def has_reasons(self) -> bool:
+        """Whether it says which rows of a memory its answers rest on."""
+        return self.predictions is not None and "reasons" in self.predictions.column_names
+
+    @property
+    def labels(self) -> Labels | None:
+        """i64[n] the truth of a classification."""
+        table = self.predictions
+        return None if table is None or "label" not in table.column_names else np.array(table["label"])
+
+    def right(self) -> Reals:
+        """f64[n] the share of seeds in which each picture is right."""
+        table = self.predictions
+        if table is None:
+            raise ValueError(f"{self.label} has no answers")
+        ranks = [name for name in table.column_names if name.startswith("rank_")]
+        shares: Reals = np.mean([np.array(table[name]) == 0 for name in ranks], axis=0)
+        return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """All results on one split of one set."""
+
+    dataset: dict[str, Any]
+    entries: tuple[Entry, ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.dataset['name']}, {self.dataset['split']}"
+
+    @cached_property
+    def zero_shot(self) -> Entry | None:
+        """What others are compared with: zero-shot of the first run that has it."""
+        return next((entry for entry in self.entries if entry.method == "zero-shot" and entry.labels is not None), None)
+
+    def of(self, *tasks: str) -> list[Entry]:
+        """The results of these tasks; zero-shot once for each run, though two tasks measure it."""
+        chosen, seen = [], set()
+        for entry in self.entries:
+            named = (entry.run.root, entry.method, entry.shots)
+            if entry.task in tasks and named not in seen:
+                seen.add(named)
+                chosen.append(entry)
+        return chosen
+
+
+def read_groups(runs: Sequence[str]) -> list[Group]:
+    """The results of runs by set, in the order of the runs.
+
+    Raises:
+        UsageError: a run holds no result.
+        CorruptMemoryError: a result cannot be read.
+    """
+    groups: dict[str, list[Entry]] = {}
+    for root in runs:
+        run = Store(root)
+        results = read_results(run)
+        if not results:
+            raise UsageError(f"{run.root} holds no result: run memory-builder evaluate with --out {root} first")
+        name = run.root.rstrip("/").rsplit("/", 1)[-1] if len(runs) > 1 else ""
+        for result in results:
+            entry = Entry(run=run, result=result, run_name=name)
+            groups.setdefault(result["dataset"]["digest"], []).append(entry)
+    return [Group(dataset=entries[0].result["dataset"], entries=_ordered(entries)) for entries in groups.values()]
+
+
+def _ordered(entries: list[Entry]) -> tuple[Entry, ...]:
+    """Zero-shot first, baselines, then what learns by its number of shots."""
+
+    def place(entry: Entry) -> tuple[int, str, float]:
+        shots = entry.shots or "0"
+        first = entry.method != "zero-shot"
+        return (int(first) + int(entry.task in LEARNT), entry.task, float(shots) if shots.isdecimal() else np.inf)
+
+    return tuple(sorted(entries, key=place))
+
+
+def against(entry: Entry, other: Entry) -> Difference | None:
+    """The paired difference of top-1; None where the two did not answer the same pictures."""
+    labels = entry.labels
+    if entry is other or labels is None or entry.predictions is None or other.predictions is None:
+        return None
+    if entry.predictions["key"] != other.predictions["key"]:
+        return None
+    return paired_difference(class_sums(entry.right(), labels), class_sums(other.right(), labels))

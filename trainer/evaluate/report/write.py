@@ -1,0 +1,91 @@
+"""Write the report of some runs."""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from memory_builder.curve import read_curves
+from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.plot import FAINT, INK, PAPER, plot
+from memory_builder.storage import Store
+from trainer.evaluate.report.charts import forest, shots_curve
+from trainer.evaluate.report.entries import Group, read_groups
+from trainer.evaluate.report.gallery import gallery
+from trainer.evaluate.report.page import page
+from trainer.evaluate.report.tables import measured_table, methods_table, other_tables
+
+TITLE = "Evaluation"
+
+
+def write_report(runs: Sequence[str], out: Path) -> Path:
+    """Write one page about all results of these runs; return its path.
+
+    Raises:
+        UsageError: no run, or one without results.
+        CorruptMemoryError: a result cannot be read.
+    """
+    if not runs:
+        raise UsageError("nothing to report: name the folders that evaluate wrote to with --out")
+    groups = read_groups(runs)
+    body = f"<h1>{TITLE}</h1>{_models(groups)}{''.join(map(_group, groups))}{_recall(groups)}"
+    Store(out.parent).put(out.name, page(TITLE, body).encode())
+    return out
+
+
+def _models(groups: Sequence[Group]) -> str:
+    told = {
+        (entry.run_name, entry.result["model"]["name"], entry.result["model"]["fingerprint"][:12])
+        for group in groups
+        for entry in group.entries
+    }
+    lines = (
+        f"<p>{f'<b>{escape(run)}</b>: ' if run else ''}{escape(name)} <span class='soft'>({fingerprint})</span></p>"
+        for run, name, fingerprint in sorted(told)
+    )
+    return "".join(lines)
+
+
+def _group(group: Group) -> str:
+    plots = forest(group) + shots_curve(group)
+    return (
+        f"<h2>{escape(group.title)}</h2>{_notes(group)}{measured_table(group)}{methods_table(group)}"
+        f'{other_tables(group)}{f"""<div class="plots">{plots}</div>""" if plots else ""}{gallery(group)}'
+    )
+
+
+def _notes(group: Group) -> str:
+    """How settings were chosen, and whether a memory holds what was asked about."""
+    chosen = {entry.result["config"].get("chosen_on") for entry in group.entries} - {None}
+    notes = []
+    if chosen:
+        on_dev = "on another set" if chosen == {"dev"} else "partly on another set" if "dev" in chosen else "nowhere"
+        notes.append(f"Settings were chosen {on_dev}" + ("" if chosen == {"dev"} else "; else published defaults."))
+    held = max((entry.result["memory"].get("pictures_in_memory", 0) for entry in group.entries), default=0)
+    if held:
+        notes.append(f"{held:,} of the pictures asked about have a row in the memory that looks the same to the model.")
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+
+
+def _recall(groups: Sequence[Group]) -> str:
+    """Recall curves of the memories that results rest on."""
+    roots = {entry.result["memory"].get("root"): None for group in groups for entry in group.entries}
+    parts = []
+    for root in roots:
+        if root is None:
+            continue
+        try:
+            curves = read_curves(Store(root))
+        except MemoryBuilderError as error:
+            parts.append(f'<p class="note">Curves of {escape(root)} are not shown: {escape(str(error))}</p>')
+            continue
+        if curves:
+            drawn = _themed(plot(curves, root, ".svg").decode())
+            parts.append(f'<div class="curves" tabindex="0" role="region" aria-label="recall curves">{drawn}</div>')
+    return f"<h2>Search in the memory</h2>{''.join(parts)}" if parts else ""
+
+
+def _themed(svg: str) -> str:
+    """The page's colours instead of the picture's own."""
+    for own, ours in ((PAPER, "none"), (FAINT, "var(--line)"), (INK, "var(--ink)")):
+        svg = svg.replace(f'"{own}"', f'"{ours}"')
+    return svg
