@@ -15,7 +15,7 @@ from tyro.conf import subcommand
 from memory_builder.commands.asking import Info, Search
 from memory_builder.commands.building import Demo, Embed, Import, Index
 from memory_builder.commands.changing import Append, Compact, Delete
-from memory_builder.commands.evaluating import Evaluate
+from memory_builder.commands.evaluating import Evaluate, Report
 from memory_builder.commands.keeping import Export, Merge, Verify
 from memory_builder.commands.running import FAILED
 from memory_builder.commands.submitting import Submit
@@ -37,6 +37,7 @@ Command = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Evaluate, subcommand("evaluate")]
+    | Annotated[Report, subcommand("report")]
     | Annotated[Submit, subcommand("submit")]
 )
 
