@@ -14,7 +14,7 @@ MOST_LISTS, PROBES = 2048, 4
 
 def unit(glyphs: np.ndarray) -> np.ndarray:
     """Return glyphs [..., h, w] as f32[..., h * w] of mean 0 and length 1; flat ones become 0, like nothing."""
-    flat = glyphs.reshape(*glyphs.shape[:-2], -1).astype(np.float32)
+    flat = glyphs.reshape(*glyphs.shape[:-2], glyphs.shape[-2] * glyphs.shape[-1]).astype(np.float32)
     flat -= flat.mean(axis=-1, keepdims=True)
     deviation = flat.std(axis=-1, keepdims=True)
     return np.where(

@@ -1,0 +1,134 @@
+"""The benchmark's files, and the base model trained on them: the same bytes twice, and a kill changes nothing."""
+
+import io
+import json
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+
+import benchmark
+import numpy as np
+import open_clip
+import pretrain
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from base_data import read_set, rows_of_step
+from PIL import Image
+
+SPLITS = ("base", "base", "base", "memory", "dev", "test", "shots", "dropped")
+
+
+def png_of(number: int) -> bytes:
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8).repeat(16, 0).repeat(16, 1)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "png")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> benchmark.Benchmark:
+    """Return the config of a finished benchmark of 96 pairs in two tars."""
+    root = tmp_path_factory.mktemp("icons")
+    rows = []
+    (root / "pairs").mkdir()
+    for shard in range(2):
+        with tarfile.open(root / "pairs" / f"{shard:05d}.tar", "w") as tar:
+            for number in range(shard * 48, shard * 48 + 48):
+                key, split = f"set--n{number:02d}", SPLITS[number % len(SPLITS)]
+                benchmark.add(tar, f"{key}.png", png_of(number))
+                benchmark.add(tar, f"{key}.txt", b"unused")
+                benchmark.add(tar, f"{key}.json", json.dumps({"palette": number % 2 == 0}).encode())
+                asked = {"dev": "dev", "test": "test", "shots": "test"}.get(split, "")
+                rows.append(
+                    {
+                        "key": key, "set": "set", "entity": f"e{number % 3}", "display": f"thing {number % 3}",
+                        "words": f"thing {number % 3}", "kind": "generic", "split": split,
+                        "tier": ("absent", "rare", "common")[number // 8 % 3] if asked else "", "asked": asked,
+                        "few_shot": split in ("test", "shots"), "artist_fold": 0, "caption": f"thing {number % 3} icon",
+                    }
+                )  # fmt: skip
+    (root / "splits").mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), root / "splits" / "splits.parquet")
+    (root / "splits" / "manifest.json").write_text(json.dumps({"rules": {"seed": 0}}))
+    config = benchmark.Benchmark(pairs=root / "pairs", splits=root / "splits", out=root / "one", workers=1)
+    benchmark.write_benchmark(config)
+    return config
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_picture_is_where_its_split_says(built: benchmark.Benchmark) -> None:
+    held: dict[str, list[str]] = {}
+    for path in sorted(built.out.rglob("*.tar")):
+        with tarfile.open(path) as tar:
+            held[str(path.relative_to(built.out))] = [
+                Path(name).stem for name in tar.getnames() if name.endswith(".png")
+            ]
+    keys = [key for names in held.values() for key in names]
+    few_shot = len(held["test-few-shot/test/0.tar"])
+    assert len(set(keys)) == 96 * 7 // 8  # all but the dropped
+    assert len(keys) == len(set(keys)) + few_shot  # few-shot classes are common ones too
+    assert len(held["base/00000.tar"]) == 18
+    assert len(held["memory/00001.tar"]) == 6
+    with tarfile.open(built.out / "memory" / "00001.tar") as tar:
+        stream = tar.extractfile("set--n51.txt")
+        assert stream is not None
+        assert stream.read() == b"thing 0 icon"
+
+
+def test_evaluation_sets_are_in_the_layout_of_clip_benchmark(built: benchmark.Benchmark) -> None:
+    folder = built.out / "test-few-shot"
+    names, pictures, labels = read_set(folder, 64)
+    assert sorted(names) == [f"thing {number}" for number in range(len(names))]
+    assert pictures.shape == (len(labels), 3, 64, 64)
+    assert (folder / "dataset_type.txt").read_text() == "classification\n"
+    assert (folder / "train" / "nshards.txt").read_text() == "1\n"
+    assert "{c} icon" in (folder / "zeroshot_classification_templates.txt").read_text()
+
+
+def test_the_same_bytes_for_any_number_of_workers(built: benchmark.Benchmark, tmp_path: Path) -> None:
+    benchmark.write_benchmark(replace(built, out=tmp_path, workers=2))
+    assert files(tmp_path) == files(built.out)
+
+
+@pytest.fixture
+def small(built: benchmark.Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pretrain.Pretrain:
+    """Return the config of a training of four steps, the last two at 64 px, with a model a hundredth of the size."""
+    monkeypatch.setattr(pretrain, "VISION", {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8})
+    monkeypatch.setattr(pretrain, "TEXT", pretrain.TEXT | {"width": 16, "heads": 2, "layers": 1})
+    return pretrain.Pretrain(
+        pairs=built.out / "base", dev=built.out, out=tmp_path / "whole", batch=8, pairs_at_32=16, pairs_at_64=16,
+        warmup_steps=2, evaluate_pairs=16, threads=1,
+    )  # fmt: skip
+
+
+def test_training_goes_on_bit_for_bit_where_it_stopped(small: pretrain.Pretrain, tmp_path: Path) -> None:
+    pretrain.pretrain(small)
+    parts = replace(small, out=tmp_path / "parts")
+    for stop in (1, 3, None):  # before the change of size, and after it
+        pretrain.pretrain(replace(parts, stop_after_steps=stop))
+    whole, resumed = (torch.load(c.out / "checkpoint.pt", weights_only=True) for c in (small, parts))
+    assert whole["step"] == resumed["step"] == 4
+    assert whole["size"] == resumed["size"] == 64
+    for name, tensor in whole["model"].items():
+        assert torch.equal(tensor, resumed["model"][name]), name
+
+
+def test_the_model_opens_in_open_clip(small: pretrain.Pretrain) -> None:
+    pretrain.pretrain(small)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{small.out / 'model'}")
+    picture = preprocess(Image.new("RGB", (64, 64)))[None]
+    assert model.encode_image(picture).shape == (1, 192)
+    lines = [json.loads(line) for line in (small.out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["pairs"] for line in lines if "loss" in line] == [16, 32]
+    assert {"dev-common", "dev-rare", "dev-absent", "pairs_per_s"} <= lines[-1].keys()
+
+
+def test_an_epoch_shows_every_pair_once() -> None:
+    rows = np.concatenate([rows_of_step(40, step, 8, 0) for step in range(5)])
+    assert sorted(rows) == list(range(40))
+    assert rows_of_step(40, 5, 8, 0).tolist() != rows_of_step(40, 0, 8, 0).tolist()
