@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sets import classification_set, multilabel_set, retrieval_set
+from sets import CLASSES, classification_set, encoded, multilabel_set, picture, retrieval_set, write_tar
 
+from memory_builder.build import embed, index
 from memory_builder.cli import main
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
+from memory_builder.indexing import IndexConfig
+from memory_builder.runner import LocalRunner
 from trainer.evaluate.towers import Towers, load_towers
 
 
@@ -41,6 +45,24 @@ def many_labels(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def captioned(tmp_path_factory) -> Path:
     return retrieval_set(tmp_path_factory.mktemp("sets") / "captioned", n=40)
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory, model_dir) -> Path:
+    """Twelve rows of every shape but the last class, with captions that name it, and some that name nothing."""
+    root = tmp_path_factory.mktemp("memory")
+    samples = []
+    for seed in range(2_000, 2_012):
+        for label in range(len(CLASSES) - 1):
+            caption = f"drawing no {seed}: {CLASSES[label].upper()}"
+            samples.append({"png": encoded(picture(label, seed)), "txt": caption.encode()})
+        samples.append({"png": encoded(picture(11, seed)), "txt": b"untitled"})
+    write_tar(root / "shards" / "0.tar", samples)
+    encoder = EncoderConfig(model=f"local-dir:{model_dir}")
+    shards = [str(root / "shards" / "0.tar")]
+    embed(shards, str(root / "memory"), encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+    index(str(root / "memory"), keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    return root / "memory"
 
 
 @dataclass(frozen=True)

@@ -5,35 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sets import CLASSES, encoded, picture, write_tar
+from sets import CLASSES
 
-from memory_builder.build import embed, index
+from memory_builder.build import embed
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 from trainer.evaluate.baseline_task import METHODS
 from trainer.evaluate.results import read_predictions, read_results
-
-
-@pytest.fixture(scope="session")
-def memory(tmp_path_factory, model_dir) -> Path:
-    """Twelve rows of every shape but the last class, with captions that name it, and some that name nothing."""
-    root = tmp_path_factory.mktemp("memory")
-    samples = []
-    for seed in range(2_000, 2_012):
-        for label in range(len(CLASSES) - 1):
-            caption = f"drawing no {seed}: {CLASSES[label].upper()}"
-            samples.append({"png": encoded(picture(label, seed)), "txt": caption.encode()})
-        samples.append({"png": encoded(picture(11, seed)), "txt": b"untitled"})
-    write_tar(root / "shards" / "0.tar", samples)
-    encoder = EncoderConfig(model=f"local-dir:{model_dir}")
-    shards = [str(root / "shards" / "0.tar")]
-    embed(shards, str(root / "memory"), encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
-    index(str(root / "memory"), keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
-    return root / "memory"
 
 
 @pytest.fixture(scope="module")

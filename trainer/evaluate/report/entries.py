@@ -15,6 +15,8 @@ from trainer.evaluate.intervals import Difference, Reals, paired_difference
 from trainer.evaluate.metrics import class_sums
 from trainer.evaluate.results import read_predictions, read_results
 
+METHODS = ("zero-shot", "knn", "priming", "cache", "wise-head", "mean-fusion", "knn-name", "name-centroid", "pixel")
+"""In the order of the report; others follow."""
 LEARNT = ("linear-probe", "few-shot")
 
 
@@ -49,6 +51,11 @@ class Entry:
     def predictions(self) -> pa.Table | None:
         """A row a picture; None where a result has none."""
         return read_predictions(self.run, self.result["file"])
+
+    @property
+    def memory_root(self) -> str:
+        """The memory it rests on; empty where it needs none."""
+        return str(self.result["memory"].get("root", ""))
 
     @property
     def has_reasons(self) -> bool:
@@ -119,12 +126,12 @@ def read_groups(runs: Sequence[str]) -> list[Group]:
 
 
 def _ordered(entries: list[Entry]) -> tuple[Entry, ...]:
-    """Zero-shot first, baselines, then what learns by its number of shots."""
+    """Zero-shot first, baselines, controls, then what learns by its number of shots."""
 
     def place(entry: Entry) -> tuple[int, str, float]:
         shots = entry.shots or "0"
-        first = entry.method != "zero-shot"
-        return (int(first) + int(entry.task in LEARNT), entry.task, float(shots) if shots.isdecimal() else np.inf)
+        known = METHODS.index(entry.method) if entry.method in METHODS else len(METHODS)
+        return known, entry.task, float(shots) if shots.isdecimal() else np.inf
 
     return tuple(sorted(entries, key=place))
 

@@ -52,7 +52,7 @@ figcaption { font-size: .85rem; margin-bottom: .5rem; } .legend { color: var(--i
 .bar b { position: absolute; top: .07rem; width: .56rem; height: .56rem; margin-left: -.28rem; border-radius: 50%;
   background: var(--c); }
 .ticks { position: relative; height: 1.2rem; color: var(--soft); font-size: .75rem; margin-right: 1rem; }
-.bars { margin-right: 1rem; } .ticks span { position: absolute; transform: translateX(-50%); }
+.bars { margin-right: 1rem; } .ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
 svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
 svg .grid { stroke: var(--line); } svg .zero { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 4; }
 svg g line, svg g polyline { stroke: var(--c); stroke-width: 2; fill: none; } svg g circle { fill: var(--c); }

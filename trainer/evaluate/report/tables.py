@@ -9,6 +9,11 @@ import numpy as np
 from trainer.evaluate.report.entries import Entry, Group, against
 
 MEASURED = "What was measured"
+CONTROLS = (
+    "Names scrambled everywhere: every class goes by another one's name, in the memory too, so what is left was known "
+    "to the memory and not to the model. Names scrambled in the memory: its captions name the wrong things, so nothing "
+    "may be gained over zero-shot."
+)
 SPOKEN = {
     "top1": "top-1",
     "top5": "top-5",
@@ -61,7 +66,8 @@ def methods_table(group: Group) -> str:
         ]
         for entry in entries
     ]
-    return table(head, rows, "Accuracy in per cent, with 95 % intervals over classes")
+    told = table(head, rows, "Accuracy in per cent, with 95 % intervals over classes")
+    return told + (f'<p class="note">{CONTROLS}</p>' if controls else "")
 
 
 def other_tables(group: Group) -> str:

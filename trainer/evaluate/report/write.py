@@ -58,8 +58,12 @@ def _notes(group: Group) -> str:
     chosen = {entry.result["config"].get("chosen_on") for entry in group.entries} - {None}
     notes = []
     if chosen:
-        on_dev = "on another set" if chosen == {"dev"} else "partly on another set" if "dev" in chosen else "nowhere"
-        notes.append(f"Settings were chosen {on_dev}" + ("" if chosen == {"dev"} else "; else published defaults."))
+        dev = (
+            "All settings were chosen on another set."
+            if chosen == {"dev"}
+            else "Some settings were chosen on another set, others are published defaults."
+        )
+        notes.append(dev if "dev" in chosen else "No setting was chosen: these are published defaults.")
     held = max((entry.result["memory"].get("pictures_in_memory", 0) for entry in group.entries), default=0)
     if held:
         notes.append(f"{held:,} of the pictures asked about have a row in the memory that looks the same to the model.")

@@ -1,0 +1,82 @@
+"""Thumbnails of what was asked about and of rows of memories, as far as they are still there."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from memory_builder.errors import MemoryBuilderError
+from memory_builder.images import BadImageError, decode_image
+from memory_builder.memory import Memory
+from memory_builder.shards import Pair, read_pairs
+from trainer.evaluate.datasets import open_dataset
+from trainer.evaluate.report.entries import Group
+
+SIDE = 128
+"""Pixels: twice what a page shows, for fine screens."""
+
+
+class Pictures:
+    """Small pictures as data URIs. Each shard is read once, and what cannot be read is told in ``missing``."""
+
+    def __init__(self) -> None:
+        self.missing: set[str] = set()
+        """In words."""
+        self._asked: dict[str, str] = {}
+        self._rows: dict[tuple[str, int], tuple[str | None, str]] = {}
+
+    def asked(self, key: str) -> str | None:
+        """A picture of the set."""
+        return self._asked.get(key)
+
+    def row(self, root: str, row_id: int) -> tuple[str | None, str]:
+        """(picture, caption) of a row of a memory."""
+        return self._rows.get((root, row_id), (None, ""))
+
+    def read_asked(self, group: Group, keys: set[str]) -> None:
+        """Read these pictures of a set, unless it has changed since it was measured."""
+        told = group.dataset
+        try:
+            dataset = open_dataset(Path(told["root"]), told["split"])
+            if dataset.digest() == told["digest"]:
+                for example in dataset.examples(frozenset(keys)):
+                    self._asked[example.key] = thumbnail(example.image)
+            else:
+                self.missing.add(f"Pictures asked about are not shown: {told['root']} has changed since.")
+        except MemoryBuilderError as error:
+            self.missing.add(f"Pictures asked about are not shown: {error}")
+
+    def read_rows(self, root: str, row_ids: Sequence[int]) -> None:
+        """Read the captions and pictures of these rows of a memory."""
+        try:
+            memory = Memory.open(root)
+        except MemoryBuilderError as error:
+            self.missing.add(f"Rows of the memory are not shown: {error}")
+            return
+        by_source: dict[str, dict[str, int]] = {}
+        for row in memory.rows(row_ids).to_pylist():
+            self._rows[root, row["id"]] = (None, row["caption"] or "")
+            by_source.setdefault(memory.source(row["id"]), {})[row["key"]] = row["id"]
+        for uri, ids in by_source.items():
+            try:
+                for pair in read_pairs(uri, require="image", only=frozenset(ids)):
+                    if isinstance(pair, Pair) and pair.image:
+                        row_id = ids[pair.key]
+                        self._rows[root, row_id] = (thumbnail(pair.image), self._rows[root, row_id][1])
+            except (MemoryBuilderError, BadImageError) as error:
+                self.missing.add(f"Some pictures of the memory are not shown: {error}")
+
+
+def thumbnail(data: bytes) -> str:
+    """An encoded picture as a small one inside a data URI.
+
+    Raises:
+        BadImageError: it cannot be decoded.
+    """
+    image = decode_image(data)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=80)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
