@@ -5,8 +5,8 @@
 
 Two icons are linked if their shapes are written with the same numbers; if their glyphs correlate (either way round:
 light on dark is the same drawing) by `--least` and they share a name, or by `--least-unrelated`; if they show one brand
-and their masks correlate by `--least`; or if one artist drew both for one entity. A cluster is all that links join, and
-the unit that the splits deal out.
+and their glyphs or masks correlate by `--least-brand`; or if one artist drew both for one entity. A cluster is all that
+links join, and the unit that the splits deal out.
 """
 
 import hashlib
@@ -33,6 +33,8 @@ from prepare import pool, put_json
 
 NUMBERS = re.compile(r'\b(?:d|points|cx|cy|r|rx|ry|x|y|x1|y1|x2|y2|width|height|transform)="([^"]*)"')
 
+NEAR_MISS = 0.1  # below --least, links are kept for sheets and other thresholds
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Clusters:
@@ -48,6 +50,10 @@ class Clusters:
     """Least correlation of two glyphs that are copies; set on checked_pairs.csv."""
     least_unrelated: float = 0.97
     """The same for two things of different names; set likewise."""
+    least_brand: float = 0.8
+    """The same for two pictures of one brand, by ink or by mask; not below what links.parquet keeps, 0.8."""
+    relink: bool = False
+    """Take the links that lie there, and join them with other thresholds."""
     candidates: int = 24
     """Neighbours of each glyph, at 16 px, that are compared at 32 px."""
     glyphs_only: bool = False
@@ -136,10 +142,16 @@ def components(count: int, links: np.ndarray) -> np.ndarray:
     return np.array([root(row) for row in range(count)])
 
 
-def close_enough(pairs: np.ndarray, scores: np.ndarray, entities: Sequence[str], config: Clusters) -> np.ndarray:
-    """Return bool[m]: simple shapes look alike, so two things of different names must be nearly equal."""
-    entity = np.array(entities)
-    return scores >= np.where(entity[pairs[:, 0]] == entity[pairs[:, 1]], config.least, config.least_unrelated)
+def close_enough(links: pa.Table, about: Mapping[str, list[str]], config: Clusters) -> np.ndarray:
+    """Return bool[m], which links count: simple shapes look alike, so things of different names must be nearly equal.
+
+    A logo is the same drawing whoever draws it, so two pictures of one brand are copies sooner than two clocks are.
+    """
+    entity, brand = np.array(about["entity"]), np.array(about["kind"]) == "brand"
+    one, other = links["one"].to_numpy(), links["other"].to_numpy()
+    same = entity[one] == entity[other]
+    least = np.where(same & brand[one], config.least_brand, np.where(same, config.least, config.least_unrelated))
+    return links["score"].to_numpy() >= least
 
 
 def candidates(ink: np.ndarray, entity: np.ndarray, config: Clusters) -> np.ndarray:
@@ -152,23 +164,22 @@ def candidates(ink: np.ndarray, entity: np.ndarray, config: Clusters) -> np.ndar
 def find_links(
     glyphs: np.ndarray, about: Mapping[str, list[str]], numbers: Sequence[str], config: Clusters
 ) -> pa.Table:
-    """Return every link and near miss: rows `one`, `other`, `by` (numbers, artist, ink, mask), `score`, `linked`."""
+    """Return every link and near miss: rows `one` and `other`, `by` (numbers, artist, ink, mask) and `score`."""
     tables = []
 
-    def add(pairs: np.ndarray, by: str, scores: np.ndarray, linked: np.ndarray) -> None:
-        columns = {"one": pairs[:, 0], "other": pairs[:, 1], "by": [by] * len(pairs), "score": scores, "linked": linked}
-        tables.append(pa.table(columns))
+    def add(pairs: np.ndarray, by: str, scores: np.ndarray) -> None:
+        tables.append(pa.table({"one": pairs[:, 0], "other": pairs[:, 1], "by": [by] * len(pairs), "score": scores}))
 
     artist = chain([f"{a}/{e}" for a, e in zip(about["artist"], about["entity"], strict=True)])
     for pairs, by in ((chain(numbers), "numbers"), (artist, "artist")):
-        add(pairs, by, np.ones(len(pairs), np.float32), np.ones(len(pairs), bool))
+        add(pairs, by, np.ones(len(pairs), np.float32))
     brands = brand_pairs(about["entity"], about["kind"])
     near = candidates(glyphs[:, 0], np.array(about["entity"]), config)
     print(f"{len(near)} near pairs, {len(brands)} pairs of one brand", file=sys.stderr, flush=True)
     for pairs, layer, by in ((np.unique(np.concatenate([near, brands]), axis=0), 0, "ink"), (brands, 1, "mask")):
         scores = verify(pairs, glyphs[:, layer], least=config.least)
-        kept = scores >= config.least - 0.1
-        add(pairs[kept], by, scores[kept], close_enough(pairs[kept], scores[kept], about["entity"], config))
+        kept = scores >= config.least - NEAR_MISS
+        add(pairs[kept], by, scores[kept])
     return pa.concat_tables(tables)
 
 
@@ -183,9 +194,12 @@ def write_clusters(config: Clusters) -> str:
     row_of = {key: row for row, key in enumerate(entities["key"].to_pylist())}
     entities = entities.take([row_of[key] for key in keys])  # an icon without a picture is in no cluster
     about = {column: entities[column].to_pylist() for column in ("artist", "entity", "kind")}
-    hashes = same_numbers(package)
-    links = find_links(glyphs, about, [hashes[key] for key in keys], config)
-    linked = links.filter(links["linked"])
+    if config.relink:
+        links = pq.read_table(config.out / "links.parquet", columns=["one", "other", "by", "score"])
+    else:
+        hashes = same_numbers(package)
+        links = find_links(glyphs, about, [hashes[key] for key in keys], config)
+    linked = links.filter(pa.array(close_enough(links, about, config)))
     cluster = components(len(keys), np.stack([linked["one"].to_numpy(), linked["other"].to_numpy()], axis=1))
     pq.write_table(links, config.out / "links.parquet", compression="zstd")
     pq.write_table(pa.table({"key": keys, "cluster": cluster}), config.out / "clusters.parquet", compression="zstd")
@@ -197,6 +211,7 @@ def write_clusters(config: Clusters) -> str:
         "links": dict(sorted(Counter(linked["by"].to_pylist()).items())),
         "least": config.least,
         "least_unrelated": config.least_unrelated,
+        "least_brand": config.least_brand,
         "seconds": round(time.perf_counter() - started, 1),
     }
     put_json(config.out / "clusters.json", summary)

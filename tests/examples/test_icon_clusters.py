@@ -2,6 +2,7 @@
 
 import clusters
 import numpy as np
+import pyarrow as pa
 import pytest
 from copies import correlation, nearest, unit, verify
 from glyphs import crop, layers
@@ -86,7 +87,8 @@ def test_numbers_see_through_colours() -> None:
     assert clusters.NUMBERS.findall('<path id="M1"/>') == []
 
 
-def test_unrelated_names_need_more() -> None:
+def test_unrelated_names_need_more_and_brands_less() -> None:
     config = clusters.Clusters(pairs=None, entities=None, out=None)  # type: ignore[arg-type]
-    pairs, scores = np.array([[0, 1], [0, 2], [1, 2]]), np.array([0.93, 0.93, 0.98])
-    assert clusters.close_enough(pairs, scores, ["home", "home", "house"], config).tolist() == [True, False, True]
+    about = {"entity": ["home", "home", "house", "acme", "acme"], "kind": ["generic"] * 3 + ["brand"] * 2}
+    links = pa.table({"one": [0, 0, 1, 0, 3], "other": [1, 2, 2, 1, 4], "score": [0.93, 0.93, 0.98, 0.85, 0.85]})
+    assert clusters.close_enough(links, about, config).tolist() == [True, False, True, False, True]
