@@ -80,8 +80,9 @@ def deal_tar(tar: Path, *, rows: Mapping[str, Mapping[str, Any]], out: Path) -> 
         elif row["split"] in (DEV, TEST, SHOTS):
             asked[pair.key] = pair.png
     for split, members in written.items():
+        path = out / split / tar.name
+        path.unlink(missing_ok=True)  # other splits may have left one that these do not fill
         if members:
-            path = out / split / tar.name
             scratch = path.with_suffix(".tmp")
             with tarfile.open(scratch, "w") as archive:
                 for name, data in members:

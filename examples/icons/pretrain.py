@@ -42,9 +42,9 @@ class Pretrain:
     """Folder that benchmark.py wrote; its dev sets are read."""
     out: Path
     """Folder of the model, the checkpoint and the measurements."""
-    pairs_at_32: int = 4_000_000
+    pairs_at_32: int = 2_000_000
     """Pairs to see at 32 px."""
-    pairs_at_64: int = 1_000_000
+    pairs_at_64: int = 400_000
     """Pairs to see at 64 px after that."""
     batch: int = 512
     """Pairs of a step."""
@@ -56,7 +56,7 @@ class Pretrain:
     """Steps until the greatest learning rate."""
     checkpoint_s: float = 240
     """Seconds between checkpoints."""
-    evaluate_pairs: int = 100_000
+    evaluate_pairs: int = 50_000
     """Pairs between two measurements on the dev sets."""
     compare: Path | None = None
     """An open_clip local-dir folder to measure once on the same dev sets."""
