@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.storage import Store
+from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.metrics import Answers, Figures
@@ -39,7 +39,10 @@ class Result:
     def name(self) -> str:
         """The file's name: no two results of one run share it."""
         shots = f"-{self.config['shots']}" if "shots" in self.config else ""
-        return f"{self.task}-{self.method}{shots}-{self.dataset['name']}-{self.dataset['split']}".replace("/", "_")
+        place = sha256(self.dataset["root"].encode())[:6]  # two sets may be folders of one name
+        return f"{self.task}-{self.method}{shots}-{self.dataset['name']}-{place}-{self.dataset['split']}".replace(
+            "/", "_"
+        )
 
     def line(self) -> dict[str, Any]:
         """What ``--json`` prints."""

@@ -7,6 +7,7 @@ import pytest
 from browser import chromium, look
 
 from memory_builder.cli import main
+from memory_builder.plot import COLOURS, FAINT, INK, PAPER
 from memory_builder.storage import Store
 from trainer.evaluate.intervals import paired_difference
 from trainer.evaluate.metrics import class_sums
@@ -41,6 +42,8 @@ def test_the_page_holds_every_result_and_asks_nothing_of_the_network(page):
     assert "T2I: text to image" in text
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "url(" not in text
+    for own in (*COLOURS.values(), PAPER, INK, FAINT):
+        assert f'"{own}"' not in text, "curves wear the page's colours"
     assert "@import" not in text
     assert set(re.findall(r"https?://[^\s\"'<]+", text)) <= {"http://www.w3.org/2000/svg"}
 

@@ -119,3 +119,11 @@ def test_equal_captions_of_other_pictures_count_when_asked(evaluate, tmp_path):
     for name, value in own["metrics"].items():
         assert group["metrics"][name] >= value
     assert group["metrics"]["text_to_image_recall@1"] > own["metrics"]["text_to_image_recall@1"]
+
+
+def test_sets_in_folders_of_one_name_do_not_overwrite_each_other(evaluate, tmp_path):
+    for home in ("a", "b"):
+        root = classification_set(tmp_path / home / "icons", splits={"test": 1}, first_seed=ord(home))
+        evaluate("zero-shot", "--dataset", root, "--out", tmp_path / "run")
+        evaluate("zero-shot", "--dataset", root, "--out", tmp_path / "run")
+    assert len(read_results(Store(tmp_path / "run"))) == 2

@@ -44,7 +44,7 @@ class Entry:
 
     @property
     def label(self) -> str:
-        shots = f", {self.shots} shots" if self.shots else ""
+        shots = f", {self.shots} {'shot' if self.shots == '1' else 'shots'}" if self.shots else ""
         return f"{self.method}{shots}" + (f" ({self.run_name})" if self.run_name else "")
 
     @cached_property

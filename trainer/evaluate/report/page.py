@@ -53,9 +53,9 @@ figcaption { font-size: .85rem; margin-bottom: .5rem; } .legend { color: var(--i
   background: var(--c); }
 .ticks { position: relative; height: 1.2rem; color: var(--soft); font-size: .75rem; margin-right: 1rem; }
 .bars { margin-right: 1rem; } .ticks span { position: absolute; transform: translateX(-50%); white-space: nowrap; }
-svg text { fill: var(--soft); font: 12px system-ui, sans-serif; }
-svg .grid { stroke: var(--line); } svg .zero { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 4; }
-svg g line, svg g polyline { stroke: var(--c); stroke-width: 2; fill: none; } svg g circle { fill: var(--c); }
+.plots svg { max-width: 26rem; } .plots text { fill: var(--soft); font: 12px system-ui, sans-serif; }
+.plots .grid { stroke: var(--line); } .plots .zero { stroke: var(--ink); stroke-width: 1.5; stroke-dasharray: 5 4; }
+.plots g line, .plots g polyline { stroke: var(--c); stroke-width: 2; fill: none; } .plots g circle { fill: var(--c); }
 details { border-top: 1px solid var(--line); } summary { cursor: pointer; padding: .6rem 0; font-weight: 600; }
 .card { display: flex; gap: 1rem; padding: .75rem; margin: .5rem 0; background: var(--raised); border-radius: 8px; }
 .card figcaption { font-size: .75rem; line-height: 1.25; margin: .2rem 0 0; } .card p { margin: 0 0 .5rem; }

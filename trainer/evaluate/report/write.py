@@ -6,7 +6,7 @@ from pathlib import Path
 
 from memory_builder.curve import read_curves
 from memory_builder.errors import MemoryBuilderError, UsageError
-from memory_builder.plot import FAINT, INK, PAPER, plot
+from memory_builder.plot import COLOURS, FAINT, INK, PAPER, plot
 from memory_builder.storage import Store
 from trainer.evaluate.report.charts import forest, shots_curve
 from trainer.evaluate.report.entries import Group, read_groups
@@ -90,6 +90,7 @@ def _recall(groups: Sequence[Group]) -> str:
 
 def _themed(svg: str) -> str:
     """The page's colours instead of the picture's own."""
-    for own, ours in ((PAPER, "none"), (FAINT, "var(--line)"), (INK, "var(--ink)")):
+    lines = zip(COLOURS.values(), ("var(--soft)", "var(--c0)", "var(--c1)"), strict=True)
+    for own, ours in ((PAPER, "none"), (FAINT, "var(--line)"), (INK, "var(--ink)"), *lines):
         svg = svg.replace(f'"{own}"', f'"{ours}"')
     return svg
