@@ -123,12 +123,13 @@ def _scene(opened: Opened, memory: Memory) -> Scene:
     same = int((evidence.similarity[:, 0] >= SAME).sum())
     if same:
         say(f"warning: {same:,} of {len(test):,} pictures have a row of cosine {SAME} or more in the memory")
+    consistent, broken = scramble(evidence, names, opened.towers, permutation)
     return Scene(
         opened=opened,
         memory=memory,
         evidence=evidence,
-        consistent=scramble(evidence, names, opened.towers, permutation, classes_too=True),
-        broken=scramble(evidence, names, opened.towers, permutation, classes_too=False),
+        consistent=consistent,
+        broken=broken,
         census=take_census(memory, names, n_classes),
         zero_shot=answers(linear(test.images, classifier), test.labels, n_classes),
     )

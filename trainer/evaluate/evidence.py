@@ -96,12 +96,13 @@ def gather(memory: Memory, embedded: Embedded, classifier: Floats) -> Evidence:
     )
 
 
-def scramble(evidence: Evidence, names: Names, towers: Towers, permutation: Labels, *, classes_too: bool) -> Evidence:
+def scramble(evidence: Evidence, names: Names, towers: Towers, permutation: Labels) -> tuple[Evidence, Evidence]:
     """The same evidence, had class c's name been that of class ``permutation[c]`` in all captions.
 
-    With ``classes_too`` the classes go by their new names as well. A memory still knows which pictures go together, and
-    the model's knowledge of names is worth nothing any more: what a method still gets right, it gets from the memory.
-    Without, names in the memory are simply wrong, and whatever reads them must fall to chance.
+    Returns:
+        (names permuted everywhere, names permuted in the memory alone). In the first the classes go by their new names
+        as well: the memory still knows which pictures go together, but the model's knowledge of names is worth nothing,
+        and what a method still gets right it gets from the memory. In the second the memory's names are simply wrong.
     """
     texts = [names.exchange(caption, permutation) for caption in evidence.captions]
     changed = [i for i, (text, caption) in enumerate(zip(texts, evidence.captions, strict=True)) if text != caption]
@@ -109,17 +110,18 @@ def scramble(evidence: Evidence, names: Names, towers: Towers, permutation: Labe
     for start in range(0, len(changed), BATCH):
         some = changed[start : start + BATCH]
         vectors[some] = towers.encode_texts([texts[i] for i in some])
-    scrambled = replace(evidence, captions=tuple(texts), caption_vectors=vectors)
-    if classes_too:
-        return replace(scrambled, classifier=evidence.classifier[permutation])
+    everywhere = replace(
+        evidence, captions=tuple(texts), caption_vectors=vectors, classifier=evidence.classifier[permutation]
+    )
     inverse = np.argsort(permutation)
-    labels = np.append(permutation, NO_CLASS)[evidence.caption_class]
-    return replace(
-        scrambled,
-        caption_class=labels,
+    in_memory = replace(
+        everywhere,
+        classifier=evidence.classifier,
+        caption_class=np.append(permutation, NO_CLASS)[evidence.caption_class],
         class_ids=evidence.class_ids[inverse],
         class_vectors=evidence.class_vectors[inverse],
     )
+    return everywhere, in_memory
 
 
 def derangement(n: int, seed: int = 0) -> Labels:

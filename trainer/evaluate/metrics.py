@@ -62,8 +62,18 @@ def answers(score: Score, labels: Labels, n_classes: int, *, may_abstain: bool =
         classes = np.arange(n_classes)
         tied_before = (scores == own) & ((classes != truth) if may_abstain else (classes < truth))
         ranks.append(((scores > own) | tied_before).sum(axis=1))
-        tops.append(np.argsort(-scores, axis=1, kind="stable")[:, :KEPT])
+        tops.append(_first_answers(scores))
     return Answers(labels=labels, rank=np.concatenate(ranks), top=np.concatenate(tops))
+
+
+def _first_answers(scores: Floats) -> Labels:
+    """f32[b, c] → i64[b, ≤ 5] the best classes, best first; of equal ones the smaller label."""
+    left, rows, found = scores.copy(), np.arange(len(scores)), []
+    for _ in range(min(KEPT, scores.shape[1])):
+        best = left.argmax(axis=1)
+        left[rows, best] = -np.inf
+        found.append(best)
+    return np.stack(found, axis=1)
 
 
 def linear(images: Floats, classifier: Floats) -> Score:

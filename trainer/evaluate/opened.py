@@ -34,6 +34,11 @@ class Opened:
             SourceError: it has no such split.
             UsageError: a picture of it is among those to be answered.
         """
+        if embedded.dataset.split == self.setting.train_split:
+            raise UsageError(
+                f"{embedded.dataset.root}: --train-split {self.setting.train_split} is the split that is to be "
+                "answered: name another to learn from"
+            )
         dataset = open_dataset(embedded.dataset.root, self.setting.train_split)
         train = embed_dataset(dataset, self.towers, self.run, self.setting.batch_size)
         if train.dataset.classes != embedded.dataset.classes:

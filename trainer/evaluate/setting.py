@@ -24,8 +24,6 @@ class Setting:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: at least 1")
-        if self.split == self.train_split:
-            raise UsageError(f"--split {self.split} is --train-split too: a model must not be asked what it was taught")
         if self.dev is None:
             return
         same = self.dev.resolve() == self.dataset.resolve()
@@ -34,5 +32,3 @@ class Setting:
                 f"--dev {self.dev} is the set that is measured: settings chosen on it make its figures too good. Name "
                 "another folder, or another split with --dev-split; without --dev published defaults are used"
             )
-        if self.dev_split == self.train_split:
-            raise UsageError(f"--dev-split {self.dev_split} is --train-split too: choose on pictures not trained on")

@@ -66,10 +66,10 @@ def test_settings_are_not_chosen_on_what_is_measured(shapes, dev_shapes, model_d
     link.symlink_to(shapes)
     with pytest.raises(UsageError, match=r"--dev .* is the set that is measured"):
         setting(model_dir, shapes, tmp_path, dev=link)
-    with pytest.raises(UsageError, match="is --train-split too"):
-        setting(model_dir, shapes, tmp_path, dev=dev_shapes, dev_split="train")
-    with pytest.raises(UsageError, match="asked what it was taught"):
-        setting(model_dir, shapes, tmp_path, split="train")
+    for given in ({"split": "train"}, {"dev": dev_shapes, "dev_split": "train"}):
+        opened = open_setting(setting(model_dir, shapes, tmp_path, **given))
+        with pytest.raises(UsageError, match="--train-split train is the split that is to be answered"):
+            opened.train(opened.dev or opened.test)
     with pytest.raises(UsageError, match="--batch-size 0"):
         setting(model_dir, shapes, tmp_path, batch_size=0)
     assert setting(model_dir, shapes, tmp_path, dev=shapes, dev_split="val").dev_split == "val"
