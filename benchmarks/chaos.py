@@ -7,9 +7,9 @@ server that AWS_ENDPOINT_URL and the like lead to will do, such as ``moto_server
 
 A round starts with an empty memory (embed) or an embedded one (index) and is killed until it gets through; rounds are
 repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
-that was committed before a kill may be done again. Append, delete, compact, purge and merge start with an indexed memory;
-after each kill it must open and answer as before the change or as after it. ``snapshot`` is a deletion that is killed
-while its state becomes current.
+that was committed before a kill may be done again. Append, delete, compact, purge and merge start with an indexed
+memory; after each kill it must open and answer as before the change or as after it. ``snapshot`` is a deletion that is
+killed while its state becomes current.
 """
 
 import glob

@@ -3,8 +3,7 @@
     uv run python benchmarks/scale.py --work /data/scale          # hours; run it again to go on
 
 Made-up float16 rows, generated shard by shard. Every stage is a process of its own: wall time, peak memory, bytes on
-disk, each result kept in ``stages.json``. A cost model, linear in counted work, is fitted to the two smaller sizes and
-must predict the largest; then it speaks of 100 million and a billion rows.
+disk, each result kept in ``stages.json``. What ``cost_model.py`` makes of it is printed at the end.
 """
 
 import json
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from cost_model import tell
 from synthetic import Shape, make_memory
 
 from memory_builder.indexing import IndexConfig
 from memory_builder.manifest import Manifest
-from memory_builder.parts import FillTask, PartRecord, fill, plan_parts, read_quantizer_hash
+from memory_builder.parts import FillTask, fill, plan_parts, read_quantizer_hash
 from memory_builder.quantizer import n_lists
 from memory_builder.runner import LocalRunner, run_one
 from memory_builder.snapshots import IndexView
@@ -130,55 +130,13 @@ def _disk(folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
-def work_of(stage: str, size: Size, d: int) -> float:
-    """What a stage's time is taken to be proportional to: multiplications, or rows written."""
-    lists = n_lists(size.key)
-    sample = size.points_per_list * lists
-    if stage == "train":  # k-means over the lists, and the rotation with its codebooks, whose sample is capped
-        return float(sample * lists * d * 10 + min(sample, 65_536) * 256 * d * 50)
-    if stage == "fill":  # a walk through the graph of centroids, the rotation, the codes
-        return float(size.rows * (d * d + 256 * d + 64 * 32 * d))
-    return float(size.rows * d)
-
-
-def report(config: Scale, kept: dict[str, Any]) -> None:
-    """The table, and what the model makes of it."""
-    sizes = [SIZES[rows] for rows in config.rows if str(rows) in kept]
-    print(f"{'rows':>12} {'stage':<9} {'wall s':>8} {'cpu s':>8} {'peak GB':>8} {'disk GB':>8}  bound GB")
-    for size in sizes:
-        bound = _bound(config, size)
-        for stage in STAGES:
-            found = kept[str(size.rows)].get(stage)
-            if found:
-                print(
-                    f"{size.rows:>12,} {stage:<9} {found['seconds']:8.1f} {found['cpu_s']:8.1f} "
-                    f"{found['peak_bytes'] / 1e9:8.2f} {found['disk_bytes'] / 1e9:8.2f}  {bound / 1e9:.2f}"
-                )
-    known = [size for size in sizes if set(STAGES) <= kept[str(size.rows)].keys()]
-    for target in known[2:]:
-        for stage in STAGES:
-            rate = _rate(config, known[:2], kept, stage)
-            predicted = rate[0] + rate[1] * work_of(stage, target, config.d)
-            actual = kept[str(target.rows)][stage]["seconds"]
-            print(
-                f"{target.rows:,} {stage}: predicted {predicted:.0f} s, took {actual:.0f} s ({predicted / actual:.2f})"
-            )
-
-
-def _bound(config: Scale, size: Size) -> float:
+def bound_bytes(config: Scale, size: Size) -> int:
     """What a stage may take: sample × (1 + d_out/d) + quantizer + one part + 1 GiB."""
     sample = size.points_per_list * n_lists(size.key) * config.d * 4
     folder = config.work / f"memory-{size.rows}" / "index" / f"scale-{n_lists(size.key)}"
     quantizer = folder / "trained.faiss"
-    parts = [PartRecord(**json.loads(file.read_text())).bytes for file in folder.glob("parts/*.json")]
+    parts = [json.loads(file.read_text())["bytes"] for file in folder.glob("parts/*.json")]
     return 2 * sample + (quantizer.stat().st_size if quantizer.exists() else 0) + max(parts, default=0) + (1 << 30)
-
-
-def _rate(config: Scale, sizes: list[Size], kept: dict[str, Any], stage: str) -> tuple[float, float]:
-    """(seconds that every run takes, seconds for a unit of work) through the two measured sizes."""
-    (x0, y0), (x1, y1) = ((work_of(stage, size, config.d), kept[str(size.rows)][stage]["seconds"]) for size in sizes)
-    slope = (y1 - y0) / (x1 - x0)
-    return y0 - slope * x0, slope
 
 
 def main(config: Scale) -> None:
@@ -190,8 +148,10 @@ def main(config: Scale) -> None:
         for stage in STAGES:
             if stage not in kept.setdefault(str(rows), {}):
                 kept[str(rows)][stage] = measure(config, SIZES[rows], stage)
+                kept[str(rows)]["bound_bytes"] = bound_bytes(config, SIZES[rows])
                 file.write_text(json.dumps(kept, indent=1))
-    report(config, kept)
+    for line in tell(kept, config.d):
+        print(line)
 
 
 if __name__ == "__main__":
