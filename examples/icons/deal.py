@@ -10,9 +10,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from names import BRANDS
+
 BASE, MEMORY, DEV, TEST, SHOTS, DROPPED = "base", "memory", "dev", "test", "shots", "dropped"
 SPLITS = (BASE, MEMORY, DEV, TEST, SHOTS, DROPPED)
 MOST_RARE = 4  # occurrences in base training of an entity that is rare
+# Brands whose name some sets give to another thing: twins of the zodiac, hands and faces among emoji, a grid of four.
+AMBIGUOUS = frozenset({"gemini", "openhands", "huggingface", "uservoice", "pinboard", "appstore", "foursquare"})
+MANY_CLUSTERS = 9  # of a rare brand, for base training to see two of them
 LONGEST_NAME = 4  # words of a name looked for inside other names
 
 
@@ -75,19 +80,28 @@ def by_cluster(rows: Iterable[Row]) -> dict[int, list[Row]]:
     return clusters
 
 
-def askable(clusters: Mapping[int, Sequence[Row]]) -> dict[str, list[int]]:
-    """Return, by entity, the clusters that show it and nothing else and hold a picture to ask about."""
+def own_clusters(clusters: Mapping[int, Sequence[Row]]) -> dict[str, list[int]]:
+    """Return, by entity with a picture to ask about, the clusters that show it and nothing else."""
     found: dict[str, list[int]] = defaultdict(list)
     for cluster, rows in clusters.items():
-        if len({row.entity for row in rows}) == 1 and representative(rows, 0):
+        if len({row.entity for row in rows}) == 1:
             found[rows[0].entity].append(cluster)
-    return found
+    return {entity: own for entity, own in found.items() if any(representative(clusters[c], 0) for c in own)}
 
 
 def representative(rows: Sequence[Row], seed: int) -> Row | None:
-    """Return the picture of a cluster to ask about: no wordmark, which can be read, and no folder wearing a badge."""
-    plain = [row for row in rows if row.role == "plain" and (row.kind != "generic" or not row.logo)]
+    """Return the picture of a cluster to ask about, if there is one.
+
+    No wordmark, which can be read, and no folder wearing a badge; of a brand, only what its set calls a logo, unless
+    the name can mean nothing else.
+    """
+    plain = [row for row in rows if row.role == "plain" and shows(row)]
     return min(plain, key=lambda row: draw(seed, "representative", row.key), default=None)
+
+
+def shows(row: Row) -> bool:
+    """Return whether a picture surely shows what its entity is."""
+    return row.logo or row.entity in BRANDS if row.kind == "brand" else not row.logo
 
 
 def choose_classes(
@@ -100,7 +114,8 @@ def choose_classes(
     brands: dict[str, Class] = {}
     for entity in sorted(own):
         enough = kinds[entity] == "brand" and len(own[entity]) >= rules.least_clusters
-        if enough and len(entity) > 1 and entity not in spoken and ordinary[entity] <= rules.most_ordinary:
+        clear = len(entity) > 1 and entity not in AMBIGUOUS and entity not in spoken
+        if enough and clear and ordinary[entity] <= rules.most_ordinary:
             tier = "rare" if draw(rules.seed, "rare", entity) < rules.rare_share else "absent"
             brands[entity] = Class(_side(entity, rules), tier, False)
     # A rare brand that names another one in passing, as GitHub Actions does, may not be seen either.
@@ -153,19 +168,19 @@ def deal_class(
 ) -> dict[int, str]:
     """Return the split of each cluster that shows this entity alone."""
     order = sorted(own, key=lambda cluster: draw(rules.seed, "deal", entity, min(row.key for row in clusters[cluster])))
+    clear = [cluster for cluster in order if representative(clusters[cluster], rules.seed)]
+    order = clear + [cluster for cluster in order if cluster not in clear]  # what can be asked about comes first
     count = len(order)
     if c.tier != "common":
-        asked = max(1, count // 3)
-        seen = 1 if c.tier == "rare" else 0
-        if seen and count >= 9:
-            seen = 2
+        asked = min(len(clear), max(1, count // 3))
+        seen = 0 if c.tier == "absent" else 1 if count < MANY_CLUSTERS else 2
         return _in_turn(order, [(c.split, asked), (BASE, seen), (MEMORY, count)])
     if not c.few_shot:
-        asked = max(1, count // 6)
+        asked = min(len(clear), max(1, count // 6))
         return _in_turn(order, [(c.split, asked), (BASE, max(5, (count - asked) // 2)), (MEMORY, count)])
-    asked = max(4, count // 5)
+    asked = min(len(clear), max(4, count // 5))
     kept = max(7, count // 4)  # for base training, five at least, and memory
-    shots = max(0, min(rules.most_shots, count - asked - kept))
+    shots = max(0, min(rules.most_shots, count - asked - kept, len(clear) - asked))
     seen = max(5, (count - asked - shots) // 2)
     return _in_turn(order, [(c.split, asked), (SHOTS, shots), (BASE, seen), (MEMORY, count)])
 
@@ -178,7 +193,7 @@ def _in_turn(order: Sequence[int], parts: Sequence[tuple[str, int]]) -> dict[int
 def deal(rows: Sequence[Row], spoken: Collection[str], rules: Rules) -> tuple[dict[str, str], dict[str, Class]]:
     """Return every key's split, and the entities asked about."""
     clusters = by_cluster(rows)
-    own = askable(clusters)
+    own = own_clusters(clusters)
     classes = choose_classes(rows, own, spoken, rules)
     kept_out = withheld(rows, classes)
     split_of: dict[int, str] = {}

@@ -54,7 +54,7 @@ class Pretrain:
     """Of AdamW, on matrices."""
     warmup_steps: int = 300
     """Steps until the greatest learning rate."""
-    checkpoint_s: float = 240
+    checkpoint_s: float = 180
     """Seconds between checkpoints."""
     evaluate_pairs: int = 50_000
     """Pairs between two measurements on the dev sets."""
@@ -194,12 +194,16 @@ def record(out: Path, values: dict[str, Any]) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def speed(training: Training, since: tuple[int, float]) -> float:
+    """Return the pairs per second since a step and its time."""
+    return (training.step - since[0]) * training.config.batch / (time.perf_counter() - since[1])
+
+
 def measure(training: Training, config: Pretrain, since: tuple[int, float], losses: list[float]) -> None:
     """Measure on the dev sets, and export the model."""
-    seconds = time.perf_counter() - since[1]
     values: dict[str, Any] = {"step": training.step, "pairs": training.step * config.batch, "size": training.size}
     values |= {"loss": round(sum(losses) / max(1, len(losses)), 4), "rate": training.rate()}
-    values |= {"pairs_per_s": round((training.step - since[0]) * config.batch / seconds, 1)}
+    values |= {"pairs_per_s": round(speed(training, since), 1)}
     for name in DEV_SETS:
         values[name] = round(accuracy(training.model, config.dev / name, training.size, training.device), 4)
     export(training.model, training.size, config.out / "model")
@@ -241,6 +245,9 @@ def pretrain(config: Pretrain) -> str:
         if time.perf_counter() - saved > config.checkpoint_s or training.step == last:
             training.save(checkpoint)
             saved = time.perf_counter()
+            print(
+                f"checkpoint at step {training.step}, {speed(training, since):.0f} pairs/s", file=sys.stderr, flush=True
+            )
     return f"{training.step * config.batch} pairs seen; the model is in {config.out / 'model'}"
 
 

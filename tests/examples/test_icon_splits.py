@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import splits
 from captions import SHARES, Thing, caption_of, spoken_words
-from deal import BASE, DEV, MEMORY, SHOTS, TEST, Row, Rules, deal, names_in
+from deal import BASE, DEV, MEMORY, SHOTS, TEST, Row, Rules, deal, names_in, representative
 
 RULES = Rules()
 
@@ -134,3 +134,17 @@ def test_captions_keep_their_shares() -> None:
 @pytest.mark.skipif("ICONS_SPLITS" not in os.environ, reason="ICONS_SPLITS names no folder of finished splits")
 def test_the_real_splits_hold() -> None:
     assert "no cluster and no entity on two sides" in splits.check_splits(Path(os.environ["ICONS_SPLITS"]))
+
+
+def test_a_brand_is_asked_about_with_what_its_set_calls_a_logo() -> None:
+    wordmark, folder, unmarked, logo = (
+        Row(f"{name}--zed", name, "zed", "zed", "brand", role, marked, number)
+        for number, (name, role, marked) in enumerate(
+            [("a", "wordmark", True), ("b", "folder", True), ("c", "plain", False), ("d", "plain", True)]
+        )
+    )
+    assert representative([wordmark, folder, unmarked], 0) is None
+    assert representative([wordmark, folder, unmarked, logo], 0) == logo
+    assert representative([unmarked._replace(entity="github")], 0) is not None  # a name that means nothing else
+    found, classes = deal([wordmark, folder, unmarked, logo], set(), RULES)
+    assert found[logo.key] == classes["zed"].split
