@@ -1,0 +1,51 @@
+"""Prompts with a place for a class name. CLIP's own for its data sets (github.com/openai/CLIP, data/prompts.md) are
+built in, by the name of the set."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from memory_builder.errors import UsageError
+
+BUILT_IN = Path(__file__).with_name("templates.json")
+PLACES = ("{c}", "{}")
+
+
+@cache
+def built_in_templates() -> dict[str, tuple[str, ...]]:
+    """Data set → its prompts."""
+    return {name: tuple(prompts) for name, prompts in json.loads(BUILT_IN.read_text(encoding="utf-8")).items()}
+
+
+def read_templates(named: str) -> tuple[str, ...]:
+    """Prompts of a built-in set, or from a file: one a line, or a JSON list, with ``{c}`` or ``{}`` for the name.
+
+    Raises:
+        UsageError: there is neither such a set nor such a file, or a prompt has no place for the name.
+    """
+    if named in built_in_templates():
+        return built_in_templates()[named]
+    path = Path(named)
+    if not path.is_file():
+        raise UsageError(
+            f"--templates {named}: no such file, and no built-in set; there are {', '.join(built_in_templates())}"
+        )
+    text = path.read_text(encoding="utf-8")
+    try:
+        prompts = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
+    except ValueError as error:
+        raise UsageError(f"--templates {path} is no JSON: {error}") from None
+    if not isinstance(prompts, list) or not prompts:
+        raise UsageError(f"--templates {path} holds no prompts: expected one a line, such as 'a photo of a {{c}}.'")
+    for prompt in prompts:
+        if not isinstance(prompt, str) or not any(place in prompt for place in PLACES):
+            raise UsageError(
+                f"--templates {path}: prompt {prompt!r} has no place for the class name: write {{c}} there"
+            )
+    return tuple(prompts)
+
+
+def fill(template: str, name: str) -> str:
+    """The prompt with the name in its place; braces in the name stay what they are."""
+    place = next(place for place in PLACES if place in template)
+    return name.join(template.split(place))
