@@ -194,6 +194,28 @@ def record(out: Path, values: dict[str, Any]) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def card(config: Pretrain, values: dict[str, Any]) -> str:
+    """Return the model card."""
+    seen = values["pairs"]
+    dev = "\n".join(f"| {name} | {values[name]:.1%} |" for name in DEV_SETS)
+    return f"""# icon-clip
+
+A small CLIP in open_clip's `local-dir:` layout: ViT {values["size"]} px, patch {VISION["patch_size"]}, width
+{VISION["width"]}, {VISION["layers"]} layers; text width {TEXT["width"]}, {TEXT["layers"]} layers, context
+{TEXT["context_length"]}; d = 192; float16. Trained from scratch by `examples/icons/pretrain.py`, seed {config.seed}, on
+the base-training split of the icons benchmark and nothing else: {seen:,} pairs seen, of them
+{max(0, seen - config.pairs_at_32):,} at {SIDE} px.
+
+Brands that the benchmark asks about are absent from what it was trained on, or occur one to four times, by tier.
+
+| Dev set, bare class name as the prompt | Top-1 |
+|---|---:|
+{dev}
+
+The pictures belong to their icon sets' artists, under each set's licence; logos are their owners' trade marks.
+"""
+
+
 def speed(training: Training, since: tuple[int, float]) -> float:
     """Return the pairs per second since a step and its time."""
     return (training.step - since[0]) * training.config.batch / (time.perf_counter() - since[1])
@@ -207,6 +229,7 @@ def measure(training: Training, config: Pretrain, since: tuple[int, float], loss
     for name in DEV_SETS:
         values[name] = round(accuracy(training.model, config.dev / name, training.size, training.device), 4)
     export(training.model, training.size, config.out / "model")
+    (config.out / "model" / "README.md").write_text(card(config, values), encoding="utf-8")
     record(config.out, values)
 
 

@@ -123,6 +123,7 @@ def test_the_model_opens_in_open_clip(small: pretrain.Pretrain) -> None:
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{small.out / 'model'}")
     picture = preprocess(Image.new("RGB", (64, 64)))[None]
     assert model.encode_image(picture).shape == (1, 192)
+    assert "32 pairs seen, of them\n16 at 64 px" in (small.out / "model" / "README.md").read_text()
     lines = [json.loads(line) for line in (small.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["pairs"] for line in lines if "loss" in line] == [16, 32]
     assert {"dev-common", "dev-rare", "dev-absent", "pairs_per_s"} <= lines[-1].keys()
