@@ -1,5 +1,6 @@
 """The same numbers as CLIP_benchmark 1.6.2 on the same model and data: fp32, the same batches."""
 
+import gc
 import sys
 from pathlib import Path
 
@@ -38,6 +39,13 @@ def scalars():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zeroshot_classification, "float", lambda value: float(np.asarray(value).item()), raising=False)
         yield
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Tars it leaves open are closed here, where that is forgiven, and not in the middle of another test."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
