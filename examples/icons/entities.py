@@ -4,7 +4,7 @@
 
 An entity is a name with the marks of its set taken off (`names.py`), in one spelling. Its kind is what most of its
 artists draw it as: `brand`, `flag`, `ticker` (a coin known by its symbol), `generic` or `homonym`, a word that is
-both (apple, target).
+both (zoom, eclipse).
 """
 
 import sys
