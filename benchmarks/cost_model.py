@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tyro
 
 LISTS = {100_000: 1_024, 1_000_000: 4_096, 10_000_000: 16_384, 100_000_000: 65_536, 1_000_000_000: 262_144}
 POINTS_PER_LIST = 50
 KMEANS_ITERATIONS = 10
+CODEBOOK_ROWS = 65_536
 CODE_BYTES = 64 + 8
 PART_ROWS = 1_000_000
 STAGES = ("train", "fill")
@@ -42,23 +44,23 @@ def kmeans_flops(rows: int, d: int) -> float:
     return 2.0 * POINTS_PER_LIST * LISTS[rows] * LISTS[rows] * d * KMEANS_ITERATIONS
 
 
-def work_of(stage: str, rows: int, d: int) -> float:
-    """What the core seconds of a stage rise with; the rotation and the codebooks are trained on a capped sample."""
-    return kmeans_flops(rows, d) if stage == "train" else float(rows)
+def work_of(stage: str, rows: int, d: int) -> tuple[float, float]:
+    """The two counts that the core seconds of a stage rise with.
 
-
-def fitted(kept: dict[str, Any], stage: str, d: int) -> tuple[float, float]:
-    """(core seconds that every run takes, core seconds for a unit of work), through the two smallest sizes."""
-    few, some = sorted(map(int, kept))[:2]
-    x, y = ((work_of(stage, rows, d), kept[str(rows)][stage]["cpu_s"]) for rows in (few, some))
-    slope = (y[1] - x[1]) / (y[0] - x[0])
-    return x[1] - slope * x[0], slope
+    Training: rows that the rotation and the codebooks are trained on, which faiss caps, and k-means. Filling: a
+    process, and rows.
+    """
+    if stage == "train":
+        return float(min(POINTS_PER_LIST * LISTS[rows], CODEBOOK_ROWS)), kmeans_flops(rows, d)
+    return 1.0, float(rows)
 
 
 def predicted(kept: dict[str, Any], stage: str, rows: int, d: int) -> float:
-    """Core seconds."""
-    every, unit = fitted(kept, stage, d)
-    return every + unit * work_of(stage, rows, d)
+    """Core seconds, by what each count cost at the two smallest sizes."""
+    few_and_some = sorted(map(int, kept))[:2]
+    counted = np.array([work_of(stage, size, d) for size in few_and_some])
+    costs = np.linalg.solve(counted, [kept[str(size)][stage]["cpu_s"] for size in few_and_some])
+    return float(costs @ work_of(stage, rows, d))
 
 
 def tell(kept: dict[str, Any], d: int) -> Iterator[str]:
