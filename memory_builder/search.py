@@ -21,6 +21,7 @@ from memory_builder.serving import ServeFormat, to_fastscan
 from memory_builder.storage import Store
 
 RERANK_BYTES = 64 << 20
+OVER_QUERIES = 3
 
 
 Scan = Callable[[Scores, int, int, RowSet | None], tuple[Scores, Ids]]
@@ -81,6 +82,8 @@ class OpenIndex:
                     f"{place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
                 )
             self._part_ivfs = [to_fastscan(ivf, place) for ivf in self._part_ivfs]
+        for ivf in () if self.is_exact else self._part_ivfs:
+            ivf.parallel_mode = OVER_QUERIES  # faiss's own default leaves a scan of given lists to one thread
 
     @property
     def n_lists(self) -> int:
