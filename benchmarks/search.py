@@ -142,7 +142,9 @@ def with_lance(config: Search, memory: Memory) -> Any:
 def ask_lance(dataset: Any, asked: Floats, nprobe: int, refine: int, threads: int) -> np.ndarray:
     def one(query: np.ndarray) -> np.ndarray:
         nearest = {"column": "vector", "q": query, "k": K, "nprobes": nprobe, "refine_factor": refine}
-        found: np.ndarray = dataset.to_table(nearest=nearest, columns=[], with_row_id=True)["_rowid"].to_numpy()
+        found: np.ndarray = dataset.to_table(nearest=nearest, columns=["_distance"], with_row_id=True)[
+            "_rowid"
+        ].to_numpy()
         return np.pad(found.astype(np.int64), (0, K - len(found)), constant_values=-1)
 
     return np.stack(_each(one, asked, threads))
