@@ -176,7 +176,9 @@ def against_lance(config: Search, memory: Memory, vectors: Floats) -> None:
     dataset = with_lance(config, memory)
     sizes = np.array([commit.n_written for commit in memory.commits.values()])
     starts = np.concatenate([[0], np.cumsum(sizes)])
-    fragments = np.concatenate([[0], np.cumsum([fragment.count_rows() for fragment in dataset.get_fragments()])])
+    fragments, n = {}, 0
+    for fragment in dataset.get_fragments():
+        fragments[fragment.fragment_id], n = n, n + fragment.count_rows()
     asked = queries(Shape(d=config.d), 700)[0]
     setting, asking = asked[::7], asked[np.arange(700) % 7 > 0]
     truths = [exact_top(some, vectors) for some in (setting, asking)]
@@ -190,7 +192,7 @@ def against_lance(config: Search, memory: Memory, vectors: Floats) -> None:
 
     def lance(asked: Floats, nprobe: int, refine: int, threads: int) -> np.ndarray:
         ids = ask_lance(dataset, asked, nprobe, refine, threads)
-        return fragments[ids >> 32] + (ids & 0xFFFFFFFF)
+        return np.vectorize(fragments.get)(ids >> 32) + (ids & 0xFFFFFFFF)
 
     settings = {}
     for name, ask in (("ours", ours), ("lance", lance)):
