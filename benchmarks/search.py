@@ -27,8 +27,8 @@ from memory_builder.indexing import IndexConfig
 from memory_builder.runner import LocalRunner
 
 K = 10
-NPROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-REFINES = (1, 2, 4, 8, 16)
+NPROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+REFINES = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True, kw_only=True)
