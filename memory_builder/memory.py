@@ -15,6 +15,7 @@ from memory_builder.errors import CorruptMemoryError, EncoderError, UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Commit, Description, Manifest, read_description
 from memory_builder.queries import Picture, query_vectors
+from memory_builder.recall import Side
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows, row_ids
 from memory_builder.rowset import RowSet, remaining_rows
 from memory_builder.runner import LocalRunner, Runner
@@ -120,6 +121,7 @@ class Memory:
         image: Picture | Sequence[Picture] | None = None,
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
+        side: Side | None = None,
         keys: Keys = "image",
         where: str | None = None,
         nprobe: int | None = None,
@@ -131,7 +133,9 @@ class Memory:
             text: one text or several. Exactly one of text, image and vectors is given.
             image: one picture or several.
             vectors: f32[q, d] or f32[d], in the encoder's space; scaled to unit length here.
+            side: what the vectors are of, if it is known: the search is then tuned to it.
             k: rows a query; more than there are pads with -1.
+            side: what ``vectors`` are embeddings of: they are searched as such queries are, not as the harder of both.
             keys: search the rows' image or text vectors.
             where: search only rows whose metadata fulfil this, such as ``width >= 256 AND caption LIKE '%cat%'``.
             nprobe: inverted lists to scan, instead of the number tuned for this kind of query.
@@ -144,10 +148,10 @@ class Memory:
             EncoderError: the model cannot be loaded or is not the one the memory was built with.
         """
         k = _at_least("k", k, 1)
-        side, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
+        kind, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
         index = self.index(keys)
         allowed = self._allowed(keys, where)
-        effort = self._effort(keys, side, index)
+        effort = self._effort(keys, kind or side, index)
         if where is not None and allowed is not None:
             effort = replace(effort, nprobe=lists_for(allowed, effort.nprobe, index))
         if nprobe is not None:

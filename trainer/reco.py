@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
 from memory_builder.errors import UsageError
-
-Side = Literal["image", "text"]
-SIDES: tuple[Side, ...] = ("image", "text")
+from memory_builder.recall import Side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -249,3 +249,26 @@ def test_the_parts_hold_every_row_once(tuned: Tuned) -> None:
 )
 def test_a_curve_ends_where_more_lists_buy_nothing(best: list[float], reached: bool, flat: bool) -> None:
     assert is_flat(best, reached=reached) is flat
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_vectors_of_a_known_side_are_searched_as_its_queries_are(tuned: Tuned, side: Any, clustered: Any) -> None:
+    images, texts = clustered(N, D, seed=0)
+    asked = (texts if side == "text" else images)[:300]
+    sides = tuned.memory.tuning("image")["sides"]
+    own, bare = (
+        {name: sides[side][name] for name in ("nprobe", "refine")},
+        {name: max(found[name] for found in sides.values()) for name in ("nprobe", "refine")},
+    )
+    told = tuned.memory.search(vectors=asked, side=side)
+    np.testing.assert_array_equal(told.ids, tuned.memory.search(vectors=asked, **own).ids)
+    np.testing.assert_array_equal(
+        tuned.memory.search(vectors=asked).ids, tuned.memory.search(vectors=asked, **bare).ids
+    )
+    if own["nprobe"] < bare["nprobe"]:
+        assert (told.ids != tuned.memory.search(vectors=asked).ids).any()
+
+
+def test_the_sides_of_an_image_index_are_tuned_apart(tuned: Tuned) -> None:
+    sides = tuned.memory.tuning("image")["sides"]
+    assert sides["text"]["nprobe"] > sides["image"]["nprobe"]

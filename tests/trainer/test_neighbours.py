@@ -1,0 +1,162 @@
+"""What a training pair finds: what a plain search of all rows gives, never itself or its like, each row checked."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from memory_builder.build import index as index_memory
+from memory_builder.errors import UsageError
+from memory_builder.indexing import IndexConfig
+from memory_builder.memory import Memory
+from memory_builder.runner import LocalRunner, run_all
+from trainer.artwork import read_clusters
+from trainer.lookup import SAME_PICTURE, SIDES, LookupConfig, NeighbourConfig, look_up
+from trainer.neighbours import NeighbourTask, neighbours_hash, neighbours_path
+
+N, D, K = 600, 32, 10
+
+
+@pytest.fixture(scope="module")
+def memory(tmp_path_factory, write_memory, clustered):
+    """600 pairs; 0 to 19 are there twice, 20 to 39 lack a picture, 40 to 59 a caption."""
+    root = tmp_path_factory.mktemp("neighbours") / "memory"
+    images, texts = clustered(N, D, 5, n_clusters=12)
+    images[300:320] = images[:20]
+    images[20:40], texts[40:60] = 0, 0
+    write_memory(root, images, texts, shard_rows=250)
+    index_memory(str(root), keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    return Memory.open(root)
+
+
+@pytest.fixture
+def clusters(tmp_path):
+    """Artwork 100 holds rows 100 to 139; nothing is known of the rest."""
+    path = tmp_path / "clusters.parquet"
+    table = {"key": [f"{row:08d}" for row in range(100, 140)], "cluster": [100] * 40}
+    pq.write_table(pa.table(table), path)
+    return str(path)
+
+
+def find(memory, folder, config, clusters=None):
+    """Every shard's neighbours → what was counted in each."""
+    task = NeighbourTask(
+        memory=memory.store.root, train=memory.store.root, folder=str(folder), config=config, clusters=clusters
+    )
+    return [counts for _, counts in run_all(LocalRunner(), task, list(memory.commits))]
+
+
+def stored(folder, memory, side, name):
+    """The ids or vectors of one side, all shards."""
+    return np.concatenate([np.load(Path(folder) / neighbours_path(o, side, name)) for o in memory.commits])
+
+
+def everything(memory):
+    """(ids, images f32[n, d], texts f32[n, d]) of all rows."""
+    ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
+    return ids, memory.vectors(ids, "image"), memory.vectors(ids, "text")
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_every_row_finds_what_brute_force_finds_and_nothing_it_must_not(memory, clusters, tmp_path, side):
+    counts = find(memory, tmp_path, NeighbourConfig(lookup=LookupConfig(), k=K), clusters)
+    ids, images, texts = everything(memory)
+    found, fused = stored(tmp_path, memory, side, "ids"), stored(tmp_path, memory, side, "vectors")
+    asked, given = (images, texts) if side == "image" else (texts, images)
+    alike, artwork = images @ images.T, np.where((np.arange(N) >= 100) & (np.arange(N) < 140), 100, -1)
+    for row in range(N):
+        if 20 <= row < 60:
+            assert (found[row] == -1).all()
+            continue
+        same = (artwork[row] != -1) & (artwork == artwork[row])
+        unknown = (artwork[row] == -1) | (artwork == -1)
+        forbidden = same | (alike[row] >= SAME_PICTURE) | (unknown & (alike[row] >= 0.95)) | (ids == ids[row])
+        there = asked.any(axis=1) & given.any(axis=1)
+        scores = np.where(forbidden | ~there, -np.inf, asked @ asked[row])
+        at = np.searchsorted(ids, found[row][found[row] != -1])
+        assert np.isfinite(scores[at]).all()
+        np.testing.assert_allclose(scores[at], np.sort(scores)[::-1][: len(at)], atol=1e-3)
+        np.testing.assert_array_equal(fused[row][: len(at)], given[at].astype(np.float16))
+        assert not fused[row][len(at) :].any()
+        if row < 20:
+            assert ids[row + 300] not in found[row]
+    total = sum(counts[1:], start=counts[0])
+    assert total["pairs"] == N - 40
+    assert total[f"{side} self"] >= N - 60
+    assert total[f"{side} same cluster"] > 0
+    assert total[f"{side} short"] == (found[[*range(20), *range(60, N)], -1] == -1).sum()
+
+
+def test_without_exclusion_a_pair_finds_itself(memory, tmp_path):
+    find(memory, tmp_path, NeighbourConfig(lookup=LookupConfig(), k=K, exclude=False))
+    ids, _, _ = everything(memory)
+    found = stored(tmp_path, memory, "image", "ids")
+    assert (found[60:] == ids[60:, None]).any(axis=1).mean() > 0.99
+
+
+def test_other_modalities_can_be_searched_and_fused(memory, tmp_path):
+    lookup = LookupConfig(image_search="text", image_fuse="image", text_search="image", text_fuse="text")
+    find(memory, tmp_path, NeighbourConfig(lookup=lookup, k=K, exclude=False))
+    ids, images, texts = everything(memory)
+    found, fused = stored(tmp_path, memory, "image", "ids"), stored(tmp_path, memory, "image", "vectors")
+    row = 400
+    scores = np.where(images.any(axis=1) & texts.any(axis=1), texts @ images[row], -np.inf)
+    at = np.searchsorted(ids, found[row])
+    np.testing.assert_allclose(scores[at], np.sort(scores)[::-1][:K], atol=1e-3)
+    np.testing.assert_array_equal(fused[row], images[at].astype(np.float16))
+
+
+def test_a_query_gets_the_nearest_rows_that_have_what_is_fused(memory):
+    _, images, texts = everything(memory)
+    found = look_up(memory, images[:20], "image", LookupConfig(), K)
+    assert found.ids.shape == (20, K)
+    assert (found.ids[:, 0] % (1 << 32) < 600).all()
+    assert found.vectors.dtype == np.float16
+    few = look_up(memory, texts[:3], "text", LookupConfig(), 2 * N)
+    assert (few.ids[:, -1] == -1).all()
+    assert not few.vectors[:, -1].any()
+
+
+def test_a_killed_look_up_goes_on_and_the_bytes_are_the_same(memory, tmp_path):
+    config = NeighbourConfig(lookup=LookupConfig(), k=K)
+    counts = find(memory, tmp_path / "whole", config)
+    find(memory, tmp_path / "again", config)
+    (tmp_path / "again/records/00001.json").unlink()
+    (tmp_path / "again/image_vectors/00001.npy").write_bytes(b"cut")
+    (tmp_path / "again/text_ids/00000.npy").write_bytes(b"also cut")  # its record stands, its size does not
+    before = (tmp_path / "again/image_ids/00002.npy").stat().st_mtime_ns
+    assert find(memory, tmp_path / "again", config) == counts
+    assert (tmp_path / "again/image_ids/00002.npy").stat().st_mtime_ns == before
+    names = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.npy"))
+    assert len(names) == 4 * len(memory.commits)
+    for name in names:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert json.loads((tmp_path / "again/records/00000.json").read_text())["counts"] == dict(counts[0])
+
+
+def test_the_hash_follows_what_neighbours_depend_on(memory, clusters):
+    def hashed(clusters=None, **changes):
+        return neighbours_hash(memory, memory, NeighbourConfig(lookup=LookupConfig(), **changes), clusters)
+
+    assert hashed() == hashed()
+    assert len({hashed(), hashed(k=5), hashed(exclude=False), hashed(clusters=clusters)}) == 4
+
+
+def test_clusters_are_read_and_refused(tmp_path, clusters):
+    known = read_clusters(clusters)
+    assert known.of(pa.array(["00000100", "00000001", "00000139"])).tolist() == [0, -1, 0]
+    assert read_clusters(None).of(pa.array(["x"])).tolist() == [-1]
+    pq.write_table(pa.table({"key": ["a", "a"], "cluster": [1, 2]}), tmp_path / "twice.parquet")
+    pq.write_table(pa.table({"key": ["a"]}), tmp_path / "half.parquet")
+    for name in ("twice.parquet", "half.parquet", "missing.parquet"):
+        with pytest.raises(UsageError, match=name):
+            read_clusters(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(("config", "named"), [({"k": 0}, "-k 0"), ({"near_duplicate": 0}, "--near-duplicate 0")])
+def test_settings_that_cannot_be_are_refused(config, named):
+    with pytest.raises(UsageError, match=named):
+        NeighbourConfig(lookup=LookupConfig(), **config)

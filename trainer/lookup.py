@@ -1,0 +1,156 @@
+"""What RECO looks up: the rows of a memory that are near a query, and what of them is fused with it.
+
+A pair that is trained on must not find itself: its own row, the same picture under another key, and other prints of the
+same artwork are dropped from what is found. Rows of the same caption stay, for at test time pictures of the same name
+are exactly what retrieval supplies.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.errors import UsageError
+from memory_builder.memory import Memory
+from memory_builder.recall import Side
+from memory_builder.rows import NO_ROW, Ids, Keys
+from memory_builder.scores import Scores
+from trainer.artwork import NO_CLUSTER, Clusters
+
+Mask = npt.NDArray[np.bool_]
+SIDES: tuple[Side, ...] = ("image", "text")
+SAME_PICTURE = 0.999
+"""Cosine of two image vectors from which they count as the same bytes: one encoder makes one vector of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LookupConfig:
+    """What is searched, and what of the rows found is fused. The paper's: uni-modal search, cross-modal fusion."""
+
+    image_search: Keys = "image"
+    """An image looks among the memory's images or texts."""
+    image_fuse: Keys = "text"
+    """An image is refined with the texts or the images of the rows it finds."""
+    text_search: Keys = "text"
+    """A text looks among the memory's images or texts."""
+    text_fuse: Keys = "image"
+    """A text is refined with the texts or the images of the rows it finds."""
+
+    def search(self, side: Side) -> Keys:
+        """Where this side searches."""
+        return self.image_search if side == "image" else self.text_search
+
+    def fuse(self, side: Side) -> Keys:
+        """What this side is refined with."""
+        return self.image_fuse if side == "image" else self.text_fuse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighbourConfig:
+    """Which neighbours a training pair gets."""
+
+    lookup: LookupConfig
+    k: int = 10
+    """Neighbours stored for each side of a pair."""
+    spare: int = 40
+    """Rows searched beyond those, as some are dropped."""
+    exclude: bool = True
+    """Drop what a pair must not find. False only to measure what that does."""
+    near_duplicate: float = 0.95
+    """Where no clusters are known: cosine of two pictures from which they count as one artwork."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.spare < 0:
+            raise UsageError(f"-k {self.k} at least 1, --spare {self.spare} at least 0")
+        if not 0 < self.near_duplicate <= 1:
+            raise UsageError(f"--near-duplicate {self.near_duplicate}: a cosine, more than 0 and at most 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """Neighbours of queries."""
+
+    ids: Ids
+    """i64[n, k] row ids, best first; -1 pads."""
+    vectors: npt.NDArray[np.float16]
+    """f16[n, k, d] what is fused; zero where there is none."""
+
+
+def look_up(memory: Memory, queries: Scores, side: Side, lookup: LookupConfig, k: int) -> Found:
+    """The k nearest rows of unit rows f32[n, d], without those that lack what is to be fused.
+
+    Float16, as they are stored: what is refined at test time must be what was trained on.
+    """
+    ids = memory.search(vectors=queries, side=side, keys=lookup.search(side), k=k).ids
+    vectors = memory.vectors(ids, lookup.fuse(side)).reshape(*ids.shape, queries.shape[1])
+    return _keep(ids, vectors, np.asarray(vectors.any(axis=2)), k)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Training pairs that know what they must not find."""
+
+    ids: Ids
+    """i64[n] their rows."""
+    images: Scores
+    """f32[n, d] unit rows."""
+    texts: Scores
+    """f32[n, d] unit rows."""
+    clusters: Ids
+    """i64[n] the artwork each belongs to; -1 where that is not known."""
+    in_memory: bool
+    """Whether these rows are rows of the memory that is asked."""
+
+    def at(self, some: slice) -> "Pairs":
+        """Some of them."""
+        return Pairs(
+            ids=self.ids[some],
+            images=self.images[some],
+            texts=self.texts[some],
+            clusters=self.clusters[some],
+            in_memory=self.in_memory,
+        )
+
+
+def neighbours_of(
+    memory: Memory, pairs: Pairs, side: Side, config: NeighbourConfig, clusters: Clusters
+) -> tuple[Found, Counter[str]]:
+    """Neighbours of training pairs, without what they must not find, and how many rows were dropped for what reason."""
+    queries = pairs.images if side == "image" else pairs.texts
+    n_rows = config.k + config.spare
+    ids = memory.search(vectors=queries, side=side, keys=config.lookup.search(side), k=n_rows).ids
+    vectors = memory.vectors(ids, config.lookup.fuse(side)).reshape(*ids.shape, queries.shape[1])
+    reasons = {"blank": (ids != NO_ROW) & ~vectors.any(axis=2)}
+    if config.exclude:
+        reasons |= _forbidden(memory, ids, pairs, config.near_duplicate, clusters)
+    there = ids != NO_ROW
+    counts: Counter[str] = Counter(found=int(there.sum()))
+    for reason, dropped in reasons.items():
+        counts[reason] += int((there & dropped).sum())
+        there &= ~dropped
+    found = _keep(ids, vectors, there, config.k)
+    counts["short"] = int((found.ids[:, -1] == NO_ROW).sum())
+    return found, counts
+
+
+def _forbidden(memory: Memory, ids: Ids, pairs: Pairs, near_duplicate: float, clusters: Clusters) -> dict[str, Mask]:
+    """Reason → bool[n, k] which of the rows found a pair must not see."""
+    pictures = memory.vectors(ids, "image").reshape(*ids.shape, pairs.images.shape[1])
+    alike = np.einsum("nd,nkd->nk", pairs.images, pictures)
+    found = clusters.of(memory.rows(ids)["key"]).reshape(ids.shape)
+    known = (pairs.clusters[:, None] != NO_CLUSTER) & (found != NO_CLUSTER)
+    return {
+        "self": (ids == pairs.ids[:, None]) & pairs.in_memory,
+        "same picture": alike >= SAME_PICTURE,
+        "same cluster": known & (found == pairs.clusters[:, None]),
+        "near duplicate": ~known & (alike >= near_duplicate),
+    }
+
+
+def _keep(ids: Ids, vectors: Scores, kept: Mask, k: int) -> Found:
+    """The first k that are kept of i64[n, m] and f32[n, m, d], in their order; -1 and zeros pad."""
+    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+    there = np.take_along_axis(kept, order, 1)
+    chosen = np.take_along_axis(vectors, order[..., None], 1) * there[..., None]
+    return Found(ids=np.where(there, np.take_along_axis(ids, order, 1), NO_ROW), vectors=chosen.astype(np.float16))
