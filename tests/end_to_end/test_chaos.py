@@ -2,7 +2,7 @@
 
 from conftest import load_benchmark
 
-INDEX_ARGS = "--index-key OPQ16_64,IVF8_HNSW16,PQ16x4np --part-rows 100"
+INDEX_ARGS = "--index-key IVF8_HNSW16,PQ16x4np --part-rows 100"
 
 
 def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterrupted_run(

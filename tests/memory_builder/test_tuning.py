@@ -147,7 +147,7 @@ def tuned(
 ) -> Tuned:
     root = tmp_path_factory.mktemp("memory")
     write_memory(root, *clustered(N, D, seed=0), shard_rows=SHARD_ROWS)
-    config = IndexConfig(max_memory=request.param, part_rows=5_000, train_threads=1)
+    config = IndexConfig(max_memory=request.param, part_rows=5_000, train_threads=1, train_points_per_list=8)
     snapshot = index_memory(str(root), keys=("image", "text"), config=config, runner=LocalRunner())
     return Tuned(Memory.open(root), request.param, snapshot)
 
