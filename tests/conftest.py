@@ -34,8 +34,20 @@ sys.dont_write_bytecode = False
 # Threads that wait for each other by spinning take five times as long where other processes want the same two cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when faiss or torch is loaded, which none of the above does
 
+LONGEST_FIRST = ("cluster", "end_to_end")
+HERE = Path(__file__).parent
 MODEL_DIR = Path(memory_builder.__file__).parent / "demo" / "model"
 Floats = npt.NDArray[np.float32]
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests file by file, the long ones first; all that need Ray go to one of them."""
+    rooms = [*LONGEST_FIRST, *sorted({item.path.relative_to(HERE).parts[0] for item in items} - {*LONGEST_FIRST})]
+    items.sort(key=lambda item: rooms.index(item.path.relative_to(HERE).parts[0]))
+    for item in items:
+        needs_ray = item.get_closest_marker("ray") or "cluster" in item.path.parts
+        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")
