@@ -17,8 +17,10 @@ from memory_builder.commands.building import Demo, Embed, Import, Index
 from memory_builder.commands.changing import Append, Compact, Delete
 from memory_builder.commands.evaluating import Evaluate, Report
 from memory_builder.commands.keeping import Export, Merge, Verify
+from memory_builder.commands.retrieving import Retrieve
 from memory_builder.commands.running import FAILED
 from memory_builder.commands.submitting import Submit
+from memory_builder.commands.training import Train
 from memory_builder.errors import MemoryBuilderError
 
 INTERRUPTED = 130
@@ -36,6 +38,8 @@ Command = (
     | Annotated[Info, subcommand("info")]
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]
+    | Annotated[Retrieve, subcommand("retrieve")]
+    | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Submit, subcommand("submit")]

@@ -133,7 +133,6 @@ class Memory:
             text: one text or several. Exactly one of text, image and vectors is given.
             image: one picture or several.
             vectors: f32[q, d] or f32[d], in the encoder's space; scaled to unit length here.
-            side: what the vectors are of, if it is known: the search is then tuned to it.
             k: rows a query; more than there are pads with -1.
             side: what ``vectors`` are embeddings of: they are searched as such queries are, not as the harder of both.
             keys: search the rows' image or text vectors.

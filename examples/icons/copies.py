@@ -2,36 +2,12 @@
 
 import faiss
 import numpy as np
-from glyphs import SIDE
 
-SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in pixels of a glyph
-SHIFT_GAIN = 0.15  # what a shift by a pixel may add to a correlation
-LEAST_DEVIATION = 8.0  # of 255 levels; a flatter glyph (a plain disc or tile in its own box) shows nothing to compare
+from memory_builder.retrieve.aligned import SIDE, correlation, unit
+
 COARSE = 16  # pixels a side, for finding candidates
 DIMENSIONS = 64  # of the coarse glyphs' principal components; most of what 256 pixels hold
 MOST_LISTS, PROBES = 2048, 4
-
-
-def unit(glyphs: np.ndarray) -> np.ndarray:
-    """Return glyphs [..., h, w] as f32[..., h * w] of mean 0 and length 1; flat ones become 0, like nothing."""
-    flat = glyphs.reshape(*glyphs.shape[:-2], glyphs.shape[-2] * glyphs.shape[-1]).astype(np.float32)
-    flat -= flat.mean(axis=-1, keepdims=True)
-    deviation = flat.std(axis=-1, keepdims=True)
-    return np.where(
-        deviation < LEAST_DEVIATION, 0, flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
-    )
-
-
-def correlation(one: np.ndarray, other: np.ndarray, *, least: float) -> np.ndarray:
-    """Return f32[n], the absolute correlation of glyphs u8[n, 32, 32]; near misses are also tried shifted."""
-    fixed = unit(one)
-    best = np.abs(np.einsum("nd,nd->n", fixed, unit(other)))
-    retry = np.flatnonzero((best < least) & (best >= least - SHIFT_GAIN))
-    pad = np.pad(other[retry], ((0, 0), (1, 1), (1, 1)), mode="edge")
-    for y, x in SHIFTS:
-        moved = unit(pad[:, 1 + y : 1 + y + SIDE, 1 + x : 1 + x + SIDE])
-        best[retry] = np.maximum(best[retry], np.abs(np.einsum("nd,nd->n", fixed[retry], moved)))
-    return best
 
 
 def nearest(ink: np.ndarray, count: int, *, least: float) -> tuple[np.ndarray, np.ndarray]:

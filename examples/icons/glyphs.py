@@ -18,7 +18,8 @@ from PIL import Image
 from prepare import pool
 from render import DARK, LIGHT, colours_of
 
-SIDE = 32
+from memory_builder.retrieve.aligned import boxed
+
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 LEAST_MASK = 0.25  # of full contrast, for a pixel to count as drawn
 
@@ -70,14 +71,7 @@ def crop(layer: np.ndarray, mask: np.ndarray) -> np.ndarray:
     if not len(rows):
         rows = columns = np.array([0, len(mask) - 1])
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    side = max(bottom - top, right - left)
-    canvas = np.full((side, side), layer[0, 0], dtype=np.float32)
-    y, x = (side - (bottom - top)) // 2, (side - (right - left)) // 2
-    canvas[y : y + bottom - top, x : x + right - left] = layer[top:bottom, left:right]
-    scaled = Image.fromarray(canvas).resize(
-        (SIDE, SIDE), Image.Resampling.BOX if side > SIDE else Image.Resampling.BILINEAR
-    )
-    return np.rint(np.clip(np.asarray(scaled), 0, 1) * 255).astype(np.uint8)
+    return boxed(layer, (top, bottom, left, right), float(layer[0, 0]))
 
 
 def glyph_of(pair: Pair, seed: int) -> np.ndarray:

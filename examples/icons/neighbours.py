@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
-from copies import unit
 from deal import MEMORY
-from glyphs import SIDE
 from prepare import put_json
 from sheet import draw, short
+
+from memory_builder.retrieve.aligned import SIDE, unit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

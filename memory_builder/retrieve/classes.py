@@ -17,7 +17,7 @@ class Class:
     name: str
     synonyms: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
-    """Example pictures: files or fsspec URLs."""
+    """Example pictures: files (named from where the list is) or fsspec URLs."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -43,6 +43,21 @@ def read_classes(path: Path) -> list[Class]:
     if not classes:
         raise UsageError(f"--classes {path} names no class: expected a name a line, or a JSON list of names")
     return classes
+
+
+def read_captions(path: Path) -> list[Class]:
+    """Texts, one a line, each a class of its own; blank lines are none.
+
+    Raises:
+        UsageError: the file cannot be read or is empty.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--captions {path} cannot be read: {error}") from None
+    if not lines:
+        raise UsageError(f"--captions {path} is empty: expected a text a line")
+    return [Class(label=label, name=line) for label, line in enumerate(lines)]
 
 
 def _from_json(path: Path, text: str) -> Iterable[Any]:
@@ -71,4 +86,5 @@ def _class(path: Path, label: int, entry: Any) -> Class:
         )
     first, *others = (" ".join(name.split()) for name in names)
     synonyms = tuple(dict.fromkeys(name for name in others if name != first))
-    return Class(label=label, name=first, synonyms=synonyms, images=tuple(images))
+    beside = (str(path.parent / image) if "://" not in image else image for image in images)
+    return Class(label=label, name=first, synonyms=synonyms, images=tuple(beside))

@@ -6,6 +6,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.encoder import Vectors
 from memory_builder.scores import Scores
 
 COMPARED_WHOLE = 100_000
@@ -27,15 +28,15 @@ def first_of_each(hashes: Sequence[str | None]) -> Mask:
     return kept
 
 
-def without_near_duplicates(vectors: Scores, threshold: float) -> Mask:
-    """f32[n, d] unit rows, best first → bool[n]: whether no row that is kept before it is as alike as ``threshold``.
+def without_near_duplicates(vectors: Vectors | Scores, threshold: float) -> Mask:
+    """f16 or f32[n, d] unit rows, best first → bool[n]: whether no row kept before it is as alike as ``threshold``.
 
     Alike rows are not chained: one that is like a dropped row, and like no kept one, stays.
     """
     kept = np.ones(len(vectors), np.bool_)
     index = _index(vectors)
     for start in range(0, len(vectors), BLOCK):
-        block = vectors[start : start + BLOCK]
+        block = np.ascontiguousarray(vectors[start : start + BLOCK], np.float32)
         limits, _, found = index.range_search(block, float(np.nextafter(np.float32(threshold), np.float32(-1))))
         for place in range(start, start + len(block)):
             others = found[limits[place - start] : limits[place - start + 1]]
@@ -43,13 +44,16 @@ def without_near_duplicates(vectors: Scores, threshold: float) -> Mask:
     return kept
 
 
-def _index(vectors: Scores) -> faiss.Index:
+def _index(vectors: Vectors | Scores) -> faiss.Index:
     n, d = vectors.shape
     if n <= COMPARED_WHOLE:
         index = faiss.IndexFlatIP(d)
-    else:
-        index = faiss.IndexIVFFlat(faiss.IndexFlatIP(d), d, int(4 * n**0.5), faiss.METRIC_INNER_PRODUCT)
+    else:  # two bytes a number, as the memory keeps them
+        lists, half = int(4 * n**0.5), faiss.ScalarQuantizer.QT_fp16
+        inner = faiss.METRIC_INNER_PRODUCT
+        index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(d), d, lists, half, inner, False)
         index.nprobe = LISTS_A_ROW
-        index.train(vectors[:: max(1, n // COMPARED_WHOLE)])
-    index.add(vectors)
+        index.train(np.ascontiguousarray(vectors[:: max(1, n // COMPARED_WHOLE)], np.float32))
+    for start in range(0, n, COMPARED_WHOLE):
+        index.add(np.ascontiguousarray(vectors[start : start + COMPARED_WHOLE], np.float32))
     return index

@@ -1,4 +1,4 @@
-"""Which of the found pairs make the subset: thresholds, caps, and who gets a pair that several classes claim.
+"""Which of the found pairs make the subset: caps, and who gets a pair that several classes claim.
 
 Everything is decided by score, and among equal scores by row id, so the same claims select the same rows in any order.
 """
@@ -20,8 +20,6 @@ Labels = npt.NDArray[np.int64]
 class SelectConfig:
     """What is kept of what was found."""
 
-    min_score: float | None = None
-    """Cosine below which a claim is dropped."""
     max_per_class: int | None = None
     """Pairs a class may claim: its best."""
     total: int | None = None
@@ -48,12 +46,14 @@ class Claims:
     """i64[n] row ids."""
     scores: Scores
     """f32[n]: of the query of this class that the row is nearest to."""
+    hits: npt.NDArray[np.int64]
+    """i64[n]: which of the hits that is."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def at(self, places: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "Claims":
-        return Claims(self.labels[places], self.rows[places], self.scores[places])
+        return Claims(self.labels[places], self.rows[places], self.scores[places], self.hits[places])
 
 
 def best_claims(labels: Labels, rows: Ids, scores: Scores) -> Claims:
@@ -62,21 +62,39 @@ def best_claims(labels: Labels, rows: Ids, scores: Scores) -> Claims:
     labels, rows, scores = labels[order], rows[order], scores[order]
     is_first = np.ones(len(rows), np.bool_)
     is_first[1:] = (labels[1:] != labels[:-1]) | (rows[1:] != rows[:-1])
-    return Claims(labels[is_first], rows[is_first], scores[is_first])
+    return Claims(labels[is_first], rows[is_first], scores[is_first], order[is_first])
 
 
 def select(claims: Claims, config: SelectConfig) -> Claims:
     """The claims that hold, in order of class, score and row."""
-    if config.min_score is not None:
-        claims = claims.at(claims.scores >= config.min_score)
     if config.overlap == "best":
         claims = _to_the_best(claims)
     claims = claims.at(np.lexsort((claims.rows, -claims.scores, claims.labels)))
     if config.max_per_class is not None:
-        claims = claims.at(_rank_in_class(claims.labels) < config.max_per_class)
+        claims = claims.at(place_in_class(claims.labels) < config.max_per_class)
     if config.total is not None:
         claims = claims.at(_within_total(claims, config.total, config.share))
     return claims
+
+
+def row_scores(claims: Claims) -> tuple[Ids, Scores]:
+    """The claimed rows, each once with its best score, best first."""
+    best = _to_the_best(claims)
+    best = best.at(np.lexsort((best.rows, -best.scores)))
+    return best.rows, best.scores
+
+
+def comparable(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
+    """Hits of several modes, f32[n], i8[n] → f32[n] in 0..1: how many of its mode's hits score no better.
+
+    Cosines of captions and of pictures with one text lie far apart; a union by cosine would be one by captions.
+    """
+    places = np.zeros(len(scores), np.float32)
+    for mode in np.unique(modes):
+        here = modes == mode
+        ordered = np.sort(scores[here])
+        places[here] = np.searchsorted(ordered, scores[here], side="right") / len(ordered)
+    return places
 
 
 def _to_the_best(claims: Claims) -> Claims:
@@ -88,7 +106,7 @@ def _to_the_best(claims: Claims) -> Claims:
     return claims.at(order[is_first])
 
 
-def _rank_in_class(labels: Labels) -> npt.NDArray[np.int64]:
+def place_in_class(labels: Labels) -> npt.NDArray[np.int64]:
     """Ascending labels → the place of each among those of its class."""
     starts = np.flatnonzero(np.diff(labels, prepend=-1))
     return np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))
@@ -97,7 +115,7 @@ def _rank_in_class(labels: Labels) -> npt.NDArray[np.int64]:
 def _within_total(claims: Claims, total: int, share: str) -> npt.NDArray[np.bool_]:
     """Whether each claim is on one of the ``total`` rows that come first."""
     turns = (claims.rows, -claims.scores)
-    order = np.lexsort((*turns, _rank_in_class(claims.labels)) if share == "balanced" else turns)
+    order = np.lexsort((*turns, place_in_class(claims.labels)) if share == "balanced" else turns)
     _, first = np.unique(claims.rows[order], return_index=True)  # where each row comes up first
     chosen = claims.rows[order][np.sort(first)[:total]]
     return np.isin(claims.rows, chosen)

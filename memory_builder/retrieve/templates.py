@@ -20,12 +20,16 @@ def built_in_templates() -> dict[str, tuple[str, ...]]:
 def read_templates(named: str) -> tuple[str, ...]:
     """Prompts of a built-in set, or from a file: one a line, or a JSON list, with ``{c}`` or ``{}`` for the name.
 
+    What holds such a place itself is the one prompt.
+
     Raises:
         UsageError: there is neither such a set nor such a file, or a prompt has no place for the name.
     """
     if named in built_in_templates():
         return built_in_templates()[named]
     path = Path(named)
+    if any(place in named for place in PLACES) and not path.exists():
+        return (named,)
     if not path.is_file():
         raise UsageError(
             f"--templates {named}: no such file, and no built-in set; there are {', '.join(built_in_templates())}"

@@ -1,6 +1,6 @@
 """Parquet tables of pairs: pictures as bytes in a column, or named by path or URI → pairs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 
@@ -79,9 +79,23 @@ def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str]:
 
 def read_row(path: str, number: int) -> bytes:
     """The picture in one row; FileNotFoundError when there is none."""
+    for _, image in read_rows(path, [number]):
+        return image
+    raise FileNotFoundError(f"row {number} of {path}")
+
+
+def read_rows(path: str, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """(number, picture) of those of these rows, ascending, that hold one; each row group is read once at most."""
+    wanted = set(numbers)
     with _open_parquet(path) as table:
         columns = Columns(table.schema_arrow.names, PairRules(require="image"), path)
-        for row in _rows(table, Part(items=(number, number + 1)), columns):
-            if isinstance(row, Row) and row.image is not None:
-                return row.image
-    raise FileNotFoundError(f"row {number} of {path}")
+        end = 0
+        for group in range(table.num_row_groups):
+            start, end = end, end + table.metadata.row_group(group).num_rows
+            here = sorted(number for number in wanted if start <= number < end)
+            if not here:
+                continue
+            part = Part(items=(here[0], here[-1] + 1))
+            for number, row in enumerate(_rows(table, part, columns), here[0]):
+                if isinstance(row, Row) and row.image is not None and number in wanted:
+                    yield number, row.image

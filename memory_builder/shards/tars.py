@@ -7,7 +7,7 @@ archive's end, a tar without its end mark, sizes that lead back to the same head
 import gzip
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, BinaryIO
@@ -64,8 +64,8 @@ class Cut:
     """Key of what comes next, as far as that is known; empty behind the end."""
 
 
-def read_members(file: BinaryIO) -> Iterator[Member | Cut]:
-    """The files of a tar in order.
+def read_members(file: BinaryIO, wants: Callable[[str], bool] = lambda _: True) -> Iterator[Member | Cut]:
+    """The files of a tar in order; the bytes of those that are not wanted are passed over, and not read.
 
     Headers are taken one by one, because ``tarfile``'s own iteration takes a damaged header for the archive's end.
     """
@@ -79,7 +79,7 @@ def read_members(file: BinaryIO) -> Iterator[Member | Cut]:
                 if not offset < tar.offset < MAX_TAR_BYTES:  # a negative size would lead back, round and round
                     raise tarfile.ReadError(f"a member claims {info.size} bytes")
                 key = split_name(info.name)[0]
-                member = _read_member(tar, info)
+                member = _read_member(tar, info) if wants(info.name) else None
                 if member is not None:
                     yield member
                 offset, key = tar.offset, None

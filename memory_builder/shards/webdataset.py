@@ -5,7 +5,7 @@ it tried to fetch: what that says of a pair is joined to it by key, because the 
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -38,12 +38,26 @@ def read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
 
 
 def read_member(uri: str, member: str) -> bytes:
-    """One member's content; reads the tar up to it."""
-    with open_tar(uri) as file:
-        for found in read_members(file):
-            if isinstance(found, Member) and printable(found.name) == member:
-                return found.data
+    """One member's content; reads the tar's headers up to it."""
+    for _, data in read_wanted(uri, {member}):
+        return data
     raise FileNotFoundError(member)
+
+
+def read_wanted(uri: str, members: Collection[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of those of these members that are there, in the tar's order, each once, in one pass.
+
+    Of a tar that is not zipped only headers and these members are read.
+    """
+    left = set(members)
+    with open_tar(uri) as file:
+        for found in read_members(file, lambda name: printable(name) in left):
+            if isinstance(found, Member) and not found.fault:
+                name = printable(found.name)
+                left.discard(name)
+                yield name, found.data
+            if not left:
+                return
 
 
 def _read_table(uri: str) -> dict[str, dict[str, Any]]:

@@ -26,7 +26,7 @@ def test_json_lists_hold_names_synonyms_and_pictures(tmp_path: Path) -> None:
     assert read_classes(written(tmp_path / "c.json", given)) == [
         Class(label=0, name="cat"),
         Class(label=1, name="angry", synonyms=("mad",)),
-        Class(label=2, name="sun", synonyms=("star",), images=("a.png",)),
+        Class(label=2, name="sun", synonyms=("star",), images=(str(tmp_path / "a.png"),)),
     ]
     by_name = read_classes(written(tmp_path / "d.json", {"cat": ["kitty"], "dog": None, "cow": "ox"}))
     assert [c.names for c in by_name] == [("cat", "kitty"), ("dog",), ("cow", "ox")]

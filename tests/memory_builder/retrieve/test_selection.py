@@ -8,12 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.selection import Claims, SelectConfig, best_claims, select
+from memory_builder.retrieve.selection import (
+    Claims,
+    SelectConfig,
+    best_claims,
+    comparable,
+    row_scores,
+    select,
+)
 
 HITS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12), st.integers(0, 9)), max_size=60)
 CONFIGS = st.builds(
     SelectConfig,
-    min_score=st.none() | st.integers(0, 9).map(lambda n: n / 10),
     max_per_class=st.none() | st.integers(1, 6),
     total=st.none() | st.integers(1, 10),
     share=st.sampled_from(["balanced", "natural"]),
@@ -50,8 +56,6 @@ def test_what_is_selected_keeps_every_promise(
     assert len(set(chosen)) == len(chosen)
     shuffled = claims.at(np.random.default_rng(seed).permutation(len(claims)))
     assert listed(select(shuffled, config)) == chosen
-    if config.min_score is not None:
-        assert all(score >= np.float32(config.min_score) for _, _, score in chosen)
     rows = {row for _, row, _ in chosen}
     if config.total is not None:
         assert len(rows) <= config.total
@@ -78,6 +82,20 @@ def test_a_row_that_several_classes_claim_counts_once_and_stays_for_all_or_for_t
     assert listed(both) == [(0, 5, pytest.approx(0.9)), (1, 5, pytest.approx(0.8))]
     best = select(claims, SelectConfig(overlap="best"))
     assert [(label, row) for label, row, _ in listed(best)] == [(0, 5), (0, 6)]
+
+
+def test_each_claim_names_the_hit_it_rests_on_and_rows_come_best_first() -> None:
+    claims = claims_of([(0, 5, 3), (0, 5, 9), (1, 5, 8), (1, 6, 4)])
+    assert claims.hits.tolist() == [1, 2, 3]
+    rows, scores = row_scores(claims)
+    assert rows.tolist() == [5, 6]
+    assert scores == pytest.approx([0.9, 0.4])
+
+
+def test_hits_of_several_modes_are_compared_by_their_place_within_their_mode() -> None:
+    scores = np.array([0.1, 0.3, 0.2, 0.9, 0.8, 0.9], np.float32)
+    modes = np.array([0, 0, 0, 1, 1, 1], np.int8)
+    assert comparable(scores, modes) == pytest.approx([1 / 3, 1, 2 / 3, 1, 1 / 3, 1])
 
 
 @pytest.mark.parametrize("wrong", [{"max_per_class": 0}, {"total": -1}])

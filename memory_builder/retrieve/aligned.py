@@ -1,0 +1,116 @@
+"""Glyphs: a picture in a few grey pixels, laid out so that copies that were scaled, padded or moved look the same.
+
+A glyph is 32 px square: what lies inside a picture's plain borders, kept in proportion, centred, without colours.
+"""
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+SIDE = 32
+LONGEST = 128
+"""Pixels of a picture's longer side that are looked at."""
+PLAIN = 48
+"""Of 255 levels: a line whose pixels differ by no more is part of a border. Ringing of JPEG stays below."""
+LEAST_DEVIATION = 8.0
+"""Of 255 levels; a flatter glyph (a plain disc or tile in its own box) shows nothing to compare."""
+SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in pixels of a glyph
+SHIFT_GAIN = 0.15
+"""What a shift by a pixel may add to a correlation."""
+LOW = 8
+"""Frequencies of a hash, each way."""
+
+Glyphs = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float32]
+Hashes = npt.NDArray[np.uint64]
+Box = tuple[int, int, int, int]
+"""Top, bottom, left, right."""
+
+
+def glyph_of(image: Image.Image) -> Glyphs:
+    """RGB picture → u8[32, 32]."""
+    grey = image.convert("L")
+    if max(grey.size) > LONGEST:
+        scale = LONGEST / max(grey.size)
+        size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
+        grey = grey.resize(size, Image.Resampling.BOX)
+    pixels = np.asarray(grey)
+    top, bottom, left, right = box = inside_borders(pixels)
+    corners = pixels[[top, top, bottom - 1, bottom - 1], [left, right - 1, left, right - 1]]
+    return boxed(pixels.astype(np.float32) / np.float32(255), box, float(np.median(corners)) / 255)
+
+
+def inside_borders(grey: npt.NDArray[np.uint8]) -> Box:
+    """u8[h, w] → what is left when plain lines are taken off its sides until none is plain.
+
+    A frame around a tile goes, then the tile around the drawing: the same is left with the frame and without.
+    """
+    top, bottom, left, right = 0, grey.shape[0], 0, grey.shape[1]
+    while True:
+        box = grey[top:bottom, left:right].astype(np.int16)
+        rows = np.flatnonzero(box.max(axis=1) - box.min(axis=1) > PLAIN)
+        columns = np.flatnonzero(box.max(axis=0) - box.min(axis=0) > PLAIN)
+        if not len(rows) or not len(columns):
+            return top, bottom, left, right
+        inner = (top + int(rows[0]), top + int(rows[-1]) + 1, left + int(columns[0]), left + int(columns[-1]) + 1)
+        if inner == (top, bottom, left, right):
+            return inner
+        top, bottom, left, right = inner
+
+
+def boxed(layer: Floats, box: Box, outside: float) -> Glyphs:
+    """The square around a box of f32[h, w] in 0..1, scaled to u8[32, 32]; beyond the box lies ``outside``."""
+    top, bottom, left, right = box
+    side = max(bottom - top, right - left)
+    canvas = np.full((side, side), outside, dtype=np.float32)
+    y, x = (side - (bottom - top)) // 2, (side - (right - left)) // 2
+    canvas[y : y + bottom - top, x : x + right - left] = layer[top:bottom, left:right]
+    resampling = Image.Resampling.BOX if side > SIDE else Image.Resampling.BILINEAR
+    scaled = np.asarray(Image.fromarray(canvas).resize((SIDE, SIDE), resampling))
+    glyph: Glyphs = np.rint(np.clip(scaled, 0, 1) * 255).astype(np.uint8)
+    return glyph
+
+
+def unit(glyphs: npt.NDArray[np.uint8] | Floats) -> Floats:
+    """Glyphs [..., h, w] → f32[..., h * w] of mean 0 and length 1; flat ones become 0, like nothing."""
+    flat = glyphs.reshape(*glyphs.shape[:-2], glyphs.shape[-2] * glyphs.shape[-1]).astype(np.float32)
+    flat -= flat.mean(axis=-1, keepdims=True)
+    deviation = flat.std(axis=-1, keepdims=True)
+    lengths = np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
+    units: Floats = np.where(deviation < LEAST_DEVIATION, np.float32(0), flat / lengths)
+    return units
+
+
+def coarse(glyphs: Glyphs, side: int = 16) -> Floats:
+    """u8[n, 32, 32] → f32[n, side²] unit rows of fewer pixels, to find candidates by."""
+    step = SIDE // side
+    return unit(glyphs.reshape(len(glyphs), side, step, side, step).mean(axis=(2, 4), dtype=np.float32))
+
+
+def correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats:
+    """f32[n], the absolute correlation of glyphs u8[n, 32, 32]; near misses are also tried shifted."""
+    fixed = unit(one)
+    best: Floats = np.abs(np.einsum("nd,nd->n", fixed, unit(other)))
+    retry = np.flatnonzero((best < least) & (best >= least - SHIFT_GAIN))
+    pad = np.pad(other[retry], ((0, 0), (1, 1), (1, 1)), mode="edge")
+    for y, x in SHIFTS:
+        moved = unit(pad[:, 1 + y : 1 + y + SIDE, 1 + x : 1 + x + SIDE])
+        best[retry] = np.maximum(best[retry], np.abs(np.einsum("nd,nd->n", fixed[retry], moved)))
+    return best
+
+
+def hashes(glyphs: Glyphs) -> Hashes:
+    """u8[n, 32, 32] → u64[n] perceptual hashes: which of the 64 lowest frequencies lie above their median."""
+    steps = (2 * np.arange(SIDE) + 1) * np.pi / (2 * SIDE)
+    cosines = np.cos(np.arange(LOW)[:, None] * steps[None]).astype(np.float32)  # DCT-II, f32[8, 32]
+    low = np.einsum("ai,nij,bj->nab", cosines, glyphs.astype(np.float32), cosines, optimize=True)
+    low = low.reshape(len(glyphs), LOW * LOW)
+    bits = low > np.median(low[:, 1:], axis=1, keepdims=True)  # the first is the mean brightness
+    found: Hashes = np.packbits(bits, axis=1).view(np.uint64).ravel()
+    return found
+
+
+def bits_apart(some: Hashes, others: Hashes) -> npt.NDArray[np.uint8]:
+    """u64[n], u64[m] → u8[n, m] bits that differ."""
+    apart: npt.NDArray[np.uint8] = np.bitwise_count(some[:, None] ^ others[None])
+    return apart

@@ -1,0 +1,188 @@
+"""Evaluation sets that a subset must not hold pictures of: found, embedded, and kept as ``exclude/00000.*``."""
+
+import io
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from PIL import ImageOps
+
+from memory_builder.ahead import map_ahead
+from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
+from memory_builder.errors import EncoderError, SourceError, UsageError
+from memory_builder.images import BadImageError, decode_image
+from memory_builder.manifest import record_names, shard_name
+from memory_builder.plan import Source
+from memory_builder.retrieve.aligned import Glyphs, glyph_of
+from memory_builder.retrieve.evidence import Compared, Signs
+from memory_builder.retry import open_filesystem
+from memory_builder.runner import available_threads
+from memory_builder.shards import Break, Pair, read_pairs
+from memory_builder.sources import find_sources
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
+
+FOLDER = "exclude"
+SPLIT_MARK = "nshards.txt"
+BATCH = 256
+KEYS = pa.schema([("uri", pa.string()), ("key", pa.string()), ("sha256", pa.string())])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Excluded:
+    """One shard of an evaluation set."""
+
+    number: int
+    uri: str
+    etag: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExcludedRecord:
+    """What makes its files exist."""
+
+    number: int
+    uri: str
+    n_pictures: int
+    n_unreadable: int
+
+
+def find_excluded(named: Sequence[str]) -> list[Excluded]:
+    """The shards of evaluation sets: CLIP_benchmark folders (every split but ``train``), or anything embed reads.
+
+    Raises:
+        SourceError: there is nothing at one of them.
+    """
+    found: dict[str, Source] = {}
+    for name in named:
+        for source in find_sources(_splits(name) or [name]):
+            found.setdefault(source.uri, source)
+    return [Excluded(number=i, uri=s.uri, etag=s.etag) for i, s in enumerate(found.values())]
+
+
+def _splits(name: str) -> list[str]:
+    """The folders of tars in a CLIP_benchmark folder, if it is one."""
+    fs, path = open_filesystem(name)
+    if not fs.isdir(path):
+        return []
+    marks = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
+    splits = [where for where in sorted(marks) if fs.exists(f"{where}/{SPLIT_MARK}")]
+    wanted = [where for where in splits if where.rstrip("/").rsplit("/", 1)[-1] != "train"]
+    if splits and not wanted:
+        raise UsageError(f"--exclude {name} has only a train split; name its folder itself if that is meant")
+    return [str(fs.unstrip_protocol(where)) if "://" in name else str(where) for where in wanted]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExcludeTask:
+    """A worker with the memory's model loaded."""
+
+    out: str
+    encoder: EncoderConfig
+    fingerprint: str
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[Excluded], ExcludedRecord]:
+        encoder = load_encoder(self.encoder)
+        if encoder.fingerprint != self.fingerprint:
+            raise EncoderError(
+                f"{self.encoder.model} has fingerprint {encoder.fingerprint[:12]}, the memory was built with "
+                f"{self.fingerprint[:12]}: name the memory's own model with --model"
+            )
+        return partial(read_excluded, encoder=encoder, store=Store(self.out))
+
+
+@dataclass(frozen=True, slots=True)
+class _Picture:
+    key: str
+    sha256: str
+    plain: Pixels
+    mirrored: Pixels
+    glyphs: Glyphs
+
+
+def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> ExcludedRecord:
+    """Embed the pictures of a shard, as they are and mirrored; commit.
+
+    Raises:
+        SourceError: it cannot be read to its end: what is not known cannot be kept out.
+    """
+    pictures: list[_Picture | None] = []
+    with ThreadPoolExecutor(available_threads()) as threads:
+        pictures.extend(map_ahead(partial(_prepare, encoder=encoder), _pairs(item.uri), threads, BATCH))
+    usable = [picture for picture in pictures if picture is not None]
+    name = shard_name(item.number)
+    for side in ("plain", "mirrored"):
+        pixels = [getattr(picture, side) for picture in usable]
+        batches = [encoder.encode_images(np.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
+        vectors = np.concatenate(batches) if batches else np.zeros((0, encoder.d), np.float16)
+        store.put(f"{FOLDER}/{name}.{side}.npy", npy_bytes(vectors))
+    glyphs = np.stack([p.glyphs for p in usable]) if usable else np.zeros((0, 2, 32, 32), np.uint8)
+    store.put(f"{FOLDER}/{name}.glyphs.npy", npy_bytes(glyphs))
+    keys = [{"uri": item.uri, "key": p.key, "sha256": p.sha256} for p in usable]
+    store.put(f"{FOLDER}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(keys, schema=KEYS)))
+    n_unreadable = len(pictures) - len(usable)
+    record = ExcludedRecord(number=item.number, uri=item.uri, n_pictures=len(usable), n_unreadable=n_unreadable)
+    store.put(f"{FOLDER}/{name}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def _pairs(uri: str) -> Iterator[Pair]:
+    for found in read_pairs(uri, require="image"):
+        if isinstance(found, Break):
+            raise SourceError(f"evaluation set {uri} {found.reason}: fetch it again")
+        if isinstance(found, Pair):
+            yield found
+
+
+def _prepare(pair: Pair, *, encoder: Encoder) -> _Picture | None:
+    data = pair.image or b""
+    try:
+        image = decode_image(data)
+    except BadImageError:  # nobody can be asked about it either
+        return None
+    mirrored = ImageOps.mirror(image)
+    glyphs = np.stack([glyph_of(image), glyph_of(mirrored)])
+    return _Picture(pair.key, sha256(data), encoder.preprocess(image), encoder.preprocess(mirrored), glyphs)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """All pictures of the evaluation sets."""
+
+    uris: list[str]
+    keys: list[str]
+    by_bytes: dict[str, int]
+    """SHA-256 → which picture."""
+    compared: Compared
+
+    @staticmethod
+    def read(store: Store) -> "Evaluation | None":
+        """What was committed; None where nothing is excluded."""
+        names = [name.removesuffix(".json") for name in record_names(store, FOLDER)]
+        if not names:
+            return None
+        keys = pa.concat_tables([read_parquet(store.read(f"{FOLDER}/{name}.parquet")) for name in names])
+        plain, mirrored, glyphs = (
+            np.concatenate([read_npy(io.BytesIO(store.read(f"{FOLDER}/{name}.{kind}.npy"))) for name in names])
+            for kind in ("plain", "mirrored", "glyphs")
+        )
+        if not len(keys):
+            return None
+        hashes = keys["sha256"].to_pylist()
+        return Evaluation(
+            uris=keys["uri"].to_pylist(),
+            keys=keys["key"].to_pylist(),
+            by_bytes={digest: i for i, digest in reversed(list(enumerate(hashes)))},
+            compared=Compared(Signs(plain, glyphs[:, 0]), Signs(mirrored, glyphs[:, 1])),
+        )
+
+
+def done_excluded(store: Store) -> dict[int, ExcludedRecord]:
+    """The shards of evaluation sets that are committed."""
+    records = [ExcludedRecord(**json.loads(store.read(f"{FOLDER}/{name}"))) for name in record_names(store, FOLDER)]
+    return {record.number: record for record in records}

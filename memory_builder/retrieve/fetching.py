@@ -1,0 +1,119 @@
+"""The pairs of a piece with their pictures, from the shards they were embedded from, each shard in one pass."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from memory_builder.ahead import map_ahead
+from memory_builder.images import FORMATS, BadImageError, decode_image
+from memory_builder.memory import Memory
+from memory_builder.retrieve.aligned import Glyphs, glyph_of
+from memory_builder.retrieve.choosing import claims_of
+from memory_builder.rows import split_ids
+from memory_builder.runner import available_threads
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.storage import sha256
+
+AHEAD = 256
+"""Pictures that are fetched and checked before they are used."""
+THUMBNAIL = 96
+"""Pixels."""
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+CHANGED, NO_PICTURE = "changed since it was embedded", "no picture any more"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A pair on its way into a tar."""
+
+    id: int
+    claims: list[tuple[int, str, float]]
+    """Label, mode and score, the best first."""
+    about: dict[str, Any]
+    """Its metadata."""
+    shown: bool
+    """On the page."""
+    picture: bytes | Missing
+    sha256: str = ""
+    """Of the picture."""
+    suffix: str = ""
+    glyph: Glyphs | None = None
+    """Where it is looked at; likewise the thumbnail."""
+    thumbnail: bytes | None = None
+
+
+def read_piece_pairs(piece: pa.Table, memory: Memory, *, looks: bool) -> Iterator[Pair]:
+    """The pairs of a piece in order of their ids.
+
+    Args:
+        piece: as ``choosing.read_piece`` gives it.
+        looks: whether all pictures are decoded, or only those that are shown.
+
+    Raises:
+        SourceError: a shard is there and cannot be read.
+    """
+    with ThreadPoolExecutor(available_threads()) as threads:
+        yield from map_ahead(partial(_look, looks=looks), _fetch(piece, memory), threads, AHEAD)
+
+
+_Fetched = tuple[int, list[tuple[int, str, float]], dict[str, Any], bool, bytes | Missing]
+
+
+def _fetch(piece: pa.Table, memory: Memory) -> Iterator[_Fetched]:
+    claims = dict(claims_of(piece))
+    ids, shown = piece["id"].to_numpy(), piece["shown"].to_pylist()
+    first = 0
+    for of_source in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1):
+        rows = memory.metadata(of_source).to_pylist()
+        places = [Place(row["member"], row["url"]) for row in rows]
+        for which, picture in _in_order(read_pictures(memory.source(int(of_source[0])), places)):
+            row_id = int(of_source[which])
+            yield row_id, claims[row_id], rows[which], shown[first + which], picture
+        first += len(of_source)
+
+
+def _in_order(found: Iterator[tuple[int, bytes | Missing]]) -> Iterator[tuple[int, bytes | Missing]]:
+    """By place; what comes before its turn waits. A shard holds its pairs in the order of their rows."""
+    waiting: dict[int, bytes | Missing] = {}
+    turn = 0
+    for which, picture in found:
+        waiting[which] = picture
+        while turn in waiting:
+            yield turn, waiting.pop(turn)
+            turn += 1
+
+
+def _look(fetched: _Fetched, *, looks: bool) -> Pair:
+    """Check a picture against what was embedded, and decode it where it is looked at."""
+    row_id, claims, about, shown, picture = fetched
+    pair = partial(Pair, id=row_id, claims=claims, about=about, shown=shown)
+    if isinstance(picture, Missing):
+        return pair(picture=picture)
+    digest = sha256(picture)
+    if about["sha256"] not in (None, digest):
+        return pair(picture=Missing(CHANGED))
+    try:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+            pair = partial(pair, picture=picture, sha256=digest, suffix=SUFFIXES[image.format or ""])
+        if not looks and not shown:
+            return pair()
+        decoded = decode_image(picture)
+    except (BadImageError, OSError, LookupError):  # of an imported memory, whose pictures nobody has seen
+        return partial(Pair, id=row_id, claims=claims, about=about, shown=shown)(picture=Missing(NO_PICTURE))
+    return pair(glyph=glyph_of(decoded) if looks else None, thumbnail=thumbnail(decoded))
+
+
+def thumbnail(image: Image.Image) -> bytes:
+    """A small WebP of a picture."""
+    small = image.copy()
+    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()

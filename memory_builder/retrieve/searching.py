@@ -1,0 +1,152 @@
+"""Blocks of queries → hits, a block committed at a time: ``search/00000.parquet``, then its record."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+from memory_builder.manifest import record_names, shard_name
+from memory_builder.memory import NO_ROW, Hits, Memory
+from memory_builder.queries import query_vectors
+from memory_builder.retrieve.config import AskConfig, key_side, query_side
+from memory_builder.retrieve.prompts import Block, Query
+from memory_builder.retry import open_filesystem
+from memory_builder.scores import Scores
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import parquet_bytes
+
+FOLDER = "search"
+HITS = pa.schema(
+    [
+        ("query", pa.int32()),
+        ("label", pa.int32()),
+        ("class", pa.string()),
+        ("mode", pa.string()),
+        ("asked", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("id", pa.int64()),
+        ("key", pa.string()),
+    ]
+)
+"""A row for every hit; ``rank`` counts from 0 within its query."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockRecord:
+    """What makes a block's hits exist."""
+
+    number: int
+    n_queries: int
+    n_hits: int
+    n_short: int
+    """Queries that found fewer rows than were asked for."""
+    sha256: str
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchTask:
+    """A worker with the memory opened."""
+
+    memory: str
+    out: str
+    encoder: EncoderConfig | None
+    """Where the memory's model is now, if not where it was."""
+    ask: AskConfig
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[Block], BlockRecord]:
+        memory = Memory.open(self.memory, encoder=self.encoder)
+        return partial(search_block, memory=memory, store=Store(self.out), ask=self.ask)
+
+
+def search_block(block: Block, *, memory: Memory, store: Store, ask: AskConfig) -> BlockRecord:
+    """Search one block and commit its hits."""
+    started = time.perf_counter()
+    keys = key_side(block.mode)
+    k = min(ask.per_query, max(1, memory.index(keys).n_rows))
+    side = query_side(block.mode)
+    vectors = block_vectors(block.queries, side, memory)
+    embedded = time.perf_counter()
+    hits = memory.search(vectors=vectors, side=side, k=k, keys=keys, where=ask.where)
+    searched = time.perf_counter()
+    table = hits_table(block, hits, memory)
+    data = parquet_bytes(table)
+    store.put(f"{FOLDER}/{shard_name(block.number)}.parquet", data)
+    record = BlockRecord(
+        number=block.number,
+        n_queries=len(block.queries),
+        n_hits=table.num_rows,
+        n_short=int(((hits.ids != NO_ROW).sum(axis=1) < ask.per_query).sum()),
+        sha256=sha256(data),
+        seconds={
+            "embed": embedded - started,
+            "search": searched - embedded,
+            "total": time.perf_counter() - started,
+        },
+    )
+    store.put(f"{FOLDER}/{shard_name(block.number)}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def done_blocks(store: Store) -> dict[int, BlockRecord]:
+    """The blocks that are committed."""
+    names = record_names(store, FOLDER)
+    records = [BlockRecord(**json.loads(store.read(f"{FOLDER}/{name}"))) for name in names]
+    return {record.number: record for record in records}
+
+
+def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:
+    """f32[q, d] unit rows: what each query asks with, the mean where that is several."""
+    asked = [one for query in queries for one in query.asked]
+    distinct = {one: i for i, one in enumerate(dict.fromkeys(asked))}
+    given: Any = list(distinct) if side == "text" else [_picture(path) for path in distinct]
+    encoder = lambda: memory.encoder  # noqa: E731, asked for only when needed
+    texts, images = (given, None) if side == "text" else (None, given)
+    _, vectors = query_vectors(texts, images, None, encoder=encoder, d=memory.description.d)
+    vectors = vectors[[distinct[one] for one in asked]]
+    sizes = np.array([len(query.asked) for query in queries])
+    if (sizes == 1).all():
+        return vectors
+    sums = np.add.reduceat(vectors, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=0)
+    means: Scores = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+    return means
+
+
+def _picture(path: str) -> bytes:
+    try:
+        fs, place = open_filesystem(path)
+        data: bytes = fs.cat_file(place)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"example picture {path} of --classes cannot be read: {error}") from None
+    return data
+
+
+def hits_table(block: Block, hits: Hits, memory: Memory) -> pa.Table:
+    """The hits there are (no -1), by query and rank, with the rows' keys."""
+    found = hits.ids != NO_ROW
+    places, ranks = np.nonzero(found)
+    ids: npt.NDArray[np.int64] = hits.ids[found]
+    queries = block.queries
+    asked = [query.asked[0] if len(query.asked) == 1 else f"mean of {len(query.asked)}" for query in queries]
+    columns = {
+        "query": np.array([query.number for query in queries], np.int32)[places],
+        "label": np.array([query.label for query in queries], np.int32)[places],
+        "class": pa.array([query.name for query in queries], pa.string()).take(pa.array(places)),
+        "mode": pa.array([block.mode], pa.string()).take(pa.array(np.zeros(len(ids), np.int64))),
+        "asked": pa.array(asked, pa.string()).take(pa.array(places)),
+        "rank": ranks.astype(np.int32),
+        "score": hits.scores[found],
+        "id": ids,
+        "key": memory.rows(ids)["key"].combine_chunks(),
+    }
+    return pa.table(columns, schema=HITS)

@@ -1,0 +1,24 @@
+"""From where on two pictures count as copies of one another."""
+
+from dataclasses import dataclass
+
+from memory_builder.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Thresholds:
+    """Any one kind of evidence is enough. The defaults are those that examples/icons/leaks.py chose on dev pictures."""
+
+    leak_embedding: float = 0.97
+    """Cosine of two pictures' embeddings."""
+    leak_hash: int = 2
+    """Bits of 64 in which two perceptual hashes may differ; -1: hashes are no evidence."""
+    leak_pixels: float = 0.97
+    """Correlation of two pictures in grey, laid on each other by what they show."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.leak_hash <= 64:
+            raise UsageError(f"--leak-hash {self.leak_hash}: expected a number of bits from -1 to 64")
+        for name in ("leak_embedding", "leak_pixels"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")

@@ -1,0 +1,231 @@
+"""The whole of retrieve on real icons: what is in the subset, what is left out, and that both are told."""
+
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from memory_builder import Memory
+from memory_builder.errors import ConfigMismatchError, IndexBuildError, UsageError
+from memory_builder.retrieve.classes import Class
+from memory_builder.retrieve.config import AskConfig, RetrieveConfig
+from memory_builder.retrieve.run import Request, RetrieveError, retrieve
+from memory_builder.retrieve.selection import SelectConfig
+from memory_builder.retrieve.summary import Summary
+from memory_builder.retrieve.writing import pair_key
+from memory_builder.runner import LocalRunner
+from memory_builder.shards import Pair, read_pairs
+from memory_builder.storage import sha256
+
+CLASSES = tuple(Class(label=i, name=name) for i, name in enumerate(["cat", "airplane", "AC/DC", "cat", "umbrella"]))
+Ask = Callable[..., tuple[Path, Summary]]
+
+
+@pytest.fixture
+def ask(icon_memory: Path, tmp_path: Path) -> Ask:
+    """Retrieve from the icons; by name, settings of the request, of what is looked for and of what is chosen."""
+
+    def run(memory: Path = icon_memory, out: Path = tmp_path / "subset", **given: Any) -> tuple[Path, Summary]:
+        fields = {"memory": str(memory), "out": str(out), "classes": CLASSES, "templates": ("{c} icon", "a {c}")}
+        config = RetrieveConfig(
+            ask=AskConfig(**{"per_query": 20, "block_queries": 3} | given.pop("looking", {})),
+            select=SelectConfig(**given.pop("choosing", {})),
+            shard_pairs=given.pop("shard_pairs", 40),
+            dedup=given.pop("dedup", None),
+        )
+        return out, retrieve(Request(**fields | {"config": config} | given), LocalRunner())
+
+    return run
+
+
+def pairs_in(subset: Path) -> list[Pair]:
+    """As every reader of ours finds them."""
+    found = [pair for tar in sorted(subset.glob("*.tar")) for pair in read_pairs(str(tar))]
+    assert all(isinstance(pair, Pair) for pair in found)
+    return [pair for pair in found if isinstance(pair, Pair)]
+
+
+def test_every_pair_is_what_the_memory_holds_and_every_claim_a_hit(ask: Ask, icon_memory: Path) -> None:
+    out, summary = ask(looking={"mode": ("both",)})
+    memory = Memory.open(icon_memory)
+    hits = pq.read_table(out / "hits.parquet").to_pylist()
+    assert len(hits) == summary.chosen.n_hits == 2 * 10 * 20  # no -1 among them
+    best: dict[tuple[int, int], dict[str, float]] = defaultdict(dict)
+    for hit in hits:
+        of_row = best[hit["label"], hit["id"]]
+        of_row[hit["mode"]] = max(of_row.get(hit["mode"], -1), hit["score"])
+        assert CLASSES[hit["label"]].name == hit["class"]
+    pairs = pairs_in(out)
+    assert len(pairs) == len({pair.key for pair in pairs}) == summary.pairs
+    assert {pair.fields["row_id"] for pair in pairs} == {row for _, row in best}
+    about = memory.metadata([pair.fields["row_id"] for pair in pairs]).to_pylist()
+    for pair, row in zip(pairs, about, strict=True):
+        assert (pair.caption, pair.fields["source_key"]) == (row["caption"], row["key"])
+        assert sha256(pair.image or b"") == row["sha256"]
+        assert pair.key == pair_key(pair.fields["row_id"])
+        for claim in pair.fields["claims"]:
+            of_row = best[claim["label"], pair.fields["row_id"]]
+            assert of_row[claim["mode"]] == pytest.approx(claim["score"], abs=1e-5)
+    claimed = {(claim["label"], pair.fields["row_id"]) for pair in pairs for claim in pair.fields["claims"]}
+    assert claimed == set(best)
+    assert summary.counts == [sum(label == c.label for label, _ in claimed) for c in CLASSES]
+    assert summary.counts[0] == summary.counts[3] > 0  # the same name twice: two classes, the same pairs
+
+
+def test_all_kinds_of_sources_are_read_and_none_is_split(ask: Ask, icon_memory: Path) -> None:
+    out, summary = ask(looking={"per_query": 300}, shard_pairs=100)
+    assert summary.pairs == 300
+    assert summary.tars == len(list(out.glob("*.tar"))) == 5  # two shards of 60 are more than 100
+    ordinals = [{pair.fields["row_id"] >> 32 for pair in read_pairs(str(tar))} for tar in sorted(out.glob("*.tar"))]
+    assert sorted(ordinal for some in ordinals for ordinal in some) == sorted(Memory.open(icon_memory).commits)
+
+
+def test_templates_can_be_averaged_and_blocks_do_not_matter(ask: Ask, tmp_path: Path) -> None:
+    one, _ = ask(looking={"average": True, "block_queries": 2})
+    other, summary = ask(out=tmp_path / "other", looking={"average": True, "block_queries": 100})
+    assert summary.queries == len(CLASSES)
+    assert pq.read_table(one / "hits.parquet").equals(pq.read_table(other / "hits.parquet"))
+    assert [path.read_bytes() for path in one.glob("*.tar")] == [path.read_bytes() for path in other.glob("*.tar")]
+
+
+def test_caps_scores_and_filters(ask: Ask, tmp_path: Path) -> None:
+    _, natural = ask()
+    _, capped = ask(out=tmp_path / "capped", choosing={"max_per_class": 3, "overlap": "best"})
+    assert max(capped.counts) == 3
+    assert sum(capped.counts) == capped.pairs
+    _, few = ask(out=tmp_path / "few", choosing={"total": 7})
+    assert few.pairs == 7 < natural.pairs
+    out, scored = ask(out=tmp_path / "scored", looking={"min_score": ("0.55",)})
+    scores = pq.read_table(out / "hits.parquet")["score"].to_numpy()
+    assert scored.chosen.n_below == (scores < np.float32(0.55)).sum() > 0
+    assert all(claim["score"] >= 0.55 for pair in pairs_in(out) for claim in pair.fields["claims"])
+    out, filtered = ask(out=tmp_path / "filtered", looking={"where": "caption LIKE '%cat%'"})
+    assert {"cat" in (pair.caption or "") for pair in pairs_in(out)} == {True}
+    assert filtered.short_queries == filtered.queries == 10
+
+
+def test_a_class_without_a_pair_is_named_and_has_no_centroid(ask: Ask) -> None:
+    out, summary = ask(choosing={"total": 2, "overlap": "best"}, looking={"mode": ("t2t",)})
+    assert summary.empty_classes == [
+        {"label": label, "class": CLASSES[label].name} for label, n in enumerate(summary.counts) if not n
+    ]
+    assert 0 < len(summary.empty_classes) < len(CLASSES)
+    centroids = np.load(out / "centroids.npy")
+    lengths = np.linalg.norm(centroids, axis=1)
+    assert lengths == pytest.approx([float(n > 0) for n in summary.counts], abs=1e-5)
+    support = pq.read_table(out / "support.parquet")
+    assert len(np.load(out / "support.npy")) == support.num_rows == sum(summary.counts)
+
+
+def test_nothing_reaches_the_score(ask: Ask) -> None:
+    out, summary = ask(looking={"min_score": ("0.999",)})
+    assert (summary.pairs, summary.tars, len(summary.empty_classes)) == (0, 0, len(CLASSES))
+    assert "0 pairs for 5 classes" in (out / "subset.html").read_text()
+
+
+def test_example_pictures_ask_and_find_themselves(ask: Ask, icon_sources: Path) -> None:
+    pictures = sorted((icon_sources / "pictures").iterdir())[:2]
+    classes = (Class(label=0, name="some", images=tuple(map(str, pictures))), Class(label=1, name="none"))
+    out, summary = ask(classes=classes, looking={"mode": ("i2i", "i2t"), "per_query": 3})
+    assert (summary.queries, [c["label"] for c in summary.empty_classes]) == (4, [1])
+    first = [
+        hit for hit in pq.read_table(out / "hits.parquet").to_pylist() if hit["rank"] == 0 and hit["mode"] == "i2i"
+    ]
+    assert [hit["key"] for hit in first] == [path.stem for path in pictures]
+    assert all(hit["score"] > 0.999 for hit in first)
+    with pytest.raises(UsageError, match="--mode i2i asks with pictures, and no class has any"):
+        ask(looking={"mode": ("i2i",)}, out=out.parent / "no-pictures")
+
+
+def test_deleted_rows_and_k_beyond_the_memory(ask: Ask, icon_memory: Path, tmp_path: Path) -> None:
+    memory = Path(shutil.copytree(icon_memory, tmp_path / "memory"))
+    Memory.open(memory).delete(where="caption LIKE '%cat%'")
+    left = len(Memory.open(memory))
+    assert 0 < left < 300
+    out, summary = ask(memory=memory, looking={"per_query": 10_000})
+    assert (summary.pairs, summary.chosen.n_hits, summary.short_queries) == (left, 10 * left, 10)
+    assert not any("cat" in (pair.caption or "") for pair in pairs_in(out))
+
+
+def test_the_same_picture_twice_and_near_duplicates(ask: Ask, icon_memory: Path, tmp_path: Path) -> None:
+    _, plain = ask(looking={"per_query": 300})
+    out, summary = ask(out=tmp_path / "fewer", looking={"per_query": 300}, dedup=0.9)
+    assert summary.pairs == plain.pairs - summary.chosen.n_near_duplicates < plain.pairs
+    ids = np.array([pair.fields["row_id"] for pair in pairs_in(out)])
+    vectors = Memory.open(icon_memory).vectors(ids)
+    assert (np.triu(vectors @ vectors.T, 1) < 0.9).all()
+
+
+def test_what_is_missing_is_counted_and_decides(
+    ask: Ask, icon_sources: Path, icon_memory: Path, tmp_path: Path
+) -> None:
+    _, whole = ask(looking={"per_query": 300}, out=tmp_path / "whole")
+    assert whole.missing == 0
+    gone = [icon_sources / "pictures" / f"{key}.png" for key in sorted_keys(icon_memory, 4)[:5]]
+    kept = {path: path.read_bytes() for path in [*gone, icon_sources / "0.tar", icon_sources / "3.parquet"]}
+    try:
+        gone[0].unlink()
+        gone[1].write_bytes(b"another picture")
+        (icon_sources / "0.tar").rename(icon_sources / "away.tar")
+        with pytest.raises(RetrieveError, match=r"62 of 300 chosen pictures are missing .*--max-missing 0.21"):
+            ask(looking={"per_query": 300}, max_missing=0.2)
+        out, summary = ask(looking={"per_query": 300}, max_missing=0.21)
+        assert summary.missing_by_reason == {"changed since it was embedded": 1, "no such file": 1, "shard is gone": 60}
+        assert summary.pairs == len(pairs_in(out)) == 238
+        left = [pq.read_table(path) for path in sorted((out / "left_out").iterdir())]
+        assert sum(table.num_rows for table in left) == 62
+    finally:
+        (icon_sources / "away.tar").rename(icon_sources / "0.tar")
+        for path, data in kept.items():
+            path.write_bytes(data)
+
+
+def sorted_keys(memory: Path, ordinal: int) -> list[str]:
+    opened = Memory.open(memory)
+    keys: list[str] = opened.rows(opened.row_ids(ordinal))["key"].to_pylist()
+    return keys
+
+
+def test_what_was_asked_for_otherwise_is_refused_and_the_same_again_does_nothing(
+    ask: Ask, icon_memory: Path, tmp_path: Path
+) -> None:
+    out, summary = ask()
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.tar")}
+    assert ask()[1] == summary
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.rglob("*.tar")} == before
+    with pytest.raises(ConfigMismatchError, match=r"templates .* there, .* asked"):
+        ask(templates=("{c}",))
+    memory = Path(shutil.copytree(icon_memory, tmp_path / "memory"))
+    assert ask(memory=memory)[1] == replace(summary, memory=str(memory))  # the same state elsewhere
+    Memory.open(memory).delete(keys=[sorted_keys(memory, 0)[0]])
+    with pytest.raises(ConfigMismatchError, match="snapshot"):
+        ask(memory=memory)
+
+
+def test_an_index_that_is_not_there_is_told_before_anything_is_written(
+    ask: Ask, write_memory: Callable[..., Any], clustered: Callable[..., Any], tmp_path: Path
+) -> None:
+    images, texts = clustered(20, 8, 0)
+    write_memory(tmp_path / "bare", images, texts)
+    with pytest.raises(IndexBuildError, match="has no index of image vectors"):
+        ask(memory=tmp_path / "bare")
+    assert not (tmp_path / "subset").exists()
+
+
+def test_summary_and_page_tell_the_same(ask: Ask) -> None:
+    out, summary = ask(looking={"mode": ("both",)})
+    told = json.loads((out / "subset.json").read_text())
+    assert (told["pairs"], told["class_names"][2], told["config"]["ask"]["per_query"]) == (summary.pairs, "AC/DC", 20)
+    page = (out / "subset.html").read_text()
+    assert f"{summary.pairs:,} pairs for 5 classes" in page
+    assert page.count("<section") == 5
+    assert page.count("<svg") == 3
+    assert 'src="http' not in page
+    assert page.count("<img") >= sum(min(n, 8) for n in summary.counts) - 8
