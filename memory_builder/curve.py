@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.recall import RECALL_AT, Point, Side
-from memory_builder.rows import Keys
+from memory_builder.recall import RECALL_AT, Point
+from memory_builder.rows import Keys, Side
 from memory_builder.snapshots import read_snapshot
 from memory_builder.storage import Store
 

@@ -15,8 +15,7 @@ from memory_builder.errors import CorruptMemoryError, EncoderError, UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Commit, Description, Manifest, read_description
 from memory_builder.queries import Picture, query_vectors
-from memory_builder.recall import Side
-from memory_builder.rows import NO_ROW, Ids, Keys, Rows, row_ids
+from memory_builder.rows import NO_ROW, Ids, Keys, Rows, Side, row_ids
 from memory_builder.rowset import RowSet, remaining_rows
 from memory_builder.runner import LocalRunner, Runner
 from memory_builder.scores import Scores

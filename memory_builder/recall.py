@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import faiss
 import numpy as np
 
 from memory_builder.manifest import Commit, Manifest, read_description
-from memory_builder.rows import NO_ROW, Ids, Keys, Rows, open_vectors, present_rows, row_ids
+from memory_builder.rows import NO_ROW, Ids, Keys, Rows, Side, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores, best_of, exact_scores
 from memory_builder.search import Effort, OpenIndex
@@ -28,8 +28,6 @@ MAIN_K = 10
 TRUTH_K = max(RECALL_AT)
 READ_BYTES = 4096
 """A row re-read for re-ranking costs a page, however short it is."""
-
-Side = Literal["image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

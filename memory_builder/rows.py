@@ -22,7 +22,10 @@ from memory_builder.storage import Store
 from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS, read_npy, read_npy_header
 
 Ids = npt.NDArray[np.int64]
-Keys = Literal["image", "text"]
+Side = Literal["image", "text"]
+"""One half of a pair."""
+Keys = Side
+"""The half whose vectors an index holds."""
 NO_ROW = -1
 ROW_BITS = 32
 MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit

@@ -20,8 +20,8 @@ from memory_builder.manifest import Manifest, read_description
 from memory_builder.parts import Part, record_part, write_faiss
 from memory_builder.progress import say
 from memory_builder.quantizer import EXACT_KEY, choose_key, draw_split, memory_bytes, n_lists, train_quantizer
-from memory_builder.recall import TRUTH_K, Side
-from memory_builder.rows import Ids, Keys, Rows
+from memory_builder.recall import TRUTH_K
+from memory_builder.rows import Ids, Keys, Rows, Side
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores
 from memory_builder.search import OpenIndex

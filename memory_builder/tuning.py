@@ -14,8 +14,8 @@ import numpy as np
 from memory_builder.curve import frontier
 from memory_builder.manifest import Commit
 from memory_builder.progress import say
-from memory_builder.recall import Point, Side, ground_truth, latency, measure, measure_single
-from memory_builder.rows import Ids, Keys, Rows
+from memory_builder.recall import Point, ground_truth, latency, measure, measure_single
+from memory_builder.rows import Ids, Keys, Rows, Side
 from memory_builder.runner import Runner
 from memory_builder.scores import Scores
 from memory_builder.search import Effort, OpenIndex

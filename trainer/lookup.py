@@ -11,60 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
-from memory_builder.recall import Side
-from memory_builder.rows import NO_ROW, Ids, Keys
+from memory_builder.rows import NO_ROW, Ids, Side
 from memory_builder.scores import Scores
 from trainer.artwork import NO_CLUSTER, Clusters
+from trainer.reco_settings import LookupConfig, NeighbourConfig
 
 Mask = npt.NDArray[np.bool_]
-SIDES: tuple[Side, ...] = ("image", "text")
 SAME_PICTURE = 0.999
 """Cosine of two image vectors from which they count as the same bytes: one encoder makes one vector of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LookupConfig:
-    """What is searched, and what of the rows found is fused. The paper's: uni-modal search, cross-modal fusion."""
-
-    image_search: Keys = "image"
-    """An image looks among the memory's images or texts."""
-    image_fuse: Keys = "text"
-    """An image is refined with the texts or the images of the rows it finds."""
-    text_search: Keys = "text"
-    """A text looks among the memory's images or texts."""
-    text_fuse: Keys = "image"
-    """A text is refined with the texts or the images of the rows it finds."""
-
-    def search(self, side: Side) -> Keys:
-        """Where this side searches."""
-        return self.image_search if side == "image" else self.text_search
-
-    def fuse(self, side: Side) -> Keys:
-        """What this side is refined with."""
-        return self.image_fuse if side == "image" else self.text_fuse
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NeighbourConfig:
-    """Which neighbours a training pair gets."""
-
-    lookup: LookupConfig
-    k: int = 10
-    """Neighbours stored for each side of a pair."""
-    spare: int = 40
-    """Rows searched beyond those, as some are dropped."""
-    exclude: bool = True
-    """Drop what a pair must not find. False only to measure what that does."""
-    near_duplicate: float = 0.95
-    """Where no clusters are known: cosine of two pictures from which they count as one artwork."""
-
-    def __post_init__(self) -> None:
-        if self.k < 1 or self.spare < 0:
-            raise UsageError(f"-k {self.k} at least 1, --spare {self.spare} at least 0")
-        if not 0 < self.near_duplicate <= 1:
-            raise UsageError(f"--near-duplicate {self.near_duplicate}: a cosine, more than 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,25 +1,38 @@
-"""The neighbours of every pair that RECO trains on: looked up once, shard by shard, and stored beside the run."""
+"""The pairs that RECO trains on, with what each finds in a memory: looked up once, shard by shard, beside the run.
 
+A pair's own two vectors and its neighbours lie together, so that training reads one stretch of a local file for each
+pair and asks no memory.
+"""
+
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
+from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Manifest, config_hash, read_description, shard_name
 from memory_builder.memory import Memory
-from memory_builder.recall import Side
-from memory_builder.rows import NO_ROW, Ids, Rows, row_ids
+from memory_builder.rows import Ids, Rows, row_ids
 from memory_builder.scores import Scores
 from memory_builder.storage import Store
-from memory_builder.tables import npy_bytes
+from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
 from trainer.artwork import Clusters, read_clusters
-from trainer.lookup import SIDES, NeighbourConfig, Pairs, neighbours_of
+from trainer.lookup import Pairs, neighbours_of
+from trainer.reco_settings import SIDES, NeighbourConfig
 
 QUERIES = 1_024
 """Pairs looked up at a time."""
+OPEN_FILES = 512
+"""Of vectors; each holds a descriptor, of which 1,024 is a common limit."""
+
+Vectors = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +46,15 @@ class NeighbourTask:
     """Where they are stored."""
     config: NeighbourConfig
     clusters: str | None = None
-    address: str | None = None
     wants_gpu: bool = False
 
     def start(self) -> Callable[[int], Counter[str]]:
-        memory, train = Memory.open(self.memory, address=self.address), Store(self.train)
-        rows = Rows(train, Manifest.read_folded(train).commits, read_description(train).d)
+        memory, train = Memory.open(self.memory), Store(self.train)
         return partial(
             find_shard,
             store=Store(self.folder),
             memory=memory,
-            rows=rows,
+            rows=Rows(train, Manifest.read_folded(train).commits, read_description(train).d),
             config=self.config,
             clusters=read_clusters(self.clusters),
         )
@@ -52,55 +63,78 @@ class NeighbourTask:
 def find_shard(
     ordinal: int, *, store: Store, memory: Memory, rows: Rows, config: NeighbourConfig, clusters: Clusters
 ) -> Counter[str]:
-    """Look up one shard of training pairs: write what its rows find, then the record of it. One recorded is left alone.
+    """Look up one shard of training pairs: write what each finds, then the record. One that is recorded is left alone.
 
-    Rows that lack a picture or a caption cannot be trained on and find nothing.
+    Rows that lack a picture or a caption cannot be trained on and are left out.
     """
     there = read_record(store, ordinal)
     if there is not None:
         return there
-    pairs, whole, n_rows = _training_pairs(rows, ordinal, clusters, rows.store.root == memory.store.root)
-    counts, sizes = Counter(pairs=len(whole)), {}
-    for side in SIDES:
-        ids = np.full((n_rows, config.k), NO_ROW, np.int64)
-        vectors = np.zeros((n_rows, config.k, rows.d), np.float16)
-        for start in range(0, len(whole), QUERIES):
+    pairs, captions = _training_pairs(rows, ordinal, clusters, rows.store.root == memory.store.root)
+    n, counts = len(pairs.ids), Counter(pairs=len(pairs.ids))
+    ids = np.empty((n, len(SIDES), config.k), np.int64)
+    with store.writing(vectors_path(ordinal)) as file:
+        vectors = _npy_to_fill(file, (n, 2 + 2 * config.k, rows.d))
+        for start in range(0, n, QUERIES):
             some = slice(start, start + QUERIES)
-            found, dropped = neighbours_of(memory, pairs.at(some), side, config, clusters)
-            ids[whole[some]], vectors[whole[some]] = found.ids, found.vectors
-            counts.update({f"{side} {reason}": n for reason, n in dropped.items()})
-        for name, values in (("ids", ids), ("vectors", vectors)):
-            data = npy_bytes(values)
-            store.put(neighbours_path(ordinal, side, name), data)
-            sizes[neighbours_path(ordinal, side, name)] = len(data)
-    record = {"counts": dict(counts), "bytes": sizes}
-    store.put(f"records/{shard_name(ordinal)}.json", json.dumps(record, indent=1).encode())
+            vectors[some, 0], vectors[some, 1] = pairs.images[some], pairs.texts[some]
+            for place, side in enumerate(SIDES):
+                found, dropped = neighbours_of(memory, pairs.at(some), side, config, clusters)
+                first = 2 + place * config.k
+                ids[some, place], vectors[some, first : first + config.k] = found.ids, found.vectors
+                counts.update({f"{side} {reason}": count for reason, count in dropped.items()})
+        vectors.flush()
+        del vectors
+    store.put(ids_path(ordinal), npy_bytes(ids))
+    store.put(pairs_path(ordinal), parquet_bytes(pa.table({"row": pairs.ids, "caption": captions})))
+    sizes = {path: store.size(path) for path in (vectors_path(ordinal), ids_path(ordinal), pairs_path(ordinal))}
+    store.put(_record_path(ordinal), json.dumps({"counts": dict(counts), "bytes": sizes}, indent=1).encode())
     return counts
 
 
-def _training_pairs(rows: Rows, ordinal: int, clusters: Clusters, in_memory: bool) -> tuple[Pairs, Ids, int]:
-    """(pairs of a shard that have both sides, i64[n] which of its rows they are, rows in all)."""
+def _training_pairs(rows: Rows, ordinal: int, clusters: Clusters, in_memory: bool) -> tuple[Pairs, Ids]:
+    """(pairs of a shard that have both sides, i64[n] a number for each caption)."""
     ids = row_ids(ordinal, np.arange(rows.commits[ordinal].n_written))
     images, texts = rows.vectors(ids, "image"), rows.vectors(ids, "text")
     whole = np.flatnonzero(images.any(axis=1) & texts.any(axis=1))
+    table = rows.table(ids[whole])
     pairs = Pairs(
         ids=ids[whole],
         images=_unit(images[whole]),
         texts=_unit(texts[whole]),
-        clusters=clusters.of(rows.table(ids[whole])["key"]),
+        clusters=clusters.of(table["key"]),
         in_memory=in_memory,
     )
-    return pairs, whole, len(ids)
+    return pairs, np.array([caption_number(caption) for caption in table["caption"].to_pylist()], np.int64)
 
 
-def neighbours_path(ordinal: int, side: Side, name: str) -> str:
-    """Where the ids or vectors of one side of one shard lie."""
-    return f"{side}_{name}/{shard_name(ordinal)}.npy"
+def caption_number(caption: str) -> int:
+    """The same for the same text: 63 bits of its hash."""
+    return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
+
+
+def vectors_path(ordinal: int) -> str:
+    """f16[n, 2 + 2 k, d]: a pair's image and text, what its image finds, what its text finds; zero where too few."""
+    return f"vectors/{shard_name(ordinal)}.npy"
+
+
+def ids_path(ordinal: int) -> str:
+    """i64[n, 2, k]: the rows found, by image and by text; -1 where too few."""
+    return f"ids/{shard_name(ordinal)}.npy"
+
+
+def pairs_path(ordinal: int) -> str:
+    """n rows: ``row``, the pair's own row id, and ``caption``, a number for its text."""
+    return f"pairs/{shard_name(ordinal)}.parquet"
+
+
+def _record_path(ordinal: int) -> str:
+    return f"records/{shard_name(ordinal)}.json"
 
 
 def read_record(store: Store, ordinal: int) -> Counter[str] | None:
-    """What was counted in a shard whose neighbours are stored, whole; None if they are to be looked up."""
-    record = store.read_sound_json(f"records/{shard_name(ordinal)}.json")
+    """What was counted in a shard that is stored, whole; None if it is to be looked up."""
+    record = store.read_sound_json(_record_path(ordinal))
     if record is None:
         return None
     for path, size in record["bytes"].items():
@@ -119,6 +153,47 @@ def neighbours_hash(memory: Memory, train: Memory, config: NeighbourConfig, clus
             "clusters": None if clusters is None else Store(clusters).checksum(""),
         }
     )
+
+
+class NeighbourTable:
+    """Stored pairs and their neighbours, numbered from 0."""
+
+    def __init__(self, store: Store, ordinals: Iterable[int]) -> None:
+        self._store, self._ordinals = store, list(ordinals)
+        tables = [read_parquet(store.read(pairs_path(ordinal))) for ordinal in self._ordinals]
+        self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
+        self.captions: Ids = np.concatenate([np.asarray(table["caption"]) for table in tables])
+        """i64[n] equal for equal captions."""
+        self._vectors = lru_cache(OPEN_FILES)(self._map)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, places: Ids) -> Vectors:
+        """i64[b] → f16[b, 2 + 2 k, d]; see ``vectors_path``."""
+        shards = np.searchsorted(self._starts, places, side="right") - 1
+        found: Vectors | None = None
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            rows = self._vectors(int(shard))[places[here] - self._starts[shard]]
+            if found is None:
+                found = np.empty((len(places), *rows.shape[1:]), np.float16)
+            found[here] = rows
+        if found is None:
+            raise ValueError("no places to read")
+        return found
+
+    def _map(self, shard: int) -> Vectors:
+        path = vectors_path(self._ordinals[shard])
+        vectors: Vectors = read_npy(self._store.fetch(path), mapped=True)
+        if len(vectors) != self._starts[shard + 1] - self._starts[shard]:
+            raise CorruptMemoryError(f"{self._store.root}/{path} has {len(vectors)} pairs, not its table's: remove it")
+        return vectors
+
+
+def _npy_to_fill(file: Path, shape: Sequence[int]) -> np.memmap[tuple[int, ...], np.dtype[np.float16]]:
+    """A .npy file on disk, to be filled a block at a time."""
+    return np.lib.format.open_memmap(str(file), mode="w+", dtype=np.float16, shape=tuple(shape))
 
 
 def _unit(rows: Scores) -> Scores:

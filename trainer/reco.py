@@ -1,163 +1,92 @@
-"""RECO: an embedding of a frozen CLIP, refined with what a memory returns for it.
+"""RECO's training: both sides' fusions learn from stored embeddings and neighbours, the CLIP they refine stays away.
 
-Iscen, Caron, Fathi and Schmid, Retrieval-Enhanced Contrastive Vision-Text Models (ICLR 2024), section 3: for each side
-a transformer encoder of one layer reads the query and its neighbours; what stands at the query's place is the refined
-embedding. What the paper leaves open is configuration here, with the published choice as the default where it is known.
+Iscen et al., Retrieval-Enhanced Contrastive Vision-Text Models (ICLR 2024), section 3.3: refined images are aligned
+with refined texts, and each with the other side as it was, so that either side can be refined alone.
 """
 
-import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import linear, normalize
+from torch import Tensor
+from torch.nn.functional import normalize
 
-from memory_builder.errors import UsageError
-from memory_builder.recall import Side
+from memory_builder.ahead import map_ahead
+from trainer.backbone import Parameters
+from trainer.fusion import Reco
+from trainer.losses import Gathered, clamp_logit_scale, info_nce
+from trainer.neighbours import NeighbourTable
+from trainer.order import Slice
+from trainer.reco_settings import Positives
+from trainer.step import Batch
+
+IMAGE, TEXT, REFINED_IMAGE, REFINED_TEXT = range(4)
+TERMS = ((REFINED_IMAGE, REFINED_TEXT), (REFINED_IMAGE, TEXT), (IMAGE, REFINED_TEXT))
+"""What is aligned with what."""
+AHEAD = 2
+"""Batches that are read ahead."""
+
+
+class RecoLearner:
+    """A ``trainer.step.Learner`` of batches ``vectors``: f16[b, 2 + 2 k, d], as the table holds them."""
+
+    def __init__(self, reco: Reco) -> None:
+        self.reco = reco
+        self.parameters: Parameters = dict(reco.named_parameters())
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(images, texts, refined images, refined texts), unit rows."""
+        vectors = batch["vectors"].to(self.reco.logit_scale.dtype)
+        k, stored = self.reco.config.k, vectors.shape[1] // 2 - 1
+        image, text = normalize(vectors[:, 0], dim=-1), normalize(vectors[:, 1], dim=-1)
+        of_image, of_text = vectors[:, 2 : 2 + k], vectors[:, 2 + stored : 2 + stored + k]
+        return (
+            image,
+            text,
+            self.reco.image(image, of_image, is_missing(of_image)),
+            self.reco.text(text, of_text, is_missing(of_text)),
+        )
+
+    def loss(self, gathered: Gathered) -> Tensor:
+        """The sum of three symmetric InfoNCE losses with one temperature."""
+        scale = self.reco.logit_scale.exp()
+        return torch.stack([info_nce(gathered, a, b, scale) for a, b in TERMS]).sum()
+
+    def after_step(self) -> None:
+        """Keep the temperature in its bounds."""
+        clamp_logit_scale(self.reco.logit_scale)
+
+    def figures(self) -> dict[str, float]:
+        """The temperature."""
+        return {"logit_scale": float(self.reco.logit_scale.detach().exp())}
+
+
+def is_missing(neighbours: Tensor) -> Tensor:
+    """[b, k, d] → bool[b, k]: which are padding."""
+    return ~neighbours.any(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FusionConfig:
-    """How a query and its neighbours become one embedding; the same for both sides, with weights of their own."""
+class TableSource:
+    """A ``trainer.loop.Source``."""
 
-    fusion: Literal["transformer", "cross-attention", "mean"] = "transformer"
-    """transformer: self-attention over query and neighbours. cross-attention: the query looks at its neighbours alone.
-    mean: of the neighbours, mixed with the query by one learnt share."""
-    k: int = 10
-    """Neighbours; 0 trains the same weights without retrieval, as a control."""
-    heads: int = 8
-    """Attention heads."""
-    mlp_ratio: float = 1.0
-    """Width of the layer's MLP, in widths of the embedding."""
-    norm: Literal["post", "pre"] = "post"
-    """Where the layer normalises: after each half, as torch does unless told, or before."""
-    residual: bool = False
-    """Add the query to what the layer returns."""
-    rank_embeddings: bool = False
-    """Tell the layer the query's and each neighbour's rank; without, neighbours are a set."""
+    table: NeighbourTable
+    positives: Positives
 
-    def __post_init__(self) -> None:
-        if self.k < 0 or self.heads < 1 or self.mlp_ratio <= 0:
-            raise UsageError(f"-k {self.k} at least 0, --heads {self.heads} at least 1, --mlp-ratio more than 0")
-        if self.fusion != "transformer" and self.k == 0:
-            raise UsageError(f"--fusion {self.fusion} needs neighbours: -k at least 1")
+    @property
+    def n_pairs(self) -> int:
+        return len(self.table)
+
+    def batches(self, slices: Iterable[Slice]) -> Iterator[Batch]:
+        """Yield batches with ``vectors`` and, if equal captions are right answers to each other, ``group``."""
+        with ThreadPoolExecutor(AHEAD) as threads:
+            yield from map_ahead(partial(_read, self), slices, threads, AHEAD)
 
 
-class Fusion(nn.Module):
-    """One side's fusion: (query, neighbours) → the refined embedding."""
-
-    def __init__(self, config: FusionConfig, d: int) -> None:
-        super().__init__()
-        if d % config.heads:
-            raise UsageError(f"--heads {config.heads} does not divide the embedding's width {d}")
-        self.config = config
-        self.share = nn.Parameter(torch.zeros(())) if config.fusion == "mean" else None
-        self.layer = None
-        if config.fusion != "mean":
-            # torch's own layer holds the weights, under its names; at_query computes what it would at one place.
-            self.layer = nn.TransformerEncoderLayer(
-                d,
-                config.heads,
-                int(d * config.mlp_ratio),
-                dropout=0.0,
-                batch_first=True,
-                norm_first=config.norm == "pre",
-            )
-        self.ranks = nn.Parameter(torch.zeros(1 + config.k, d)) if config.rank_embeddings else None
-
-    def forward(self, query: Tensor, neighbours: Tensor, missing: Tensor) -> Tensor:
-        """f32[b, d] unit rows, f32[b, k, d], bool[b, k] which of them are not there → f32[b, d] unit rows.
-
-        A query without any neighbour is returned as it is, unless the layer was trained without retrieval (k = 0).
-        """
-        if self.layer is None:
-            refined = self._mean(query, neighbours, missing)
-        else:
-            asked = query
-            if self.ranks is not None:
-                asked, neighbours = query + self.ranks[0], neighbours + self.ranks[1 : 1 + neighbours.shape[1]]
-            refined = at_query(self.layer, asked, neighbours, missing, itself=self.config.fusion == "transformer")
-        refined = normalize(refined + query if self.config.residual else refined, dim=-1)
-        if not self.config.k:
-            return refined
-        return torch.where(missing.all(dim=1, keepdim=True), query, refined)
-
-    def _mean(self, query: Tensor, neighbours: Tensor, missing: Tensor) -> Tensor:
-        assert self.share is not None
-        there = (~missing).to(query.dtype)[..., None]
-        mean = (neighbours * there).sum(1) / there.sum(1).clamp(min=1)
-        return torch.lerp(query, mean, torch.sigmoid(self.share))
-
-
-def at_query(
-    layer: nn.TransformerEncoderLayer, query: Tensor, neighbours: Tensor, missing: Tensor, *, itself: bool = True
-) -> Tensor:
-    """What ``layer`` returns at the first position of [query; neighbours], without computing the other positions.
-
-    As only one position asks, the key matrix can be folded into the query and the value matrix into the result: about
-    6.3 d² multiply-adds a query at d = 512 and k = 10, against 26 d² with keys and values of every position.
-
-    Args:
-        layer: its weights; batch_first, without dropout.
-        query: [b, d].
-        neighbours: [b, k, d].
-        missing: bool[b, k], those that attention must not see.
-        itself: attend to the query too, as self-attention does.
-
-    Returns:
-        [b, d].
-    """
-    asked = layer.norm1(query) if layer.norm_first else query
-    read = layer.norm1(neighbours) if layer.norm_first else neighbours
-    hidden: Tensor = query + _attention(layer.self_attn, asked, read, missing, itself)
-    if layer.norm_first:
-        return hidden + _mlp(layer, layer.norm2(hidden))
-    hidden = layer.norm1(hidden)
-    refined: Tensor = layer.norm2(hidden + _mlp(layer, hidden))
-    return refined
-
-
-def _mlp(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
-    out: Tensor = layer.linear2(torch.relu(layer.linear1(x)))
-    return out
-
-
-def _attention(attention: nn.MultiheadAttention, query: Tensor, read: Tensor, missing: Tensor, itself: bool) -> Tensor:
-    b, d = query.shape
-    heads, width = attention.num_heads, d // attention.num_heads
-    to_query, to_key, to_value = attention.in_proj_weight.chunk(3)  # [d, d] each
-    query_bias, _, value_bias = attention.in_proj_bias.chunk(3)  # a bias of keys is the same for all: softmax drops it
-    asked = linear(query, to_query, query_bias).view(b, heads, width)
-    folded = torch.einsum("bhe,hed->bhd", asked, to_key.view(heads, width, d)) / math.sqrt(width)
-    scores = torch.bmm(folded, read.transpose(1, 2)).masked_fill(missing[:, None], -torch.inf)  # [b, heads, k]
-    if itself:
-        scores = torch.cat([torch.einsum("bhd,bd->bh", folded, query)[..., None], scores], dim=2)
-    else:  # a query that has no neighbour looks at nothing
-        scores = torch.where(missing.all(1)[:, None, None], torch.zeros_like(scores), scores)
-    weights = torch.softmax(scores, dim=2)
-    if itself:
-        mixed = weights[..., :1] * query[:, None] + torch.bmm(weights[..., 1:], read)  # [b, heads, d]
-    else:
-        mixed = torch.bmm(weights, read)
-    values = torch.einsum("bhd,hed->bhe", mixed, to_value.view(heads, width, d)).reshape(b, d) + value_bias
-    out: Tensor = attention.out_proj(values)
-    return out
-
-
-class Reco(nn.Module):
-    """Both sides' fusions, with weights of their own, and the temperature they are trained with."""
-
-    def __init__(self, config: FusionConfig, d: int) -> None:
-        super().__init__()
-        self.config, self.d = config, d
-        self.image, self.text = Fusion(config, d), Fusion(config, d)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    def side(self, side: Side) -> Fusion:
-        """The fusion of one side."""
-        return self.image if side == "image" else self.text
-
-    def n_parameters(self) -> int:
-        """Weights of both fusions: 3,155,968 at d = 512 with a ratio of 1, the paper's 3.16 M."""
-        return sum(p.numel() for fusion in (self.image, self.text) for p in fusion.parameters())
+def _read(source: TableSource, current: Slice) -> Batch:
+    batch = {"vectors": torch.from_numpy(source.table.read(current.pairs))}
+    if source.positives == "caption":
+        batch["group"] = torch.from_numpy(source.table.captions[current.pairs])
+    return batch

@@ -13,9 +13,11 @@ from memory_builder.errors import UsageError
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner, run_all
+from memory_builder.storage import Store
 from trainer.artwork import read_clusters
-from trainer.lookup import SAME_PICTURE, SIDES, LookupConfig, NeighbourConfig, look_up
-from trainer.neighbours import NeighbourTask, neighbours_hash, neighbours_path
+from trainer.lookup import SAME_PICTURE, look_up
+from trainer.neighbours import NeighbourTable, NeighbourTask, ids_path, neighbours_hash, pairs_path, vectors_path
+from trainer.reco_settings import SIDES, LookupConfig, NeighbourConfig
 
 N, D, K = 600, 32, 10
 
@@ -49,9 +51,14 @@ def find(memory, folder, config, clusters=None):
     return [counts for _, counts in run_all(LocalRunner(), task, list(memory.commits))]
 
 
-def stored(folder, memory, side, name):
-    """The ids or vectors of one side, all shards."""
-    return np.concatenate([np.load(Path(folder) / neighbours_path(o, side, name)) for o in memory.commits])
+def stored(folder, memory, side):
+    """(i64[m] rows, i64[m, k] ids, f16[m, k, d] vectors) of one side, all shards."""
+    tables = [pq.read_table(Path(folder) / pairs_path(o)) for o in memory.commits]
+    ids = np.concatenate([np.load(Path(folder) / ids_path(o)) for o in memory.commits])
+    vectors = np.concatenate([np.load(Path(folder) / vectors_path(o)) for o in memory.commits])
+    place = SIDES.index(side)
+    rows = np.concatenate([np.array(table["row"]) for table in tables])
+    return rows, ids[:, place], vectors[:, 2 + place * K : 2 + (place + 1) * K]
 
 
 def everything(memory):
@@ -62,51 +69,64 @@ def everything(memory):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_every_row_finds_what_brute_force_finds_and_nothing_it_must_not(memory, clusters, tmp_path, side):
-    counts = find(memory, tmp_path, NeighbourConfig(lookup=LookupConfig(), k=K), clusters)
+    counts = find(memory, tmp_path, NeighbourConfig(k=K), clusters)
     ids, images, texts = everything(memory)
-    found, fused = stored(tmp_path, memory, side, "ids"), stored(tmp_path, memory, side, "vectors")
+    rows, found, fused = stored(tmp_path, memory, side)
+    np.testing.assert_array_equal(rows, np.delete(ids, range(20, 60)))
     asked, given = (images, texts) if side == "image" else (texts, images)
     alike, artwork = images @ images.T, np.where((np.arange(N) >= 100) & (np.arange(N) < 140), 100, -1)
-    for row in range(N):
-        if 20 <= row < 60:
-            assert (found[row] == -1).all()
-            continue
+    for place, row in enumerate(np.searchsorted(ids, rows)):
         same = (artwork[row] != -1) & (artwork == artwork[row])
         unknown = (artwork[row] == -1) | (artwork == -1)
         forbidden = same | (alike[row] >= SAME_PICTURE) | (unknown & (alike[row] >= 0.95)) | (ids == ids[row])
         there = asked.any(axis=1) & given.any(axis=1)
         scores = np.where(forbidden | ~there, -np.inf, asked @ asked[row])
-        at = np.searchsorted(ids, found[row][found[row] != -1])
+        at = np.searchsorted(ids, found[place][found[place] != -1])
         assert np.isfinite(scores[at]).all()
         np.testing.assert_allclose(scores[at], np.sort(scores)[::-1][: len(at)], atol=1e-3)
-        np.testing.assert_array_equal(fused[row][: len(at)], given[at].astype(np.float16))
-        assert not fused[row][len(at) :].any()
+        np.testing.assert_array_equal(fused[place][: len(at)], given[at].astype(np.float16))
+        assert not fused[place][len(at) :].any()
         if row < 20:
-            assert ids[row + 300] not in found[row]
+            assert ids[row + 300] not in found[place]
     total = sum(counts[1:], start=counts[0])
     assert total["pairs"] == N - 40
     assert total[f"{side} self"] >= N - 60
     assert total[f"{side} same cluster"] > 0
-    assert total[f"{side} short"] == (found[[*range(20), *range(60, N)], -1] == -1).sum()
+    assert total[f"{side} short"] == (found[:, -1] == -1).sum()
+
+
+def test_the_table_reads_any_pairs_in_any_order(memory, tmp_path):
+    find(memory, tmp_path, NeighbourConfig(k=K))
+    table = NeighbourTable(Store(tmp_path), memory.commits)
+    rows, _, of_images = stored(tmp_path, memory, "image")
+    _, images, texts = everything(memory)
+    places = np.random.default_rng(0).permutation(len(table))[:100]
+    found = table.read(places)
+    at = np.searchsorted(everything(memory)[0], rows[places])
+    np.testing.assert_allclose(found[:, 0], images[at], atol=1e-3)
+    np.testing.assert_allclose(found[:, 1], texts[at], atol=1e-3)
+    np.testing.assert_array_equal(found[:, 2 : 2 + K], of_images[places])
+    assert len(table) == N - 40
+    assert len(set(table.captions.tolist())) == N - 40
 
 
 def test_without_exclusion_a_pair_finds_itself(memory, tmp_path):
-    find(memory, tmp_path, NeighbourConfig(lookup=LookupConfig(), k=K, exclude=False))
-    ids, _, _ = everything(memory)
-    found = stored(tmp_path, memory, "image", "ids")
-    assert (found[60:] == ids[60:, None]).any(axis=1).mean() > 0.99
+    find(memory, tmp_path, NeighbourConfig(k=K, exclude=False))
+    rows, found, _ = stored(tmp_path, memory, "image")
+    assert (found == rows[:, None]).any(axis=1).mean() > 0.99
 
 
 def test_other_modalities_can_be_searched_and_fused(memory, tmp_path):
     lookup = LookupConfig(image_search="text", image_fuse="image", text_search="image", text_fuse="text")
     find(memory, tmp_path, NeighbourConfig(lookup=lookup, k=K, exclude=False))
     ids, images, texts = everything(memory)
-    found, fused = stored(tmp_path, memory, "image", "ids"), stored(tmp_path, memory, "image", "vectors")
+    rows, found, fused = stored(tmp_path, memory, "image")
     row = 400
+    place = np.searchsorted(rows, ids[row])
     scores = np.where(images.any(axis=1) & texts.any(axis=1), texts @ images[row], -np.inf)
-    at = np.searchsorted(ids, found[row])
+    at = np.searchsorted(ids, found[place])
     np.testing.assert_allclose(scores[at], np.sort(scores)[::-1][:K], atol=1e-3)
-    np.testing.assert_array_equal(fused[row], images[at].astype(np.float16))
+    np.testing.assert_array_equal(fused[place], images[at].astype(np.float16))
 
 
 def test_a_query_gets_the_nearest_rows_that_have_what_is_fused(memory):
@@ -121,17 +141,16 @@ def test_a_query_gets_the_nearest_rows_that_have_what_is_fused(memory):
 
 
 def test_a_killed_look_up_goes_on_and_the_bytes_are_the_same(memory, tmp_path):
-    config = NeighbourConfig(lookup=LookupConfig(), k=K)
+    config = NeighbourConfig(k=K)
     counts = find(memory, tmp_path / "whole", config)
     find(memory, tmp_path / "again", config)
     (tmp_path / "again/records/00001.json").unlink()
-    (tmp_path / "again/image_vectors/00001.npy").write_bytes(b"cut")
-    (tmp_path / "again/text_ids/00000.npy").write_bytes(b"also cut")  # its record stands, its size does not
-    before = (tmp_path / "again/image_ids/00002.npy").stat().st_mtime_ns
+    (tmp_path / "again/vectors/00001.npy").write_bytes(b"cut")
+    (tmp_path / "again/ids/00000.npy").write_bytes(b"also cut")  # its record stands, its size does not
+    before = (tmp_path / "again/ids/00002.npy").stat().st_mtime_ns
     assert find(memory, tmp_path / "again", config) == counts
-    assert (tmp_path / "again/image_ids/00002.npy").stat().st_mtime_ns == before
-    names = sorted(p.relative_to(tmp_path / "whole") for p in (tmp_path / "whole").rglob("*.npy"))
-    assert len(names) == 4 * len(memory.commits)
+    assert (tmp_path / "again/ids/00002.npy").stat().st_mtime_ns == before
+    names = [path(o) for o in memory.commits for path in (vectors_path, ids_path, pairs_path)]
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert json.loads((tmp_path / "again/records/00000.json").read_text())["counts"] == dict(counts[0])
@@ -139,7 +158,7 @@ def test_a_killed_look_up_goes_on_and_the_bytes_are_the_same(memory, tmp_path):
 
 def test_the_hash_follows_what_neighbours_depend_on(memory, clusters):
     def hashed(clusters=None, **changes):
-        return neighbours_hash(memory, memory, NeighbourConfig(lookup=LookupConfig(), **changes), clusters)
+        return neighbours_hash(memory, memory, NeighbourConfig(**changes), clusters)
 
     assert hashed() == hashed()
     assert len({hashed(), hashed(k=5), hashed(exclude=False), hashed(clusters=clusters)}) == 4
@@ -159,4 +178,4 @@ def test_clusters_are_read_and_refused(tmp_path, clusters):
 @pytest.mark.parametrize(("config", "named"), [({"k": 0}, "-k 0"), ({"near_duplicate": 0}, "--near-duplicate 0")])
 def test_settings_that_cannot_be_are_refused(config, named):
     with pytest.raises(UsageError, match=named):
-        NeighbourConfig(lookup=LookupConfig(), **config)
+        NeighbourConfig(**config)

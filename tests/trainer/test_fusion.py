@@ -4,7 +4,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from memory_builder.errors import UsageError
-from trainer.reco import Fusion, FusionConfig, Reco, at_query
+from trainer.fusion import Fusion, Reco, at_query
+from trainer.reco_settings import FusionConfig
 
 D, K = 64, 10
 

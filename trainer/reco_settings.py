@@ -1,0 +1,82 @@
+"""What ``memory-builder train reco`` can be told: settings alone, imported by the command without torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memory_builder.errors import UsageError
+from memory_builder.rows import Side
+
+SIDES: tuple[Side, ...] = ("image", "text")
+Positives = Literal["own", "caption"]
+RATE, WEIGHT_DECAY, EPOCHS = 1e-3, 1e-5, 10
+"""As published."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FusionConfig:
+    """How a query and its neighbours become one embedding; the same for both sides, with weights of their own."""
+
+    fusion: Literal["transformer", "cross-attention", "mean"] = "transformer"
+    """transformer: self-attention over query and neighbours. cross-attention: the query looks at its neighbours alone.
+    mean: of the neighbours, mixed with the query by one learnt share."""
+    k: int = 10
+    """Neighbours; 0 trains the same weights without retrieval, as a control."""
+    heads: int = 8
+    """Attention heads."""
+    mlp_ratio: float = 1.0
+    """Width of the layer's MLP, in widths of the embedding."""
+    norm: Literal["post", "pre"] = "post"
+    """Where the layer normalises: after each half, as torch does unless told, or before."""
+    residual: bool = False
+    """Add the query to what the layer returns."""
+    rank_embeddings: bool = False
+    """Tell the layer the query's and each neighbour's rank; without, neighbours are a set."""
+
+    def __post_init__(self) -> None:
+        if self.k < 0 or self.heads < 1 or self.mlp_ratio <= 0:
+            raise UsageError(f"-k {self.k} at least 0, --heads {self.heads} at least 1, --mlp-ratio more than 0")
+        if self.fusion != "transformer" and self.k == 0:
+            raise UsageError(f"--fusion {self.fusion} needs neighbours: -k at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LookupConfig:
+    """What is searched, and what of the rows found is fused. The paper's: uni-modal search, cross-modal fusion."""
+
+    image_search: Side = "image"
+    """An image looks among the memory's images or texts."""
+    image_fuse: Side = "text"
+    """An image is refined with the texts or the images of the rows it finds."""
+    text_search: Side = "text"
+    """A text looks among the memory's images or texts."""
+    text_fuse: Side = "image"
+    """A text is refined with the texts or the images of the rows it finds."""
+
+    def search(self, side: Side) -> Side:
+        """Where this side searches."""
+        return self.image_search if side == "image" else self.text_search
+
+    def fuse(self, side: Side) -> Side:
+        """What this side is refined with."""
+        return self.image_fuse if side == "image" else self.text_fuse
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighbourConfig:
+    """Which neighbours a training pair gets."""
+
+    lookup: LookupConfig = field(default_factory=LookupConfig)
+    k: int = 10
+    """Neighbours stored for each side of a pair."""
+    spare: int = 40
+    """Rows searched beyond those, as some are dropped."""
+    exclude: bool = True
+    """Drop what a pair must not find. False only to measure what that does."""
+    near_duplicate: float = 0.95
+    """Where no clusters are known: cosine of two pictures from which they count as one artwork."""
+
+    def __post_init__(self) -> None:
+        if self.k < 1 or self.spare < 0:
+            raise UsageError(f"-k {self.k} at least 1, --spare {self.spare} at least 0")
+        if not 0 < self.near_duplicate <= 1:
+            raise UsageError(f"--near-duplicate {self.near_duplicate}: a cosine, more than 0 and at most 1")
