@@ -1,0 +1,148 @@
+"""From nothing to the tables of docs/results.md: every step in its order, each done once.
+
+    uv run python examples/icons/pipeline.py --out ~/icons                 # the benchmark, with the bundled base model
+    uv run python examples/icons/pipeline.py --out ~/icons --retrain       # train the base model too: hours on a CPU
+    uv run python examples/icons/pipeline.py --out ~/icons/sample --sample # the bundled sample: minutes, no download
+
+Killed at any moment, the same command goes on: a step that ended is skipped, as long as neither it nor a step before it
+is asked for with other arguments, and the steps go on by themselves where they stopped.
+"""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from prepare import put_json
+
+HERE = Path(__file__).resolve().parent
+BUNDLED = HERE.parents[1] / "memory_builder" / "demo" / "model"
+TIERS = ("absent", "rare", "common")
+SHOTS = ("1", "2", "4", "8", "16", "all")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipeline:
+    """Run the icons benchmark from start to end."""
+
+    out: Path
+    """Folder of all that is made; a few gigabytes."""
+    sample: bool = False
+    """The bundled sample instead of the corpus: shows that all of it runs, measures nothing."""
+    retrain: bool = False
+    """Train the base model from scratch instead of taking the bundled one."""
+    upto: str | None = None
+    """End after the step of this name."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One command of the pipeline."""
+
+    name: str
+    command: tuple[str, ...]
+
+
+def script(name: str, *arguments: object) -> tuple[str, ...]:
+    """Return the command that runs a script of this folder."""
+    return (sys.executable, str(HERE / f"{name}.py"), *map(str, arguments))
+
+
+def memory_builder(*arguments: object) -> tuple[str, ...]:
+    """Return the command that runs memory-builder."""
+    return (sys.executable, "-m", "memory_builder.cli", *map(str, arguments))
+
+
+def benchmark_steps(config: Pipeline) -> list[Step]:
+    """Return the steps that make the memory's pairs and the sets to ask about."""
+    out, sets = config.out, config.out / "benchmark"
+    if config.sample:
+        return [Step(name="deal", command=script("sample_benchmark", "--out", sets))]
+    pairs, entities, clusters, splits = out / "64", out / "entities.parquet", out / "clusters", out / "splits"
+    given = {
+        "prepare": ("--out", pairs),
+        "entities": ("--out", entities),
+        "clusters": ("--pairs", pairs, "--entities", entities, "--out", clusters),
+        "splits": ("--entities", entities, "--clusters", clusters, "--out", splits),
+        "benchmark": ("--pairs", pairs, "--splits", splits, "--out", sets),
+    }
+    return [Step(name=name, command=script(name, *arguments)) for name, arguments in given.items()]
+
+
+def steps_of(config: Pipeline) -> list[Step]:
+    """Return all steps, in order."""
+    out, sets, memory = config.out, config.out / "benchmark", config.out / "memory"
+    steps, model = benchmark_steps(config), BUNDLED
+    if config.retrain:
+        arguments = ("--pairs", sets / "base", "--dev", sets, "--out", out / "base", "--compare", BUNDLED)
+        steps.append(Step(name="pretrain", command=script("pretrain", *arguments)))
+        model = out / "base" / "model"
+    named = ("--model", f"local-dir:{model}")
+    steps += [
+        Step(name="embed", command=memory_builder("embed", sets / "memory", "--memory", memory, *named)),
+        Step(name="index", command=memory_builder("index", memory)),
+    ]
+    runs = []
+    for tier in TIERS[-1:] if config.sample else TIERS:
+        given = ("--dataset", sets / f"test-{tier}", "--dev", sets / f"dev-{tier}", "--out", out / "runs" / tier)
+        command = memory_builder("evaluate", "baselines", *named, "--memory", memory, *given)
+        steps.append(Step(name=f"baselines-{tier}", command=command))
+        runs.append(out / "runs" / tier)
+    if not config.sample:
+        few, dev = sets / "test-few-shot", sets / "dev-few-shot"
+        given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot", "--shots", *SHOTS)
+        steps.append(Step(name="few-shot", command=memory_builder("evaluate", "linear-probe", *named, *given)))
+        runs.append(out / "runs" / "few-shot")
+    bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
+    return [
+        *steps,
+        Step(name="report", command=memory_builder("report", *runs, "--out", out / "report.html")),
+        Step(name="results", command=script("results", *runs, "--out", out / "results.md", *bounds)),
+    ]
+
+
+def run_step(step: Step, record: Path) -> bool:
+    """Run a step and record it; return whether it did what it should."""
+    print(f"== {step.name}: {shlex.join(step.command)}", file=sys.stderr, flush=True)
+    started = time.monotonic()
+    code = subprocess.run(step.command).returncode
+    if code:
+        print(
+            f"error: {step.name} ended with {code}; see above. The same command goes on from there",
+            file=sys.stderr,
+            flush=True,
+        )
+        return False
+    put_json(record, {"command": list(step.command), "seconds": round(time.monotonic() - started, 1)})
+    return True
+
+
+def is_done(step: Step, record: Path) -> bool:
+    """Whether the step has ended before, with these arguments."""
+    return record.exists() and json.loads(record.read_bytes())["command"] == list(step.command)
+
+
+def run(config: Pipeline) -> int:
+    """Run what is not done; 0 is success, 1 a step that failed, 2 wrong usage."""
+    steps = steps_of(config)
+    names = [step.name for step in steps]
+    if config.upto is not None and config.upto not in names:
+        print(f"error: --upto {config.upto}: the steps are {', '.join(names)}", file=sys.stderr)
+        return 2
+    last = names.index(config.upto) if config.upto is not None else len(names) - 1
+    (config.out / "steps").mkdir(parents=True, exist_ok=True)
+    skipping = True
+    for step in steps[: last + 1]:
+        record = config.out / "steps" / f"{step.name}.json"
+        skipping = skipping and is_done(step, record)
+        if not skipping and not run_step(step, record):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(tyro.cli(Pipeline, description=__doc__)))

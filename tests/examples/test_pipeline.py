@@ -1,0 +1,70 @@
+"""The whole of examples/icons on the bundled sample, from the pairs to the tables, against stored bounds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PIPELINE = Path(__file__).parents[2] / "examples" / "icons" / "pipeline.py"
+
+
+def run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PIPELINE), "--out", str(out), "--sample", *more]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> tuple[Path, str]:
+    """Run up to the index, then to the end."""
+    out = tmp_path_factory.mktemp("pipeline")
+    first = run(out, "--upto", "index")
+    assert first.returncode == 0, first.stderr
+    rest = run(out)
+    assert rest.returncode == 0, rest.stderr
+    return out, rest.stderr
+
+
+def test_what_is_done_is_not_done_again_and_the_figures_are_as_stored(made: tuple[Path, str]) -> None:
+    out, told = made
+    assert "== embed" not in told
+    assert "== baselines-common" in told
+    tables = (out / "results.md").read_text()
+    assert tables.startswith("### test-common, test\n\n384 classes, 384 pictures; a memory of 1,914 rows")
+    assert {line.split(" | ")[0] for line in tables.splitlines()} >= {
+        "| zero-shot",
+        "| knn",
+        "| mean-fusion",
+        "| pixel",
+    }
+    assert "<html" in (out / "report.html").read_text()[:200]
+
+
+def test_a_step_asked_for_otherwise_is_done_anew_with_all_after_it(made: tuple[Path, str]) -> None:
+    out, _ = made
+    record = out / "steps" / "report.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"command": ["another"]}))
+    again = run(out)
+    assert again.returncode == 0, again.stderr
+    assert [line.split(":")[0] for line in again.stderr.splitlines() if line.startswith("==")] == [
+        "== report",
+        "== results",
+    ]
+
+
+def test_a_figure_that_has_moved_is_an_error(made: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = made
+    bounds = tmp_path / "bounds.json"
+    bounds.write_text(json.dumps({"test-common": {"knn": [0.9, 1.0], "no-such": [0, 1]}}))
+    command = [sys.executable, str(PIPELINE.with_name("results.py")), str(out / "runs" / "common")]
+    done = subprocess.run([*command, "--out", str(tmp_path / "r.md"), "--bounds", str(bounds)], capture_output=True)
+    assert done.returncode == 1
+    assert b"knn: top-1 is 0." in done.stderr
+    assert b"no-such: top-1 is missing" in done.stderr
+
+
+def test_no_such_step(tmp_path: Path) -> None:
+    done = run(tmp_path, "--upto", "nothing")
+    assert done.returncode == 2
+    assert "deal, embed, index" in done.stderr
