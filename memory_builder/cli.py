@@ -20,6 +20,7 @@ from memory_builder.commands.keeping import Export, Merge, Verify
 from memory_builder.commands.retrieving import Retrieve
 from memory_builder.commands.running import FAILED
 from memory_builder.commands.submitting import Submit
+from memory_builder.commands.training import Train
 from memory_builder.errors import MemoryBuilderError
 
 INTERRUPTED = 130
@@ -38,6 +39,7 @@ Command = (
     | Annotated[Verify, subcommand("verify")]
     | Annotated[Export, subcommand("export")]
     | Annotated[Retrieve, subcommand("retrieve")]
+    | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
     | Annotated[Submit, subcommand("submit")]

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 # The doors through which memory_builder reaches cluster and trainer, each by lazy imports inside functions.
 DOORS = {
     "memory_builder/commands/evaluating.py": {
+        "trainer.customised",
         "trainer.evaluate.baseline_task",
         "trainer.evaluate.few_shot",
         "trainer.evaluate.metrics",
@@ -22,6 +23,14 @@ DOORS = {
     },
     "memory_builder/commands/running.py": {"cluster.runner"},
     "memory_builder/commands/submitting.py": {"cluster.submit"},
+    "memory_builder/commands/training.py": {
+        "trainer.customised",
+        "trainer.export",
+        "trainer.react_job",
+        "trainer.run",
+        "trainer.settings",  # settings alone, so imported at once: it imports nothing itself
+        "trainer.subset",
+    },
     "memory_builder/memory.py": {"cluster.search"},
 }
 

@@ -10,8 +10,10 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, 
 
 from memory_builder.console import print_table
 from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
 
 if TYPE_CHECKING:
+    from trainer.customised import Choice
     from trainer.evaluate.metrics import Figures
     from trainer.evaluate.results import Result
     from trainer.evaluate.setting import Setting
@@ -23,12 +25,20 @@ class EvaluateOptions:
 
     dataset: Path
     """The set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
-    out: Path
-    """Folder of the run: embeddings of sets are kept there, results go to its eval/."""
-    model: str
+    out: Path | None = None
+    """Folder for results, which go to its eval/, and for embeddings of sets; the one of --run unless given."""
+    model: str | None = None
     """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32."""
     pretrained: str | None = None
     """A pretrained tag or a weights file of --model."""
+    run: str | None = None
+    """Folder of a run of train react, in place of --model: its customised model."""
+    step: int | None = None
+    """A checkpoint of --run; its newest unless given."""
+    ema: bool = False
+    """The moving average that --run kept, instead of its parameters."""
+    share: float = 1.0
+    """Of what --run learnt: 0 is the frozen model, 1 the customised one, between them a mixture of weights (WiSE-FT)."""
     split: str = "test"
     """The split that is measured."""
     batch_size: int = 64
@@ -41,16 +51,30 @@ class EvaluateOptions:
         from trainer.evaluate.setting import Setting
 
         choosing = choosing or DevOptions()
+        out = self.out or (Path(self.run) if self.run else None)
+        if out is None:
+            raise UsageError("--out is missing: a folder for results")
         return Setting(
-            encoder=EncoderConfig(model=self.model, pretrained=self.pretrained),
+            encoder=self._model(),
             dataset=self.dataset,
-            out=self.out,
+            out=out,
             split=self.split,
             dev=choosing.dev,
             dev_split=choosing.dev_split,
             train_split=train_split,
             batch_size=self.batch_size,
         )
+
+    def _model(self) -> "EncoderConfig | Choice":
+        if (self.model is None) == (self.run is None):
+            raise UsageError("name either --model or --run, the folder of a run of train react")
+        if self.run is None:
+            if self.step is not None or self.ema or self.share != 1:
+                raise UsageError("--step, --ema and --share are for --run")
+            return EncoderConfig(model=str(self.model), pretrained=self.pretrained)
+        from trainer.customised import Choice
+
+        return Choice(run=self.run, step=self.step, average=self.ema, share=self.share)
 
     def tell(self, results: "Sequence[Result]") -> int:
         """Print the results; the exit code."""

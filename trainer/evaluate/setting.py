@@ -5,13 +5,15 @@ from pathlib import Path
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
+from trainer.customised import Choice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What all tasks share."""
 
-    encoder: EncoderConfig
+    encoder: EncoderConfig | Choice
+    """A model, or the customised model of a run."""
     dataset: Path
     out: Path
     split: str = "test"

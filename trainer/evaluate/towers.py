@@ -10,8 +10,9 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from memory_builder.encoder import EncoderConfig, Pixels, load_encoder
+from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
 from memory_builder.images import decode_image
+from trainer.customised import Choice, load_customised
 
 Floats = npt.NDArray[np.float32]
 
@@ -66,23 +67,37 @@ class Towers:
         return _array(torch.stack(rows))
 
 
-def load_towers(config: EncoderConfig) -> Towers:
-    """Load a model for evaluation.
+def load_towers(config: EncoderConfig | Choice) -> Towers:
+    """Load a model, or the customised model of a run, for evaluation.
 
     Raises:
         EncoderError: the name, tag, folder or weights file is not known or not usable.
+        UsageError, CorruptMemoryError: see ``load_customised``.
     """
+    if isinstance(config, Choice):
+        customised = load_customised(config)
+        name = f"{customised.encoder.config.model} + {config.run} (step {customised.step}, {_state(config)})"
+        return _towers(customised.encoder, name, customised.fingerprint)
     encoder = load_encoder(config)
+    return _towers(encoder, config.model, encoder.fingerprint)
+
+
+def _state(choice: Choice) -> str:
+    average = "moving average, " if choice.average else ""
+    return f"{average}share {choice.share:g}"
+
+
+def _towers(encoder: Encoder, name: str, fingerprint: str) -> Towers:
     settings = open_clip.get_model_preprocess_cfg(encoder.model)
     mean, std = (torch.tensor(settings[name], device=encoder.device).view(3, 1, 1) for name in ("mean", "std"))
     return Towers(
         model=encoder.model,
-        name=config.model,
-        fingerprint=encoder.fingerprint,
+        name=name,
+        fingerprint=fingerprint,
         d=encoder.d,
         device=encoder.device,
         resize=encoder.preprocess,
-        tokenizer=open_clip.get_tokenizer(config.model),
+        tokenizer=open_clip.get_tokenizer(encoder.config.model),
         mean=mean,
         std=std,
     )

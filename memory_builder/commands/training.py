@@ -1,0 +1,104 @@
+"""Commands that train: react. The one door to the trainer's training."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
+
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+from trainer.settings import DataConfig, LoopConfig, ReactConfig, Where
+
+
+@dataclass(frozen=True, kw_only=True)
+class React:
+    """Customise a frozen CLIP on a subset, with gated blocks or a tower that learns. Run it again to go on."""
+
+    subset: Annotated[str, Positional, arg(metavar="SUBSET")]
+    """Folder of tars that retrieve wrote, or any folder of webdataset tars."""
+    out: str
+    """Folder of the run: checkpoints, metrics, and what evaluate finds."""
+    model: str | None = None
+    """An open_clip model name, or local-dir:FOLDER; the one that chose the subset unless given."""
+    pretrained: str | None = None
+    """A pretrained tag or a weights file of --model."""
+    react: OmitArgPrefixes[ReactConfig] = field(default_factory=ReactConfig)
+    data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
+    loop: OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    start_from: str | None = None
+    """Begin with the parameters of another run, or of a checkpoint that REACT's authors released."""
+    cache: str | None = None
+    """Where what is computed once is kept, for several runs to share; in --out unless given."""
+    any_encoder: bool = False
+    """Train another model than the one that chose the subset."""
+    on: OmitArgPrefixes[Where] = field(default_factory=Where)
+
+    def run(self) -> int:
+        from trainer.react_job import ReactJob
+        from trainer.run import run_job
+        from trainer.subset import described_encoder
+
+        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+        encoder = encoder or described_encoder(self.subset)
+        if encoder is None:
+            raise UsageError(f"{self.subset} does not say which model chose it: name --model")
+        job = ReactJob(
+            subset=self.subset,
+            out=self.out,
+            encoder=encoder,
+            react=self.react,
+            data=self.data,
+            loop=self.loop,
+            start_from=self.start_from,
+            cache=self.cache,
+            any_encoder=self.any_encoder,
+        )
+        run_job(job, self.on)
+        print(f"run: {self.out}")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRun:
+    """Write a customised model for other programs."""
+
+    run_folder: Annotated[str, Positional, arg(metavar="RUN")]
+    """Folder of a run of train react."""
+    out: Path
+    """The folder, or for react the .safetensors file, to write."""
+    as_: Annotated[Literal["open-clip", "react"], arg(name="as")] = "open-clip"
+    """open-clip: a local-dir: folder with a deeper plain ViT, which open_clip loads by itself. react: a checkpoint as
+    REACT's authors released theirs."""
+    step: int | None = None
+    """A checkpoint of the run; its newest unless given."""
+    ema: bool = False
+    """The moving average that the run kept, instead of its parameters."""
+    share: float = 1.0
+    """Of what was learnt: 0 is the frozen model, 1 the customised one, between them a mixture of weights (WiSE-FT)."""
+
+    def run(self) -> int:
+        from trainer.customised import Choice, load_customised
+        from trainer.export import export_plain, export_released
+
+        choice = Choice(run=self.run_folder, step=self.step, average=self.ema, share=self.share)
+        encoder = load_customised(choice).encoder
+        if self.as_ == "react":
+            export_released(encoder, self.out)
+        else:
+            export_plain(encoder, self.out)
+        print(f"model: {self.out}" if self.as_ == "react" else f"model: local-dir:{self.out}")
+        return 0
+
+
+Training = Annotated[React, subcommand("react")] | Annotated[ExportRun, subcommand("export")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """Train on a subset of pairs."""
+
+    what: OmitSubcommandPrefixes[OmitArgPrefixes[Training]]
+
+    def run(self) -> int:
+        return self.what.run()

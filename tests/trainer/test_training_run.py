@@ -1,0 +1,231 @@
+"""A run in this process: killed, resumed, refused, without room."""
+
+import json
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import write_subset
+
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import (
+    ConfigMismatchError,
+    CorruptMemoryError,
+    EncoderError,
+    SourceError,
+    StorageFullError,
+    UsageError,
+)
+from memory_builder.storage import Store
+from trainer.augment import Look, augmented
+from trainer.checkpoint import read_states
+from trainer.loop import LossError
+from trainer.losses import info_nce
+from trainer.react import ReactLearner
+from trainer.run import run_job
+from trainer.settings import Where
+from trainer.subset import open_subset, prepare_pairs, read_picture
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def bytes_of(run):
+    """Every checkpoint's files, and the metrics but for what the clock and the machine say."""
+    files = {str(path.relative_to(run)): path.read_bytes() for path in run.glob("checkpoints/*/*")}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return files, [{k: v for k, v in line.items() if k not in ("pairs_per_s", "memory_bytes")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    """A run that nothing happened to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert run_job(job(run, ema=0.9), Where())
+    return run
+
+
+def test_a_run_leaves_what_learns_and_nothing_frozen(whole):
+    assert sorted(read_states(Store(whole))) == ["00000004", "00000006"]
+    tensors = load_file(whole / "checkpoints" / "00000006" / "trainable.safetensors")
+    assert {name.split(".")[0] for name in tensors} == {"visual", "logit_scale"}
+    assert all("gated_attn_block" in name for name in tensors if name != "logit_scale")
+    average = load_file(whole / "checkpoints" / "00000006" / "ema.safetensors")
+    assert average.keys() == tensors.keys()
+    assert any(not torch.equal(average[name], tensors[name]) for name in tensors)
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"loss", "lr", "gradient_norm", "epoch", "gates", "logit_scale", "pairs_per_s", "memory_bytes"} <= set(
+        lines[0]
+    )
+    assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_a_finished_run_is_left_alone(whole, job, capsys):
+    before = bytes_of(whole)
+    assert not run_job(job(whole, ema=0.9), Where())
+    assert "is finished: 6 steps" in capsys.readouterr().err
+    assert bytes_of(whole) == before
+
+
+KILLED = """
+import os, signal, pickle, sys
+import torch
+torch.set_num_threads(1)
+import trainer.loop as loop
+job, step = pickle.load(open(sys.argv[1], "rb"))
+take = loop.take_step
+taken = 0
+def dies(*arguments):
+    global taken
+    taken += 1
+    if taken == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(*arguments)
+loop.take_step = dies
+job.work(lambda _: None)
+"""
+
+
+def killed_at(job, step, tmp_path):
+    """Train in another process that is killed in the middle of a step."""
+    (tmp_path / "job").write_bytes(pickle.dumps((job, step)))
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "job"], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def test_killed_between_checkpoints_it_goes_on_to_the_same_bytes(whole, job, tmp_path):
+    again = job(tmp_path / "run", ema=0.9)
+    killed_at(again, 4, tmp_path)
+    assert sorted(read_states(Store(again.out))) == ["00000002"]
+    run_job(again, Where())
+    assert bytes_of(tmp_path / "run") == bytes_of(whole)
+
+
+def test_random_augmentation_is_the_same_for_any_number_of_readers(job, subset, tmp_path):
+    pairs = prepare_pairs(open_subset(str(subset)), Store(tmp_path / "cache"))
+    places = pairs.places(np.arange(4))
+    look = Look(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
+    forward = [augmented(read_picture(place), look, 1, place.pair) for place in places]
+    backward = [augmented(read_picture(place), look, 1, place.pair) for place in reversed(places)][::-1]
+    assert np.array_equal(np.stack(forward), np.stack(backward))
+    assert not np.array_equal(forward[0], augmented(read_picture(places[0]), look, 2, places[0].pair))
+    run_job(job(tmp_path / "run", augmentation="react", max_steps=2), Where())
+    first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert np.isfinite(first["loss"])
+
+
+def test_other_settings_in_the_same_folder_are_refused_by_name(whole, job):
+    message = r"was trained otherwise: loop\.seed \(0 there, 1 asked\)\. Use the same settings or another --out"
+    with pytest.raises(ConfigMismatchError, match=message):
+        run_job(job(whole, ema=0.9, seed=1), Where())
+
+
+def test_a_damaged_checkpoint_is_named(job, tmp_path):
+    asked = job(tmp_path / "run", max_steps=2)
+    run_job(asked, Where())
+    longer = tmp_path / "run" / "checkpoints" / "00000002" / "state.json"
+    told = json.loads(longer.read_text())
+    longer.write_text(json.dumps(told | {"n_steps": 4}))
+    (tmp_path / "run" / "checkpoints" / "00000002" / "optimizer.safetensors").write_bytes(b"\0" * 100)
+    with pytest.raises(CorruptMemoryError, match=r"optimizer\.safetensors is not what its state\.json says: remove"):
+        run_job(asked, Where())
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        ReactLearner,
+        "loss",
+        lambda self, gathered: ReactLearner.plain(self, gathered) * (float("nan") if self.n == 5 else 1),
+    )
+    monkeypatch.setattr(ReactLearner, "plain", _count, raising=False)
+    monkeypatch.setattr(ReactLearner, "n", 0, raising=False)
+    with pytest.raises(LossError, match=r"the loss of step 5 is nan, at learning rate .*lower --learning-rate"):
+        run_job(job(tmp_path / "run"), Where())
+    states = read_states(Store(tmp_path / "run"))
+    assert sorted(states) == ["00000002", "00000004"]
+    assert torch.isfinite(load_file(tmp_path / "run/checkpoints/00000004/trainable.safetensors")["logit_scale"])
+
+
+def _count(self, gathered):
+    type(self).n += 1
+    return info_nce(gathered, 0, 1, self.model.logit_scale.exp())
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"batch_size": 1}, UsageError, r"--batch-size 1: at least 2, because a pair is told from the others"),
+        ({"batch_size": 41}, UsageError, r"--batch-size 41: there are 40 pairs; name as many at most"),
+    ],
+)
+def test_batches_that_cannot_be_made_are_refused(job, tmp_path, asked, error, message):
+    with pytest.raises(error, match=message):
+        run_job(job(tmp_path / "run", **asked), Where())
+
+
+def test_a_subset_without_tars_or_pairs_is_refused(job, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match=r"empty holds no \.tar: name a folder that memory-builder retrieve wrote"):
+        run_job(job(tmp_path / "run", subset=str(tmp_path / "empty")), Where())
+    write_subset(tmp_path / "bare", [{"txt": b"no picture"}])
+    with pytest.raises(SourceError, match="there is not one usable pair to train on"):
+        run_job(job(tmp_path / "run", subset=str(tmp_path / "bare")), Where())
+
+
+def test_pairs_without_caption_or_picture_are_counted_and_left_out(job, icons, tmp_path, capsys):
+    spoilt = [{"png": icons[0]["png"]}, {"png": icons[1]["png"][:-40], "txt": b"cut"}, *icons[2:30]]
+    write_subset(tmp_path / "spoilt", spoilt)
+    run_job(job(tmp_path / "run", subset=str(tmp_path / "spoilt"), max_steps=1), Where())
+    assert "28 pairs; left out: 1 image is damaged, 1 no caption" in capsys.readouterr().err
+
+
+def test_a_subset_of_another_encoder_is_refused_unless_it_is_meant(job, icons, tmp_path):
+    folder = write_subset(tmp_path / "theirs", icons[:16])
+    (folder / "retrieve.json").write_text(json.dumps({"model": "ViT-X", "fingerprint": "f" * 64}))
+    with pytest.raises(SourceError, match=r"is not finished: run the same memory-builder retrieve again"):
+        run_job(job(tmp_path / "run", subset=str(folder)), Where())
+    (folder / "subset.json").write_text("{}")
+    with pytest.raises(EncoderError, match=r"was retrieved with ViT-X \(ffffffffffff\), and .* --any-encoder"):
+        run_job(job(tmp_path / "run", subset=str(folder)), Where())
+    assert run_job(job(tmp_path / "run", subset=str(folder), any_encoder=True, max_steps=1), Where())
+
+
+def test_without_room_for_a_checkpoint_the_one_before_is_whole(job, tmp_path):
+    asked = job(tmp_path / "run", keep=9)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def report(figures):
+        if figures["step"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+
+    try:
+        with pytest.raises(StorageFullError, match=r"no room to write .*trainable\.safetensors"):
+            asked.work(report)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert sorted(read_states(Store(asked.out))) == ["00000002"]
+    run_job(asked, Where())
+    assert sorted(read_states(Store(asked.out))) == ["00000002", "00000004", "00000006"]
+
+
+def test_another_run_may_be_the_start(whole, job, tmp_path, model_dir):
+    run_job(job(tmp_path / "run", start_from=str(whole), max_steps=1, learning_rate=1e-12), Where())
+    began = load_file(tmp_path / "run/checkpoints/00000001/trainable.safetensors")
+    for name, tensor in load_file(whole / "checkpoints/00000006/trainable.safetensors").items():
+        assert torch.allclose(began[name], tensor, atol=1e-8), name
+    other = EncoderConfig(model=f"local-dir:{model_dir}")
+    with pytest.raises(EncoderError, match=r"was trained in .*and this is another model"):
+        run_job(job(tmp_path / "other", start_from=str(whole), encoder=other, any_encoder=True), Where())
+
+
+def test_flags_of_ray_need_ray():
+    with pytest.raises(UsageError, match="need --runner ray"):
+        Where(workers=2)

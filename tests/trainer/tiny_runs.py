@@ -1,0 +1,59 @@
+"""A tiny model of open_clip's own kind, and small subsets of bundled pairs."""
+
+import gzip
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import torch
+from open_clip.model import CLIP
+from safetensors.torch import save_file
+
+import memory_builder
+
+SAMPLE = Path(memory_builder.__file__).parent / "demo" / "sample"
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 3, "width": 32, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    "quick_gelu": True,
+}
+PREPROCESS = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
+
+
+def write_tiny_model(folder: Path) -> str:
+    """A model with random weights, as ``--model`` takes it."""
+    torch.manual_seed(7)
+    model = CLIP(**TINY)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PREPROCESS}))
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return f"local-dir:{folder}"
+
+
+def bundled_pairs() -> list[dict[str, bytes]]:
+    """Forty bundled pairs as files by suffix; four in a row belong to one class."""
+    with gzip.open(SAMPLE / "00000.tar.gz") as plain, tarfile.open(fileobj=io.BytesIO(plain.read())) as tar:
+        files = {member.name: tar.extractfile(member).read() for member in tar.getmembers()}
+    keys = sorted({name.split(".")[0] for name in files})[:40]
+    return [
+        {
+            "png": files[f"{key}.png"],
+            "txt": files[f"{key}.txt"],
+            "json": json.dumps({"claims": [{"class": f"class {i // 4}"}]}).encode(),
+        }
+        for i, key in enumerate(keys)
+    ]
+
+
+def write_subset(folder: Path, pairs: list[dict[str, bytes]], n_tars: int = 2) -> Path:
+    """Tars of pairs, each its files by suffix."""
+    folder.mkdir(parents=True)
+    for number in range(n_tars):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for i, files in list(enumerate(pairs))[number::n_tars]:
+                for suffix, data in files.items():
+                    info = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    return folder

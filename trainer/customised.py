@@ -1,0 +1,100 @@
+"""A run of ``train react`` as a model: its frozen model with what it learnt in place, wholly or part of the way.
+
+Part of the way is WiSE-FT (Wortsman et al., Robust fine-tuning of zero-shot models, 2022): weights between those of the
+frozen model (0) and the customised one (1). A gated block that is not there is one whose output projections are zero,
+so between means tanh of each gate times the share: the same as interpolating the weights of the exported model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memory_builder.encoder import Encoder, EncoderConfig
+from memory_builder.errors import EncoderError, UsageError
+from memory_builder.storage import Store, sha256
+from trainer.checkpoint import AVERAGE, TRAINABLE, assign, last_state, pack, read_states, read_tensors
+from trainer.gated import NAME
+from trainer.react import ReactLearner
+from trainer.record import read_run
+from trainer.settings import GatedConfig, ReactConfig
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """Which state of a run."""
+
+    run: str
+    step: int | None = None
+    """A checkpoint's step; the newest unless given."""
+    average: bool = False
+    """The moving average instead of the parameters themselves."""
+    share: float = 1.0
+    """0: the frozen model, 1: the customised one; between, and a little beyond, their weights' mixture."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Customised:
+    """A loaded run."""
+
+    encoder: Encoder
+    """Its model is the customised one; the rest, the fingerprint too, is the frozen model's."""
+    fingerprint: str
+    """Of the customised model."""
+    config: ReactConfig
+    step: int
+
+
+def load_customised(choice: Choice) -> Customised:
+    """Load the frozen model of a run and put in place what was learnt.
+
+    Raises:
+        UsageError: there is no such run, checkpoint or average.
+        EncoderError: the frozen model is not there any more, or is another.
+        CorruptMemoryError: a checkpoint is damaged.
+    """
+    run = Store(choice.run)
+    record = read_run(run, "react")
+    state = last_state(run)
+    if choice.step is not None:
+        state = read_states(run).get(f"{choice.step:08d}")
+    if state is None:
+        there = ", ".join(str(int(name)) for name in read_states(run)) or "none yet"
+        raise UsageError(f"{run.root} has no checkpoint{_of_step(choice.step)}; there are: {there}")
+    encoder = Encoder(EncoderConfig(**record["encoder"], precision="fp32"))
+    if encoder.fingerprint != record["fingerprint"]:
+        raise EncoderError(
+            f"{run.root} was trained in another model than {encoder.config.model} is now ({record['fingerprint'][:12]} "
+            f"then, {encoder.fingerprint[:12]} now): bring that one back"
+        )
+    told = dict(record["react"])
+    config = ReactConfig(**told | {"gated": GatedConfig(**told["gated"]), "compile": False})
+    learner = ReactLearner(encoder.model, config, encoder.config.model)
+    learnt = read_tensors(run, state, AVERAGE if choice.average else TRAINABLE)
+    before = {name: some.detach().clone() for name, some in learner.parameters.items()}
+    assign(learner.parameters, mixed(before, learnt, choice.share), run.root)
+    digest = sha256(pack(learner.parameters))
+    encoder.model.requires_grad_(False)
+    fingerprint = sha256(f"{encoder.fingerprint} {digest}".encode())
+    return Customised(encoder=encoder, fingerprint=fingerprint, config=config, step=state.step)
+
+
+def mixed(before: Tensors, learnt: Tensors, share: float) -> Tensors:
+    """Parameters between the frozen model's and the learnt ones; with share 1 the learnt ones, bit for bit."""
+    if share == 1:
+        return learnt
+    return {name: _mixed(name, before[name], some.to(before[name].device), share) for name, some in learnt.items()}
+
+
+def _mixed(name: str, before: Tensor, learnt: Tensor, share: float) -> Tensor:
+    if f".{NAME}." not in name:
+        return torch.lerp(before, learnt.to(before.dtype), share)
+    if name.rsplit(".", 1)[1] in ("alpha_attn", "alpha_dense"):
+        return torch.atanh((share * learnt.tanh()).clamp(-1 + 1e-6, 1 - 1e-6))
+    return learnt
+
+
+def _of_step(step: int | None) -> str:
+    return "" if step is None else f" of step {step}"

@@ -1,0 +1,111 @@
+"""What a frozen model makes of a subset, computed once: captions' embeddings, and pictures up to what learns."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+from torch import Tensor
+
+from memory_builder.encoder import Encoder
+from memory_builder.rows import Ids
+from memory_builder.storage import Store, sha256
+from trainer.augment import Look
+from trainer.data import PairSource, Read, plain_images, random_images
+from trainer.loop import autocast, is_bf16
+from trainer.parts import Array, Parts
+from trainer.react import ReactLearner
+from trainer.settings import DataConfig, LoopConfig, Positives
+from trainer.subset import Pairs
+
+TEXTS_PER_PART = 65_536
+PICTURES_PER_PART = 2_048
+PICTURES_AT_A_TIME = 64
+CAPTIONS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A model to be trained on a subset, and where what is computed once is kept."""
+
+    encoder: Encoder
+    learner: ReactLearner
+    pairs: Pairs
+    cache: Store
+    data: DataConfig
+    loop: LoopConfig
+
+    def source(self) -> PairSource:
+        """The subset's pairs as batches, after computing what can be computed once."""
+        return PairSource(
+            n_pairs=len(self.pairs),
+            images=self._images(),
+            texts=self._texts(),
+            groups=_groups(self.pairs, self.data.positives),
+            augmentation=self.data.augmentation,
+            n_readers=self.data.readers,
+        )
+
+    def _texts(self) -> Callable[[Ids], Tensor]:
+        """Tokens where the text tower learns, else float16 embeddings, as a memory keeps them."""
+        number, captions = self.pairs.distinct("caption")
+        if self.learner.config.learns_texts:
+            tokenizer = open_clip.get_tokenizer(self.encoder.config.model)
+            return lambda pairs: tokenizer([captions[i] for i in number[pairs]])
+        parts = self._parts("texts", len(captions), TEXTS_PER_PART, {})
+
+        def embed(places: Ids) -> Array:
+            chunks = (places[at : at + CAPTIONS_AT_A_TIME] for at in range(0, len(places), CAPTIONS_AT_A_TIME))
+            return np.concatenate([self.encoder.encode_texts([captions[i] for i in chunk]) for chunk in chunks])
+
+        parts.fill("captions", embed)
+        return lambda pairs: torch.from_numpy(parts.read(number[pairs]))
+
+    def _images(self) -> Callable[[int, Ids], Read]:
+        if self.data.augmentation == "react":
+            look = _look(self.encoder, self.loop.seed)
+            return lambda epoch, pairs: partial(random_images, self.pairs.places(pairs), look, epoch)
+        plain = partial(self._plain)
+        config = self.learner.config
+        if not self.data.cache_layers or config.mode in ("locked-text", "full"):
+            return lambda _, pairs: partial(plain, pairs)
+        decisive = {"first": self.learner.first if config.learns_images else "all", "dtype": self.data.cache_dtype}
+        bf16 = is_bf16(self.loop, self.encoder.device)
+        parts = self._parts("images", len(self.pairs), PICTURES_PER_PART, decisive | {"bf16": bf16})
+        parts.fill("frozen layers", self._frozen)
+        return lambda _, pairs: partial(parts.read, pairs)
+
+    def _plain(self, pairs: Ids) -> Array:
+        return plain_images(self.pairs.places(pairs), self.encoder.preprocess)
+
+    def _frozen(self, places: Ids) -> Array:
+        device = self.encoder.device
+        found = []
+        for at in range(0, len(places), PICTURES_AT_A_TIME):
+            pixels = torch.from_numpy(self._plain(places[at : at + PICTURES_AT_A_TIME])).to(device)
+            with autocast(self.loop, device):
+                found.append(self.learner.frozen_images(pixels).float().cpu().numpy().astype(self.data.cache_dtype))
+        return np.concatenate(found)
+
+    def _parts(self, what: str, n: int, rows: int, decisive: dict[str, Any]) -> Parts:
+        """A folder of the cache, named after all that decides what is in it."""
+        decisive = decisive | {"fingerprint": self.encoder.fingerprint, "subset": self.pairs.subset.digest}
+        folder = f"{what}/{sha256(json.dumps(decisive, sort_keys=True).encode())[:16]}"
+        return Parts(self.cache, folder, n, rows)
+
+
+def _look(encoder: Encoder, seed: int) -> Look:
+    settings = open_clip.get_model_preprocess_cfg(encoder.model)
+    return Look(size=encoder.image_size, mean=tuple(settings["mean"]), std=tuple(settings["std"]), seed=seed)
+
+
+def _groups(pairs: Pairs, positives: Positives) -> Ids | None:
+    """i64[n]: pairs of one number are right answers to each other; −1: only to themselves."""
+    if positives == "own":
+        return None
+    numbers, _ = pairs.distinct("caption" if positives == "caption" else "class")
+    return numbers

@@ -1,0 +1,135 @@
+"""REACT's second stage: a frozen CLIP learns from retrieved pairs through gated blocks, or one of its towers does.
+
+Liu et al., Learning Customized Visual Models with Retrieval-Augmented Knowledge (CVPR 2023), section 3.2. Four modes:
+``gated-image`` (gated blocks learn, both towers stay), ``locked-text`` (the image tower learns), ``locked-image`` (the
+text tower learns, as in LiT), ``full``. The logit scale learns in all of them unless it is frozen.
+"""
+
+from typing import Any
+
+import open_clip
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from trainer.backbone import ImageTower, Parameters, freeze_but, open_tower
+from trainer.gated import NAME, gates, insert_gated_blocks
+from trainer.losses import Gathered, clamp_logit_scale, info_nce
+from trainer.settings import ReactConfig
+from trainer.step import Batch
+
+
+class ReactLearner:
+    """A ``trainer.step.Learner``: an open_clip model, changed in place so that some of it learns.
+
+    Args:
+        model: an open_clip model.
+        config: what learns.
+        name: of the model, for errors.
+
+    Raises:
+        EncoderError: ``gated-image`` and the image tower is no ViT.
+        UsageError: it has fewer blocks than are to be gated.
+    """
+
+    def __init__(self, model: Any, config: ReactConfig, name: str = "the model") -> None:
+        self.model, self.config = model, config
+        settings = open_clip.get_model_preprocess_cfg(model)
+        like = model.logit_scale
+        self._mean, self._std = (like.new_tensor(settings[key]).view(3, 1, 1) for key in ("mean", "std"))
+        self.tower: ImageTower | None = None
+        self.first = 0
+        """Blocks below the first that learns; what they make of a picture never changes."""
+        if config.mode == "gated-image":
+            self.tower = insert_gated_blocks(model, config.gated, name)
+            self.first = config.gated.first(len(self.tower.blocks))
+        elif config.activation_checkpointing and config.learns_images:
+            self.tower = open_tower(model.visual, name)
+        self.parameters: Parameters = freeze_but(model, _learning(model, config))
+        self._from_pixels, self._from_features = self._whole_image, self._upper
+        if config.compile:
+            self._from_pixels = torch.compile(self._whole_image)
+            self._from_features = torch.compile(self._upper)
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        """(images, texts), unit rows.
+
+        ``image`` is u8[b, h, w, 3], f32[b, 3, h, w] normalised, or what ``frozen_images`` gave; ``text`` is i64[b, n]
+        tokens, or embeddings.
+        """
+        image, text = batch["image"], batch["text"]
+        images = self._images(image)
+        texts = text if text.is_floating_point() else self.model.encode_text(text)
+        return _unit(images, self._dtype), _unit(texts, self._dtype)
+
+    def frozen_images(self, pixels: Tensor) -> Tensor:
+        """u8[b, h, w, 3] → what the layers that do not learn make of it: [b, tokens, width], or [b, d] embeddings."""
+        with torch.no_grad():
+            if not self.config.learns_images:
+                return self.model.encode_image(self._normalised(pixels))  # type: ignore[no-any-return]
+            if self.tower is None:
+                raise ValueError(f"all of the image tower learns in mode {self.config.mode}")
+            return self.tower.lower(self._normalised(pixels), self.first)
+
+    def loss(self, gathered: Gathered) -> Tensor:
+        """Symmetric InfoNCE. A SigLIP's logit bias plays no part: a softmax does not see it."""
+        return info_nce(gathered, 0, 1, self.model.logit_scale.exp())
+
+    def after_step(self) -> None:
+        """Keep the temperature in its bounds."""
+        if self.config.logit_scale == "trainable":
+            clamp_logit_scale(self.model.logit_scale)
+
+    def figures(self) -> dict[str, float]:
+        """The temperature, and how far the gates are open on the mean."""
+        found = {"logit_scale": float(self.model.logit_scale.detach().exp())}
+        opened = [abs(gate) for gate in gates(self.model).values()]
+        return found | ({"gates": sum(opened) / len(opened)} if opened else {})
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of embeddings in the loss: float32 whatever autocast made of them, but for a float64 model."""
+        dtype: torch.dtype = self.model.logit_scale.dtype
+        return dtype
+
+    def _images(self, image: Tensor) -> Tensor:
+        if image.dtype == torch.uint8:
+            return self._from_pixels(self._normalised(image))
+        if image.ndim == 4:
+            return self._from_pixels(image.to(self._dtype))
+        return self._from_features(image.to(self._dtype)) if image.ndim == 3 else image
+
+    def _whole_image(self, pixels: Tensor) -> Tensor:
+        if self.tower is None:
+            return self.model.encode_image(pixels)  # type: ignore[no-any-return]
+        return self._upper(self.tower.lower(pixels, self.first))
+
+    def _upper(self, x: Tensor) -> Tensor:
+        assert self.tower is not None
+        return self.tower.upper(x, self.first, self.config.activation_checkpointing)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """u8[b, h, w, 3] → [b, 3, h, w] in the model's type."""
+        batch = pixels.permute(0, 3, 1, 2).contiguous().to(self._dtype).div_(255)
+        return batch.sub_(self._mean).div_(self._std)
+
+
+def _unit(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
+    return normalize(embeddings.to(dtype), dim=-1)
+
+
+def _learning(model: Any, config: ReactConfig) -> set[str]:
+    """Names of the parameters that learn."""
+    names = [name for name, _ in model.named_parameters()]
+    visual = {name for name in names if name.startswith("visual.")}
+    scalars = {"logit_scale", "logit_bias"}
+    learns: set[str] = set()
+    if config.mode == "gated-image":
+        learns = {name for name in names if f".{NAME}." in name}
+        if config.gates_only:
+            learns = {name for name in learns if name.rsplit(".", 1)[1] in ("alpha_attn", "alpha_dense")}
+    elif config.learns_images:
+        learns = visual
+    if config.learns_texts:
+        learns = learns | (set(names) - visual - scalars)
+    return learns | ({"logit_scale"} if config.logit_scale == "trainable" else set())

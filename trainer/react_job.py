@@ -1,0 +1,120 @@
+"""``train react`` as work to be done: everything a worker needs to know, and the work itself."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from memory_builder.encoder import Encoder, EncoderConfig
+from memory_builder.errors import MemoryBuilderError
+from memory_builder.progress import say
+from memory_builder.storage import Store
+from trainer.backbone import frozen_digest
+from trainer.checkpoint import last_state
+from trainer.loop import Report, order_of, train
+from trainer.prepare import Prepared
+from trainer.react import ReactLearner
+from trainer.record import read_record, refuse_other, settle_record
+from trainer.settings import DataConfig, LoopConfig, ReactConfig
+from trainer.start import start_from
+from trainer.subset import check_encoder, open_subset, prepare_pairs
+from trainer.world import wait_for_all, world
+
+KIND = "react"
+_PASSING = {"loop": ("checkpoint_every", "keep", "log_every"), "data": ("readers",)}
+"""Settings that change nothing of what comes out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReactJob:
+    """A ``trainer.run.Job``."""
+
+    subset: str
+    out: str
+    encoder: EncoderConfig
+    react: ReactConfig = field(default_factory=ReactConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    start_from: str | None = None
+    """A run, or a checkpoint released by REACT's authors, whose parameters to begin with."""
+    cache: str | None = None
+    """Where what is computed once is kept, for several runs to share; in the run's folder unless given."""
+    any_encoder: bool = False
+
+    def settle(self) -> bool:
+        """Before any worker starts: whether there is anything left to do.
+
+        Raises:
+            ConfigMismatchError: the folder holds another run.
+        """
+        run = Store(self.out)
+        record = read_record(run)
+        if record is None:
+            open_subset(self.subset)
+            return True
+        refuse_other(run, record, self._asked())
+        state = last_state(run)
+        if state is not None and state.is_finished:
+            say(f"{run.root} is finished: {state.step:,} steps, loss {state.loss:.4f}; nothing to do")
+            return False
+        return True
+
+    def work(self, report: Report) -> None:
+        """Train, as one of the workers of torch.distributed, or alone.
+
+        Raises:
+            RequestError: model, subset and settings do not go together.
+            MemoryBuilderError: see ``trainer.loop.train``.
+        """
+        run, subset = Store(self.out), open_subset(self.subset)
+        cache = Store(self.cache or f"{run.root}/cache")
+        encoder = Encoder(EncoderConfig(model=self.encoder.model, pretrained=self.encoder.pretrained, precision="fp32"))
+        if not self.any_encoder:
+            check_encoder(subset, encoder.fingerprint, self.encoder.model)
+        if not world().is_first:
+            wait_for_all()
+        run.sweep()
+        pairs = prepare_pairs(subset, cache)
+        order_of(self.loop, len(pairs))
+        if world().is_first:
+            settle_record(run, self._record(encoder, subset.digest))
+            wait_for_all()
+        learner = self.learner(encoder)
+        if self.start_from is not None:
+            start_from(self.start_from, learner.parameters, encoder.fingerprint)
+        frozen = frozen_digest(encoder.model)
+        prepared = Prepared(encoder=encoder, learner=learner, pairs=pairs, cache=cache, data=self.data, loop=self.loop)
+        train(
+            learner,
+            prepared.source(),
+            self.loop,
+            run,
+            learning_rate=self.react.learning_rate,
+            device=encoder.device,
+            report=report,
+        )
+        if frozen_digest(encoder.model) != frozen:
+            raise MemoryBuilderError(f"{run.root}: frozen tensors changed while training; this is a bug, report it")
+
+    def learner(self, encoder: Encoder) -> ReactLearner:
+        """The encoder's model with what learns in it, the same for every worker."""
+        if self.loop.precision == "fp64":
+            encoder.model.double()
+        torch.manual_seed(self.loop.seed)
+        return ReactLearner(encoder.model, self.react, self.encoder.model)
+
+    def _asked(self) -> dict[str, Any]:
+        """The settings that decide what comes out."""
+        asked = {"react": asdict(self.react), "data": asdict(self.data), "loop": asdict(self.loop)}
+        for part, names in _PASSING.items():
+            for name in names:
+                del asked[part][name]
+        return asked | {"start_from": self.start_from}
+
+    def _record(self, encoder: Encoder, digest: str) -> dict[str, Any]:
+        return self._asked() | {
+            "kind": KIND,
+            "fingerprint": encoder.fingerprint,
+            "encoder": {"model": self.encoder.model, "pretrained": self.encoder.pretrained},
+            "subset": {"root": Store(self.subset).root, "digest": digest},
+        }

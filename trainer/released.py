@@ -1,0 +1,71 @@
+"""The checkpoints released by REACT's authors, and how their names map to ours.
+
+They hold a whole model under the names of open_clip, with each gated block inside the block it precedes:
+``visual.transformer.resblocks.6.gated_attn_block.attn.in_proj_weight``. Ours are the same names, so nothing is
+renamed; a training checkpoint wraps them in ``state_dict`` and puts ``module.`` before each.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from memory_builder.errors import EncoderError, UsageError
+from trainer.gated import NAME, insert_gated_blocks
+from trainer.settings import GatedConfig
+
+GATED = re.compile(rf"^visual\.transformer\.resblocks\.(\d+)\.{NAME}\.")
+
+
+def read_released(path: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file, .safetensors or torch's own, by open_clip's names.
+
+    Raises:
+        UsageError: it cannot be read as one.
+    """
+    try:
+        if path.endswith(".safetensors"):
+            tensors: Any = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"{path} is no checkpoint of tensors ({reason})") from None
+    tensors = tensors.get("state_dict", tensors)
+    return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
+
+
+def gated_layers(tensors: Mapping[str, Tensor]) -> list[int]:
+    """The blocks that have a gated block."""
+    return sorted({int(found[1]) for name in tensors if (found := GATED.match(name))})
+
+
+def load_released(model: Any, tensors: Mapping[str, Tensor]) -> None:
+    """Make an open_clip model the customised one of a released checkpoint, in place.
+
+    Raises:
+        EncoderError: a tensor is missing, unexpected or of another shape.
+    """
+    layers = gated_layers(tensors)
+    if layers:
+        width, mlp_width = _widths(tensors, layers[-1])
+        n_blocks = len(model.visual.transformer.resblocks)
+        config = GatedConfig(last_k=n_blocks - layers[0], mlp_ratio=mlp_width / width)
+        insert_gated_blocks(model, config)
+    there, here = dict(tensors), model.state_dict()
+    wrong = sorted(there.keys() ^ here.keys()) or sorted(n for n in here if here[n].shape != there[n].shape)
+    if wrong:
+        raise EncoderError(
+            f"the checkpoint does not fit this model: {len(wrong)} tensors are missing, unexpected or of other shapes, "
+            f"such as {wrong[0]}. Name the architecture it was trained from (OpenAI's weights need a -quickgelu one)"
+        )
+    model.load_state_dict(there)
+
+
+def _widths(tensors: Mapping[str, Tensor], layer: int) -> tuple[int, int]:
+    """(width, width of the MLP); the released bigG has 4 times its width, unlike its own blocks."""
+    mlp_width, width = tensors[f"visual.transformer.resblocks.{layer}.{NAME}.mlp.c_fc.weight"].shape
+    return width, mlp_width

@@ -1,0 +1,185 @@
+"""What ``memory-builder train`` can be told: settings alone, imported by the command without torch."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from memory_builder.errors import UsageError
+
+Augmentation = Literal["react", "none"]
+Branches = Literal["both", "attention", "mlp"]
+Mode = Literal["gated-image", "locked-text", "locked-image", "full"]
+Positives = Literal["own", "caption", "class"]
+GATED_RATE, TOWER_RATE = 5e-4, 5e-5
+"""Learning rates as REACT published them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GatedConfig:
+    """Which blocks of an image tower get a gated block, and of what size."""
+
+    last_k: int = 6
+    """The last blocks of the image tower that get one each; 0: all."""
+    branches: Branches = "both"
+    """What a gated block consists of."""
+    bottleneck: int | None = None
+    """Width of its attention, with as many heads as fit, the MLP smaller as much; that of the tower unless given."""
+    mlp_ratio: float | None = None
+    """Width of its MLP, in widths of the tower; as in the tower's own blocks if not given."""
+
+    def __post_init__(self) -> None:
+        if self.last_k < 0:
+            raise UsageError(f"--last-k {self.last_k}: a number of blocks, or 0 for all")
+        if self.mlp_ratio is not None and self.mlp_ratio <= 0:
+            raise UsageError(f"--mlp-ratio {self.mlp_ratio}: more than 0")
+
+    def first(self, n_blocks: int) -> int:
+        """How many blocks stay before the first gated one.
+
+        Raises:
+            UsageError: the tower has fewer than ``last_k``.
+        """
+        if self.last_k > n_blocks:
+            raise UsageError(f"--last-k {self.last_k}: the image tower has {n_blocks} blocks; 0 takes all of them")
+        return n_blocks - self.last_k if self.last_k else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReactConfig:
+    """What learns."""
+
+    mode: Mode = "gated-image"
+    """gated-image: new gated blocks in the frozen image tower. locked-text: the image tower. locked-image: the text
+    tower. full: both."""
+    gated: GatedConfig = field(default_factory=GatedConfig)
+    gates_only: bool = False
+    """Of the gated blocks only the gates learn; with --start-from."""
+    logit_scale: Literal["trainable", "frozen"] = "trainable"
+    """Whether the temperature learns; it stays between 1 and 100."""
+    activation_checkpointing: bool = False
+    """Compute the layers that learn twice instead of keeping what they computed: slower, for less memory."""
+    compile: bool = False
+    """Compile what is computed every step with torch.compile: minutes at the start, faster from then on."""
+
+    def __post_init__(self) -> None:
+        if self.gates_only and self.mode != "gated-image":
+            raise UsageError(f"--gates-only is for --mode gated-image, not {self.mode}")
+
+    @property
+    def learning_rate(self) -> float:
+        """As published."""
+        return GATED_RATE if self.mode == "gated-image" else TOWER_RATE
+
+    @property
+    def learns_images(self) -> bool:
+        return self.mode != "locked-image"
+
+    @property
+    def learns_texts(self) -> bool:
+        return self.mode in ("locked-image", "full")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """How pairs become batches."""
+
+    augmentation: Augmentation = "react"
+    """react: random crops, colours and erasing, as published. none: as the model sees pictures when it is used."""
+    positives: Positives = "own"
+    """Right answers to a picture: its own caption, all equal captions, or the captions of its class (UniCL)."""
+    cache_layers: bool = True
+    """With --augmentation none, compute once what the layers below the first that learns make of each picture."""
+    cache_dtype: Literal["float16", "float32"] = "float16"
+    """Numbers in that cache: float16 halves it and rounds to 5e-4, float32 keeps every bit."""
+    readers: int | None = None
+    """Threads or processes that read pictures, each worker; as many as it has CPUs unless given."""
+
+    def __post_init__(self) -> None:
+        if self.readers is not None and self.readers < 1:
+            raise UsageError(f"--readers {self.readers}: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """As REACT was published, but for the rate, which its mode decides."""
+
+    learning_rate: float | None = None
+    """Peak of the learning rate; as published for what is trained unless given."""
+    weight_decay: float = 0.1
+    """Decoupled decay of matrices; gates, norms, biases and the logit scale have none."""
+    beta1: float = 0.9
+    """Decay of AdamW's mean of gradients."""
+    beta2: float = 0.98
+    """Decay of AdamW's mean of squared gradients."""
+    eps: float = 1e-6
+    """AdamW's epsilon."""
+    warmup: float = 0.075
+    """Share of all steps in which the rate rises to its peak, before a cosine takes it to zero."""
+    max_norm: float | None = None
+    """Length that the gradient is cut to; never unless given."""
+    ema: float | None = None
+    """Decay of a moving average of what learns, kept beside it, such as 0.999."""
+
+    def __post_init__(self) -> None:
+        if self.learning_rate is not None and self.learning_rate <= 0:
+            raise UsageError(f"--learning-rate {self.learning_rate}: more than 0")
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"--warmup {self.warmup}: a share of all steps, 0 or more and less than 1")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise UsageError(f"--ema {self.ema}: between 0 and 1, such as 0.999")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoopConfig:
+    """How long, how much at once, and what is kept."""
+
+    epochs: int = 32
+    """Times each pair is seen."""
+    max_steps: int | None = None
+    """Stop after so many steps."""
+    batch_size: int = 4096
+    """Pairs of a step, over all workers; every pair is told from all others of its batch."""
+    micro_batch: int | None = None
+    """Pairs a worker embeds at a time, where its share of the batch does not fit into memory."""
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """auto: bf16 autocast on a GPU, fp32 elsewhere. fp64: to compare numbers of workers."""
+    seed: int = 0
+    """Of order, augmentation and the new parameters."""
+    checkpoint_every: int = 500
+    """Steps between checkpoints."""
+    keep: int = 2
+    """Checkpoints that are kept."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "micro_batch", "checkpoint_every", "keep", "log_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Where:
+    """Where the work is done."""
+
+    runner: Literal["local", "ray"] = "local"
+    """local: in this process. ray: on the workers of a Ray cluster."""
+    address: str | None = None
+    """Ray cluster to join; without one that of RAY_ADDRESS, else one is started on this machine."""
+    workers: int | None = None
+    """Workers on Ray that share each batch; 1 unless given."""
+    cpus_per_worker: int | None = None
+    """CPUs, and so threads, of each."""
+    gpu: bool | None = None
+    """Give each worker a GPU; if the cluster has any unless given."""
+    max_failures: int = 3
+    """Times that workers may die and be started again."""
+
+    def __post_init__(self) -> None:
+        ray_only = (self.address, self.workers, self.cpus_per_worker, self.gpu)
+        if self.runner == "local" and any(value is not None for value in ray_only):
+            raise UsageError("--address, --workers, --cpus-per-worker and --gpu need --runner ray")
+        for name in ("workers", "cpus_per_worker"):
+            if (getattr(self, name) or 1) < 1:
+                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
