@@ -38,7 +38,7 @@ class EvaluateOptions:
     ema: bool = False
     """The moving average that --run kept, instead of its parameters."""
     share: float = 1.0
-    """Of what --run learnt: 0 is the frozen model, 1 the customised one, between them a mixture of weights (WiSE-FT)."""
+    """Of what --run learnt: 0 is the frozen model, 1 the customised one, between them their mixture (WiSE-FT)."""
     split: str = "test"
     """The split that is measured."""
     batch_size: int = 64

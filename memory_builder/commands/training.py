@@ -75,7 +75,7 @@ class ExportRun:
     ema: bool = False
     """The moving average that the run kept, instead of its parameters."""
     share: float = 1.0
-    """Of what was learnt: 0 is the frozen model, 1 the customised one, between them a mixture of weights (WiSE-FT)."""
+    """Of what was learnt: 0 is the frozen model, 1 the customised one, between them their mixture (WiSE-FT)."""
 
     def run(self) -> int:
         from trainer.customised import Choice, load_customised

@@ -1,0 +1,175 @@
+"""A training step of gated blocks: text cached, lower layers cached too, against forwarding both towers every step.
+
+    uv run python benchmarks/react_step.py [--model ViT-B-32] [--last-k 6] [--batch 32] [--rounds 5]
+
+All contenders take the same step of the same learner on the same pairs, with random weights, in turns. ``both towers``
+is our loop that embeds its captions every step. ``official`` does what the released code does with checkpointing:
+captions are embedded every step, blocks above the first gated one are computed again in the backward pass, and the
+gated block inside each of them once more. The data pipeline is measured apart.
+"""
+
+import io
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import open_clip
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from memory_builder.images import decode_image
+from memory_builder.storage import Store
+from trainer.augment import Look, augmented
+from trainer.gated import NAME
+from trainer.optimizer import make_optimizer, take_step
+from trainer.parts import Parts
+from trainer.react import ReactLearner
+from trainer.settings import GatedConfig, OptimizerConfig, ReactConfig
+from trainer.step import Batch, compute_gradients
+
+CONTEXT = 77
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What is measured."""
+
+    model: str = "ViT-B-32"
+    """open_clip's name."""
+    last_k: int = 6
+    """Gated blocks."""
+    batch: int = 32
+    """Pairs a step."""
+    rounds: int = 5
+    """Steps of each contender that count, after one that does not."""
+    bf16: bool = False
+    """Under bf16 autocast, as on a GPU."""
+
+
+class EmbedsCaptions(ReactLearner):
+    """Our learner, told captions as tokens although nothing learns from them but the image tower."""
+
+    def embed(self, batch: Batch) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            text = self.model.encode_text(batch["tokens"])
+        return super().embed({"image": batch["image"], "text": text})
+
+
+class Official(EmbedsCaptions):
+    """Checkpointed as in the released code."""
+
+    def _upper(self, x: Tensor) -> Tensor:
+        assert self.tower is not None
+        blocks = self.tower.blocks
+        for block in blocks[self.first :]:
+            x = checkpoint(_nested, block, x, use_reentrant=False) if x.requires_grad else _nested(block, x)
+        return self.tower.upper(x, len(blocks))
+
+
+def _nested(block: Any, x: Tensor) -> Tensor:
+    gated = getattr(block, NAME)
+    x = checkpoint(gated, x, use_reentrant=False) if x.requires_grad else gated(x)
+    return type(block).forward(block, x)  # without the hook, which would go through the gates again
+
+
+def contenders(config: Config, device: torch.device) -> dict[str, tuple[ReactLearner, Batch]]:
+    """Each with the batch it is given."""
+    react = ReactConfig(gated=GatedConfig(last_k=config.last_k))
+    with device:
+        model = open_clip.create_model(config.model)
+    plain = ReactLearner(model, react)
+    size = model.visual.image_size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    pixels = torch.randint(0, 256, (config.batch, height, width, 3), dtype=torch.uint8, device=device)
+    tokens = torch.randint(1, model.vocab_size - 1, (config.batch, CONTEXT), device=device)
+    with torch.no_grad():
+        text = model.encode_text(tokens)
+    learners = {"text cached": plain}
+    for name, kind in (("both towers", EmbedsCaptions), ("official", Official)):
+        learner = object.__new__(kind)  # the same model and parameters: only what a step computes differs
+        learner.__dict__ |= plain.__dict__
+        learner._from_pixels = learner._whole_image
+        learners[name] = learner
+    batches: dict[str, Batch] = {name: {"image": pixels, "text": text, "tokens": tokens} for name in learners}
+    lower = plain.frozen_images(pixels)
+    found = {name: (learner, batches[name]) for name, learner in learners.items()}
+    return found | {"text and lower layers cached": (plain, {"image": lower, "text": text})}
+
+
+def seconds(config: Config, device: torch.device) -> dict[str, list[float]]:
+    """Of each contender's steps, in turns."""
+    found = contenders(config, device)
+    optimizer_config = OptimizerConfig()
+    parameters = next(iter(found.values()))[0].parameters
+    optimizer = make_optimizer(parameters, optimizer_config)
+    times: dict[str, list[float]] = {name: [] for name in found}
+    for _ in range(config.rounds + 1):
+        for name, (learner, batch) in found.items():
+            _wait(device)
+            started = time.perf_counter()
+            compute_gradients(learner, batch, None, _autocast(config, device))
+            take_step(optimizer, parameters, optimizer_config, 1e-4)
+            _wait(device)
+            times[name].append(time.perf_counter() - started)
+    return {name: some[1:] for name, some in times.items()}
+
+
+def _autocast(config: Config, device: torch.device) -> Callable[[], Any]:
+    return (lambda: torch.autocast(device.type, torch.bfloat16)) if config.bf16 else nullcontext
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def pipeline(n: int = 64) -> dict[str, float]:
+    """Pictures a second of one reader."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(noise).resize((512, 384), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    look = Look(size=224, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
+    resize = open_clip.image_transform(224, is_train=False).transforms[0]
+    with TemporaryDirectory() as folder:
+        parts = Parts(Store(Path(folder)), "rows", n, n)
+        parts.fill("lower layers", lambda places: np.zeros((len(places), 50, 768), np.float16))
+        works: dict[str, Callable[[int], object]] = {
+            "augmented (react)": lambda i: augmented(buffer.getvalue(), look, 0, i),
+            "decoded and resized (none)": lambda _: np.array(resize(decode_image(buffer.getvalue()))),
+            "lower layers read from the cache": lambda i: parts.read(np.array([i])),
+        }
+        rates = {}
+        for name, work in works.items():
+            work(0)
+            started = time.perf_counter()
+            for i in range(n):
+                work(i)
+            rates[name] = n / (time.perf_counter() - started)
+    return rates
+
+
+def main(config: Config) -> None:
+    """Print seconds a step and ratios of medians."""
+    torch.manual_seed(0)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    print(f"{config.model}, last_k {config.last_k}, batch {config.batch}, {device}, {torch.get_num_threads()} threads")
+    medians = {name: float(np.median(some)) for name, some in seconds(config, device).items()}
+    for name, median in sorted(medians.items(), key=lambda item: -item[1]):
+        print(f"{name:32} {median:8.3f} s a step   {config.batch / median:8.1f} pairs/s")
+    for ours in ("text cached", "text and lower layers cached"):
+        for other in ("both towers", "official"):
+            print(f"{ours}: {medians[other] / medians[ours]:.2f} x {other}")
+    for name, rate in pipeline().items():
+        print(f"data pipeline, one reader: {rate:,.0f} pictures/s {name}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,149 @@
+"""A run as a model: loaded, mixed, exported, evaluated."""
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from memory_builder.errors import EncoderError, UsageError
+from trainer.customised import Choice, load_customised, mixed
+from trainer.export import export_plain, export_released
+from trainer.gated import GatedConfig, gates, insert_gated_blocks
+from trainer.released import gated_layers, load_released, read_released
+from trainer.run import run_job
+from trainer.settings import Where
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def run(job, tmp_path_factory):
+    """A run whose gates are well open."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    run_job(job(folder, learning_rate=0.05, ema=0.5, max_steps=4), Where())
+    return folder
+
+
+def pixels():
+    return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+
+def images(model):
+    with torch.no_grad():
+        return model.encode_image(pixels())
+
+
+def test_a_run_is_its_frozen_model_with_what_it_learnt(run, tiny_encoder):
+    customised = load_customised(Choice(run=str(run)))
+    learnt = load_file(run / "checkpoints/00000004/trainable.safetensors")
+    state = customised.encoder.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in learnt.items())
+    frozen = tiny_encoder()
+    assert all(torch.equal(state[n], t) for n, t in frozen.model.state_dict().items() if n != "logit_scale")
+    assert customised.fingerprint != frozen.fingerprint
+    assert not torch.allclose(images(customised.encoder.model), images(frozen.model), atol=1e-3)
+    average = load_customised(Choice(run=str(run), average=True))
+    assert average.fingerprint != customised.fingerprint
+    earlier = load_customised(Choice(run=str(run), step=2))
+    assert earlier.step == 2
+    with pytest.raises(UsageError, match=r"no checkpoint of step 3; there are: 2, 4"):
+        load_customised(Choice(run=str(run), step=3))
+    with pytest.raises(UsageError, match=r"holds no run: name the --out folder of memory-builder train react"):
+        load_customised(Choice(run=str(run.parent)))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_a_share_mixes_the_weights_of_the_exported_models(run, tiny_encoder, tmp_path, share):
+    customised = load_customised(Choice(run=str(run), share=share))
+    export_plain(customised.encoder, tmp_path / "mixed")
+    export_plain(load_customised(Choice(run=str(run))).encoder, tmp_path / "whole")
+    whole = open_clip.create_model(f"local-dir:{tmp_path / 'whole'}").eval()
+    with torch.no_grad():
+        for block in whole.visual.transformer.resblocks[1::2]:  # what was gated: 1 and 3 of 0 … 4
+            for layer in (block.attn.out_proj, block.mlp.c_proj):
+                layer.weight.mul_(share)
+                layer.bias.mul_(share)
+    assert torch.allclose(images(customised.encoder.model), images(whole), atol=1e-5)
+    if share == 0:
+        assert torch.equal(images(customised.encoder.model), images(tiny_encoder().model))
+
+
+def test_towers_that_learnt_are_mixed_weight_by_weight():
+    before, learnt = {"visual.proj": torch.zeros(3)}, {"visual.proj": torch.ones(3)}
+    assert mixed(before, learnt, 0.25)["visual.proj"].tolist() == [0.25] * 3
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{}, {"mlp_ratio": 2.0}, {"mlp_ratio": 6.0}, {"bottleneck": 16}, {"branches": "mlp"}, {"branches": "attention"}],
+)
+def test_an_exported_model_is_one_open_clip_loads_and_computes_the_same(tiny_encoder, tmp_path, config):
+    encoder = tiny_encoder()
+    torch.manual_seed(1)
+    insert_gated_blocks(encoder.model, GatedConfig(last_k=2, **config))
+    with torch.no_grad():
+        for name, some in encoder.model.named_parameters():
+            if "alpha" in name:
+                some.fill_(0.7)
+    export_plain(encoder, tmp_path)
+    model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{tmp_path}")
+    assert len(model.visual.transformer.resblocks) == 5
+    assert preprocess.transforms[0].size == 32
+    assert not gates(model)
+    difference = (images(model.eval()) - images(encoder.model)).abs().max()
+    assert difference < 1e-6
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(["a cat"])
+    assert torch.equal(model.encode_text(tokens), encoder.model.encode_text(tokens))
+    with pytest.raises(UsageError, match="holds a model already"):
+        export_plain(encoder, tmp_path)
+
+
+def test_timm_towers_cannot_be_exported_and_say_so(tiny_encoder, tmp_path):
+    encoder = tiny_encoder()
+    vision = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": "", "timm_proj": "linear"}
+    encoder.model.visual = open_clip.model._build_vision_tower(16, vision)
+    insert_gated_blocks(encoder.model, GatedConfig(last_k=1))
+    with pytest.raises(EncoderError, match=r"of timm cannot be exported: its depth belongs to its name"):
+        export_plain(encoder, tmp_path)
+
+
+RELEASED = (
+    "visual.transformer.resblocks.2.gated_attn_block.alpha_attn",
+    "visual.transformer.resblocks.2.gated_attn_block.alpha_dense",
+    "visual.transformer.resblocks.2.gated_attn_block.attn.in_proj_bias",
+    "visual.transformer.resblocks.2.gated_attn_block.attn.in_proj_weight",
+    "visual.transformer.resblocks.2.gated_attn_block.attn.out_proj.bias",
+    "visual.transformer.resblocks.2.gated_attn_block.attn.out_proj.weight",
+    "visual.transformer.resblocks.2.gated_attn_block.ln_1.bias",
+    "visual.transformer.resblocks.2.gated_attn_block.ln_1.weight",
+    "visual.transformer.resblocks.2.gated_attn_block.ln_2.bias",
+    "visual.transformer.resblocks.2.gated_attn_block.ln_2.weight",
+    "visual.transformer.resblocks.2.gated_attn_block.mlp.c_fc.bias",
+    "visual.transformer.resblocks.2.gated_attn_block.mlp.c_fc.weight",
+    "visual.transformer.resblocks.2.gated_attn_block.mlp.c_proj.bias",
+    "visual.transformer.resblocks.2.gated_attn_block.mlp.c_proj.weight",
+)
+
+
+def test_released_checkpoints_are_written_and_read_under_the_names_of_their_authors(run, tiny_encoder, job, tmp_path):
+    customised = load_customised(Choice(run=str(run))).encoder
+    export_released(customised, tmp_path / "react.safetensors")
+    tensors = load_file(tmp_path / "react.safetensors")
+    assert tuple(sorted(name for name in tensors if ".2.gated_attn_block." in name)) == RELEASED
+    assert tensors[RELEASED[0]].shape == ()
+    wrapped = {"state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}, "epoch": 3}
+    torch.save(wrapped, tmp_path / "epoch_3.pt")
+    read = read_released(str(tmp_path / "epoch_3.pt"))
+    assert gated_layers(read) == [1, 2]
+    model = tiny_encoder().model
+    load_released(model, read)
+    assert torch.equal(images(model), images(customised.model))
+    with pytest.raises(EncoderError, match=r"1 tensors are missing, unexpected .* such as logit_scale"):
+        load_released(tiny_encoder().model, {name: read[name] for name in read if name != "logit_scale"})
+    started = job(tmp_path / "run", start_from=str(tmp_path / "epoch_3.pt"), max_steps=1, learning_rate=1e-12)
+    run_job(started, Where())
+    began = load_customised(Choice(run=str(tmp_path / "run"))).encoder.model
+    assert torch.allclose(images(began), images(customised.model), atol=1e-6)
+    (tmp_path / "none.pt").write_bytes(b"nothing")
+    with pytest.raises(UsageError, match=r"none\.pt is no checkpoint of tensors"):
+        read_released(str(tmp_path / "none.pt"))
