@@ -144,6 +144,6 @@ def test_pieces_give_the_gradients_of_the_whole_batch(tiny_encoder):
 def test_it_can_be_compiled_through_gates_and_all(tiny_encoder, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))  # no compiler's wait
     plain, compiled = learner_of(tiny_encoder()), learner_of(tiny_encoder(), compile=True)
-    assert torch.equal(plain.embed(batch())[0], compiled.embed(batch())[0])
+    assert torch.allclose(plain.embed(batch())[0], compiled.embed(batch())[0], atol=1e-6)
     cached = batch() | {"image": plain.frozen_images(batch()["image"])}
-    assert torch.equal(plain.embed(cached)[0], compiled.embed(cached)[0])
+    assert torch.allclose(plain.embed(cached)[0], compiled.embed(cached)[0], atol=1e-6)

@@ -22,11 +22,12 @@ TINY = {
 PREPROCESS = {"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "resize_mode": "shortest"}
 
 
-def write_tiny_model(folder: Path) -> str:
-    """A model with random weights, as ``--model`` takes it."""
+def write_tiny_model(folder: Path, layers: int = 3) -> str:
+    """A model with random weights, as ``--model`` takes it; ``layers`` are those of its image tower."""
     torch.manual_seed(7)
-    model = CLIP(**TINY)
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": PREPROCESS}))
+    config = TINY | {"vision_cfg": TINY["vision_cfg"] | {"layers": layers}}
+    model = CLIP(**config)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": PREPROCESS}))
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")
     return f"local-dir:{folder}"
 
