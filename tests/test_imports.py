@@ -27,9 +27,16 @@ DOORS = {
         "trainer.customised",
         "trainer.export",
         "trainer.react_job",
+        "trainer.released",
         "trainer.run",
         "trainer.settings",  # settings alone, so imported at once: it imports nothing itself
         "trainer.subset",
+    },
+    "memory_builder/commands/training_reco.py": {
+        "trainer.reco_job",
+        "trainer.reco_settings",  # as trainer.settings
+        "trainer.run",
+        "trainer.settings",
     },
     "memory_builder/memory.py": {"cluster.search"},
 }

@@ -7,19 +7,37 @@ are exactly what retrieval supplies.
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.memory import Memory
-from memory_builder.rows import NO_ROW, Ids, Side
+from memory_builder.manifest import Description
+from memory_builder.memory import Hits, Memory
+from memory_builder.rows import NO_ROW, Ids, Keys, Side
 from memory_builder.scores import Scores
+from memory_builder.snapshots import Snapshot
 from trainer.artwork import NO_CLUSTER, Clusters
 from trainer.reco_settings import LookupConfig, NeighbourConfig
 
 Mask = npt.NDArray[np.bool_]
 SAME_PICTURE = 0.999
 """Cosine of two image vectors from which they count as the same bytes: one encoder makes one vector of them."""
+
+
+class Searched(Protocol):
+    """What is asked: a ``Memory``, or whatever answers as one."""
+
+    description: Description
+    snapshot: Snapshot
+
+    def search(self, *, vectors: npt.ArrayLike, side: Side, keys: Keys, k: int) -> Hits:
+        """See ``Memory.search``."""
+        ...
+
+    def vectors(self, ids: npt.ArrayLike, keys: Keys) -> Scores:
+        """See ``Memory.vectors``."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +50,7 @@ class Found:
     """f16[n, k, d] what is fused; zero where there is none."""
 
 
-def look_up(memory: Memory, queries: Scores, side: Side, lookup: LookupConfig, k: int) -> Found:
+def look_up(memory: Searched, queries: Scores, side: Side, lookup: LookupConfig, k: int) -> Found:
     """The k nearest rows of unit rows f32[n, d], without those that lack what is to be fused.
 
     Float16, as they are stored: what is refined at test time must be what was trained on.
@@ -73,7 +91,7 @@ def neighbours_of(
 ) -> tuple[Found, Counter[str]]:
     """Neighbours of training pairs, without what they must not find, and how many rows were dropped for what reason."""
     queries = pairs.images if side == "image" else pairs.texts
-    n_rows = config.k + config.spare
+    n_rows = config.looked_up + config.spare
     ids = memory.search(vectors=queries, side=side, keys=config.lookup.search(side), k=n_rows).ids
     vectors = memory.vectors(ids, config.lookup.fuse(side)).reshape(*ids.shape, queries.shape[1])
     reasons = {"blank": (ids != NO_ROW) & ~vectors.any(axis=2)}
@@ -84,7 +102,7 @@ def neighbours_of(
     for reason, dropped in reasons.items():
         counts[reason] += int((there & dropped).sum())
         there &= ~dropped
-    found = _keep(ids, vectors, there, config.k)
+    found = _keep(ids, vectors, there, config.looked_up)
     counts["short"] = int((found.ids[:, -1] == NO_ROW).sum())
     return found, counts
 

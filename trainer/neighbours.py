@@ -72,16 +72,16 @@ def find_shard(
         return there
     pairs, captions = _training_pairs(rows, ordinal, clusters, rows.store.root == memory.store.root)
     n, counts = len(pairs.ids), Counter(pairs=len(pairs.ids))
-    ids = np.empty((n, len(SIDES), config.k), np.int64)
+    ids = np.empty((n, len(SIDES), config.looked_up), np.int64)
     with store.writing(vectors_path(ordinal)) as file:
-        vectors = _npy_to_fill(file, (n, 2 + 2 * config.k, rows.d))
+        vectors = _npy_to_fill(file, (n, 2 + 2 * config.looked_up, rows.d))
         for start in range(0, n, QUERIES):
             some = slice(start, start + QUERIES)
             vectors[some, 0], vectors[some, 1] = pairs.images[some], pairs.texts[some]
             for place, side in enumerate(SIDES):
                 found, dropped = neighbours_of(memory, pairs.at(some), side, config, clusters)
-                first = 2 + place * config.k
-                ids[some, place], vectors[some, first : first + config.k] = found.ids, found.vectors
+                first = 2 + place * config.looked_up
+                ids[some, place], vectors[some, first : first + config.looked_up] = found.ids, found.vectors
                 counts.update({f"{side} {reason}": count for reason, count in dropped.items()})
         vectors.flush()
         del vectors

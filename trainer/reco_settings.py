@@ -1,7 +1,9 @@
 """What ``memory-builder train reco`` can be told: settings alone, imported by the command without torch."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from memory_builder.errors import UsageError
 from memory_builder.rows import Side
@@ -19,7 +21,7 @@ class FusionConfig:
     fusion: Literal["transformer", "cross-attention", "mean"] = "transformer"
     """transformer: self-attention over query and neighbours. cross-attention: the query looks at its neighbours alone.
     mean: of the neighbours, mixed with the query by one learnt share."""
-    k: int = 10
+    k: Annotated[int, arg(aliases=["-k"])] = 10
     """Neighbours; 0 trains the same weights without retrieval, as a control."""
     heads: int = 8
     """Attention heads."""
@@ -66,17 +68,17 @@ class NeighbourConfig:
     """Which neighbours a training pair gets."""
 
     lookup: LookupConfig = field(default_factory=LookupConfig)
-    k: int = 10
-    """Neighbours stored for each side of a pair."""
+    looked_up: int = 10
+    """Neighbours stored for each side of a pair; runs that share them may use fewer."""
     spare: int = 40
     """Rows searched beyond those, as some are dropped."""
     exclude: bool = True
-    """Drop what a pair must not find. False only to measure what that does."""
+    """Drop rows that are the pair itself, its picture, or its artwork. --no-exclude only to measure what that does."""
     near_duplicate: float = 0.95
     """Where no clusters are known: cosine of two pictures from which they count as one artwork."""
 
     def __post_init__(self) -> None:
-        if self.k < 1 or self.spare < 0:
-            raise UsageError(f"-k {self.k} at least 1, --spare {self.spare} at least 0")
+        if self.looked_up < 1 or self.spare < 0:
+            raise UsageError(f"--looked-up {self.looked_up} at least 1, --spare {self.spare} at least 0")
         if not 0 < self.near_duplicate <= 1:
             raise UsageError(f"--near-duplicate {self.near_duplicate}: a cosine, more than 0 and at most 1")

@@ -1,4 +1,4 @@
-"""Commands that train: react. The one door to the trainer's training."""
+"""Commands that train. With ``training_reco`` the one door to the trainer's training."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from memory_builder.commands.training_reco import Reco
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from trainer.settings import DataConfig, LoopConfig, ReactConfig, Where
@@ -63,13 +64,15 @@ class React:
 class ExportRun:
     """Write a customised model for other programs."""
 
-    run_folder: Annotated[str, Positional, arg(metavar="RUN")]
-    """Folder of a run of train react."""
+    source: Annotated[str, Positional, arg(metavar="RUN")]
+    """Folder of a run of train react, or with --model a checkpoint that REACT's authors released."""
     out: Path
     """The folder, or for react the .safetensors file, to write."""
     as_: Annotated[Literal["open-clip", "react"], arg(name="as")] = "open-clip"
     """open-clip: a local-dir: folder with a deeper plain ViT, which open_clip loads by itself. react: a checkpoint as
     REACT's authors released theirs."""
+    model: str | None = None
+    """The architecture of a released checkpoint, by open_clip's name; OpenAI's weights need a -quickgelu one."""
     step: int | None = None
     """A checkpoint of the run; its newest unless given."""
     ema: bool = False
@@ -80,23 +83,32 @@ class ExportRun:
     def run(self) -> int:
         from trainer.customised import Choice, load_customised
         from trainer.export import export_plain, export_released
+        from trainer.released import load_released
 
-        choice = Choice(run=self.run_folder, step=self.step, average=self.ema, share=self.share)
-        encoder = load_customised(choice).encoder
-        if self.as_ == "react":
-            export_released(encoder, self.out)
+        if self.model is not None:
+            model, name = load_released(self.model, self.source), self.model
         else:
-            export_plain(encoder, self.out)
+            choice = Choice(run=self.source, step=self.step, average=self.ema, share=self.share)
+            encoder = load_customised(choice).encoder
+            model, name = encoder.model, encoder.config.model
+        if self.as_ == "react":
+            export_released(model, self.out)
+        else:
+            export_plain(model, name, self.out)
         print(f"model: {self.out}" if self.as_ == "react" else f"model: local-dir:{self.out}")
         return 0
 
 
-Training = Annotated[React, subcommand("react")] | Annotated[ExportRun, subcommand("export")]
+Training = (
+    Annotated[React, subcommand("react")]
+    | Annotated[Reco, subcommand("reco")]
+    | Annotated[ExportRun, subcommand("export")]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
-    """Train on a subset of pairs."""
+    """Train on a subset of pairs, or on what a memory returns."""
 
     what: OmitSubcommandPrefixes[OmitArgPrefixes[Training]]
 

@@ -69,7 +69,7 @@ def everything(memory):
 
 @pytest.mark.parametrize("side", SIDES)
 def test_every_row_finds_what_brute_force_finds_and_nothing_it_must_not(memory, clusters, tmp_path, side):
-    counts = find(memory, tmp_path, NeighbourConfig(k=K), clusters)
+    counts = find(memory, tmp_path, NeighbourConfig(looked_up=K), clusters)
     ids, images, texts = everything(memory)
     rows, found, fused = stored(tmp_path, memory, side)
     np.testing.assert_array_equal(rows, np.delete(ids, range(20, 60)))
@@ -96,7 +96,7 @@ def test_every_row_finds_what_brute_force_finds_and_nothing_it_must_not(memory, 
 
 
 def test_the_table_reads_any_pairs_in_any_order(memory, tmp_path):
-    find(memory, tmp_path, NeighbourConfig(k=K))
+    find(memory, tmp_path, NeighbourConfig(looked_up=K))
     table = NeighbourTable(Store(tmp_path), memory.commits)
     rows, _, of_images = stored(tmp_path, memory, "image")
     _, images, texts = everything(memory)
@@ -111,14 +111,14 @@ def test_the_table_reads_any_pairs_in_any_order(memory, tmp_path):
 
 
 def test_without_exclusion_a_pair_finds_itself(memory, tmp_path):
-    find(memory, tmp_path, NeighbourConfig(k=K, exclude=False))
+    find(memory, tmp_path, NeighbourConfig(looked_up=K, exclude=False))
     rows, found, _ = stored(tmp_path, memory, "image")
     assert (found == rows[:, None]).any(axis=1).mean() > 0.99
 
 
 def test_other_modalities_can_be_searched_and_fused(memory, tmp_path):
     lookup = LookupConfig(image_search="text", image_fuse="image", text_search="image", text_fuse="text")
-    find(memory, tmp_path, NeighbourConfig(lookup=lookup, k=K, exclude=False))
+    find(memory, tmp_path, NeighbourConfig(lookup=lookup, looked_up=K, exclude=False))
     ids, images, texts = everything(memory)
     rows, found, fused = stored(tmp_path, memory, "image")
     row = 400
@@ -141,7 +141,7 @@ def test_a_query_gets_the_nearest_rows_that_have_what_is_fused(memory):
 
 
 def test_a_killed_look_up_goes_on_and_the_bytes_are_the_same(memory, tmp_path):
-    config = NeighbourConfig(k=K)
+    config = NeighbourConfig(looked_up=K)
     counts = find(memory, tmp_path / "whole", config)
     find(memory, tmp_path / "again", config)
     (tmp_path / "again/records/00001.json").unlink()
@@ -161,7 +161,7 @@ def test_the_hash_follows_what_neighbours_depend_on(memory, clusters):
         return neighbours_hash(memory, memory, NeighbourConfig(**changes), clusters)
 
     assert hashed() == hashed()
-    assert len({hashed(), hashed(k=5), hashed(exclude=False), hashed(clusters=clusters)}) == 4
+    assert len({hashed(), hashed(looked_up=5), hashed(exclude=False), hashed(clusters=clusters)}) == 4
 
 
 def test_clusters_are_read_and_refused(tmp_path, clusters):
@@ -175,7 +175,9 @@ def test_clusters_are_read_and_refused(tmp_path, clusters):
             read_clusters(str(tmp_path / name))
 
 
-@pytest.mark.parametrize(("config", "named"), [({"k": 0}, "-k 0"), ({"near_duplicate": 0}, "--near-duplicate 0")])
+@pytest.mark.parametrize(
+    ("config", "named"), [({"looked_up": 0}, "--looked-up 0"), ({"near_duplicate": 0}, "--near-duplicate 0")]
+)
 def test_settings_that_cannot_be_are_refused(config, named):
     with pytest.raises(UsageError, match=named):
         NeighbourConfig(**config)

@@ -1,0 +1,176 @@
+"""``train reco`` as work to be done: neighbours are looked up once, by whatever runner; then workers train on them."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from memory_builder.build import embed
+from memory_builder.describe import EmbedConfig
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import EncoderError, SourceError, UsageError
+from memory_builder.manifest import Description, read_description
+from memory_builder.memory import Memory
+from memory_builder.progress import Progress, say
+from memory_builder.runner import Runner, available_threads, run_all
+from memory_builder.storage import Store
+from trainer.checkpoint import last_state
+from trainer.fusion import Reco
+from trainer.loop import Report, order_of, train
+from trainer.neighbours import NeighbourTable, NeighbourTask, neighbours_hash
+from trainer.reco import RecoLearner, TableSource
+from trainer.reco_settings import RATE, FusionConfig, NeighbourConfig, Positives
+from trainer.record import read_record, refuse_other, settle_record
+from trainer.settings import LoopConfig
+from trainer.world import world
+
+KIND = "reco"
+_PASSING = ("checkpoint_every", "keep", "log_every")
+"""Settings of the loop that change nothing of what comes out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Found:
+    """The neighbours of the training pairs, stored."""
+
+    folder: str
+    ordinals: tuple[int, ...]
+    """Shards of the training pairs."""
+    counts: dict[str, int]
+    """Pairs, rows found, and rows dropped by side and reason."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecoJob:
+    """A ``trainer.run.Job``."""
+
+    memory: str
+    out: str
+    found: Found
+    neighbours: NeighbourConfig
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    positives: Positives = "own"
+
+    def __post_init__(self) -> None:
+        if self.fusion.k > self.neighbours.looked_up:
+            raise UsageError(f"-k {self.fusion.k}: more than --looked-up {self.neighbours.looked_up}")
+
+    def settle(self) -> bool:
+        """Before any worker starts: whether there is anything left to do.
+
+        Raises:
+            ConfigMismatchError: the folder holds another run.
+        """
+        run = Store(self.out)
+        record = read_record(run)
+        if record is not None:
+            refuse_other(run, record, self._record())
+        state = last_state(run)
+        if state is not None and state.is_finished:
+            say(f"{run.root} is finished: {state.step:,} steps, loss {state.loss:.4f}; nothing to do")
+            return False
+        return True
+
+    def work(self, report: Report) -> None:
+        """Train, as one of the workers of torch.distributed, or alone.
+
+        Raises:
+            MemoryBuilderError: see ``trainer.loop.train``.
+        """
+        torch.set_num_threads(available_threads())  # faiss, in this process, may have set another number
+        run, device = Store(self.out), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        source = TableSource(
+            table=NeighbourTable(Store(self.found.folder), self.found.ordinals), positives=self.positives
+        )
+        order_of(self.loop, source.n_pairs)
+        if world().is_first:
+            run.sweep()
+            settle_record(run, self._record())
+        learner = RecoLearner(self.reco(device))
+        train(learner, source, self.loop, run, learning_rate=RATE, device=device, report=report)
+
+    def reco(self, device: torch.device) -> Reco:
+        """The fusions as they are before the first step, the same for every worker."""
+        torch.manual_seed(self.loop.seed)
+        dtype = torch.float64 if self.loop.precision == "fp64" else torch.float32
+        return Reco(self.fusion, read_description(Store(self.memory)).d).to(device, dtype)
+
+    def _record(self) -> dict[str, Any]:
+        description = read_description(Store(self.memory))
+        loop = asdict(self.loop)
+        for name in _PASSING:
+            del loop[name]
+        return {
+            "kind": KIND,
+            "encoder": {"model": description.model, "pretrained": description.pretrained},
+            "fingerprint": description.fingerprint,
+            "d": description.d,
+            "fusion": asdict(self.fusion),
+            "neighbours": asdict(self.neighbours),
+            "positives": self.positives,
+            "loop": loop,
+            "memory": Store(self.memory).root,
+            "table": {"folder": Store(self.found.folder).root, "counts": self.found.counts},
+        }
+
+
+def find_neighbours(
+    memory: str, train: str, folder: str, config: NeighbourConfig, clusters: str | None, runner: Runner
+) -> Found:
+    """Look up the neighbours of every training pair that has not been looked up yet.
+
+    Args:
+        memory: the memory that is asked.
+        train: the memory that holds the training pairs' embeddings; may be the same.
+        folder: where what is found is kept, in a folder for each state of both memories and each configuration.
+        config: which neighbours.
+        clusters: parquet file of keys and artwork clusters.
+        runner: where it is done.
+
+    Raises:
+        EncoderError: the two memories were built with different models.
+        SourceError: there are no training pairs.
+        UsageError, CorruptMemoryError: a memory or the clusters cannot be used.
+    """
+    asked, learnt = Memory.open(memory), Memory.open(train)
+    _check_models(asked.description, learnt.description, memory, train)
+    if not learnt.commits:
+        raise SourceError(f"{train} holds no pairs to train on")
+    for side in {config.lookup.image_search, config.lookup.text_search}:
+        asked.snapshot.view(side, asked.store.root)
+    place = f"{folder}/{neighbours_hash(asked, learnt, config, clusters)}"
+    task = NeighbourTask(memory=memory, train=train, folder=place, config=config, clusters=clusters)
+    Store(place).sweep()
+    progress = Progress("neighbours", n_planned=len(learnt.commits), n_done=0)
+    counts: Counter[str] = Counter()
+    for _, some in run_all(runner, task, list(learnt.commits)):
+        counts.update(some)
+        progress.advance(n_pairs=some["pairs"])
+    return Found(folder=place, ordinals=tuple(learnt.commits), counts=dict(counts))
+
+
+def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> str:
+    """The memory that holds the embeddings of ``source``: itself, or one made of it at ``out`` with the memory's model.
+
+    Raises:
+        SourceError, EncoderError: see ``memory_builder.build.embed``; SourceError also if a shard failed.
+    """
+    if Store(source).exists("memory.json"):
+        return source
+    description = read_description(Store(memory))
+    encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
+    report = embed([source], out, encoder=encoder, config=EmbedConfig(), runner=runner)
+    if report.failed:
+        uri, reason = next(iter(report.failed.items()))
+        raise SourceError(f"{len(report.failed)} shards of {source} cannot be embedded, such as {uri}: {reason}")
+    return out
+
+
+def _check_models(asked: Description, learnt: Description, memory: str, train: str) -> None:
+    if asked.fingerprint != learnt.fingerprint:
+        raise EncoderError(
+            f"{train} was built with {learnt.model} ({learnt.fingerprint[:12]}), {memory} with {asked.model} "
+            f"({asked.fingerprint[:12]}): embed the training pairs with the memory's model"
+        )

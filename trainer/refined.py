@@ -1,0 +1,157 @@
+"""A CLIP that looks things up: a frozen model, what ``train reco`` learnt, and a memory, now this and now that one."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import Literal
+
+import numpy as np
+import torch
+
+from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.errors import EncoderError, UsageError
+from memory_builder.memory import Picture
+from memory_builder.queries import query_vectors
+from memory_builder.rows import Side
+from memory_builder.scores import Scores
+from memory_builder.storage import Store
+from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, read_tensors
+from trainer.fusion import Reco
+from trainer.lookup import Searched, look_up
+from trainer.reco import is_missing
+from trainer.reco_settings import FusionConfig, LookupConfig
+from trainer.record import read_run
+
+BATCH = 1_024
+"""Queries looked up and refined at a time."""
+HEADS_KEPT = 8
+
+Order = Literal["average-then-refine", "refine-then-average"]
+"""Of a class's prompts: one look-up with their mean, or one with each."""
+
+
+class RecoModel:
+    """Use ``RecoModel.load``."""
+
+    def __init__(self, reco: Reco, lookup: LookupConfig, encoder: EncoderConfig, fingerprint: str, name: str) -> None:
+        self.reco, self.lookup, self.fingerprint, self.name = reco, lookup, fingerprint, name
+        self._encoder_config = encoder
+        self._heads: dict[str, Scores] = {}
+
+    @staticmethod
+    def load(
+        run: str, *, encoder: EncoderConfig | None = None, step: int | None = None, average: bool = False
+    ) -> "RecoModel":
+        """A run of ``train reco``.
+
+        Args:
+            run: its folder.
+            encoder: where its frozen model is now, if not where it was; weights must be the same.
+            step: a checkpoint's step; the newest unless given.
+            average: the moving average instead of the parameters themselves.
+
+        Raises:
+            UsageError: there is no such run, checkpoint or average.
+            CorruptMemoryError: a checkpoint is damaged.
+        """
+        store = Store(run)
+        record = read_run(store, "reco")
+        state = chosen_state(store, step)
+        reco = Reco(FusionConfig(**record["fusion"]), record["d"])
+        assign(dict(reco.named_parameters()), read_tensors(store, state, AVERAGE if average else TRAINABLE), store.root)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return RecoModel(
+            reco.eval().requires_grad_(False).to(device),
+            LookupConfig(**record["neighbours"]["lookup"]),
+            encoder or EncoderConfig(**record["encoder"]),
+            record["fingerprint"],
+            f"{store.root} (step {state.step})",
+        )
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The frozen model.
+
+        Raises:
+            EncoderError: it cannot be loaded, or is not the one that was refined.
+        """
+        encoder = load_encoder(self._encoder_config)
+        if encoder.fingerprint != self.fingerprint:
+            raise EncoderError(
+                f"{self.name} refines a model with fingerprint {self.fingerprint[:12]}, {encoder.config.model} is "
+                f"{encoder.fingerprint[:12]}: name the same weights"
+            )
+        return encoder
+
+    def encode_image(self, images: Picture | Sequence[Picture], memory: Searched | None = None) -> Scores:
+        """One picture or several → f32[n, d] unit rows, refined if there is a memory, else the frozen model's own."""
+        _, vectors = query_vectors(None, images, None, encoder=lambda: self.encoder, d=self.reco.d)
+        return vectors if memory is None else self.refine(vectors, "image", memory)
+
+    def encode_text(self, texts: str | Sequence[str], memory: Searched | None = None) -> Scores:
+        """One text or several → f32[n, d] unit rows, likewise."""
+        _, vectors = query_vectors(texts, None, None, encoder=lambda: self.encoder, d=self.reco.d)
+        return vectors if memory is None else self.refine(vectors, "text", memory)
+
+    def refine(self, vectors: Scores, side: Side, memory: Searched) -> Scores:
+        """f32[n, d] unit rows of the frozen model → f32[n, d] unit rows.
+
+        Raises:
+            EncoderError: the memory was built with another model.
+            UsageError, IndexBuildError: the memory has no index of what this side searches.
+        """
+        if memory.description.fingerprint != self.fingerprint:
+            raise EncoderError(
+                f"{self.name} refines a model with fingerprint {self.fingerprint[:12]}, the memory was built with "
+                f"{memory.description.model} ({memory.description.fingerprint[:12]}): build it with the same model"
+            )
+        blocks = [self._refine(vectors[at : at + BATCH], side, memory) for at in range(0, len(vectors), BATCH)]
+        return np.concatenate(blocks) if blocks else vectors
+
+    def _refine(self, vectors: Scores, side: Side, memory: Searched) -> Scores:
+        k = self.reco.config.k
+        found = np.zeros((len(vectors), 0, self.reco.d), np.float16)  # k is 0 in the control without retrieval
+        if k:
+            found = look_up(memory, vectors, side, self.lookup, k).vectors
+        with torch.inference_mode():
+            query, neighbours = (torch.from_numpy(rows).to(self.reco.logit_scale) for rows in (vectors, found))
+            refined: Scores = self.reco.side(side)(query, neighbours, is_missing(neighbours)).cpu().numpy()
+        return refined
+
+    def classifier(
+        self,
+        classes: Sequence[str],
+        templates: Sequence[str],
+        memory: Searched | None = None,
+        order: Order = "average-then-refine",
+    ) -> Scores:
+        """f32[c, d] unit rows: a head for classification by cosine. Kept, and looked up once for each memory.
+
+        The paper does not say which order it takes.
+        """
+        asked = None if memory is None else (memory.description, memory.snapshot)
+        key = repr((tuple(classes), tuple(templates), order, asked))
+        if key not in self._heads:
+            prompts = [[template.format(c=name) for template in templates] for name in classes]
+            encoded = self.encode_text([prompt for some in prompts for prompt in some])
+            rows = encoded.reshape(len(classes), len(templates), -1)
+            if memory is None:
+                head = _unit(rows.mean(axis=1))
+            else:
+                head = refined_heads(rows, order, partial(self.refine, side="text", memory=memory))
+            self._heads = dict(list(self._heads.items())[1 - HEADS_KEPT :]) | {key: head}
+        return self._heads[key]
+
+
+def refined_heads(prompts: Scores, order: Order, refine: Callable[[Scores], Scores]) -> Scores:
+    """f32[c, t, d] unit rows of prompts → f32[c, d] unit rows, by ``refine`` of f32[n, d]."""
+    if order not in ("average-then-refine", "refine-then-average"):
+        raise UsageError(f"order {order}: average-then-refine or refine-then-average")
+    c, t, d = prompts.shape
+    if order == "average-then-refine":
+        return refine(_unit(prompts.mean(axis=1)))
+    return _unit(refine(prompts.reshape(c * t, d)).reshape(c, t, d).mean(axis=1))
+
+
+def _unit(rows: Scores) -> Scores:
+    units: Scores = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return units
