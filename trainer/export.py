@@ -16,7 +16,6 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from memory_builder.encoder import Encoder
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.storage import Store
 from trainer.gated import NAME, GatedBlock
@@ -24,8 +23,8 @@ from trainer.gated import NAME, GatedBlock
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
 
 
-def export_plain(encoder: Encoder, out: Path) -> None:
-    """Write a ``local-dir:`` folder of a customised model.
+def export_plain(model: Any, name: str, out: Path) -> None:
+    """Write a ``local-dir:`` folder of a customised model; ``name`` is that of the frozen one.
 
     Raises:
         EncoderError: the model's gated blocks cannot be written as blocks of its own kind.
@@ -33,7 +32,7 @@ def export_plain(encoder: Encoder, out: Path) -> None:
     """
     if (out / CONFIG).exists() or (out / WEIGHTS).exists():
         raise UsageError(f"{out} holds a model already: name another --out")
-    model, config = copy.deepcopy(encoder.model), _described(encoder)
+    model, config = copy.deepcopy(model), _described(model, name)
     blocks = _blocks(model)
     if any(hasattr(block, NAME) for block in blocks):
         deeper, ratio = deepen(blocks)
@@ -45,7 +44,7 @@ def export_plain(encoder: Encoder, out: Path) -> None:
     store.put(CONFIG, json.dumps(config, indent=1).encode())
 
 
-def export_released(encoder: Encoder, out: Path) -> None:
+def export_released(model: Any, out: Path) -> None:
     """Write the whole customised model under the names of the checkpoints that REACT's authors released.
 
     Raises:
@@ -54,10 +53,10 @@ def export_released(encoder: Encoder, out: Path) -> None:
     """
     if out.suffix != ".safetensors" or out.exists():
         raise UsageError(f"--out {out}: a new file that ends in .safetensors")
-    _blocks(encoder.model)
+    _blocks(model)
     store = Store(str(out.parent))
     with store.writing(out.name) as path:
-        save_file({name: tensor.contiguous() for name, tensor in encoder.model.state_dict().items()}, path)
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
 
 
 def deepen(blocks: list[Any]) -> tuple[list[ResidualAttentionBlock], float]:
@@ -81,16 +80,15 @@ def deepen(blocks: list[Any]) -> tuple[list[ResidualAttentionBlock], float]:
     return deeper, max(widths) / blocks[0].ln_1.normalized_shape[0]
 
 
-def _described(encoder: Encoder) -> dict[str, Any]:
+def _described(model: Any, name: str) -> dict[str, Any]:
     """What open_clip reads beside the weights."""
-    name = encoder.config.model
     if name.startswith("local-dir:"):
         model_config = json.loads((Path(name.removeprefix("local-dir:")) / CONFIG).read_text())["model_cfg"]
     else:
         model_config = open_clip.get_model_config(name)
-    if any(isinstance(module, QuickGELU) for module in encoder.model.modules()):  # OpenAI's weights bring it along
+    if any(isinstance(module, QuickGELU) for module in model.modules()):  # OpenAI's weights bring it along
         model_config |= {"quick_gelu": True}
-    return {"model_cfg": model_config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(encoder.model)}
+    return {"model_cfg": model_config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
 
 
 def _blocks(model: Any) -> list[Any]:

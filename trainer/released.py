@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import open_clip
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -43,12 +44,22 @@ def gated_layers(tensors: Mapping[str, Tensor]) -> list[int]:
     return sorted({int(found[1]) for name in tensors if (found := GATED.match(name))})
 
 
-def load_released(model: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Make an open_clip model the customised one of a released checkpoint, in place.
+def load_released(name: str, path: str) -> Any:
+    """The customised open_clip model of a released checkpoint.
+
+    Args:
+        name: of the architecture it was trained from, or local-dir:FOLDER.
+        path: the checkpoint.
 
     Raises:
-        EncoderError: a tensor is missing, unexpected or of another shape.
+        EncoderError: there is no such architecture; a tensor is missing, unexpected or of another shape.
+        UsageError: it is no checkpoint.
     """
+    tensors = read_released(path)
+    try:
+        model = open_clip.create_model(name, load_weights=False)
+    except Exception as error:
+        raise EncoderError(f"cannot make a {name}: {str(error).splitlines()[0][:200]}") from error
     layers = gated_layers(tensors)
     if layers:
         width, mlp_width = _widths(tensors, layers[-1])
@@ -63,6 +74,7 @@ def load_released(model: Any, tensors: Mapping[str, Tensor]) -> None:
             f"such as {wrong[0]}. Name the architecture it was trained from (OpenAI's weights need a -quickgelu one)"
         )
     model.load_state_dict(there)
+    return model.eval().requires_grad_(False)
 
 
 def _widths(tensors: Mapping[str, Tensor], layer: int) -> tuple[int, int]:
