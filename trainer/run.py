@@ -4,12 +4,19 @@
 checkpoints are the job's own, in the run's folder, which is Ray's ``storage_path/name``.
 """
 
-from typing import Any, Protocol
+import pickle
+from typing import TYPE_CHECKING, Any, Protocol
 
 from memory_builder.errors import MemoryBuilderError, WorkerError
 from memory_builder.storage import Store
-from trainer.loop import Report
 from trainer.settings import Where
+
+if TYPE_CHECKING:
+    from trainer.loop import Report
+
+
+PATIENCE_S = 6 * 3600
+"""How long workers wait for one that reads a subset or embeds its part of it; a dead one is noticed at once."""
 
 
 class Job(Protocol):
@@ -24,7 +31,7 @@ class Job(Protocol):
         """Called once, before any worker: refuse what cannot be; whether there is anything left to do."""
         ...
 
-    def work(self, report: Report) -> None:
+    def work(self, report: "Report") -> None:
         """Called on every worker, in a process group if there are several; goes on where the run stopped."""
         ...
 
@@ -47,7 +54,7 @@ def run_job(job: Job, where: Where) -> bool:
 def _run_on_ray(job: Job, where: Where) -> None:
     import ray
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from cluster.runtime import connect
@@ -57,7 +64,8 @@ def _run_on_ray(job: Job, where: Where) -> None:
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if where.gpu is None else where.gpu
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": job},
+        train_loop_config={"job": pickle.dumps(job)},  # opened by the workers alone: it brings torch along
+        torch_config=TorchConfig(timeout_s=PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
             num_workers=where.workers or 1,
             use_gpu=use_gpu,
@@ -79,7 +87,8 @@ def _work(config: dict[str, Any]) -> None:
     """On a worker. ``report`` is a barrier: all come here equally often."""
     import ray.train
 
-    config["job"].work(ray.train.report)
+    job: Job = pickle.loads(config["job"])
+    job.work(ray.train.report)
 
 
 def _reason(error: Any) -> Exception:

@@ -153,12 +153,14 @@ def prepare_pairs(subset: Subset, cache: Store) -> Pairs:
     record = cache.read_json(f"{folder}/record.json")
     if record is None:
         rejects: Counter[str] = Counter()
-        rows = [row for shard in range(len(subset.shards)) for row in _scan(subset, shard, rejects)]
-        cache.put(f"{folder}/pairs.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=SCHEMA)))
-        record = {"subset": subset.root, "pairs": len(rows), "rejects": dict(sorted(rejects.items()))}
+        shards = range(len(subset.shards))
+        tables = [pa.Table.from_pylist(list(_scan(subset, shard, rejects)), schema=SCHEMA) for shard in shards]
+        found = pa.concat_tables(tables)
+        cache.put(f"{folder}/pairs.parquet", parquet_bytes(found))
+        record = {"subset": subset.root, "pairs": found.num_rows, "rejects": dict(sorted(rejects.items()))}
         cache.put(f"{folder}/record.json", json.dumps(record, indent=1).encode())
         left_out = ", ".join(f"{n:,} {reason}" for reason, n in record["rejects"].items())
-        say(f"{subset.root}: {len(rows):,} pairs" + (f"; left out: {left_out}" if left_out else ""))
+        say(f"{subset.root}: {found.num_rows:,} pairs" + (f"; left out: {left_out}" if left_out else ""))
     table = read_parquet(cache.read(f"{folder}/pairs.parquet"))
     return Pairs(subset=subset, table=table, rejects=record["rejects"])
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from memory_builder.commands.evaluating import EvaluateOptions
 from memory_builder.errors import EncoderError, UsageError
 from trainer.customised import Choice, load_customised, mixed
 from trainer.export import export_plain, export_released
@@ -148,3 +149,17 @@ def test_released_checkpoints_are_written_and_read_under_the_names_of_their_auth
     (tmp_path / "none.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"none\.pt is no checkpoint of tensors"):
         read_released(str(tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ({"out": "out"}, "name either --model or --run"),
+        ({"out": "out", "model": "ViT-B-32", "run": "run"}, "name either --model or --run"),
+        ({"model": "ViT-B-32"}, "--out is missing: a folder for results"),
+        ({"out": "out", "model": "ViT-B-32", "share": 0.5}, "--step, --ema and --share are for --run"),
+    ],
+)
+def test_evaluate_is_told_one_model(told, message):
+    with pytest.raises(UsageError, match=message):
+        EvaluateOptions(dataset="set", **told).setting()
