@@ -9,7 +9,7 @@ A round starts with an empty memory (embed) or an embedded one (index) and is ki
 repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
 that was committed before a kill may be done again. Append, delete, compact, purge and merge start with an indexed
 memory; after each kill it must open and answer as before the change or as after it. ``snapshot`` is a deletion that is
-killed while its state becomes current.
+killed while its state becomes current. ``retrieve`` makes a subset of an indexed memory that nobody kills.
 """
 
 import glob
@@ -34,7 +34,8 @@ from memory_builder.storage import Store
 
 IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
 IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss", "index/*/merged/*")
-RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json")
+IDENTICAL_SUBSET = ("*.tar", "*.parquet", "*.npy", "selection.json", "subset.json", "subset.html")
+RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json", "search/*.json", "exclude/*.json")
 IDENTICAL_CHANGES = ("tombstones/*.npy", "purges/*.json")
 CHANGES = {
     "append": ["append"],
@@ -44,7 +45,22 @@ CHANGES = {
     "purge": ["compact", "--purge"],
     "merge": ["merge"],
 }
-Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge", "merge"]
+RETRIEVE = ("--mode", "both", "--per-query", "30", "--block-queries", "4", "--shard-pairs", "60", "--dedup", "0.95")
+CLASSES = (
+    "cat",
+    "bus",
+    "umbrella",
+    "cup of coffee",
+    "airplane",
+    "key",
+    "bus",
+    "guitar",
+    "AC/DC",
+    "sun",
+    "tree",
+    "clock",
+)
+Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge", "merge", "retrieve"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +73,11 @@ class Chaos:
     """As for embed."""
     work: Path = Path("chaos")
     """Folder for the memories that nobody kills."""
+    indexed: Path | None = None
+    """An indexed memory to retrieve from, instead of one made of the shards."""
     memory_root: str | None = None
     """Folder or URL for those that are killed; ``work`` if not given. What lies at its ``broken`` is removed."""
-    stages: tuple[Stage, ...] = ("embed", "index", *CHANGES)
+    stages: tuple[Stage, ...] = ("embed", "index", *CHANGES, "retrieve")
     kills: int = 25
     """Kills for each stage."""
     seed: int = 0
@@ -162,7 +180,8 @@ def torture(
             raise SystemExit(f"{stage}: done again after a kill: {redone}")
         kept += len(committed)
         check()
-        found = contents(memory, IDENTICAL + IDENTICAL_INDEX + IDENTICAL_CHANGES)
+        same = IDENTICAL_SUBSET if stage == "retrieve" else IDENTICAL + IDENTICAL_INDEX + IDENTICAL_CHANGES
+        found = contents(memory, same)
         if found != expected:
             differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
             raise SystemExit(f"{stage}: not what an uninterrupted run writes: {differing}")
@@ -203,7 +222,28 @@ def chaos(config: Chaos) -> list[Outcome]:
         for arguments in ([*first, *shlex.split(config.embed_args)], index(str(whole)), embed(str(whole))):
             run(arguments)
         outcomes += [torture_change(stage, whole, broken, config) for stage in changed]
+    if "retrieve" in config.stages:
+        if config.indexed is None:
+            start_afresh(Store(whole), None)
+            for arguments in (embed(str(whole)), index(str(whole))):
+                run(arguments)
+        outcomes.append(torture_retrieve(config.indexed or whole, broken, config))
     return outcomes
+
+
+def torture_retrieve(memory: Path, broken: Store, config: Chaos) -> Outcome:
+    """Rounds of kills while a subset is made of an indexed memory; one of its shards is to be kept out."""
+    classes, subset = config.work / "classes.txt", Store(config.work / "subset")
+    classes.write_text("\n".join(CLASSES))
+    start_afresh(subset, None)
+    kept_out = sorted(glob.glob(config.shards))[0]
+
+    def retrieve(out: Store) -> list[str]:
+        return ["retrieve", str(memory), "--classes", str(classes), "--exclude", kept_out, *RETRIEVE, "--out", out.root]
+
+    seconds = run(retrieve(subset))
+    expected = contents(subset, IDENTICAL_SUBSET)
+    return torture("retrieve", broken, None, retrieve(broken), expected, seconds, config)
 
 
 def torture_change(stage: str, indexed: Path, broken: Store, config: Chaos) -> Outcome:

@@ -9,10 +9,10 @@ the memory is clean where it is compared with pictures of another thing (they ar
 """
 
 import io
+import json
 import random
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,14 +20,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
+from leak_curves import judge
 from PIL import Image, ImageOps
+from prepare import put_json
 
 from memory_builder import Memory
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.images import decode_image
-from memory_builder.retrieve.aligned import glyph_of
-from memory_builder.retrieve.evidence import KINDS, Compared, Evidence, Signs
+from memory_builder.retrieve.aligned import SIDE, glyph_of
+from memory_builder.retrieve.evidence import KINDS, Compared, Evidence, Groups, Signs
 from memory_builder.shards import Pair, read_pairs
+from memory_builder.shards.pictures import Place, read_pictures
 
 TIERS = ("absent", "rare", "common")
 BATCH = 1_024
@@ -50,6 +53,8 @@ class Leaks:
     """Where the memory's model is now, if not where it was."""
     planted: int = 2_000
     """Test pictures that are transformed; of the dev sets all are."""
+    clean: int = 0
+    """Rows of the memory that are compared as clean pairs, drawn at random; 0: all."""
     lost: float = 0.002
     """Share of clean pairs that may be taken for copies."""
     seed: int = 0
@@ -115,25 +120,26 @@ def asked_about(benchmark: Path, side: str) -> dict[str, Image.Image]:
     return found
 
 
-def memory_glyphs(memory: Memory, file: Path) -> np.ndarray:
-    """u8[n, 32, 32] of all rows in order, kept in a file."""
-    if not file.exists():
-        with ThreadPoolExecutor(2) as threads:
-            glyphs = list(threads.map(glyph_of, memory_pictures(memory)))
-        np.save(file, np.stack(glyphs))
-    return np.load(file)
+def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
+    """i64[n] row ids, ascending."""
+    ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
+    return np.sort(np.random.default_rng(seed).choice(ids, count, replace=False)) if count else ids
 
 
-def memory_pictures(memory: Memory) -> Iterator[Image.Image]:
-    for ordinal in memory.commits:
-        ids = memory.row_ids(ordinal)
-        rows = {key: i for i, key in enumerate(memory.rows(ids)["key"].to_pylist())}
-        found: list[Image.Image | None] = [None] * len(rows)
-        for pair in read_pairs(memory.commits[ordinal].uri, only=frozenset(rows)):
-            if isinstance(pair, Pair) and pair.image:
-                found[rows[pair.key]] = decode_image(pair.image)
-        assert all(found), f"pictures of shard {ordinal} are gone"
-        yield from (picture for picture in found if picture)
+def memory_glyphs(memory: Memory, ids: np.ndarray, file: Path) -> np.ndarray:
+    """u8[n, 32, 32] of these rows, kept in a file."""
+    if file.exists() and len(np.load(file, mmap_mode="r")) == len(ids):
+        return np.load(file)
+    parts = []
+    for of_shard in np.split(ids, np.flatnonzero(np.diff(ids >> 32)) + 1):
+        glyphs = np.zeros((len(of_shard), SIDE, SIDE), np.uint8)
+        places = [Place(member) for member in memory.metadata(of_shard, ["member"])["member"].to_pylist()]
+        for which, picture in read_pictures(memory.source(int(of_shard[0])), places):
+            assert isinstance(picture, bytes), f"{places[which].member} is {picture.reason}"
+            glyphs[which] = glyph_of(decode_image(picture))
+        parts.append(glyphs)
+    np.save(file, np.concatenate(parts))
+    return np.concatenate(parts)
 
 
 @dataclass(frozen=True)
@@ -146,7 +152,7 @@ class Side:
     """Of every planted picture, by transform."""
 
 
-def measure(side: str, config: Leaks, memory: Memory, rows: Signs, entity: dict[str, str]) -> Side:
+def measure(side: str, config: Leaks, memory: Memory, rows: Signs, row_keys: list[str], entity: dict[str, str]) -> Side:
     """Evidence for planted and for clean pairs."""
     pictures = asked_about(config.benchmark, side)
     keys = list(pictures)
@@ -160,25 +166,21 @@ def measure(side: str, config: Leaks, memory: Memory, rows: Signs, entity: dict[
         changed = signs_of([transform(pictures[key], rng) for key in chosen], memory.encoder)
         planted[name] = compared.evidence(changed, least=LEAST)
         print(f"{side}: {name}", file=sys.stderr, flush=True)
-    names = memory_keys(memory)
-    groups: dict[str, int] = {}
-    of_rows = [groups.setdefault(entity[key], len(groups)) for key in names]
-    of_asked = [groups.setdefault(entity[key.split("/")[-1]], len(groups)) for key in keys]
-    return Side(clean=clean_evidence(compared, rows, np.array(of_rows), np.array(of_asked)), planted=planted)
+    numbers: dict[str, int] = {}
+    of_rows, of_asked = (
+        np.array([numbers.setdefault(entity[key], len(numbers)) for key in some]) for some in (row_keys, keys)
+    )
+    return Side(clean=clean_evidence(compared, rows, Groups(of_rows, of_asked)), planted=planted)
 
 
-def clean_evidence(compared: Compared, rows: Signs, of_rows: np.ndarray, of_asked: np.ndarray) -> Evidence:
+def clean_evidence(compared: Compared, rows: Signs, groups: Groups) -> Evidence:
     parts = []
     for start in range(0, len(rows), BATCH):
         here = slice(start, start + BATCH)
-        some = Signs(rows.vectors[here], rows.glyphs[here])
-        parts.append(compared.evidence(some, least=LEAST, without=np.concatenate([of_rows[here], of_asked])))
+        some, apart = Signs(rows.vectors[here], rows.glyphs[here]), Groups(groups.of_pictures[here], groups.of_others)
+        parts.append(compared.evidence(some, least=LEAST, without=apart))
     join = {kind: np.concatenate([part.values[kind] for part in parts]) for kind in KINDS}
     return Evidence(join, {kind: np.concatenate([part.others[kind] for part in parts]) for kind in KINDS})
-
-
-def memory_keys(memory: Memory) -> list[str]:
-    return [key for o in memory.commits for key in memory.rows(memory.row_ids(o))["key"].to_pylist()]
 
 
 def main(config: Leaks) -> None:
@@ -187,11 +189,14 @@ def main(config: Leaks) -> None:
     memory = Memory.open(config.memory, encoder=encoder)
     table = pq.read_table(config.splits / "splits.parquet", columns=["key", "entity"])
     entity = dict(zip(table["key"].to_pylist(), table["entity"].to_pylist(), strict=True))
-    ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
-    rows = Signs(memory.vectors(ids).astype(np.float16), memory_glyphs(memory, config.out / "glyphs.npy"))
+    ids = drawn_rows(memory, config.clean, config.seed)
+    rows = Signs(memory.vectors(ids).astype(np.float16), memory_glyphs(memory, ids, config.out / "glyphs.npy"))
+    keys = memory.rows(ids)["key"].to_pylist()
     for side in ("dev", "test"):
-        found = measure(side, config, memory, rows, entity)
-        save(config.out / f"{side}.parquet", found)
+        save(config.out / f"{side}.parquet", measure(side, config, memory, rows, keys, entity))
+    report = judge(config.out, config.lost)
+    put_json(config.out / "leaks.json", report | {"memory": str(config.memory), "model": memory.description.model})
+    print(json.dumps(report["test"], indent=1, ensure_ascii=False))
 
 
 def save(path: Path, found: Side) -> None:

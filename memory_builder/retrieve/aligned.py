@@ -10,13 +10,17 @@ from PIL import Image
 SIDE = 32
 LONGEST = 128
 """Pixels of a picture's longer side that are looked at."""
-PLAIN = 48
+PLAIN = 64
 """Of 255 levels: a line whose pixels differ by no more is part of a border. Ringing of JPEG stays below."""
 LEAST_DEVIATION = 8.0
 """Of 255 levels; a flatter glyph (a plain disc or tile in its own box) shows nothing to compare."""
 SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in pixels of a glyph
 SHIFT_GAIN = 0.15
 """What a shift by a pixel may add to a correlation."""
+ZOOM_GAIN = 0.3
+"""What taking a line off some sides may add."""
+ENDS = ((0, 0), (1, 0), (0, 1), (1, 1))
+"""Lines that are taken off before a glyph is stretched to its size again, at the two ends of a side."""
 LOW = 8
 """Frequencies of a hash, each way."""
 
@@ -97,6 +101,33 @@ def correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats:
         moved = unit(pad[:, 1 + y : 1 + y + SIDE, 1 + x : 1 + x + SIDE])
         best[retry] = np.maximum(best[retry], np.abs(np.einsum("nd,nd->n", fixed[retry], moved)))
     return best
+
+
+def stretched_correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats:
+    """f32[n], the absolute correlation of glyphs u8[n, 32, 32] when either is cut by a line at any sides and stretched.
+
+    A picture that was cropped, scaled or compressed ends a line sooner or later. Tried for those within reach of
+    ``least``.
+    """
+    best: Floats = np.abs(np.einsum("nd,nd->n", unit(one), unit(other)))
+    retry = np.flatnonzero(best >= least - ZOOM_GAIN)
+    for fixed, moving in ((one[retry], other[retry]), (other[retry], one[retry])):
+        units = unit(fixed)
+        for rows in ENDS:
+            for columns in ENDS:
+                moved = np.einsum("ai,nij,bj->nab", _stretch(*rows), moving, _stretch(*columns), optimize=True)
+                best[retry] = np.maximum(best[retry], np.abs(np.einsum("nd,nd->n", units, unit(moved))))
+    return best
+
+
+def _stretch(first: int, last: int) -> Floats:
+    """f32[32, 32] that stretches what is left without these lines over all 32, by linear interpolation."""
+    places = np.linspace(first, SIDE - 1 - last, SIDE)
+    below = np.minimum(places.astype(np.int64), SIDE - 2)
+    weights = np.zeros((SIDE, SIDE), np.float32)
+    weights[np.arange(SIDE), below] = 1 - (places - below)
+    weights[np.arange(SIDE), below + 1] += (places - below).astype(np.float32)
+    return weights
 
 
 def hashes(glyphs: Glyphs) -> Hashes:

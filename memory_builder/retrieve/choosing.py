@@ -13,17 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_builder.manifest import shard_name
 from memory_builder.memory import Memory
 from memory_builder.retrieve.config import MODES, Mode, RetrieveConfig
 from memory_builder.retrieve.duplicates import first_of_each, without_near_duplicates
 from memory_builder.retrieve.prompts import Block
-from memory_builder.retrieve.searching import FOLDER, HITS
+from memory_builder.retrieve.searching import HITS, done_blocks, read_block
 from memory_builder.retrieve.selection import Claims, best_claims, comparable, place_in_class, row_scores, select
 from memory_builder.rows import Ids, split_ids
 from memory_builder.scores import Scores
 from memory_builder.storage import Store
-from memory_builder.tables import read_parquet
 
 SELECTION, RECORD, ALL_HITS = "selection.parquet", "selection.json", "hits.parquet"
 ROWS = pa.schema(
@@ -74,10 +72,11 @@ class Found:
 
 def read_found(store: Store, blocks: Sequence[Block]) -> Found:
     """The hits of all blocks, in their order."""
+    done = done_blocks(store)
     columns: list[tuple[npt.NDArray[np.int64], Ids, Scores]] = []
     modes: list[npt.NDArray[np.int8]] = []
     for block in blocks:
-        table = read_parquet(store.read(f"{FOLDER}/{shard_name(block.number)}.parquet"))
+        table = read_block(store, done[block.number])
         labels, ids, scores = (table[name].to_numpy() for name in ("label", "id", "score"))
         columns.append((labels.astype(np.int64), ids, scores))
         modes.append(np.full(len(ids), MODES.index(block.mode), np.int8))
@@ -87,9 +86,10 @@ def read_found(store: Store, blocks: Sequence[Block]) -> Found:
 
 def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
     """``hits.parquet``: every hit of every query, a row group a block."""
+    done = done_blocks(store)
     with store.writing(ALL_HITS) as path, pq.ParquetWriter(str(path), HITS, compression="zstd") as writer:
         for block in blocks:
-            writer.write_table(read_parquet(store.read(f"{FOLDER}/{shard_name(block.number)}.parquet")))
+            writer.write_table(read_block(store, done[block.number]))
 
 
 def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: RetrieveConfig) -> Chosen:

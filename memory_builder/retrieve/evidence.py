@@ -11,21 +11,22 @@ import numpy.typing as npt
 
 from memory_builder.encoder import Vectors
 from memory_builder.retrieve.aligned import (
-    SHIFT_GAIN,
     Floats,
     Glyphs,
     bits_apart,
     coarse,
-    correlation,
     hashes,
+    stretched_correlation,
 )
 from memory_builder.retrieve.thresholds import Thresholds
 
 BLOCK = 4_096
 """Pictures compared with at a time."""
-NEAREST = 4
-"""Glyphs that are compared pixel by pixel, of those that look alike at half the size."""
-KINDS = ("embedding", "hash", "pixels")
+NEAREST = {"embedding": 2, "hash": 1, "pixels": 4}
+"""How many that come nearest by each are compared pixel by pixel; by ``pixels``, at half the size."""
+KINDS = ("embedding", "hash", "pixels", "both")
+NOTHING = -100.0
+"""Below any score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +47,21 @@ class Signs:
 
 
 @dataclass(frozen=True, slots=True)
+class Groups:
+    """Which pictures belong together, by a number for each."""
+
+    of_pictures: npt.NDArray[np.int64]
+    """i64[n]."""
+    of_others: npt.NDArray[np.int64]
+    """i64[m]."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evidence:
     """For n pictures, the strongest evidence of each kind among those they were compared with."""
 
     values: dict[str, Floats]
-    """Kind → f32[n]: cosine, bits that differ, correlation."""
+    """Kind → f32[n]: cosine, bits that differ, correlation, mean of cosine and correlation with one picture."""
     others: dict[str, npt.NDArray[np.int64]]
     """Kind → i64[n]: the picture it is evidence of."""
 
@@ -60,6 +71,7 @@ class Evidence:
             "embedding": self.values["embedding"] >= limits.leak_embedding,
             "hash": self.values["hash"] <= limits.leak_hash,
             "pixels": self.values["pixels"] >= limits.leak_pixels,
+            "both": self.values["both"] >= limits.leak_both,
         }
 
 
@@ -76,73 +88,67 @@ class Compared:
         self._hashes = hashes(self._signs.glyphs)
         self._coarse = coarse(self._signs.glyphs)
 
-    def evidence(self, signs: Signs, *, least: float, without: npt.NDArray[np.int64] | None = None) -> Evidence:
+    def evidence(self, signs: Signs, *, least: float, without: Groups | None = None) -> Evidence:
         """The strongest evidence of each kind for each picture.
 
         Args:
             signs: of n pictures.
-            least: correlation of interest; a lower one may be told too low.
-            without: for tests of a threshold, a group of each of the n and (behind them) of the m pictures: those of
-                one group are not compared. -1 is no group.
+            least: correlation of interest; lower ones may be told too low.
+            without: for tests of a threshold: pictures of one group are not compared.
         """
         n = len(signs)
         vectors, small, bits = signs.vectors.astype(np.float32), coarse(signs.glyphs), hashes(signs.glyphs)
-        embedding, of_embedding = np.full(n, -1, np.float32), np.zeros(n, np.int64)
-        apart, of_apart = np.full(n, 64, np.float32), np.zeros(n, np.int64)
-        near, of_near = np.full((n, NEAREST), -1, np.float32), np.zeros((n, NEAREST), np.int64)
+        near = {name: _Nearest(n, count) for name, count in NEAREST.items()}
         for start in range(0, len(self._signs), BLOCK):
             here = slice(start, start + BLOCK)
-            same = self._same(without, n, here)
-            cosines = vectors @ self._signs.vectors[here].astype(np.float32).T  # f32[n, b]
-            differing = bits_apart(bits, self._hashes[here]).astype(np.float32)
-            alike = np.abs(small @ self._coarse[here].T)
-            if same is not None:
-                cosines[same], differing[same], alike[same] = -1, 64, -1
-            _keep_best(cosines, start, embedding, of_embedding)
-            differing *= -1
-            negative = -apart
-            _keep_best(differing, start, negative, of_apart)
-            apart = -negative
-            near, of_near = _keep_nearest(alike, start, near, of_near)
-        pixels, of_pixels = self._look_closely(signs.glyphs, near, of_near, least)
-        others = {"embedding": of_embedding % self.n, "hash": of_apart % self.n, "pixels": of_pixels % self.n}
-        return Evidence({"embedding": embedding, "hash": apart, "pixels": pixels}, others)
+            alike = {
+                "embedding": vectors @ self._signs.vectors[here].astype(np.float32).T,  # f32[n, b]
+                "hash": -bits_apart(bits, self._hashes[here]).astype(np.float32),
+                "pixels": np.abs(small @ self._coarse[here].T),
+            }
+            if without is not None:
+                same = without.of_pictures[:, None] == np.tile(without.of_others, 2)[here][None]
+                for scores in alike.values():
+                    scores[same] = NOTHING
+            for name, scores in alike.items():
+                near[name].add(scores, start)
+        return self._look_closely(signs, near, least)
 
-    def _same(self, without: npt.NDArray[np.int64] | None, n: int, here: slice) -> npt.NDArray[np.bool_] | None:
-        if without is None:
-            return None
-        mine, theirs = without[:n], np.tile(without[n:], 2)[here]
-        same: npt.NDArray[np.bool_] = (mine[:, None] == theirs[None]) & (mine[:, None] >= 0)
-        return same
-
-    def _look_closely(
-        self, glyphs: Glyphs, near: Floats, of_near: npt.NDArray[np.int64], least: float
-    ) -> tuple[Floats, npt.NDArray[np.int64]]:
-        """The best correlation of each glyph with those near to it at half the size, and with which."""
-        closest = near.copy()
-        picture, place = np.nonzero(near >= least - SHIFT_GAIN)
-        found = correlation(glyphs[picture], self._signs.glyphs[of_near[picture, place]], least=1.0)
-        closest[picture, place] = found
-        best = closest.argmax(axis=1)[:, None]
-        values, others = np.take_along_axis(closest, best, 1)[:, 0], np.take_along_axis(of_near, best, 1)[:, 0]
-        return values, others
-
-
-def _keep_best(scores: Floats, start: int, best: Floats, of_best: npt.NDArray[np.int64]) -> None:
-    """Raise ``best``, f32[n], to what f32[n, b] reach."""
-    places = scores.argmax(axis=1)
-    values = scores[np.arange(len(scores)), places]
-    better = values > best
-    best[better], of_best[better] = values[better], start + places[better]
+    def _look_closely(self, signs: Signs, near: dict[str, "_Nearest"], least: float) -> Evidence:
+        """Lay each picture on those that come near to it in one way or another."""
+        others = np.concatenate([found.places for found in near.values()], axis=1)  # i64[n, c]
+        allowed = np.concatenate([found.scores for found in near.values()], axis=1) > NOTHING
+        pictures = np.repeat(np.arange(len(signs)), others.shape[1])
+        flat = others.ravel()
+        pixels = stretched_correlation(signs.glyphs[pictures], self._signs.glyphs[flat], least=least)
+        vectors = signs.vectors.astype(np.float32)
+        cosines = np.einsum("nd,ncd->nc", vectors, self._signs.vectors[others].astype(np.float32), optimize=True)
+        pixels = np.where(allowed, pixels.reshape(others.shape), 0)
+        scores = {
+            "embedding": np.where(allowed, cosines, NOTHING),
+            "pixels": pixels,
+            "both": np.where(allowed, (cosines + pixels) / 2, NOTHING),
+        }
+        best = {kind: values.argmax(axis=1)[:, None] for kind, values in scores.items()}
+        values = {kind: np.take_along_axis(scores[kind], best[kind], 1)[:, 0] for kind in best}
+        places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] % self.n for kind in best}
+        values["hash"], places["hash"] = -near["hash"].scores[:, 0], near["hash"].places[:, 0] % self.n
+        return Evidence({kind: values[kind] for kind in KINDS}, {kind: places[kind] for kind in KINDS})
 
 
-def _keep_nearest(
-    scores: Floats, start: int, near: Floats, of_near: npt.NDArray[np.int64]
-) -> tuple[Floats, npt.NDArray[np.int64]]:
-    """The NEAREST of those there were and f32[n, b]."""
-    count = min(NEAREST, scores.shape[1])
-    places = np.argpartition(-scores, count - 1, axis=1)[:, :count]
-    values = np.concatenate([near, np.take_along_axis(scores, places, 1)], axis=1)
-    others = np.concatenate([of_near, start + places], axis=1)
-    order = np.lexsort((others, -values))[:, :NEAREST]
-    return np.take_along_axis(values, order, 1), np.take_along_axis(others, order, 1)
+class _Nearest:
+    """The best few of scores that come in blocks, equal ones in order of their places."""
+
+    def __init__(self, n: int, count: int) -> None:
+        self.scores = np.full((n, count), NOTHING, np.float32)
+        self.places = np.zeros((n, count), np.int64)
+
+    def add(self, scores: Floats, start: int) -> None:
+        """f32[n, b] of the places from ``start`` on."""
+        count = self.scores.shape[1]
+        some = min(count, scores.shape[1])
+        places = np.argpartition(-scores, some - 1, axis=1)[:, :some]
+        values = np.concatenate([self.scores, np.take_along_axis(scores, places, 1)], axis=1)
+        places = np.concatenate([self.places, start + places], axis=1)
+        order = np.lexsort((places, -values))[:, :count]
+        self.scores, self.places = np.take_along_axis(values, order, 1), np.take_along_axis(places, order, 1)

@@ -28,6 +28,7 @@ OUT = pa.schema(
         ("embedding", pa.float32()),
         ("hash", pa.float32()),
         ("pixels", pa.float32()),
+        ("both", pa.float32()),
         ("thumbnail", pa.binary()),
     ]
 )

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import UsageError
+from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import record_names, shard_name
 from memory_builder.memory import NO_ROW, Hits, Memory
 from memory_builder.queries import query_vectors
@@ -21,7 +21,7 @@ from memory_builder.retrieve.prompts import Block, Query
 from memory_builder.retry import open_filesystem
 from memory_builder.scores import Scores
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import parquet_bytes
+from memory_builder.tables import parquet_bytes, read_parquet
 
 FOLDER = "search"
 HITS = pa.schema(
@@ -103,6 +103,25 @@ def done_blocks(store: Store) -> dict[int, BlockRecord]:
     names = record_names(store, FOLDER)
     records = [BlockRecord(**json.loads(store.read(f"{FOLDER}/{name}"))) for name in names]
     return {record.number: record for record in records}
+
+
+def read_block(store: Store, record: BlockRecord) -> pa.Table:
+    """The hits of a committed block.
+
+    Raises:
+        CorruptMemoryError: they are not what was committed.
+    """
+    path = f"{FOLDER}/{shard_name(record.number)}.parquet"
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        data = b""
+    if sha256(data) != record.sha256:
+        raise CorruptMemoryError(
+            f"{store.root}/{path} is missing or damaged: remove {FOLDER}/{shard_name(record.number)}.json and run the "
+            "same again"
+        )
+    return read_parquet(data)
 
 
 def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:

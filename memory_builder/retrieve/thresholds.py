@@ -15,10 +15,12 @@ class Thresholds:
     """Bits of 64 in which two perceptual hashes may differ; -1: hashes are no evidence."""
     leak_pixels: float = 0.97
     """Correlation of two pictures in grey, laid on each other by what they show."""
+    leak_both: float = 0.95
+    """Mean of these two with one and the same picture."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.leak_hash <= 64:
             raise UsageError(f"--leak-hash {self.leak_hash}: expected a number of bits from -1 to 64")
-        for name in ("leak_embedding", "leak_pixels"):
+        for name in ("leak_embedding", "leak_pixels", "leak_both"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")

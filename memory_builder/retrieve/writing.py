@@ -68,9 +68,10 @@ class WriteTask:
 
 
 def done_pieces(store: Store) -> dict[int, PieceRecord]:
-    """The tars that are committed."""
+    """The tars that are committed, and still there."""
+    there = set(store.list(""))
     records = [PieceRecord(**json.loads(store.read(f"{RECORDS}/{name}"))) for name in record_names(store, RECORDS)]
-    return {record.number: record for record in records}
+    return {record.number: record for record in records if f"{shard_name(record.number)}.tar" in there}
 
 
 def write_piece(

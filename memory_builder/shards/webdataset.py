@@ -29,7 +29,7 @@ def read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     """One Pair or Reject for every key met, at most one Break, last."""
     described = _read_table(table_beside(uri))
     with open_tar(uri) as file:
-        for group in _groups(file):
+        for group in _groups(file, rules):
             if isinstance(group, Break):
                 yield group if group.offset else replace(group, reason=f"not a tar ({group.reason})")
                 return
@@ -78,9 +78,9 @@ def _read_table(uri: str) -> dict[str, dict[str, Any]]:
     return {str(row.pop("key")): {name: value for name, value in row.items() if value is not None} for row in rows}
 
 
-def _groups(file: BinaryIO) -> Iterator[Files | Break]:
+def _groups(file: BinaryIO, rules: PairRules) -> Iterator[Files | Break]:
     group: Files | None = None
-    for member in read_members(file):
+    for member in read_members(file, lambda name: rules.wants(printable(split_name(name)[0]))):
         if isinstance(member, Cut):
             # A group that may go on past the break is part of what is unknown.
             if group is not None and member.next_key not in (None, group.key):

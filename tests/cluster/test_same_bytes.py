@@ -10,6 +10,9 @@ from memory_builder.embed import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.indexing import IndexConfig
 from memory_builder.merge import merge
+from memory_builder.retrieve.classes import Class
+from memory_builder.retrieve.config import AskConfig, RetrieveConfig
+from memory_builder.retrieve.run import Request, retrieve
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 
@@ -49,3 +52,24 @@ def test_index(memories):
     assert sum("/merged/" in path for path in local) == 3
     assert ray.keys() == local.keys()
     assert {path for path in local if ray[path] != local[path]} <= timed
+
+
+def test_subset(memories, sample, tmp_path):
+    config = RetrieveConfig(ask=AskConfig(per_query=60, block_queries=2), shard_pairs=100, dedup=0.95)
+    classes = tuple(Class(label=i, name=name) for i, name in enumerate(["cat", "umbrella", "bus", "key", "cat"]))
+    summaries = []
+    for name, runner in (("local", LocalRunner()), ("ray", RayRunner(cpus_per_worker=1))):
+        out = str(tmp_path / name)
+        asked = {"memory": str(memories["local"]), "out": out, "classes": classes, "templates": ("{c}", "a {c}")}
+        summaries.append(retrieve(Request(**asked, exclude=(sample[1],), config=config), runner))
+    assert summaries[0] == summaries[1]
+    assert summaries[0].decontaminated > 0
+    assert summaries[0].tars == 2
+    local, ray = (subset_files(tmp_path / name) for name in ("local", "ray"))
+    assert local == ray
+    assert {"00000.tar", "00001.tar", "hits.parquet", "subset.html"} <= set(local)
+
+
+def subset_files(subset: Path) -> dict[str, bytes]:
+    """All but what tells of times and of places."""
+    return {path: data for path, data in files(subset, ".").items() if not path.endswith(".json")}

@@ -37,3 +37,13 @@ def test_changes_killed_at_random_moments_leave_the_old_state_or_the_new_and_go_
     config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=3, index_args=args)
     outcomes = {outcome.stage: outcome.kills for outcome in chaos.chaos(config)}
     assert outcomes == dict.fromkeys(stages, 3)
+
+
+def test_retrieve_killed_at_random_moments_writes_the_subset_of_an_uninterrupted_run(
+    tmp_path, small_shards, built_memory, model
+):
+    chaos = load_benchmark("chaos")
+    shards = f"{small_shards}/00000.tar"
+    config = chaos.Chaos(shards=shards, indexed=built_memory, model=model, work=tmp_path, stages=("retrieve",), kills=3)
+    (outcome,) = chaos.chaos(config)
+    assert (outcome.stage, outcome.kills) == ("retrieve", 3)

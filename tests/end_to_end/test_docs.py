@@ -1,4 +1,4 @@
-"""Every command of docs/sources.md, run on sources as it describes them."""
+"""Every command of docs/sources.md and docs/retrieve.md, run on sources as they describe them."""
 
 import csv
 import json
@@ -18,11 +18,14 @@ from memory_builder.manifest import Manifest
 from memory_builder.shards import Pair, read_pairs
 from memory_builder.storage import Store
 
-COMMANDS = [
-    line
-    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "sources.md").read_text(), re.S)
-    for line in block.splitlines()
-]
+
+def commands(page: str) -> list[str]:
+    """The lines of a page's blocks of sh."""
+    text = (ROOT / "docs" / page).read_text()
+    return [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+
+
+COMMANDS = commands("sources.md")
 
 
 @pytest.fixture(scope="module")
@@ -105,3 +108,42 @@ def test_the_command_does_what_the_page_says(line, home, command, model, monkeyp
     memory = Store(arguments[arguments.index("--memory") + 1])
     assert Manifest.read(memory).n_rows == 12
     assert " 0 rejects" in ran.out
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory, small_shards, built_memory) -> Path:
+    """What docs/retrieve.md asks for and with; the evaluation set holds pictures of the memory."""
+    home = tmp_path_factory.mktemp("task")
+    (home / "MEMORY").symlink_to(built_memory)
+    (home / "classnames.txt").write_text("cat\nbus\ncup of coffee\n")
+    (home / "captions.txt").write_text("a red umbrella\n\nan airplane that takes off\n")
+    pictures = [pair.image for pair in read_pairs(str(small_shards / "00000.tar"))][:3]
+    for i, picture in enumerate(pictures):
+        (home / f"{i}.png").write_bytes(picture)
+    classes = [{"name": f"thing {i}", "images": [f"{i}.png"]} for i in range(3)]
+    (home / "classes.json").write_text(json.dumps(classes))
+    for split, shard in (("test", "00001.tar"), ("train", "00002.tar")):
+        (home / "evaluation" / split).mkdir(parents=True)
+        (home / "evaluation" / split / "0.tar").write_bytes((small_shards / shard).read_bytes())
+        (home / "evaluation" / split / "nshards.txt").write_text("1")
+    return home
+
+
+@pytest.mark.parametrize("line", commands("retrieve.md"), ids=lambda line: line.split()[-1])
+def test_the_command_of_retrieve_makes_the_subset_that_the_page_describes(line, task, command, monkeypatch):
+    monkeypatch.chdir(task)
+    arguments = shlex.split(line)[1:]
+    ran = command(*arguments, "--json")
+    assert ran.code == 0, ran.err
+    told = json.loads(ran.out)
+    subset = Path(arguments[arguments.index("--out") + 1])
+    pairs = [pair for tar in sorted(subset.glob("*.tar")) for pair in read_pairs(str(tar))]
+    assert len(pairs) == told["pairs"] > 0
+    for name in ("hits.parquet", "subset.json", "subset.html", "centroids.npy", "support.npy", "support.parquet"):
+        assert (subset / name).stat().st_size > 0
+    shards = {pair.fields["row_id"] >> 32 for pair in pairs}
+    if "--exclude" in arguments:
+        assert told["decontaminated"] > 0
+        assert 1 not in shards  # the test split is the memory's shard 1; its train split, shard 2, is not kept out
+    if "--total" in arguments:
+        assert told["pairs"] <= 100

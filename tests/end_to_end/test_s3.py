@@ -34,6 +34,21 @@ def test_the_main_job_on_an_object_store(command, bucket, model, tmp_path, monke
     command("embed", *(small_shards / f"0000{i}.tar" for i in range(3)), "--memory", near, "--model", model)
     command("index", near)
     assert command("search", near, *asked).out == far.out
+    classes = tmp_path / "classes.txt"
+    classes.write_text("cat\numbrella\n")
+    told = ("--classes", classes, "--mode", "both", "--per-query", 40, "--shard-pairs", 20, "--json")
+    fs = s3fs.S3FileSystem()
+    excluded = f"{bucket}/shards/00001.tar"
+    ran = command("retrieve", memory, *told, "--exclude", excluded, "--out", f"{bucket}/subset")
+    assert ran.code == 0, ran.err
+    here = command("retrieve", near, *told, "--exclude", small_shards / "00001.tar", "--out", tmp_path / "subset")
+    assert here.out == ran.out
+    assert json.loads(here.out)["decontaminated"] >= 1
+    tars = [path.name for path in (tmp_path / "subset").glob("*.tar")]
+    assert tars
+    for name in (*tars, "hits.parquet", "support.npy"):
+        assert fs.cat_file(f"{bucket}/subset/{name}") == (tmp_path / "subset" / name).read_bytes(), name
+    assert fs.exists(f"{bucket}/subset/subset.html")
 
 
 @pytest.mark.usefixtures("s3")

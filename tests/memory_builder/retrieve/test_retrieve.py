@@ -1,9 +1,11 @@
 """The whole of retrieve on real icons: what is in the subset, what is left out, and that both are told."""
 
 import json
+import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memory_builder import Memory
-from memory_builder.errors import ConfigMismatchError, IndexBuildError, UsageError
+from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, IndexBuildError, UsageError
 from memory_builder.retrieve.classes import Class
 from memory_builder.retrieve.config import AskConfig, RetrieveConfig
 from memory_builder.retrieve.run import Request, RetrieveError, retrieve
@@ -40,7 +42,8 @@ def ask(icon_memory: Path, tmp_path: Path) -> Ask:
             shard_pairs=given.pop("shard_pairs", 40),
             dedup=given.pop("dedup", None),
         )
-        return out, retrieve(Request(**fields | {"config": config} | given), LocalRunner())
+        runner = given.pop("runner", LocalRunner())
+        return out, retrieve(Request(**fields | {"config": config} | given), runner)
 
     return run
 
@@ -217,6 +220,47 @@ def test_an_index_that_is_not_there_is_told_before_anything_is_written(
     with pytest.raises(IndexBuildError, match="has no index of image vectors"):
         ask(memory=tmp_path / "bare")
     assert not (tmp_path / "subset").exists()
+
+
+def test_a_tar_that_was_lost_is_written_again_and_damaged_hits_are_told(ask: Ask) -> None:
+    out, summary = ask()
+    tar, block = out / "00001.tar", out / "search" / "00001.parquet"
+    data = tar.read_bytes()
+    tar.unlink()
+    assert ask()[1] == summary
+    assert tar.read_bytes() == data
+    block.write_bytes(block.read_bytes()[:-1])
+    (out / "selection.json").unlink()
+    with pytest.raises(
+        CorruptMemoryError, match=r"search/00001.parquet is missing or damaged: remove search/00001.json"
+    ):
+        ask()
+
+
+class Crowd:
+    """Workers of their own, in threads, which finish in any order."""
+
+    def __init__(self, n_workers: int) -> None:
+        self.n_workers = n_workers
+
+    def run(self, task: Any, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+        shuffled = random.Random(self.n_workers).sample(list(items), len(items))
+        workers = [task.start() for _ in range(self.n_workers)]
+        with ThreadPoolExecutor(self.n_workers) as threads:
+            done = [(item, threads.submit(workers[i % self.n_workers], item)) for i, item in enumerate(shuffled)]
+            yield from ((item, future.result()) for item, future in reversed(done))
+
+
+@pytest.mark.parametrize("n_workers", [2, 4])
+def test_any_number_of_workers_writes_the_same_bytes(ask: Ask, tmp_path: Path, n_workers: int) -> None:
+    given = {"looking": {"mode": ("both",), "block_queries": 1}, "dedup": 0.95}
+    one, summary = ask(**given, out=tmp_path / "one")
+    crowd, other = ask(**given, out=tmp_path / "crowd", runner=Crowd(n_workers))
+    assert other == summary
+    names = [path.relative_to(one) for path in one.rglob("*") if path.is_file() and path.suffix != ".json"]
+    assert len(names) > 20
+    for name in names:
+        assert (crowd / name).read_bytes() == (one / name).read_bytes(), name
 
 
 def test_summary_and_page_tell_the_same(ask: Ask) -> None:
