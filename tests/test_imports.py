@@ -15,6 +15,7 @@ DOORS = {
         "trainer.evaluate.baseline_task",
         "trainer.evaluate.few_shot",
         "trainer.evaluate.metrics",
+        "trainer.evaluate.reco_task",
         "trainer.evaluate.report.write",
         "trainer.evaluate.results",
         "trainer.evaluate.setting",

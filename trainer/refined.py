@@ -1,10 +1,11 @@
 """A CLIP that looks things up: a frozen model, what ``train reco`` learnt, and a memory, now this and now that one."""
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
@@ -16,7 +17,7 @@ from memory_builder.scores import Scores
 from memory_builder.storage import Store
 from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, read_tensors
 from trainer.fusion import Reco
-from trainer.lookup import Searched, look_up
+from trainer.lookup import Found, Searched, look_up
 from trainer.reco import is_missing
 from trainer.reco_settings import FusionConfig, LookupConfig
 from trainer.record import read_run
@@ -32,14 +33,21 @@ Order = Literal["average-then-refine", "refine-then-average"]
 class RecoModel:
     """Use ``RecoModel.load``."""
 
-    def __init__(self, reco: Reco, lookup: LookupConfig, encoder: EncoderConfig, fingerprint: str, name: str) -> None:
-        self.reco, self.lookup, self.fingerprint, self.name = reco, lookup, fingerprint, name
+    def __init__(
+        self, reco: Reco, lookup: LookupConfig, encoder: EncoderConfig, fingerprint: str, name: str, k: int
+    ) -> None:
+        self.reco, self.lookup, self.fingerprint, self.name, self.k = reco, lookup, fingerprint, name, k
         self._encoder_config = encoder
         self._heads: dict[str, Scores] = {}
 
     @staticmethod
     def load(
-        run: str, *, encoder: EncoderConfig | None = None, step: int | None = None, average: bool = False
+        run: str,
+        *,
+        encoder: EncoderConfig | None = None,
+        step: int | None = None,
+        average: bool = False,
+        k: int | None = None,
     ) -> "RecoModel":
         """A run of ``train reco``.
 
@@ -48,15 +56,18 @@ class RecoModel:
             encoder: where its frozen model is now, if not where it was; weights must be the same.
             step: a checkpoint's step; the newest unless given.
             average: the moving average instead of the parameters themselves.
+            k: neighbours to look up, if not as many as in training.
 
         Raises:
-            UsageError: there is no such run, checkpoint or average.
+            UsageError: there is no such run, checkpoint or average; or another k where ranks were learnt.
             CorruptMemoryError: a checkpoint is damaged.
         """
         store = Store(run)
         record = read_run(store, "reco")
-        state = chosen_state(store, step)
-        reco = Reco(FusionConfig(**record["fusion"]), record["d"])
+        state, config = chosen_state(store, step), FusionConfig(**record["fusion"])
+        if k is not None and (k < 1 or not config.k or (config.rank_embeddings and k > config.k)):
+            raise UsageError(f"k {k}: {store.root} was trained with {config.k}, and cannot be asked with that many")
+        reco = Reco(config, record["d"])
         assign(dict(reco.named_parameters()), read_tensors(store, state, AVERAGE if average else TRAINABLE), store.root)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return RecoModel(
@@ -65,6 +76,7 @@ class RecoModel:
             encoder or EncoderConfig(**record["encoder"]),
             record["fingerprint"],
             f"{store.root} (step {state.step})",
+            config.k if k is None else k,
         )
 
     @cached_property
@@ -104,18 +116,31 @@ class RecoModel:
                 f"{self.name} refines a model with fingerprint {self.fingerprint[:12]}, the memory was built with "
                 f"{memory.description.model} ({memory.description.fingerprint[:12]}): build it with the same model"
             )
-        blocks = [self._refine(vectors[at : at + BATCH], side, memory) for at in range(0, len(vectors), BATCH)]
-        return np.concatenate(blocks) if blocks else vectors
+        return self.fuse(vectors, self.find(vectors, side, memory).vectors, side)
 
-    def _refine(self, vectors: Scores, side: Side, memory: Searched) -> Scores:
-        k = self.reco.config.k
-        found = np.zeros((len(vectors), 0, self.reco.d), np.float16)  # k is 0 in the control without retrieval
-        if k:
-            found = look_up(memory, vectors, side, self.lookup, k).vectors
+    def find(self, vectors: Scores, side: Side, memory: Searched) -> Found:
+        """What f32[n, d] unit rows are refined with."""
+        n, k = len(vectors), self.k
+        if not k or not n:  # k is 0 in the control without retrieval
+            return Found(ids=np.zeros((n, k), np.int64), vectors=np.zeros((n, k, self.reco.d), np.float16))
+        blocks = [look_up(memory, vectors[at : at + BATCH], side, self.lookup, k) for at in range(0, n, BATCH)]
+        return Found(
+            ids=np.concatenate([block.ids for block in blocks]),
+            vectors=np.concatenate([block.vectors for block in blocks]),
+        )
+
+    def fuse(self, vectors: Scores, found: npt.NDArray[np.float16], side: Side) -> Scores:
+        """f32[n, d] unit rows and f16[n, k, d] neighbours, zeros where too few → f32[n, d] unit rows."""
+        blocks = [np.zeros((0, self.reco.d), np.float32)]
         with torch.inference_mode():
-            query, neighbours = (torch.from_numpy(rows).to(self.reco.logit_scale) for rows in (vectors, found))
-            refined: Scores = self.reco.side(side)(query, neighbours, is_missing(neighbours)).cpu().numpy()
-        return refined
+            for at in range(0, len(vectors), BATCH):
+                some = slice(at, at + BATCH)
+                query, neighbours = (
+                    torch.from_numpy(rows[some]).to(self.reco.logit_scale) for rows in (vectors, found)
+                )
+                refined = self.reco.side(side)(query, neighbours, is_missing(neighbours))
+                blocks.append(refined.cpu().numpy())
+        return np.concatenate(blocks)
 
     def classifier(
         self,
@@ -137,19 +162,27 @@ class RecoModel:
             if memory is None:
                 head = _unit(rows.mean(axis=1))
             else:
-                head = refined_heads(rows, order, partial(self.refine, side="text", memory=memory))
+                head = refined_heads(rows, rows, order, lambda some, _: self.refine(some, "text", memory))
             self._heads = dict(list(self._heads.items())[1 - HEADS_KEPT :]) | {key: head}
         return self._heads[key]
 
 
-def refined_heads(prompts: Scores, order: Order, refine: Callable[[Scores], Scores]) -> Scores:
-    """f32[c, t, d] unit rows of prompts → f32[c, d] unit rows, by ``refine`` of f32[n, d]."""
+def refined_heads(prompts: Scores, askers: Scores, order: Order, refine: Callable[[Scores, Scores], Scores]) -> Scores:
+    """f32[c, t, d] unit rows of prompts → f32[c, d] unit rows.
+
+    Args:
+        prompts: what is refined.
+        askers: f32[c, t, d], what is looked up for it: the prompts themselves, but in controls.
+        order: see there.
+        refine: (f32[n, d] rows, f32[n, d] what is looked up for each) → f32[n, d].
+    """
     if order not in ("average-then-refine", "refine-then-average"):
         raise UsageError(f"order {order}: average-then-refine or refine-then-average")
     c, t, d = prompts.shape
     if order == "average-then-refine":
-        return refine(_unit(prompts.mean(axis=1)))
-    return _unit(refine(prompts.reshape(c * t, d)).reshape(c, t, d).mean(axis=1))
+        return refine(_unit(prompts.mean(axis=1)), _unit(askers.mean(axis=1)))
+    refined = refine(prompts.reshape(c * t, d), askers.reshape(c * t, d))
+    return _unit(refined.reshape(c, t, d).mean(axis=1))
 
 
 def _unit(rows: Scores) -> Scores:

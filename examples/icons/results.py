@@ -20,7 +20,7 @@ from tyro.conf import Positional
 from memory_builder.errors import MemoryBuilderError
 from trainer.evaluate.report.entries import Entry, Group, against, read_groups
 
-TASKS = ("zero-shot", "baselines", "linear-probe", "few-shot")
+TASKS = ("zero-shot", "baselines", "reco", "linear-probe", "few-shot")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

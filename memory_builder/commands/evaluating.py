@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,7 +32,7 @@ class EvaluateOptions:
     pretrained: str | None = None
     """A pretrained tag or a weights file of --model."""
     run: str | None = None
-    """Folder of a run of train react, in place of --model: its customised model."""
+    """Folder of a run of train react, in place of --model: its customised model; for reco, of a run of train reco."""
     step: int | None = None
     """A checkpoint of --run; its newest unless given."""
     ema: bool = False
@@ -192,12 +192,49 @@ class Baselines:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reco:
+    """What a fusion that train reco made is worth: pictures refined from a memory, texts, and both, beside neither."""
+
+    memory: str
+    """Folder of the memory to look things up in; any that was built with the run's frozen model."""
+    options: OmitArgPrefixes[EvaluateOptions]
+    k: Annotated[int | None, arg(aliases=["-k"])] = None
+    """Neighbours, if not as many as in training."""
+    order: Literal["average-then-refine", "refine-then-average"] = "average-then-refine"
+    """Of a class's prompts: one look-up with their mean, or one with each."""
+    positives: Literal["own", "group"] = "own"
+    """Of captioned pictures, as for retrieval."""
+
+    def run(self) -> int:
+        from trainer.evaluate.reco_task import Refinement, encoder_of, evaluate_reco
+
+        options = self.options
+        if options.run is None or options.share != 1:
+            raise UsageError("name --run, the folder of a run of train reco; --share is for runs of train react")
+        refinement = Refinement(
+            run=options.run, memory=self.memory, k=self.k, order=self.order, step=options.step, average=options.ema
+        )
+        model = encoder_of(options.run) if options.model is None else None
+        setting = replace(
+            options,
+            out=options.out or Path(options.run),
+            run=None,
+            step=None,
+            ema=False,
+            model=model.model if model else options.model,
+            pretrained=model.pretrained if model else options.pretrained,
+        ).setting()
+        return options.tell(evaluate_reco(setting, refinement, self.positives))
+
+
 Task = (
     Annotated[ZeroShot, subcommand("zero-shot")]
     | Annotated[LinearProbe, subcommand("linear-probe")]
     | Annotated[FewShot, subcommand("few-shot")]
     | Annotated[Retrieval, subcommand("retrieval")]
     | Annotated[Baselines, subcommand("baselines")]
+    | Annotated[Reco, subcommand("reco")]
 )
 
 

@@ -281,14 +281,14 @@ def test_a_head_is_looked_up_once_for_each_memory_and_order(model, memory, monke
 def test_heads_by_definition():
     rows = normalize(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), dim=-1).numpy()
 
-    def turned(some):
-        return np.roll(some, 1, axis=1)
+    def turned(_, asked):
+        return np.roll(asked, 1, axis=1)
 
     mean = normalize(torch.from_numpy(rows).mean(1), dim=-1).numpy()
     for order in ("average-then-refine", "refine-then-average"):
-        np.testing.assert_allclose(refined_heads(rows, order, turned), turned(mean), atol=1e-6)
+        np.testing.assert_allclose(refined_heads(-rows, rows, order, turned), turned(None, mean), atol=1e-6)
     with pytest.raises(UsageError, match="order backwards"):
-        refined_heads(rows, "backwards", turned)
+        refined_heads(rows, rows, "backwards", turned)
 
 
 def test_a_memory_of_another_model_is_refused(model, tmp_path, write_memory):

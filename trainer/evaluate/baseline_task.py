@@ -19,10 +19,10 @@ from memory_builder.rows import Ids
 from trainer.evaluate.baselines import cache, fusion, head, priming, vote
 from trainer.evaluate.baselines.pixels import nearest_pixels
 from trainer.evaluate.census import Census, take_census
+from trainer.evaluate.compared import compared
 from trainer.evaluate.evidence import Evidence, check_memory, derangement, gather, scramble
 from trainer.evaluate.features import Embedded, Labels
-from trainer.evaluate.intervals import paired_difference
-from trainer.evaluate.metrics import Answers, Score, answers, class_sums, classification_figures, linear
+from trainer.evaluate.metrics import Answers, Score, answers, classification_figures, linear
 from trainer.evaluate.names import Names
 from trainer.evaluate.opened import Opened, open_setting
 from trainer.evaluate.results import Result, describe_dataset, describe_model, predictions_table, write_result
@@ -212,27 +212,11 @@ def _write(
             "classes_without_rows": int((counts == 0).sum()),
             "pictures_in_memory": int((scene.evidence.similarity[:, 0] >= SAME).sum()),
         },
-        extra=controls | {"against_zero_shot": _against(found, scene.zero_shot, dataset.tiers)},
+        extra=controls | {"against_zero_shot": compared(found, scene.zero_shot, dataset.tiers)},
     )
     columns = {} if reasons is None else {"reasons": pa.array(list(reasons), pa.list_(pa.int64()))}
     write_result(opened.run, result, predictions_table(opened.test.keys, [found], **columns))
     return result
-
-
-def _against(found: Answers, other: Answers, tiers: Sequence[str]) -> dict[str, Any]:
-    """The paired difference of top-1, for all classes and for each tier."""
-    compared = {"all": np.ones(len(found.labels), np.bool_)}
-    compared |= {tier: np.array([named == tier for named in tiers])[found.labels] for tier in dict.fromkeys(tiers)}
-    return {
-        name: asdict(
-            paired_difference(
-                class_sums(found.rank[inside] == 0, found.labels[inside]),
-                class_sums(other.rank[inside] == 0, other.labels[inside]),
-            )
-        )
-        for name, inside in compared.items()
-        if inside.any()
-    }
 
 
 def _figures(embedded: Embedded, found: Answers) -> dict[str, Any]:

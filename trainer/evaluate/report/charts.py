@@ -15,7 +15,7 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 240, 40, 14, 14, 40
 
 def forest(group: Group) -> str:
     """Top-1 of every method with its interval, all classes and each tier: plain HTML, so it fits any width."""
-    entries = [entry for entry in group.of("zero-shot", "baselines") if entry.labels is not None]
+    entries = [entry for entry in group.of("zero-shot", "baselines", "reco") if entry.labels is not None]
     if not entries:
         return ""
     tiers = list(dict.fromkeys(tier for entry in entries for tier in entry.result["figures"]["tiers"]))

@@ -45,7 +45,9 @@ def number(value: float, ci95: Sequence[float] | None = None) -> str:
 def methods_table(group: Group) -> str:
     """A row a method: all classes, each tier, the difference from zero-shot, and the scrambled controls."""
     entries = [
-        entry for entry in group.of("zero-shot", "baselines", "linear-probe", "few-shot") if entry.labels is not None
+        entry
+        for entry in group.of("zero-shot", "baselines", "reco", "linear-probe", "few-shot")
+        if entry.labels is not None
     ]
     if not entries:
         return ""

@@ -1,0 +1,137 @@
+"""The commands of docs/reco.md in their order, and what ``evaluate reco`` finds against its definition."""
+
+import contextlib
+import io
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from sets import CLASSES
+
+from memory_builder.cli import main
+from memory_builder.errors import UsageError
+from memory_builder.memory import Memory
+from memory_builder.storage import Store
+from trainer.evaluate.names import Names
+from trainer.evaluate.results import read_predictions, read_results
+from trainer.refined import RecoModel
+
+PAGE = Path(__file__).parents[3] / "docs" / "reco.md"
+COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def home(memory, shapes, captioned, tmp_path_factory):
+    """What the page names."""
+    home = tmp_path_factory.mktemp("reco-page")
+    shutil.copytree(memory, home / "memory")
+    shutil.copytree(memory, home / "other")
+    shutil.copytree(memory.parent / "shards", home / "pairs")
+    for folder in (shapes, captioned):
+        shutil.copytree(folder, home / folder.name)
+    keys = Memory.open(memory).rows(Memory.open(memory).row_ids(0))["key"]
+    pq.write_table(pa.table({"key": keys, "cluster": np.arange(len(keys)) // 3}), home / "clusters.parquet")
+    return home
+
+
+@pytest.fixture(scope="module")
+def printed(home):
+    """Command → what it printed, of all commands of the page."""
+    told = {}
+    with contextlib.chdir(home):
+        for line in COMMANDS:
+            out, err = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                assert main(shlex.split(line)[1:]) == 0, f"{line}: {err.getvalue()}"
+            told[line] = out.getvalue(), err.getvalue()
+    return told
+
+
+def test_the_commands_of_the_page_run_and_tell_what_was_dropped(printed):
+    first = next(out for line, (out, _) in printed.items() if line.endswith("--max-steps 20"))
+    assert int(re.search(r"image same picture +(\d+)", first)[1]) >= 144  # the pairs are the memory's own pictures
+    clustered = next(out for line, (out, _) in printed.items() if "--out few" in line)
+    assert re.search(r"image same cluster +[1-9]", clustered)
+    again = next(err for line, (_, err) in printed.items() if "--out more" in line)
+    assert "neighbours: 1/1" in again
+
+
+@pytest.fixture(scope="module")
+def results(printed, home):
+    assert printed
+    return {result["method"]: result for result in read_results(Store(home / "run"))}
+
+
+def test_a_classification_is_measured_without_with_either_and_with_both(results, home):
+    assert list(results) == ["reco-both", "reco-image", "reco-text", "zero-shot"]
+    opened, model = Memory.open(home / "memory"), RecoModel.load(str(home / "run"))
+    folder = next((home / "run" / "eval" / "features").iterdir())
+    images, names = np.load(folder / "images.npy"), list(CLASSES)
+    templates = results["reco-both"]["dataset"]["templates"]
+    refined = {True: model.refine(images, "image", opened), False: images}
+    for method, (of_images, of_texts) in {
+        "zero-shot": (False, False),
+        "reco-image": (True, False),
+        "reco-text": (False, True),
+        "reco-both": (True, True),
+    }.items():
+        head = model.classifier(names, templates, opened if of_texts else None)
+        answer = (refined[of_images] @ head.T).argmax(1)
+        table = read_predictions(Store(home / "run"), results[method]["file"])
+        told = np.array([top[0] for top in table["top_0"].to_pylist()])
+        assert (answer == told).mean() > 0.97  # the head here is of float16 prompts
+
+
+def test_every_answer_is_compared_and_shows_its_rows(results, home):
+    for method in ("reco-image", "reco-text", "reco-both"):
+        assert set(results[method]["extra"]) == {"against_zero_shot", "names_scrambled", "memory_scrambled"}
+        table = read_predictions(Store(home / "run"), results[method]["file"])
+        assert len(table["reasons"][0]) == 8
+    opened, names = Memory.open(home / "memory"), Names(CLASSES)
+    table = read_predictions(Store(home / "run"), results["reco-image"]["file"])
+    shown = [
+        names.label(text)
+        for text in opened.rows([ids[0] for ids in table["reasons"].to_pylist()])["caption"].to_pylist()
+    ]
+    assert np.mean(np.array(shown) == np.array(table["label"])) > 0.3
+
+
+def test_captions_with_wrong_names_do_not_help(results):
+    """The fusion reads captions: exchanging their names must move its answers."""
+    told = results["reco-image"]
+    as_it_is = told["figures"]["metrics"]["top1"]
+    assert told["extra"]["memory_scrambled"]["metrics"]["top1"] < as_it_is
+
+
+def test_captioned_pictures_are_retrieved(printed):
+    lines = [
+        json.loads(line) for line in next(out for line, (out, _) in printed.items() if "captioned" in line).splitlines()
+    ]
+    assert [line["method"] for line in lines] == ["retrieval", "reco-image", "reco-text", "reco-both"]
+    assert all("image_to_text_recall@1" in line["metrics"] for line in lines)
+
+
+@pytest.mark.usefixtures("printed")
+def test_the_report_knows_it(home, tmp_path):
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["report", str(home / "run"), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "reco-both" in page
+    assert "names scrambled everywhere" in page
+
+
+@pytest.mark.usefixtures("printed")
+def test_fewer_neighbours_can_be_asked_for(home, shapes, tmp_path, capsys):
+    given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", str(home / "memory"), "--dataset", str(shapes)]
+    assert main([*given, "--out", str(tmp_path / "one"), "-k", "1", "--json"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    (record,) = (tmp_path / "one" / "eval").glob("reco-reco-both-*.json")
+    assert json.loads(record.read_text())["config"]["k"] == 1
+    assert main([*given, "--out", str(tmp_path / "none"), "-k", "0"]) == UsageError.exit_code
+    assert "k 0" in capsys.readouterr().err

@@ -1,0 +1,26 @@
+"""Two methods on the same pictures: how far apart they are, and how far other classes would move that."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from trainer.evaluate.intervals import paired_difference
+from trainer.evaluate.metrics import Answers, class_sums
+
+
+def compared(found: Answers, other: Answers, tiers: Sequence[str]) -> dict[str, Any]:
+    """The paired difference of top-1, for all classes and for each tier."""
+    compared = {"all": np.ones(len(found.labels), np.bool_)}
+    compared |= {tier: np.array([named == tier for named in tiers])[found.labels] for tier in dict.fromkeys(tiers)}
+    return {
+        name: asdict(
+            paired_difference(
+                class_sums(found.rank[inside] == 0, found.labels[inside]),
+                class_sums(other.rank[inside] == 0, other.labels[inside]),
+            )
+        )
+        for name, inside in compared.items()
+        if inside.any()
+    }

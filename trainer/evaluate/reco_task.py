@@ -1,0 +1,138 @@
+"""``memory-builder evaluate reco``: a frozen model, and with its pictures, its texts, or both refined from a memory."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from memory_builder.encoder import EncoderConfig
+from memory_builder.memory import Memory
+from memory_builder.rows import Ids
+from memory_builder.storage import Store
+from trainer.evaluate.compared import compared
+from trainer.evaluate.evidence import check_memory
+from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear
+from trainer.evaluate.opened import Opened, open_setting
+from trainer.evaluate.refined import Refined
+from trainer.evaluate.results import Result, describe_dataset, describe_model, predictions_table, write_result
+from trainer.evaluate.retrieval import Positives, retrieval
+from trainer.evaluate.setting import Setting
+from trainer.evaluate.tasks import require
+from trainer.evaluate.towers import Floats
+from trainer.reco_settings import SIDES
+from trainer.record import read_run
+from trainer.refined import Order, RecoModel
+
+SHOWN = 8
+"""Rows kept for each picture as the reason of its answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refinement:
+    """What refines, and from what."""
+
+    run: str
+    """Folder of a run of ``train reco``."""
+    memory: str
+    """The memory to look things up in; any that was built with the run's model."""
+    k: int | None = None
+    """Neighbours, if not as many as in training."""
+    order: Order = "average-then-refine"
+    """Of a class's prompts."""
+    step: int | None = None
+    average: bool = False
+
+    def model(self) -> RecoModel:
+        return RecoModel.load(self.run, step=self.step, average=self.average, k=self.k)
+
+
+def encoder_of(run: str) -> EncoderConfig:
+    """The frozen model of a run."""
+    return EncoderConfig(**read_run(Store(run), "reco")["encoder"])
+
+
+def evaluate_reco(setting: Setting, refinement: Refinement, positives: Positives = "own") -> list[Result]:
+    """Measure a classification or retrieval set without and with refinement.
+
+    Args:
+        setting: see there; its encoder is the run's, or the same weights from elsewhere.
+        refinement: what refines.
+        positives: of a retrieval set; see ``retrieval``.
+
+    Raises:
+        RequestError: see ``open_setting``, ``check_memory`` and ``RecoModel.load``; or the set is of another kind.
+    """
+    opened, model = open_setting(setting), refinement.model()
+    require(opened, "classification", "retrieval")
+    memory = Memory.open(refinement.memory)
+    check_memory(memory, opened.towers)
+    asked = _Asked(opened, model, memory, refinement)
+    return asked.classification() if opened.test.dataset.kind == "classification" else asked.retrieval(positives)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    opened: Opened
+    model: RecoModel
+    memory: Memory
+    refinement: Refinement
+
+    def classification(self) -> list[Result]:
+        test = self.opened.test
+        refined = Refined(self.model, self.memory, self.opened.towers, test, self.refinement.order)
+        plain = self._ask(test.images, refined.classes)
+        results = [self._write("zero-shot", plain, plain, {})]
+        controls = refined.controls()
+        for method, pair in refined.methods().items():
+            figures = {name: self._figures(self._ask(*pairs[method])) for name, pairs in controls.items()}
+            results.append(self._write(method, self._ask(*pair), plain, figures, refined.by_image.ids[:, :SHOWN]))
+        return results
+
+    def retrieval(self, positives: Positives) -> list[Result]:
+        test = self.opened.test
+        images, texts = (
+            self.model.refine(rows, side, self.memory)
+            for side, rows in zip(SIDES, (test.images, test.texts), strict=True)
+        )
+        methods = {
+            "retrieval": (test.images, test.texts),
+            "reco-image": (images, test.texts),
+            "reco-text": (test.images, texts),
+            "reco-both": (images, texts),
+        }
+        results = []
+        for method, (some_images, some_texts) in methods.items():
+            figures = retrieval(replace(test, images=some_images, texts=some_texts), positives).figures
+            results.append(self._result(method, figures, {"positives": positives}, {}))
+            write_result(self.opened.run, results[-1])
+        return results
+
+    def _ask(self, images: Floats, classes: Floats) -> Answers:
+        return answers(linear(images, classes), self.opened.test.labels, len(classes))
+
+    def _figures(self, found: Answers) -> Figures:
+        dataset = self.opened.test.dataset
+        return classification_figures([found], dataset.tiers, len(dataset.classes))
+
+    def _write(
+        self, method: str, found: Answers, plain: Answers, controls: dict[str, Figures], reasons: Ids | None = None
+    ) -> Result:
+        test = self.opened.test
+        extra: dict[str, Any] = {name: asdict(figures) for name, figures in controls.items()}
+        extra |= {"against_zero_shot": compared(found, plain, test.dataset.tiers)}
+        result = self._result(method, self._figures(found), {"order": self.refinement.order}, extra)
+        columns = {} if reasons is None else {"reasons": pa.array(list(reasons), pa.list_(pa.int64()))}
+        write_result(self.opened.run, result, predictions_table(test.keys, [found], **columns))
+        return result
+
+    def _result(self, method: str, figures: Figures, config: dict[str, Any], extra: dict[str, Any]) -> Result:
+        return Result(
+            task="reco",
+            method=method,
+            figures=figures,
+            model=describe_model(self.opened.towers),
+            dataset=describe_dataset(self.opened.test.dataset),
+            config=config | {"run": self.model.name, "k": self.model.k},
+            memory={"root": self.memory.store.root, "rows": len(self.memory)},
+            extra=extra,
+        )
