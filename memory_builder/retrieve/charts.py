@@ -6,7 +6,7 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 180, 44, 12, 10, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 180, 44, 24, 10, 40
 BINS = 24
 
 
@@ -30,7 +30,7 @@ def histogram(values: npt.NDArray[np.floating] | npt.NDArray[np.integer], *, tit
     )
     label = f"{title}: {len(values):,} from {low:g} to {high:g}"
     svg = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {HEIGHT}">{bars}{ticks}{sides}</svg>'
-    return f"<figure><figcaption>{escape(title)} <span class=soft>{escape(up)}</span></figcaption>{svg}</figure>"
+    return f"<figure><figcaption>{escape(title)}, {escape(up)}</figcaption>{svg}</figure>"
 
 
 def _bar(i: int, n: int, n_bars: int, most: int, edges: npt.NDArray[np.floating]) -> str:

@@ -34,7 +34,7 @@ h1 { font-size: 1.5rem; margin: 0 0 .5rem; } h2 { font-size: 1.2rem; margin: 2.5
 p { margin: .25rem 0; max-width: 46rem; } .soft, figcaption { color: var(--soft); }
 .scroll { overflow-x: auto; margin: .75rem 0; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: .3rem 1.1rem .3rem 0; border-bottom: 1px solid var(--line); }
-th { font-weight: 500; white-space: nowrap; } td:nth-child(2) { text-align: right; }
+th { font-weight: 500; } td:nth-child(2) { text-align: right; white-space: nowrap; }
 figure { margin: 0; } .plots { display: flex; flex-wrap: wrap; gap: 1.5rem 2.5rem; margin: 1rem 0; }
 .plots figure { flex: 1 1 18rem; min-width: 0; max-width: 26rem; } .plots svg { width: 100%; height: auto; }
 .plots rect { fill: var(--bar); } .plots text { fill: var(--soft); font: 12px system-ui, sans-serif; }
@@ -98,11 +98,11 @@ def _facts(summary: Summary) -> str:
 
 
 def _plots(summary: Summary, claims: pa.Table) -> str:
-    counts = histogram(np.array(summary.counts), title="Pairs a class", across="pairs", up="classes")
+    counts = histogram(np.array(summary.counts), title="Pairs a class", across="pairs", up="number of classes")
     labels, scores = claims["label"].to_numpy(), claims["score"].to_numpy()
-    all_scores = histogram(scores, title="Scores of all claims", across="cosine", up="claims")
+    all_scores = histogram(scores, title="Scores of all claims", across="cosine", up="number of claims")
     best = scores[np.flatnonzero(np.diff(labels, prepend=-1))]
-    bests = histogram(best, title="Best score of each class", across="cosine", up="classes")
+    bests = histogram(best, title="Best score of each class", across="cosine", up="number of classes")
     return f'<div class="plots">{counts}{all_scores}{bests}</div>'
 
 

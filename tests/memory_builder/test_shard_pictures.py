@@ -1,0 +1,90 @@
+"""The pictures of some rows of a shard: those that are there, in one pass, and why the others are not."""
+
+import gzip
+import io
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from memory_builder.shards import tars
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.uris import Part, join_uri
+
+FILES = {f"{i}.{suffix}": f"{suffix} {i}".encode() * 300 for i in range(20) for suffix in ("png", "txt")}
+
+
+def tar_bytes() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in FILES.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def read(uri: Path | str, *places: Place) -> list[bytes | str]:
+    found = dict(read_pictures(str(uri), places))
+    assert sorted(found) == list(range(len(places)))
+    return [picture.reason if isinstance(picture, Missing) else picture for _, picture in sorted(found.items())]
+
+
+@pytest.mark.parametrize("name", ["0.tar", "0.tar.gz"])
+def test_members_of_a_tar_whatever_is_asked_first(tmp_path: Path, name: str) -> None:
+    data = tar_bytes()
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    asked = [Place("7.png"), Place("nothing.png"), Place("2.png"), Place("19.png")]
+    found = read(tmp_path / name, *asked)
+    assert found == [FILES["7.png"], "not in its shard any more", FILES["2.png"], FILES["19.png"]]
+
+
+def test_only_the_wanted_members_of_a_tar_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_bytes())
+    taken: list[str] = []
+    original = tars._read_member
+    monkeypatch.setattr(tars, "_read_member", lambda tar, info: (taken.append(info.name), original(tar, info))[1])
+    assert read(tmp_path / "0.tar", Place("3.png"), Place("5.png")) == [FILES["3.png"], FILES["5.png"]]
+    assert taken == ["3.png", "5.png"]
+
+
+def test_a_tar_that_breaks_off_gives_what_comes_before(tmp_path: Path) -> None:
+    (tmp_path / "0.tar").write_bytes(tar_bytes()[:20_000])
+    found = read(tmp_path / "0.tar", Place("1.png"), Place("18.png"))
+    assert found == [FILES["1.png"], "not in its shard any more"]
+
+
+def test_a_shard_that_is_gone(tmp_path: Path) -> None:
+    for name in ("0.tar", "0.parquet"):
+        assert read(tmp_path / name, Place("row 1"), Place("row 2")) == ["shard is gone"] * 2
+
+
+def test_rows_of_a_table_and_files_it_names(tmp_path: Path) -> None:
+    pictures = [FILES[f"{i}.png"] for i in range(20)]
+    pq.write_table(pa.table({"image": pictures, "caption": ["a"] * 20}), tmp_path / "t.parquet", row_group_size=6)
+    part = join_uri(str(tmp_path / "t.parquet"), Part(items=(10, 20)))
+    assert read(part, Place("row 17"), Place("row 11"), Place("row 99")) == [
+        pictures[17],
+        pictures[11],
+        "not in its shard any more",
+    ]
+    (tmp_path / "a.png").write_bytes(b"a picture")
+    listing = [Place("a.png"), Place("b.png"), Place("../a.png"), Place(None)]
+    assert read(tmp_path / "list.csv", *listing) == [
+        b"a picture",
+        "no such file",
+        "link leaves its folder",
+        "no address known",
+    ]
+
+
+def test_folders_and_the_addresses_of_published_vectors(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    (tmp_path / "cats" / "1.png").write_bytes(b"a cat")
+    folder = join_uri(str(tmp_path), Part(folder="cats"))
+    assert read(folder, Place("1.png"), Place("2.png")) == [b"a cat", "no such file"]
+    vectors = join_uri(str(tmp_path), Part(embeddings="0"))
+    asked = [Place(None, f"file://{tmp_path}/cats/1.png"), Place(None, None)]
+    assert read(vectors, *asked) == [b"a cat", "no address known"]
