@@ -55,7 +55,8 @@ def info_nce(gathered: Gathered, a: int, b: int, scale: Tensor) -> Tensor:
     """
     n = len(gathered.everyones[a])
     one = scale * gathered.ours[a] @ gathered.everyones[b].T  # [rows of ours, n]
-    other = scale * gathered.ours[b] @ gathered.everyones[a].T
+    # Alone, the other way round is the same matrix: half of the loss's work.
+    other = one.T if world().size == 1 else scale * gathered.ours[b] @ gathered.everyones[a].T
     if gathered.group is None or gathered.groups is None:
         target = gathered.place
         total = cross_entropy(one, target, reduction="sum") + cross_entropy(other, target, reduction="sum")
