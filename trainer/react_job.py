@@ -17,7 +17,7 @@ from trainer.react import ReactLearner
 from trainer.record import read_record, refuse_other, settle_record
 from trainer.settings import DataConfig, LoopConfig, ReactConfig
 from trainer.start import start_from
-from trainer.subset import check_encoder, open_subset, prepare_pairs
+from trainer.subset import Subset, check_encoder, open_subset, prepare_pairs
 from trainer.world import wait_for_all, world
 
 KIND = "react"
@@ -45,14 +45,14 @@ class ReactJob:
         """Before any worker starts: whether there is anything left to do.
 
         Raises:
+            SourceError: there is no such subset.
             ConfigMismatchError: the folder holds another run.
         """
-        run = Store(self.out)
+        run, subset = Store(self.out), open_subset(self.subset)
         record = read_record(run)
         if record is None:
-            open_subset(self.subset)
             return True
-        refuse_other(run, record, self._asked())
+        refuse_other(run, record, self._asked(subset))
         state = last_state(run)
         if state is not None and state.is_finished:
             say(f"{run.root} is finished: {state.step:,} steps, loss {state.loss:.4f}; nothing to do")
@@ -77,7 +77,7 @@ class ReactJob:
         pairs = prepare_pairs(subset, cache)
         order_of(self.loop, len(pairs))
         if world().is_first:
-            settle_record(run, self._record(encoder, subset.digest))
+            settle_record(run, self._asked(subset) | {"kind": KIND, "fingerprint": encoder.fingerprint})
             wait_for_all()
         learner = self.learner(encoder)
         if self.start_from is not None:
@@ -103,18 +103,11 @@ class ReactJob:
         torch.manual_seed(self.loop.seed)
         return ReactLearner(encoder.model, self.react, self.encoder.model)
 
-    def _asked(self) -> dict[str, Any]:
+    def _asked(self, subset: Subset) -> dict[str, Any]:
         """The settings that decide what comes out."""
         asked = {"react": asdict(self.react), "data": asdict(self.data), "loop": asdict(self.loop)}
         for part, names in _PASSING.items():
             for name in names:
                 del asked[part][name]
-        return asked | {"start_from": self.start_from}
-
-    def _record(self, encoder: Encoder, digest: str) -> dict[str, Any]:
-        return self._asked() | {
-            "kind": KIND,
-            "fingerprint": encoder.fingerprint,
-            "encoder": {"model": self.encoder.model, "pretrained": self.encoder.pretrained},
-            "subset": {"root": Store(self.subset).root, "digest": digest},
-        }
+        encoder = {"model": self.encoder.model, "pretrained": self.encoder.pretrained}
+        return asked | {"encoder": encoder, "subset_digest": subset.digest, "start_from": self.start_from}

@@ -120,10 +120,13 @@ def test_random_augmentation_is_the_same_for_any_number_of_readers(job, subset, 
     assert np.isfinite(first["loss"])
 
 
-def test_other_settings_in_the_same_folder_are_refused_by_name(whole, job):
+def test_other_settings_in_the_same_folder_are_refused_by_name(whole, job, icons, tmp_path):
     message = r"was trained otherwise: loop\.seed \(0 there, 1 asked\)\. Use the same settings or another --out"
     with pytest.raises(ConfigMismatchError, match=message):
         run_job(job(whole, ema=0.9, seed=1), Where())
+    other = write_subset(tmp_path / "other", icons[:20])
+    with pytest.raises(ConfigMismatchError, match=r"was trained otherwise: subset_digest"):
+        run_job(job(whole, ema=0.9, subset=str(other)), Where())
 
 
 def test_a_damaged_checkpoint_is_named(job, tmp_path):
