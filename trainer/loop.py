@@ -82,12 +82,9 @@ def train(
     """Train to the end, from the newest checkpoint on if there is one.
 
     Args:
-        learner: what is trained, on ``device``.
-        source: its pairs.
-        config: how.
-        run: where checkpoints and metrics go.
+        learner, source, config, run: what is trained, on which pairs, how, and where checkpoints and metrics go.
         learning_rate: its peak, if ``config.optimizer`` names none.
-        device: where batches are sent.
+        device: where the learner is and batches are sent.
         report: called by every worker at every checkpoint.
 
     Raises:
@@ -113,7 +110,7 @@ def train(
                 if log:
                     log.write()
                     progress.save(run, order.n_steps, figures["loss"], config.keep)
-                wait_for_all()
+                wait_for_all()  # what a worker is told has been saved
                 report({"step": progress.step} | figures)
 
 
