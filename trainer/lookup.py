@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from memory_builder.manifest import Description
 from memory_builder.memory import Hits, Memory
@@ -21,6 +22,7 @@ from trainer.artwork import NO_CLUSTER, Clusters
 from trainer.reco_settings import LookupConfig, NeighbourConfig
 
 Mask = npt.NDArray[np.bool_]
+Values = npt.NDArray[np.object_]
 SAME_PICTURE = 0.999
 """Cosine of two image vectors from which they count as the same bytes: one encoder makes one vector of them."""
 
@@ -74,6 +76,8 @@ class Pairs:
     """i64[n] the artwork each belongs to; -1 where that is not known."""
     in_memory: bool
     """Whether these rows are rows of the memory that is asked."""
+    apart: Values | None = None
+    """[n] their values in the column that keeps them apart from some rows."""
 
     def at(self, some: slice) -> "Pairs":
         """Some of them."""
@@ -83,6 +87,7 @@ class Pairs:
             texts=self.texts[some],
             clusters=self.clusters[some],
             in_memory=self.in_memory,
+            apart=None if self.apart is None else self.apart[some],
         )
 
 
@@ -96,7 +101,7 @@ def neighbours_of(
     vectors = memory.vectors(ids, config.lookup.fuse(side)).reshape(*ids.shape, queries.shape[1])
     reasons = {"blank": (ids != NO_ROW) & ~vectors.any(axis=2)}
     if config.exclude:
-        reasons |= _forbidden(memory, ids, pairs, config.near_duplicate, clusters)
+        reasons |= _forbidden(memory, ids, pairs, config, clusters)
     there = ids != NO_ROW
     counts: Counter[str] = Counter(found=int(there.sum()))
     for reason, dropped in reasons.items():
@@ -107,18 +112,28 @@ def neighbours_of(
     return found, counts
 
 
-def _forbidden(memory: Memory, ids: Ids, pairs: Pairs, near_duplicate: float, clusters: Clusters) -> dict[str, Mask]:
+def _forbidden(memory: Memory, ids: Ids, pairs: Pairs, config: NeighbourConfig, clusters: Clusters) -> dict[str, Mask]:
     """Reason → bool[n, k] which of the rows found a pair must not see."""
     pictures = memory.vectors(ids, "image").reshape(*ids.shape, pairs.images.shape[1])
     alike = np.einsum("nd,nkd->nk", pairs.images, pictures)
     found = clusters.of(memory.rows(ids)["key"]).reshape(ids.shape)
     known = (pairs.clusters[:, None] != NO_CLUSTER) & (found != NO_CLUSTER)
-    return {
+    reasons = {
         "self": (ids == pairs.ids[:, None]) & pairs.in_memory,
         "same picture": alike >= SAME_PICTURE,
         "same cluster": known & (found == pairs.clusters[:, None]),
-        "near duplicate": ~known & (alike >= near_duplicate),
+        "near duplicate": ~known & (alike >= config.near_duplicate),
     }
+    if config.apart is not None and pairs.apart is not None:
+        theirs = column_of(memory.metadata(ids.ravel(), [config.apart]), config.apart).reshape(ids.shape)
+        reasons["not apart"] = (theirs == pairs.apart[:, None]) & np.not_equal(pairs.apart, None)[:, None]
+    return reasons
+
+
+def column_of(table: pa.Table, name: str) -> Values:
+    """A column's values as they are, to be compared."""
+    values: Values = np.array([*table[name].to_pylist(), None], object)[:-1]
+    return values
 
 
 def _keep(ids: Ids, vectors: Scores, kept: Mask, k: int) -> Found:

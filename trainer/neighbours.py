@@ -24,7 +24,7 @@ from memory_builder.scores import Scores
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
 from trainer.artwork import Clusters, read_clusters
-from trainer.lookup import Pairs, neighbours_of
+from trainer.lookup import Pairs, column_of, neighbours_of
 from trainer.reco_settings import SIDES, NeighbourConfig
 
 QUERIES = 1_024
@@ -70,7 +70,8 @@ def find_shard(
     there = read_record(store, ordinal)
     if there is not None:
         return there
-    pairs, captions = _training_pairs(rows, ordinal, clusters, rows.store.root == memory.store.root)
+    in_memory = rows.store.root == memory.store.root
+    pairs, captions = _training_pairs(rows, ordinal, clusters, in_memory, config.apart)
     n, counts = len(pairs.ids), Counter(pairs=len(pairs.ids))
     ids = np.empty((n, len(SIDES), config.looked_up), np.int64)
     with store.writing(vectors_path(ordinal)) as file:
@@ -92,7 +93,9 @@ def find_shard(
     return counts
 
 
-def _training_pairs(rows: Rows, ordinal: int, clusters: Clusters, in_memory: bool) -> tuple[Pairs, Ids]:
+def _training_pairs(
+    rows: Rows, ordinal: int, clusters: Clusters, in_memory: bool, apart: str | None
+) -> tuple[Pairs, Ids]:
     """(pairs of a shard that have both sides, i64[n] a number for each caption)."""
     ids = row_ids(ordinal, np.arange(rows.commits[ordinal].n_written))
     images, texts = rows.vectors(ids, "image"), rows.vectors(ids, "text")
@@ -104,6 +107,7 @@ def _training_pairs(rows: Rows, ordinal: int, clusters: Clusters, in_memory: boo
         texts=_unit(texts[whole]),
         clusters=clusters.of(table["key"]),
         in_memory=in_memory,
+        apart=None if apart is None else column_of(rows.shard_metadata(ordinal, [apart]), apart)[whole],
     )
     return pairs, np.array([caption_number(caption) for caption in table["caption"].to_pylist()], np.int64)
 

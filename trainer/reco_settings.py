@@ -74,6 +74,9 @@ class NeighbourConfig:
     """Rows searched beyond those, as some are dropped."""
     exclude: bool = True
     """Drop rows that are the pair itself, its picture, or its artwork. --no-exclude only to measure what that does."""
+    apart: str | None = None
+    """Also drop rows whose value in this metadata column is the pair's own, such as the site or the artist: at test
+    time what is found comes from elsewhere."""
     near_duplicate: float = 0.95
     """Where no clusters are known: cosine of two pictures from which they count as one artwork."""
 

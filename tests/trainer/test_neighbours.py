@@ -29,7 +29,8 @@ def memory(tmp_path_factory, write_memory, clustered):
     images, texts = clustered(N, D, 5, n_clusters=12)
     images[300:320] = images[:20]
     images[20:40], texts[40:60] = 0, 0
-    write_memory(root, images, texts, shard_rows=250)
+    sites = {"columns": {"site": "string"}, "fields": lambda row: {"site": "ab"[row % 2]}}
+    write_memory(root, images, texts, shard_rows=250, **sites)
     index_memory(str(root), keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
     return Memory.open(root)
 
@@ -108,6 +109,18 @@ def test_the_table_reads_any_pairs_in_any_order(memory, tmp_path):
     np.testing.assert_array_equal(found[:, 2 : 2 + K], of_images[places])
     assert len(table) == N - 40
     assert len(set(table.captions.tolist())) == N - 40
+
+
+def test_rows_of_the_pairs_own_site_are_dropped_where_asked(memory, tmp_path):
+    counts = find(memory, tmp_path, NeighbourConfig(looked_up=K, spare=50, apart="site"))
+    rows, found, _ = stored(tmp_path, memory, "image")
+    place = np.searchsorted(everything(memory)[0], found)
+    there = found != -1
+    assert ((place % 2 != (np.searchsorted(everything(memory)[0], rows) % 2)[:, None]) | ~there).all()
+    assert there.mean() > 0.9
+    assert sum(some["image not apart"] for some in counts) > len(rows)
+    with pytest.raises(UsageError, match="no column nothing"):
+        find(memory, tmp_path / "other", NeighbourConfig(apart="nothing"))
 
 
 def test_without_exclusion_a_pair_finds_itself(memory, tmp_path):
