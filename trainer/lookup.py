@@ -126,7 +126,8 @@ def _forbidden(memory: Memory, ids: Ids, pairs: Pairs, config: NeighbourConfig, 
     }
     if config.apart is not None and pairs.apart is not None:
         theirs = column_of(memory.metadata(ids.ravel(), [config.apart]), config.apart).reshape(ids.shape)
-        reasons["not apart"] = (theirs == pairs.apart[:, None]) & np.not_equal(pairs.apart, None)[:, None]
+        is_known = np.array([value is not None for value in pairs.apart], np.bool_)
+        reasons["not apart"] = np.asarray(theirs == pairs.apart[:, None]) & is_known[:, None]
     return reasons
 
 
