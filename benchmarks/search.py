@@ -202,6 +202,9 @@ def against_lance(config: Search, memory: Memory, vectors: Floats) -> None:
             return ask(setting, nprobe, refine, 1), time.perf_counter() - started
 
         settings[name] = cheapest(timed, truths[0], config.recall)
+        found = recall(ask(asking, *settings[name], 1), truths[1])
+        nprobe, refine = settings[name]
+        print(f"{name}: nprobe {nprobe}, refine {refine}, recall@{K} {found:.4f} on other queries", flush=True)
     for threads in sorted({1, config.threads}):
         mine, other, ratio = by_turns(
             lambda n=threads: ours(asking, *settings["ours"], n),
@@ -209,10 +212,7 @@ def against_lance(config: Search, memory: Memory, vectors: Floats) -> None:
             config.rounds,
         )
         print(f"{threads} thread(s): ours {len(asking) / mine:.0f} queries/s, lance {len(asking) / other:.0f}, "
-              f"ours / lance {1 / ratio:.2f} (≥ 1)")  # fmt: skip
-    for name, ask in (("ours", ours), ("lance", lance)):
-        found = recall(ask(asking, *settings[name], 1), truths[1])
-        print(f"{name}: nprobe {settings[name][0]}, refine {settings[name][1]}, recall@{K} {found:.4f}")
+              f"ours / lance {1 / ratio:.2f} (≥ 1)", flush=True)  # fmt: skip
 
 
 def look_up(folder: Path) -> None:
