@@ -112,11 +112,15 @@ def stretched_correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats
     best: Floats = np.abs(np.einsum("nd,nd->n", unit(one), unit(other)))
     retry = np.flatnonzero(best >= least - ZOOM_GAIN)
     for fixed, moving in ((one[retry], other[retry]), (other[retry], one[retry])):
-        units = unit(fixed)
+        units = unit(fixed).reshape(fixed.shape)
         for rows in ENDS:
+            tall = _stretch(*rows) @ moving.astype(np.float32)  # f32[n, 32, 32]
             for columns in ENDS:
-                moved = np.einsum("ai,nij,bj->nab", _stretch(*rows), moving, _stretch(*columns), optimize=True)
-                best[retry] = np.maximum(best[retry], np.abs(np.einsum("nd,nd->n", units, unit(moved))))
+                moved = tall @ _stretch(*columns).T
+                deviation = np.einsum("nij,nij->n", moved, moved) - moved.sum(axis=(1, 2)) ** 2 / SIDE**2
+                lengths = np.sqrt(np.maximum(deviation, (LEAST_DEVIATION * SIDE) ** 2))
+                found = np.abs(np.einsum("nij,nij->n", units, moved)) / lengths
+                best[retry] = np.maximum(best[retry], found)
     return best
 
 
