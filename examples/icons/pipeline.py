@@ -87,7 +87,7 @@ def steps_of(config: Pipeline) -> list[Step]:
         Step(name="index", command=memory_builder("index", memory)),
     ]
     runs = []
-    for tier in TIERS[-1:] if config.sample else TIERS:
+    for tier in tiers(config):
         given = ("--dataset", sets / f"test-{tier}", "--dev", sets / f"dev-{tier}", "--out", out / "runs" / tier)
         command = memory_builder("evaluate", "baselines", *named, "--memory", memory, *given)
         steps.append(Step(name=f"baselines-{tier}", command=command))
@@ -97,12 +97,66 @@ def steps_of(config: Pipeline) -> list[Step]:
         given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot", "--shots", *SHOTS)
         steps.append(Step(name="few-shot", command=memory_builder("evaluate", "linear-probe", *named, *given)))
         runs.append(out / "runs" / "few-shot")
+    steps += react_steps(config, named) + reco_steps(config, named)
+    runs += [out / "runs" / f"react-{tier}" for tier in tiers(config)]
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
     return [
         *steps,
         Step(name="report", command=memory_builder("report", *runs, "--out", out / "report.html")),
         Step(name="results", command=script("results", *runs, "--out", out / "results.md", *bounds)),
     ]
+
+
+def tiers(config: Pipeline) -> tuple[str, ...]:
+    """Return the tiers that are asked about."""
+    return TIERS[-1:] if config.sample else TIERS
+
+
+def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
+    """Return the steps of REACT: the pairs that the classes of all sets need, gated blocks, and what they are worth."""
+    out, sets, subset, run = config.out, config.out / "benchmark", config.out / "subset", config.out / "react"
+    asked = [sets / f"{side}-{tier}" for side in ("dev", "test") for tier in tiers(config)]
+    names = ("--mode", "both", "--per-query", 10 if config.sample else 50, "--exclude", *asked)
+    length = ("--epochs", 1, "--batch-size", 128) if config.sample else ("--epochs", 16, "--batch-size", 512)
+    settings = ("--augmentation", "none", "--positives", "class", "--last-k", 2, *length)
+    steps = [
+        Step(name="classes", command=script("class_names", *asked, "--out", out / "classes.txt")),
+        Step(
+            name="retrieve",
+            command=memory_builder(
+                "retrieve", out / "memory", "--classes", out / "classes.txt", *names, "--out", subset
+            ),
+        ),
+        Step(name="react", command=memory_builder("train", "react", subset, *named, "--out", run, *settings)),
+    ]
+    for tier in tiers(config):
+        given = ("--run", run, "--dataset", sets / f"test-{tier}", "--out", out / "runs" / f"react-{tier}")
+        steps.append(Step(name=f"react-{tier}", command=memory_builder("evaluate", "zero-shot", *given)))
+    return steps
+
+
+def reco_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
+    """Return the steps of RECO: a fusion learns on other pairs than those it is asked with, and what it is worth."""
+    out, sets, run, pairs = config.out, config.out / "benchmark", config.out / "reco", config.out / "memory"
+    steps, apart, length = [], (), ("--epochs", 10, "--batch-size", 256)
+    if not config.sample:
+        pairs, length = out / "base-memory", ("--epochs", 10, "--batch-size", 2048)
+        apart = ("--apart", "artist_fold", "--clusters", out / "clusters" / "clusters.parquet")
+        columns = ("--columns", "artist_fold:int64")
+        steps = [
+            Step(
+                name="embed-base",
+                command=memory_builder("embed", sets / "base", "--memory", pairs, *named, *columns),
+            ),
+            Step(name="index-base", command=memory_builder("index", pairs)),
+        ]
+    command = memory_builder("train", "reco", pairs, "--train", pairs, "--out", run, *apart, *length)
+    steps.append(Step(name="reco", command=command))
+    for tier in tiers(config):
+        given = ("--run", run, "--memory", out / "memory", "--dataset", sets / f"test-{tier}")
+        command = memory_builder("evaluate", "reco", *given, "--out", out / "runs" / tier)
+        steps.append(Step(name=f"reco-{tier}", command=command))
+    return steps
 
 
 def run_step(step: Step, record: Path) -> bool:
