@@ -32,12 +32,9 @@ def test_what_is_done_is_not_done_again_and_the_figures_are_as_stored(made: tupl
     assert "== baselines-common" in told
     tables = (out / "results.md").read_text()
     assert tables.startswith("### test-common, test\n\n384 classes, 384 pictures; a memory of 1,914 rows")
-    assert {line.split(" | ")[0] for line in tables.splitlines()} >= {
-        "| zero-shot",
-        "| knn",
-        "| mean-fusion",
-        "| pixel",
-    }
+    methods = {line.split(" | ")[0].removeprefix("| ") for line in tables.splitlines()}
+    assert methods >= {f"{name} (common)" for name in ("zero-shot", "knn", "mean-fusion", "pixel", "reco-both")}
+    assert "zero-shot (react-common)" in methods
     assert "<html" in (out / "report.html").read_text()[:200]
 
 
@@ -56,11 +53,12 @@ def test_a_step_asked_for_otherwise_is_done_anew_with_all_after_it(made: tuple[P
 def test_a_figure_that_has_moved_is_an_error(made: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = made
     bounds = tmp_path / "bounds.json"
-    bounds.write_text(json.dumps({"test-common": {"knn": [0.9, 1.0], "no-such": [0, 1]}}))
-    command = [sys.executable, str(PIPELINE.with_name("results.py")), str(out / "runs" / "common")]
+    bounds.write_text(json.dumps({"test-common": {"knn (common)": [0.9, 1.0], "no-such": [0, 1]}}))
+    runs = [str(out / "runs" / name) for name in ("common", "react-common")]
+    command = [sys.executable, str(PIPELINE.with_name("results.py")), *runs]
     done = subprocess.run([*command, "--out", str(tmp_path / "r.md"), "--bounds", str(bounds)], capture_output=True)
     assert done.returncode == 1
-    assert b"knn: top-1 is 0." in done.stderr
+    assert b"knn (common): top-1 is 0." in done.stderr
     assert b"no-such: top-1 is missing" in done.stderr
 
 
