@@ -7,16 +7,16 @@ from memory_builder.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """Any one kind of evidence is enough. The defaults are those that examples/icons/leaks.py chose on
-    dev pictures for the bundled model; cosines of another model may want others."""
+    """Any one kind of evidence is enough. The defaults were chosen on dev pictures
+    of icons for the bundled model; cosines of another model may want others."""
 
-    leak_embedding: float = 0.97
+    leak_embedding: float = 0.98
     """Cosine of two pictures' embeddings."""
-    leak_hash: int = 4
+    leak_hash: int = 2
     """Bits of 64 in which two perceptual hashes may differ; -1: hashes are no evidence."""
-    leak_pixels: float = 0.95
+    leak_pixels: float = 0.97
     """Correlation of two pictures in grey, laid on each other by what they show."""
-    leak_both: float = 0.875
+    leak_both: float = 0.89
     """Mean of these two with one and the same picture."""
 
     def __post_init__(self) -> None:
