@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from memory_builder.encoder import Encoder, EncoderConfig
-from memory_builder.errors import EncoderError, UsageError
+from memory_builder.errors import EncoderError
 from memory_builder.storage import Store, sha256
-from trainer.checkpoint import AVERAGE, TRAINABLE, assign, last_state, pack, read_states, read_tensors
+from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, pack, read_tensors
 from trainer.gated import NAME
 from trainer.react import ReactLearner
 from trainer.record import read_run
@@ -57,12 +57,7 @@ def load_customised(choice: Choice) -> Customised:
     """
     run = Store(choice.run)
     record = read_run(run, "react")
-    state = last_state(run)
-    if choice.step is not None:
-        state = read_states(run).get(f"{choice.step:08d}")
-    if state is None:
-        there = ", ".join(str(int(name)) for name in read_states(run)) or "none yet"
-        raise UsageError(f"{run.root} has no checkpoint{_of_step(choice.step)}; there are: {there}")
+    state = chosen_state(run, choice.step)
     encoder = Encoder(EncoderConfig(**record["encoder"], precision="fp32"))
     if encoder.fingerprint != record["fingerprint"]:
         raise EncoderError(
@@ -94,7 +89,3 @@ def _mixed(name: str, before: Tensor, learnt: Tensor, share: float) -> Tensor:
     if name.rsplit(".", 1)[1] in ("alpha_attn", "alpha_dense"):
         return torch.atanh((share * learnt.tanh()).clamp(-1 + 1e-6, 1 - 1e-6))
     return learnt
-
-
-def _of_step(step: int | None) -> str:
-    return "" if step is None else f" of step {step}"
