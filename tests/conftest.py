@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
+from xdist.scheduler import LoadScopeScheduling
 
 import memory_builder
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
@@ -40,14 +41,24 @@ MODEL_DIR = Path(memory_builder.__file__).parent / "demo" / "model"
 Floats = npt.NDArray[np.float32]
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """Two processes share the tests file by file; all that need Ray, in tests/cluster, go to one of them."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "tests/cluster" if file.startswith("tests/cluster/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """xdist's own groups do nothing with pytest 9.2: it sets an attribute that is no longer read."""
+    return ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two processes share the tests file by file, the long ones first; all that need Ray go to one of them."""
+    """The long ones first."""
     rooms = [*LONGEST_FIRST, *sorted({item.path.relative_to(HERE).parts[0] for item in items} - {*LONGEST_FIRST})]
     items.sort(key=lambda item: rooms.index(item.path.relative_to(HERE).parts[0]))
-    for item in items:
-        needs_ray = item.get_closest_marker("ray") or "cluster" in item.path.parts
-        item.add_marker(pytest.mark.xdist_group("ray" if needs_ray else str(item.path)))
 
 
 @pytest.fixture(scope="session")
