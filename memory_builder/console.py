@@ -98,5 +98,5 @@ def print_table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]]
         table.add_row(*(Text(str(row[column])) for column in columns))  # Text: captions may look like markup
     console = Console(file=stream or sys.stdout)
     if not console.is_terminal:
-        console.width = 200  # a file or pipe has no edge to fold at
+        console.width = 10_000  # a file or pipe has no edge to fold at
     console.print(table)

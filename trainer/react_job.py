@@ -8,6 +8,7 @@ import torch
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.progress import say
+from memory_builder.runner import available_threads
 from memory_builder.storage import Store
 from trainer.backbone import frozen_digest
 from trainer.checkpoint import last_state
@@ -48,6 +49,7 @@ class ReactJob:
             SourceError: there is no such subset.
             ConfigMismatchError: the folder holds another run.
         """
+        torch.set_num_threads(available_threads())  # faiss, in this process, may have set another number
         run, subset = Store(self.out), open_subset(self.subset)
         record = read_record(run)
         if record is None:

@@ -14,12 +14,14 @@ from trainer.react_job import ReactJob
 from trainer.settings import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def one_thread():
     """These models are too small to share: threads that wait for each other take many times as long."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # what a job gives itself, and a process that is started here
+        yield
     torch.set_num_threads(threads)
 
 

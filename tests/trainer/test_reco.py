@@ -35,6 +35,7 @@ from trainer.run import run_job
 from trainer.settings import LoopConfig, OptimizerConfig, Where
 from trainer.step import compute_gradients
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 K = 3
 
 
@@ -51,13 +52,6 @@ def memory(tmp_path_factory, tiny, subset):
 def found(memory, tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("neighbours"))
     return find_neighbours(memory, memory, folder, NeighbourConfig(looked_up=K), None, LocalRunner())
-
-
-@pytest.fixture(autouse=True)
-def two_threads(monkeypatch):
-    """As many as a worker has; what faiss was told in this process before must not matter."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    faiss.omp_set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +149,7 @@ def test_killed_between_checkpoints_it_goes_on_to_the_same_bytes(whole, job, tmp
     done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "job"], capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert sorted(read_states(Store(again.out))) == ["00000002"]
+    faiss.omp_set_num_threads(2)  # as a look-up in this process may
     assert run_job(again, Where())
     assert bytes_of(tmp_path / "run") == bytes_of(whole)
     assert not run_job(again, Where())
