@@ -66,7 +66,8 @@ def retrieve(request: Request, runner: Runner) -> Summary:
     store.sweep()
     root = memory.store.root
     search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask)
-    _do("search", runner, search, [block for block in blocks if block.number not in done_blocks(store)], len(blocks))
+    found = done_blocks(store)
+    _do("search", runner, search, [block for block in blocks if block.number not in found], len(blocks))
     if excluded:
         _read_excluded(request, memory, store, excluded, runner)
     chosen = read_chosen(store) or _choose(store, blocks, memory, request.config)
