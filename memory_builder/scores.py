@@ -20,3 +20,10 @@ def exact_scores(queries: Scores, ids: Ids, rows: Rows, keys: Keys) -> Scores:
     vectors = rows.vectors(ids.ravel(), keys).reshape(*ids.shape, rows.d)  # f32[q, c, d]
     scores: Scores = np.einsum("qd,qcd->qc", queries, vectors, optimize=True)
     return scores
+
+
+def unit_rows(rows: Scores) -> Scores:
+    """f32[..., d] → rows scaled to length 1; zero rows stay zero. Stored rows are float16, and so a little off it."""
+    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
+    units: Scores = (rows / np.where(norms == 0, 1, norms)).astype(np.float32)
+    return units

@@ -20,7 +20,7 @@ from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Manifest, config_hash, read_description, shard_name
 from memory_builder.memory import Memory
 from memory_builder.rows import Ids, Rows, row_ids
-from memory_builder.scores import Scores
+from memory_builder.scores import unit_rows
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
 from trainer.artwork import Clusters, read_clusters
@@ -103,8 +103,8 @@ def _training_pairs(
     table = rows.table(ids[whole])
     pairs = Pairs(
         ids=ids[whole],
-        images=_unit(images[whole]),
-        texts=_unit(texts[whole]),
+        images=unit_rows(images[whole]),
+        texts=unit_rows(texts[whole]),
         clusters=clusters.of(table["key"]),
         in_memory=in_memory,
         apart=None if apart is None else column_of(rows.shard_metadata(ordinal, [apart]), apart)[whole],
@@ -198,9 +198,3 @@ class NeighbourTable:
 def _npy_to_fill(file: Path, shape: Sequence[int]) -> np.memmap[tuple[int, ...], np.dtype[np.float16]]:
     """A .npy file on disk, to be filled a block at a time."""
     return np.lib.format.open_memmap(str(file), mode="w+", dtype=np.float16, shape=tuple(shape))
-
-
-def _unit(rows: Scores) -> Scores:
-    """Stored rows are float16 and so a little off unit length."""
-    units: Scores = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    return units

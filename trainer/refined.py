@@ -13,7 +13,7 @@ from memory_builder.errors import EncoderError, UsageError
 from memory_builder.memory import Picture
 from memory_builder.queries import query_vectors
 from memory_builder.rows import Side
-from memory_builder.scores import Scores
+from memory_builder.scores import Scores, unit_rows
 from memory_builder.storage import Store
 from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, read_tensors
 from trainer.fusion import Reco
@@ -160,7 +160,7 @@ class RecoModel:
             encoded = self.encode_text([prompt for some in prompts for prompt in some])
             rows = encoded.reshape(len(classes), len(templates), -1)
             if memory is None:
-                head = _unit(rows.mean(axis=1))
+                head = unit_rows(rows.mean(axis=1))
             else:
                 head = refined_heads(rows, rows, order, lambda some, _: self.refine(some, "text", memory))
             self._heads = dict(list(self._heads.items())[1 - HEADS_KEPT :]) | {key: head}
@@ -180,11 +180,6 @@ def refined_heads(prompts: Scores, askers: Scores, order: Order, refine: Callabl
         raise UsageError(f"order {order}: average-then-refine or refine-then-average")
     c, t, d = prompts.shape
     if order == "average-then-refine":
-        return refine(_unit(prompts.mean(axis=1)), _unit(askers.mean(axis=1)))
+        return refine(unit_rows(prompts.mean(axis=1)), unit_rows(askers.mean(axis=1)))
     refined = refine(prompts.reshape(c * t, d), askers.reshape(c * t, d))
-    return _unit(refined.reshape(c, t, d).mean(axis=1))
-
-
-def _unit(rows: Scores) -> Scores:
-    units: Scores = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-    return units
+    return unit_rows(refined.reshape(c, t, d).mean(axis=1))

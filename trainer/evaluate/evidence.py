@@ -11,6 +11,7 @@ import numpy.typing as npt
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.memory import NO_ROW, Memory
 from memory_builder.rows import Ids, Keys
+from memory_builder.scores import unit_rows
 from trainer.evaluate.features import Embedded, Labels
 from trainer.evaluate.names import NO_CLASS, Names
 from trainer.evaluate.towers import Floats, Towers
@@ -89,10 +90,10 @@ def gather(memory: Memory, embedded: Embedded, classifier: Floats) -> Evidence:
         similarity=similarity,
         place=place.reshape(ids.shape),
         captions=captions,
-        caption_vectors=_unit(memory.vectors(distinct, "text")),
+        caption_vectors=unit_rows(memory.vectors(distinct, "text")),
         caption_class=np.array([names.label(caption) for caption in captions], np.int64),
         class_ids=np.where(has_image, class_ids, NO_ROW),
-        class_vectors=_unit(vectors),
+        class_vectors=unit_rows(vectors),
     )
 
 
@@ -135,10 +136,3 @@ def derangement(n: int, seed: int = 0) -> Labels:
 def _search(memory: Memory, queries: Floats, k: int, keys: Keys) -> tuple[Ids, Floats]:
     found = [memory.search(vectors=queries[i : i + BATCH], k=k, keys=keys) for i in range(0, len(queries), BATCH)]
     return np.concatenate([hits.ids for hits in found]), np.concatenate([hits.scores for hits in found])
-
-
-def _unit(rows: Floats) -> Floats:
-    """Rows of the memory are float16 and so a little off unit length; zero rows stay zero."""
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    units: Floats = (rows / np.where(norms == 0, 1, norms)).astype(np.float32)
-    return units

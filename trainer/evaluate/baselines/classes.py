@@ -2,23 +2,17 @@
 
 import numpy as np
 
+from memory_builder.scores import unit_rows
 from trainer.evaluate.evidence import Evidence
 from trainer.evaluate.towers import Floats
 
 
 def retrieved_centroids(evidence: Evidence, per_class: int) -> Floats:
     """f32[c, d] unit mean of the first rows that each class finds; zero where there is none."""
-    return unit(evidence.class_vectors[:, :per_class].sum(axis=1))
+    return unit_rows(evidence.class_vectors[:, :per_class].sum(axis=1))
 
 
 def mixed(texts: Floats, others: Floats, share: float) -> Floats:
     """f32[c, d] unit rows: ``share`` of others; a class whose other row is zero keeps its text."""
-    mixture = unit((1 - share) * texts + share * others)
+    mixture = unit_rows((1 - share) * texts + share * others)
     return np.where(others.any(axis=1, keepdims=True), mixture, texts)
-
-
-def unit(rows: Floats) -> Floats:
-    """Rows scaled to length 1; zero rows stay zero."""
-    norms = np.linalg.norm(rows, axis=-1, keepdims=True)
-    units: Floats = (rows / np.where(norms == 0, 1, norms)).astype(np.float32)
-    return units
