@@ -1,9 +1,6 @@
 """RECO in this process: what it learns from, killed and resumed, alike on two workers, and the model it makes."""
 
-import json
 import os
-import pickle
-import signal
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -13,6 +10,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from tiny_runs import bytes_of, killed_at
 from torch.nn.functional import cross_entropy, normalize
 
 from memory_builder.build import embed, index
@@ -73,14 +71,6 @@ def job(memory, found):
     return make
 
 
-def bytes_of(run):
-    """Every checkpoint's files, and what metrics say but for the clock and the machine."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return {str(path.relative_to(run)): path.read_bytes() for path in run.glob("checkpoints/*/*")}, [
-        {name: value for name, value in line.items() if name not in ("pairs_per_s", "memory_bytes")} for line in lines
-    ]
-
-
 @pytest.fixture(scope="module")
 def whole(job, tmp_path_factory):
     """A run that nothing happened to."""
@@ -127,27 +117,9 @@ def test_equal_captions_are_right_answers_where_asked(found):
     assert batch["group"][0] == batch["group"][2] != batch["group"][1]
 
 
-KILLED = """
-import os, signal, pickle, sys
-import trainer.loop as loop
-job, step = pickle.load(open(sys.argv[1], "rb"))
-take, taken = loop.take_step, 0
-def dies(*arguments):
-    global taken
-    taken += 1
-    if taken == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return take(*arguments)
-loop.take_step = dies
-job.settle() and job.work(lambda _: None)
-"""
-
-
 def test_killed_between_checkpoints_it_goes_on_to_the_same_bytes(whole, job, tmp_path):
     again = job(tmp_path / "run", ema=0.9)
-    (tmp_path / "job").write_bytes(pickle.dumps((again, 4)))
-    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "job"], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    killed_at(again, 4, tmp_path)
     assert sorted(read_states(Store(again.out))) == ["00000002"]
     faiss.omp_set_num_threads(2)  # as a look-up in this process may
     assert run_job(again, Where())

@@ -1,17 +1,14 @@
 """A run in this process: killed, resumed, refused, without room."""
 
 import json
-import pickle
 import resource
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import write_subset
+from tiny_runs import bytes_of, killed_at, write_subset
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import (
@@ -33,13 +30,6 @@ from trainer.settings import Where
 from trainer.subset import open_subset, prepare_pairs, read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def bytes_of(run):
-    """Every checkpoint's files, and the metrics but for what the clock and the machine say."""
-    files = {str(path.relative_to(run)): path.read_bytes() for path in run.glob("checkpoints/*/*")}
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return files, [{k: v for k, v in line.items() if k not in ("pairs_per_s", "memory_bytes")} for line in lines]
 
 
 @pytest.fixture(scope="module")
@@ -71,32 +61,6 @@ def test_a_finished_run_is_left_alone(whole, job, capsys):
     assert not run_job(job(whole, ema=0.9), Where())
     assert "is finished: 6 steps" in capsys.readouterr().err
     assert bytes_of(whole) == before
-
-
-KILLED = """
-import os, signal, pickle, sys
-import torch
-torch.set_num_threads(1)
-import trainer.loop as loop
-job, step = pickle.load(open(sys.argv[1], "rb"))
-take = loop.take_step
-taken = 0
-def dies(*arguments):
-    global taken
-    taken += 1
-    if taken == step:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return take(*arguments)
-loop.take_step = dies
-job.work(lambda _: None)
-"""
-
-
-def killed_at(job, step, tmp_path):
-    """Train in another process that is killed in the middle of a step."""
-    (tmp_path / "job").write_bytes(pickle.dumps((job, step)))
-    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "job"], capture_output=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
 def test_killed_between_checkpoints_it_goes_on_to_the_same_bytes(whole, job, tmp_path):

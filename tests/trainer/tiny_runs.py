@@ -3,6 +3,10 @@
 import gzip
 import io
 import json
+import pickle
+import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -58,3 +62,34 @@ def write_subset(folder: Path, pairs: list[dict[str, bytes]], n_tars: int = 2) -
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
     return folder
+
+
+def bytes_of(run):
+    """Every checkpoint's files, and the metrics but for what the clock and the machine say."""
+    files = {str(path.relative_to(run)): path.read_bytes() for path in run.glob("checkpoints/*/*")}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return files, [{k: v for k, v in line.items() if k not in ("pairs_per_s", "memory_bytes")} for line in lines]
+
+
+KILLED = """
+import os, signal, pickle, sys
+import trainer.loop as loop
+job, step = pickle.load(open(sys.argv[1], "rb"))
+take = loop.take_step
+taken = 0
+def dies(*arguments):
+    global taken
+    taken += 1
+    if taken == step:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(*arguments)
+loop.take_step = dies
+job.work(lambda _: None)
+"""
+
+
+def killed_at(job, step, tmp_path):
+    """Train in another process that is killed in the middle of a step."""
+    (tmp_path / "job").write_bytes(pickle.dumps((job, step)))
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "job"], capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
