@@ -23,6 +23,7 @@ from memory_builder.search import Effort, OpenIndex
 from memory_builder.serving import ServeFormat, check_format
 from memory_builder.snapshots import Snapshot, read_snapshot
 from memory_builder.storage import Store
+from memory_builder.tables import LOOKUP_FIELDS
 from memory_builder.tombstones import current_tombstones
 
 FILTERS_KEPT = 8
@@ -159,9 +160,9 @@ class Memory:
         scores, ids = index.search(queries, k, effort, self._rows, keys, allowed)
         return Hits(scores=scores, ids=ids)
 
-    def rows(self, ids: npt.ArrayLike) -> pa.Table:
-        """i64[...] → one row for each id in order: id, key, caption, url. Nulls for id -1."""
-        return self._rows.table(np.asarray(ids, np.int64))
+    def rows(self, ids: npt.ArrayLike, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
+        """i64[...] → one row for each id in order: id, key, caption, url, or id and some of these. Nulls for id -1."""
+        return self._rows.table(np.asarray(ids, np.int64), columns)
 
     def metadata(self, ids: npt.ArrayLike, columns: Sequence[str] | None = None) -> pa.Table:
         """i64[n] ids → all metadata columns, or these. Slower than ``rows``: reads the shards' parquet files."""

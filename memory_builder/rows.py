@@ -117,14 +117,23 @@ class Rows:
                 out[places] = self._ranged(ordinal, keys, rows)
         return out
 
-    def table(self, ids: Ids) -> pa.Table:
-        """i64[n] → n rows of id, key, caption, url in this order; the row of id -1 is null."""
+    def table(self, ids: Ids, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
+        """i64[n] → n rows of id and these columns of the look-up files; the row of id -1 is null.
+
+        Raises:
+            UsageError: the look-up files have no such column.
+        """
+        unknown = set(columns) - set(LOOKUP_FIELDS)
+        if unknown:
+            raise UsageError(
+                f"rows() knows {', '.join(LOOKUP_FIELDS)}, not {', '.join(sorted(unknown))}: ask metadata()"
+            )
         flat = np.asarray(ids, np.int64).ravel()
         batches, places = [], []
         for ordinal, where, rows in self.by_shard(flat):
-            batches.append(self._lookup(ordinal).take(pa.array(rows)))
+            batches.append(self._lookup(ordinal).select(list(columns)).take(pa.array(rows)))
             places.append(where)
-        schema = pa.schema([(name, kind) for name, kind in FIXED_FIELDS if name in LOOKUP_FIELDS])
+        schema = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in columns])
         found = _in_order(pa.Table.from_batches(batches, schema=schema), places, len(flat))
         return found.add_column(0, "id", pa.array(flat, pa.int64()))
 

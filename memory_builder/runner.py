@@ -6,6 +6,7 @@ and what it returns is called once an item. The same tasks run in this process h
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -68,8 +69,15 @@ def _attempt(work: Callable[[Item], Result], item: Item) -> tuple[Item, Result |
         return item, error
 
 
+GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""On Linux a device that torch could see has made one of these: NVIDIA's driver, that of WSL, AMD's."""
+
+
 def has_gpu() -> bool:
     """Whether torch sees a device in this process."""
+    # Importing torch takes seconds, which an index that is built on a CPU has no other need to spend.
+    if sys.platform == "linux" and not any(map(os.path.exists, GPU_FILES)):
+        return False
     import torch
 
     return torch.cuda.is_available()

@@ -25,7 +25,7 @@ FIXED_FIELDS = [
     ("has_image", pa.bool_()),
     ("has_text", pa.bool_()),
 ]
-LOOKUP_FIELDS = ["key", "caption", "url"]
+LOOKUP_FIELDS = ("key", "caption", "url")
 _LITERALS = threading.Lock()
 COLUMN_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 

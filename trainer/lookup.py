@@ -116,7 +116,7 @@ def _forbidden(memory: Memory, ids: Ids, pairs: Pairs, config: NeighbourConfig, 
     """Reason → bool[n, k] which of the rows found a pair must not see."""
     pictures = memory.vectors(ids, "image").reshape(*ids.shape, pairs.images.shape[1])
     alike = np.einsum("nd,nkd->nk", pairs.images, pictures)
-    found = clusters.of(memory.rows(ids)["key"]).reshape(ids.shape)
+    found = clusters.of(memory.rows(ids, ["key"])["key"]).reshape(ids.shape)
     known = (pairs.clusters[:, None] != NO_CLUSTER) & (found != NO_CLUSTER)
     reasons = {
         "self": (ids == pairs.ids[:, None]) & pairs.in_memory,

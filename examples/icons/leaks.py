@@ -191,7 +191,7 @@ def main(config: Leaks) -> None:
     entity = dict(zip(table["key"].to_pylist(), table["entity"].to_pylist(), strict=True))
     ids = drawn_rows(memory, config.clean, config.seed)
     rows = Signs(memory.vectors(ids).astype(np.float16), memory_glyphs(memory, ids, config.out / "glyphs.npy"))
-    keys = memory.rows(ids)["key"].to_pylist()
+    keys = memory.rows(ids, ["key"])["key"].to_pylist()
     for side in ("dev", "test"):
         save(config.out / f"{side}.parquet", measure(side, config, memory, rows, keys, entity))
     report = judge(config.out, config.lost)

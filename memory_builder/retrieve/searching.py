@@ -166,6 +166,6 @@ def hits_table(block: Block, hits: Hits, memory: Memory) -> pa.Table:
         "rank": ranks.astype(np.int32),
         "score": hits.scores[found],
         "id": ids,
-        "key": memory.rows(ids)["key"].combine_chunks(),
+        "key": memory.rows(ids, ["key"])["key"].combine_chunks(),
     }
     return pa.table(columns, schema=HITS)

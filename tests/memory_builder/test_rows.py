@@ -82,6 +82,8 @@ def test_captions_and_metadata_come_in_the_order_asked_for(rows: Rows) -> None:
     assert table["id"].to_pylist() == ids.tolist()
     assert table["key"].to_pylist() == keys
     assert table["caption"].to_pylist() == captions
+    assert rows.table(ids, ["url", "key"]).column_names == ["id", "url", "key"]
+    assert rows.table(ids, ["key"])["key"].to_pylist() == keys
     metadata = rows.metadata(ids)
     assert metadata["key"].to_pylist() == keys
     assert metadata["has_image"].to_pylist() == [None if i in blank else p != 5 for i, p in enumerate(positions)]
@@ -111,6 +113,8 @@ def test_an_id_that_is_not_there_is_an_error_that_names_it(rows: Rows) -> None:
 def test_an_unknown_column_is_an_error_that_names_those_there_are(rows: Rows) -> None:
     with pytest.raises(UsageError, match=r"no column colour .* it has key, caption, url, width"):
         rows.metadata(np.array([0]), ["key", "colour"])
+    with pytest.raises(UsageError, match=r"knows key, caption, url, not width: ask metadata"):
+        rows.table(np.array([0]), ["key", "width"])
 
 
 def test_a_row_knows_the_shard_it_came_from(rows: Rows) -> None:

@@ -1,12 +1,15 @@
 """Every item comes back once, with its result or its own exception."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
 
-from memory_builder.runner import LocalRunner
+from memory_builder.runner import GPU_FILES, LocalRunner
 
 
 @dataclass
@@ -42,3 +45,10 @@ def test_on_a_gpu_two_items_are_in_work_at_once(monkeypatch: pytest.MonkeyPatch)
     results = list(LocalRunner().run(Meets(wants_gpu=True, patience_s=20), range(2)))
     assert [item for item, _ in results] == [0, 1]
     assert [result for _, result in results[:2]] == [True, True]
+
+
+def test_torch_is_not_imported_to_look_for_a_gpu_where_no_driver_is() -> None:
+    if any(map(os.path.exists, GPU_FILES)):
+        pytest.skip("a GPU's driver is here")
+    ask = "import sys; from memory_builder.runner import has_gpu; print(has_gpu(), 'torch' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", ask], text=True).split() == ["False", "False"]

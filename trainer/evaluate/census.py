@@ -39,7 +39,7 @@ def take_census(memory: Memory, names: Names, n_classes: int) -> Census:
         in_shard = memory.row_ids(ordinal)
         for start in range(0, len(in_shard), BLOCK):
             ids = in_shard[start : start + BLOCK]
-            captions = memory.rows(ids)["caption"].to_pylist()
+            captions = memory.rows(ids, ["caption"])["caption"].to_pylist()
             labels = np.array([names.label(caption or "") for caption in captions], np.int64)
             named = labels != NO_CLASS
             np.add.at(sums, labels[named], memory.vectors(ids[named], "image"))

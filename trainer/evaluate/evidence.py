@@ -77,7 +77,7 @@ def gather(memory: Memory, embedded: Embedded, classifier: Floats) -> Evidence:
     """Ask the memory about a set's pictures and classes (f32[c, d])."""
     ids, similarity = _search(memory, embedded.images, NEIGHBOURS, "image")
     distinct, place = np.unique(ids, return_inverse=True)
-    captions = tuple(caption or "" for caption in memory.rows(distinct)["caption"].to_pylist())
+    captions = tuple(caption or "" for caption in memory.rows(distinct, ["caption"])["caption"].to_pylist())
     names = Names(embedded.dataset.classes)
     keys: Keys = "text" if "text" in memory.snapshot.indexes else "image"
     class_ids, _ = _search(memory, classifier, PER_CLASS, keys)

@@ -68,7 +68,7 @@ def _compare(queries: Floats, rows: list[Floats], labels: list[int], best: Float
 
 def _named_pictures(memory: Memory, census: Census) -> Iterator[tuple[Floats, int]]:
     """(pixels, class) of the memory's rows that name a class, shard by shard."""
-    keys = memory.rows(census.ids)["key"].to_pylist()
+    keys = memory.rows(census.ids, ["key"])["key"].to_pylist()
     wanted: dict[str, dict[str, int]] = {}
     for row_id, key, label in zip(census.ids.tolist(), keys, census.labels.tolist(), strict=True):
         wanted.setdefault(memory.source(row_id), {})[key] = label
