@@ -1,6 +1,7 @@
-"""The examples are scripts, not a package: put their folder on the path as running them does."""
+"""The examples are scripts, not a package: put their folders on the path as running them does."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples" / "icons"))
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+sys.path[:0] = [str(EXAMPLES / "icons"), str(EXAMPLES)]
