@@ -84,13 +84,26 @@ def rows_of_step(count: int, step: int, batch: int, seed: int) -> np.ndarray:
     return np.sort(order_of(count, step // per_epoch, seed)[place : place + batch])
 
 
-def batch_of(pairs: Pairs, step: int, *, size: int, batch: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Return a step's pictures, f32[batch, 3, size, size] in -1..1, and its texts, i64[batch, context]."""
+def batch_of(pairs: Pairs, step: int, *, size: int, batch: int, seed: int, easy: float = 0) -> tuple[Tensor, Tensor]:
+    """Return a step's pictures, f32[batch, 3, size, size] in -1..1, and its texts, i64[batch, context].
+
+    `easy` is the share of pairs shown the easy way: without the colours that mean nothing, and by their bare name. Of
+    the others half have their caption.
+    """
     rows = rows_of_step(len(pairs.recolour), step, batch, seed)
     draw = np.random.default_rng([seed, step, 1])
-    pictures = torch.from_numpy(pairs.pictures[size][rows]).permute(0, 3, 1, 2).float() / 127.5 - 1
-    texts = torch.from_numpy(pairs.tokens[rows, draw.integers(2, size=batch)]).long()
-    return jitter(recolour(pictures, pairs.recolour[rows], draw), draw), texts
+    pictures, free = torch.from_numpy(pairs.pictures[size][rows]).permute(0, 3, 1, 2), pairs.recolour[rows]
+    captioned, is_easy = draw.random(batch) < 0.5, draw.random(batch) < easy
+    texts = torch.from_numpy(pairs.tokens[rows, (captioned & ~is_easy).astype(np.int64)]).long()
+    coloured = recolour(pictures.float() / 127.5 - 1, free, draw)
+    bare = torch.from_numpy(free & is_easy)[:, None, None, None]
+    return jitter(torch.where(bare, black_on_white(coloured), coloured), draw), texts
+
+
+def black_on_white(pictures: Tensor) -> Tensor:
+    """Draw each picture the darker, the more it differs from its corner: f32[b, 3, h, w], -1 is black."""
+    ink = (pictures - pictures[:, :, :1, :1]).abs().mean(1, keepdim=True)
+    return (1 - 2 * ink / ink.amax((1, 2, 3), keepdim=True).clamp(min=1e-3)).expand_as(pictures)
 
 
 def recolour(pictures: Tensor, free: np.ndarray, draw: np.random.Generator) -> Tensor:
