@@ -27,6 +27,8 @@ class EvaluateOptions:
     """The set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
     out: Path | None = None
     """Folder for results, which go to its eval/, and for embeddings of sets; the one of --run unless given."""
+    features: Path | None = None
+    """Folder for embeddings of sets, for several runs of one model to share; in --out unless given."""
     model: str | None = None
     """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32."""
     pretrained: str | None = None
@@ -58,6 +60,7 @@ class EvaluateOptions:
             encoder=self._model(),
             dataset=self.dataset,
             out=out,
+            features=self.features,
             split=self.split,
             dev=choosing.dev,
             dev_split=choosing.dev_split,

@@ -20,6 +20,8 @@ class Opened:
     setting: Setting
     towers: Towers
     run: Store
+    features: Store
+    """Where embeddings of sets are kept."""
     test: Embedded
     dev: Embedded | None
 
@@ -40,7 +42,7 @@ class Opened:
                 "answered: name another to learn from"
             )
         dataset = open_dataset(embedded.dataset.root, self.setting.train_split)
-        train = embed_dataset(dataset, self.towers, self.run, self.setting.batch_size)
+        train = embed_dataset(dataset, self.towers, self.features, self.setting.batch_size)
         if train.dataset.classes != embedded.dataset.classes:
             raise UsageError(
                 f"{dataset.root}: the classes of {dataset.split} and {embedded.dataset.split} differ: a label must "
@@ -71,11 +73,12 @@ def open_setting(setting: Setting) -> Opened:
             f"{run.root} holds results of a model with fingerprint {min(others)[:12]}, this one has "
             f"{towers.fingerprint[:12]}: name another --out"
         )
-    embedded = embed_dataset(test, towers, run, setting.batch_size)
-    embedded_dev = None if dev is None else embed_dataset(dev, towers, run, setting.batch_size)
+    features = Store(setting.features or setting.out)
+    embedded = embed_dataset(test, towers, features, setting.batch_size)
+    embedded_dev = None if dev is None else embed_dataset(dev, towers, features, setting.batch_size)
     if embedded_dev is not None:
         _refuse_shared("--dev", embedded_dev, embedded)
-    return Opened(setting=setting, towers=towers, run=run, test=embedded, dev=embedded_dev)
+    return Opened(setting=setting, towers=towers, run=run, features=features, test=embedded, dev=embedded_dev)
 
 
 def _refuse_shared(what: str, other: Embedded, measured: Embedded) -> None:

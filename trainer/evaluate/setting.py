@@ -22,6 +22,8 @@ class Setting:
     dev_split: str = "test"
     train_split: str = "train"
     batch_size: int = 64
+    features: Path | None = None
+    """Where embeddings of sets are kept, for several runs of one model to share; in ``out`` unless given."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -52,6 +52,14 @@ def test_pictures_are_embedded_once_for_all_tasks(shapes, evaluate, tmp_path, mo
     assert before.items() <= after.items()
 
 
+def test_runs_of_one_model_share_the_features_they_are_told_to(shapes, evaluate, tmp_path, monkeypatch):
+    shared = ("--dataset", shapes, "--features", tmp_path / "shared")
+    assert evaluate("zero-shot", *shared, "--out", tmp_path / "a").code == 0
+    monkeypatch.setattr("trainer.evaluate.features.picture_batches", None)
+    assert evaluate("zero-shot", *shared, "--out", tmp_path / "b").code == 0
+    assert not list(tmp_path.glob("[ab]/eval/features"))
+
+
 def test_features_without_their_record_are_made_anew(shapes, evaluate, tmp_path):
     evaluate("zero-shot", "--dataset", shapes, "--out", tmp_path)
     (record,) = (tmp_path / "eval" / "features").rglob("record.json")
