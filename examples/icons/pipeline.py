@@ -97,8 +97,8 @@ def steps_of(config: Pipeline) -> list[Step]:
         given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot", "--shots", *SHOTS)
         steps.append(Step(name="few-shot", command=memory_builder("evaluate", "linear-probe", *named, *given)))
         runs.append(out / "runs" / "few-shot")
-    steps += react_steps(config, named) + reco_steps(config, named)
-    runs += [out / "runs" / f"react-{tier}" for tier in tiers(config)]
+    steps += react_steps(config, named) + reco_steps(config, named) + both_steps(config)
+    runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
     return [
         *steps,
@@ -135,28 +135,46 @@ def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
     return steps
 
 
-def reco_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
-    """Return the steps of RECO: a fusion learns on other pairs than those it is asked with, and what it is worth."""
-    out, sets, run, pairs = config.out, config.out / "benchmark", config.out / "reco", config.out / "memory"
-    steps, apart, length = [], (), ("--epochs", 10, "--batch-size", 256)
+def reco_steps(config: Pipeline, named: tuple[str, ...], on: str = "") -> list[Step]:
+    """Return the steps of RECO: a fusion learns on other pairs than those it is asked with, and what it is worth.
+
+    Args:
+        config: the pipeline's.
+        named: the frozen model, as flags.
+        on: what its folders' names end with, where the frozen model is not the base.
+    """
+    out, sets, run, memory = config.out, config.out / "benchmark", config.out / f"reco{on}", config.out / f"memory{on}"
+    steps, pairs, apart, length = [], memory, (), ("--epochs", 10, "--batch-size", 256)
     if not config.sample:
-        pairs, length = out / "base-memory", ("--epochs", 10, "--batch-size", 2048)
+        pairs, length = out / f"base-memory{on}", ("--epochs", 4, "--batch-size", 1024)
         apart = ("--apart", "artist_fold", "--clusters", out / "clusters" / "clusters.parquet")
-        columns = ("--columns", "artist_fold:int64")
-        steps = [
-            Step(
-                name="embed-base",
-                command=memory_builder("embed", sets / "base", "--memory", pairs, *named, *columns),
-            ),
-            Step(name="index-base", command=memory_builder("index", pairs)),
+        embed = ("embed", sets / "base", "--memory", pairs, *named, "--columns", "artist_fold:int64")
+        steps += [
+            Step(name=f"embed-base{on}", command=memory_builder(*embed)),
+            Step(name=f"index-base{on}", command=memory_builder("index", pairs)),
         ]
     command = memory_builder("train", "reco", pairs, "--train", pairs, "--out", run, *apart, *length)
-    steps.append(Step(name="reco", command=command))
+    steps.append(Step(name=f"reco{on}", command=command))
     for tier in tiers(config):
-        given = ("--run", run, "--memory", out / "memory", "--dataset", sets / f"test-{tier}")
-        command = memory_builder("evaluate", "reco", *given, "--out", out / "runs" / tier)
-        steps.append(Step(name=f"reco-{tier}", command=command))
+        given = ("--run", run, "--memory", memory, "--dataset", sets / f"test-{tier}")
+        answers = out / "runs" / (f"both-{tier}" if on else tier)
+        steps.append(
+            Step(name=f"reco{on}-{tier}", command=memory_builder("evaluate", "reco", *given, "--out", answers))
+        )
     return steps
+
+
+def both_steps(config: Pipeline) -> list[Step]:
+    """Return the steps of RECO on the model that REACT customised: a memory of that model, and a fusion for it."""
+    out, model, memory = config.out, config.out / "react-model", config.out / "memory-react"
+    named = ("--model", f"local-dir:{model}")
+    embed = ("embed", out / "benchmark" / "memory", "--memory", memory, *named)
+    return [
+        Step(name="export", command=memory_builder("train", "export", out / "react", "--out", model)),
+        Step(name="embed-react", command=memory_builder(*embed)),
+        Step(name="index-react", command=memory_builder("index", memory)),
+        *reco_steps(config, named, "-react"),
+    ]
 
 
 def run_step(step: Step, record: Path) -> bool:

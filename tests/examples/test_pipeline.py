@@ -66,3 +66,35 @@ def test_no_such_step(tmp_path: Path) -> None:
     done = run(tmp_path, "--upto", "nothing")
     assert done.returncode == 2
     assert "deal, embed, index" in done.stderr
+
+
+def study(name: str, made_by_pipeline: Path, out: Path, *flags: object) -> str:
+    """Run a study over what the pipeline made; return its tables."""
+    places = {name: made_by_pipeline / folder for name, folder in (("--baselines", "runs"), ("--memory", "memory"))}
+    places |= {"--benchmark": made_by_pipeline / "benchmark", "--out": out}
+    given = [str(word) for pair in places.items() for word in pair]
+    command = [sys.executable, str(PIPELINE.with_name(f"{name}_study.py")), *given, "--seeds", "1", *map(str, flags)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return (out / "tables.md").read_text()
+
+
+def test_a_study_of_reco_compares_variants_and_smaller_memories(made: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = made
+    flags = ("--train", out / "memory", "--epochs", 1, "--batch-size", 256)
+    tables = study("reco", out, tmp_path, *flags, "--only", "published", "10 % of the memory")
+    assert [line for line in tables.splitlines() if line.startswith("###")] == ["### dev-common", "### test-common"]
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in tables.splitlines()]
+    assert {"mean-fusion", "published: reco-both", "10 % of the memory: reco-image"} <= set(labels)
+    assert "| over zero-shot | over knn | over mean-fusion |" in tables
+    snapshots = (tmp_path / "memory-10" / "snapshots").glob("*.json")
+    assert max(json.loads(path.read_text())["number"] for path in snapshots) == 2
+    assert len(list((out / "memory" / "snapshots").glob("*.json"))) == 1  # the memory itself is as it was
+
+
+def test_a_study_of_react_measures_mixtures_too(made: tuple[Path, str], tmp_path: Path) -> None:
+    out, _ = made
+    flags = ("--only", "a third of the pairs", "--steps", 2, "--batch-size", 64, "--per-query", 3)
+    tables = study("react", out, tmp_path, *flags)
+    labels = [line.split(" | ")[0].removeprefix("| ") for line in tables.splitlines()]
+    assert {"a third of the pairs, 50%", "a third of the pairs, 100%", "wise-head"} <= set(labels)

@@ -1,0 +1,149 @@
+"""REACT on the icons benchmark: one factor at a time around a default, three seeds each.
+
+    uv run python examples/icons/react_study.py --out ~/icons/react-study --benchmark ~/icons/benchmark \
+        --memory ~/icons/memory --baselines ~/icons/runs
+
+It is trained on what is retrieved for the classes of all sets, dev and test, the evaluation pictures and their copies
+left out. `--baselines` has the folders that `evaluate baselines` wrote for each tier of test (pipeline.py makes them).
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from iconify import IconsError
+from study import Variant, named, run_once, sets_in, slug, tables
+
+from memory_builder.errors import MemoryBuilderError
+from trainer.customised import Choice
+from trainer.evaluate.setting import Setting
+from trainer.evaluate.tasks import evaluate_zero_shot
+
+RIVALS = ("zero-shot", "name-centroid", "cache", "wise-head", "knn")
+DEFAULT = "gated, last 2, both, all"
+SUBSETS = {  # name → flags of retrieve, and the share of what they find that is kept
+    "both": (("--mode", "both"), 1.0),
+    "t2t": (("--mode", "t2t"), 1.0),
+    "t2i": (("--mode", "t2i"), 1.0),
+    "third": (("--mode", "both"), 1 / 3),
+    "tenth": (("--mode", "both"), 1 / 10),
+}
+GATED = ("--mode", "gated-image", "--last-k", "2")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReactVariant(Variant):
+    """A variant and what it is trained on."""
+
+    subset: str = "both"
+
+
+VARIANTS = (
+    ReactVariant(name=DEFAULT, train=GATED),
+    ReactVariant(name="gated, last 1", train=("--mode", "gated-image", "--last-k", "1")),
+    ReactVariant(name="gated, all 6", train=("--mode", "gated-image", "--last-k", "0")),
+    ReactVariant(name="locked text", train=("--mode", "locked-text")),
+    ReactVariant(name="locked image", train=("--mode", "locked-image")),
+    ReactVariant(name="full", train=("--mode", "full")),
+    ReactVariant(name="found by T2T", train=GATED, subset="t2t"),
+    ReactVariant(name="found by T2I", train=GATED, subset="t2i"),
+    ReactVariant(name="a third of the pairs", train=GATED, subset="third"),
+    ReactVariant(name="a tenth of the pairs", train=GATED, subset="tenth"),
+    ReactVariant(name="own caption alone is right", train=(*GATED, "--positives", "own")),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReactStudy:
+    """Measure REACT and its variants on the icons benchmark."""
+
+    out: Path
+    """Folder of all subsets, runs and of the tables."""
+    benchmark: Path
+    """Folder that benchmark.py wrote."""
+    memory: Path
+    """The memory that is asked for pairs."""
+    baselines: Path
+    """Folder of the tiers' baselines."""
+    only: tuple[str, ...] = ()
+    """Names of variants; all unless given."""
+    seeds: int = 3
+    """Of each variant."""
+    per_query: int = 50
+    """Rows for each class and mode."""
+    steps: int = 200
+    """Of training, whatever the number of pairs."""
+    batch_size: int = 512
+    """Pairs a step."""
+    shares: tuple[float, ...] = (0.5, 1.0)
+    """Of what was learnt, at evaluation (WiSE-FT)."""
+
+
+def subset(config: ReactStudy, name: str) -> Path:
+    """Retrieve a subset once; return its folder."""
+    folder, (flags, share) = config.out / "subsets" / name, SUBSETS[name]
+    sets = sets_in(config.benchmark)
+    classes = config.out / "classes.txt"
+    if not classes.exists():
+        lines = [line for each in sets for line in (each / "classnames.txt").read_text("utf-8").splitlines()]
+        classes.write_text("\n".join(dict.fromkeys(lines)) + "\n", encoding="utf-8")
+    if share < 1:
+        pairs = json.loads((subset(config, "both") / "subset.json").read_bytes())["pairs"]
+        flags = (*flags, "--total", str(round(pairs * share)))
+    given = ("--classes", classes, "--per-query", config.per_query, "--exclude", *sets, "--out", folder)
+    run_once(folder.with_suffix(".done"), "retrieve", config.memory, *flags, *given)
+    return folder
+
+
+def fit(config: ReactStudy, variant: ReactVariant, seed: int) -> Path:
+    """Train a variant once; return its run."""
+    run = config.out / slug(variant.name) / str(seed)
+    given = (subset(config, variant.subset), "--out", run, "--cache", config.out / "cache", "--seed", seed)
+    length = ("--epochs", 1_000, "--max-steps", config.steps, "--batch-size", config.batch_size)
+    how = ("--augmentation", "none", "--positives", "class")
+    run_once(run / "trained", "train", "react", *given, *length, *how, *variant.train)
+    return run
+
+
+def ask(config: ReactStudy, run: Path, share: float) -> Path:
+    """Ask a run about every set; return the folder of its answers."""
+    out = run.with_name(f"{run.name}-answers-{share:g}")
+    for dataset in sets_in(config.benchmark):
+        done = out / f"{dataset.name}.done"
+        if not done.exists():
+            evaluate_zero_shot(Setting(encoder=Choice(run=str(run), share=share), dataset=dataset, out=out))
+            done.touch()
+    return out
+
+
+def runs_of(config: ReactStudy) -> dict[str, Sequence[Path]]:
+    """Train and ask all variants; return each one's folders of answers."""
+    chosen = named(VARIANTS, config.only)
+    runs = {variant.name: [fit(config, variant, seed) for seed in range(config.seeds)] for variant in chosen}
+    return {
+        f"{name}, {share:.0%}": [ask(config, run, share) for run in folders]
+        for name, folders in runs.items()
+        for share in config.shares
+    }
+
+
+def main() -> int:
+    """Run the command; 0 is success, 1 a step that failed."""
+    config = tyro.cli(ReactStudy, description=__doc__)
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+        frozen = ask(config, fit(config, VARIANTS[0], 0), 0.0)
+        made = tables(runs_of(config), ("zero-shot",), frozen, config.baselines, RIVALS)
+        (config.out / "tables.md").write_text(made, encoding="utf-8")
+    except (IconsError, MemoryBuilderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"tables: {config.out / 'tables.md'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""A study: variants of one method, each trained with several seeds, then asked about the dev sets and the test sets.
+
+What is trained and asked is kept, so the same command goes on where it was stopped. A variant's seeds are averaged by
+picture, intervals are over classes, and differences are paired. Variants are compared on dev; the table of the test
+sets lists all of them.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from iconify import IconsError
+
+from memory_builder.storage import Store
+from trainer.evaluate.features import Labels
+from trainer.evaluate.intervals import Reals, interval, paired_difference
+from trainer.evaluate.metrics import class_sums
+from trainer.evaluate.report.entries import Entry, read_groups
+from trainer.evaluate.results import read_results
+
+TIERS = ("absent", "rare", "common")
+SIDES = ("dev", "test")
+SETS = tuple(f"{side}-{tier}" for side in SIDES for tier in TIERS)
+CAPTIONED = tuple(f"{side}-captioned" for side in SIDES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Variant:
+    """One way to train, and to ask what was trained."""
+
+    name: str
+    train: tuple[str, ...] = ()
+    """Flags of the training command, after the study's own."""
+    seeds: int | None = None
+    """If fewer than the study has."""
+
+
+AnyVariant = TypeVar("AnyVariant", bound=Variant)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One method's answers to the pictures of one set, averaged over seeds."""
+
+    label: str
+    keys: tuple[str, ...]
+    labels: Labels
+    """i64[n]"""
+    right: dict[str, Reals]
+    """top1, top5 → f64[n] the share of seeds in which a picture is right."""
+    seeds: tuple[float, ...]
+    """Top-1 of each."""
+
+
+def memory_builder(*arguments: object) -> None:
+    """Run a command of memory-builder; its failure ends the study."""
+    command = [sys.executable, "-m", "memory_builder.cli", *map(str, arguments)]
+    print(f"== {' '.join(command[3:])}", file=sys.stderr, flush=True)
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        raise IconsError(f"failed, see above: {' '.join(command[3:])}\nThe same command goes on from there")
+
+
+def run_once(done: Path, *arguments: object) -> None:
+    """Run a command of memory-builder unless the file is there that says it was done, and write that file."""
+    if not done.exists():
+        memory_builder(*arguments)
+        done.parent.mkdir(parents=True, exist_ok=True)
+        done.write_text(" ".join(map(str, arguments)) + "\n")
+
+
+def sets_in(benchmark: Path, names: Sequence[str] = SETS) -> list[Path]:
+    """Return the folders of the sets there are that are asked about, dev and test."""
+    return [benchmark / name for name in names if (benchmark / name).exists()]
+
+
+def line_of(label: str, entries: Sequence[Entry]) -> Line:
+    """Average the answers of a method's seeds."""
+    tables = [entry.predictions for entry in entries]
+    ranks = [np.array(table["rank_0"]) for table in tables if table is not None]
+    first = tables[0]
+    if first is None or len(ranks) != len(entries) or any(t["key"] != first["key"] for t in tables if t is not None):
+        raise IconsError(f"{label}: its seeds did not answer the same pictures")
+    return Line(
+        label=label,
+        keys=tuple(first["key"].to_pylist()),
+        labels=np.array(first["label"]),
+        right={f"top{k}": np.mean([rank < k for rank in ranks], axis=0) for k in (1, 5)},
+        seeds=tuple(float((rank < 1).mean()) for rank in ranks),
+    )
+
+
+def lines_of(runs: dict[str, Sequence[Path]], methods: Sequence[str], dataset: str) -> list[Line]:
+    """Return a line for each variant (label → folders of its seeds) and method that answered a set of this name."""
+    lines = []
+    for label, folders in runs.items():
+        found: dict[str, list[Entry]] = {}
+        for group in read_groups([str(folder) for folder in folders]):
+            for entry in group.entries if group.dataset["name"] == dataset else ():
+                if entry.method in methods and entry.predictions is not None:
+                    found.setdefault(entry.method, []).append(entry)
+        for method in sorted(found, key=list(methods).index):
+            name = ": ".join(filter(None, (label, method if len(methods) > 1 or not label else "")))
+            lines.append(line_of(name, found[method][: len(folders)]))
+    return lines
+
+
+def cells(line: Line, rivals: Sequence[Line]) -> list[str]:
+    """Return top-1 with its interval, how far seeds are apart, top-5, and the difference from each rival."""
+    sums = {name: class_sums(right, line.labels) for name, right in line.right.items()}
+    low, high = interval(sums["top1"])
+    spread = f" ± {100 * float(np.std(line.seeds)):.1f}" if len(line.seeds) > 1 else ""
+    made = [line.label, f"{100 * sums['top1'].value:.1f} ({100 * low:.1f}–{100 * high:.1f}){spread}"]
+    made.append(f"{100 * sums['top5'].value:.1f}")
+    for rival in rivals:
+        if rival.keys != line.keys or rival.label == line.label:
+            made.append("–")
+            continue
+        found = paired_difference(sums["top1"], class_sums(rival.right["top1"], rival.labels))
+        made.append(f"{100 * found.value:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})")
+    return made
+
+
+def table(title: str, lines: Sequence[Line], rivals: Sequence[Line]) -> str:
+    """Return a Markdown table of all lines, each beside its rivals."""
+    head = ["", "top-1 (95 %) ± seeds", "top-5", *(f"over {rival.label}" for rival in rivals)]
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *(cells(line, rivals) for line in lines)]
+    return "\n".join([f"### {title}", "", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def tables(
+    runs: dict[str, Sequence[Path]],
+    methods: Sequence[str],
+    frozen: Path,
+    baselines: Path,
+    rivals: Sequence[str],
+) -> str:
+    """Return the tables of all sets, dev first, as choices are made there.
+
+    Args:
+        runs: variant → the folders of its seeds' answers.
+        methods: of those answers.
+        frozen: folder with the answers of the frozen model; on dev it is the only rival.
+        baselines: folder with one of baselines for each tier of test.
+        rivals: the methods in there that every line is compared with.
+    """
+    made = []
+    for name in SETS:
+        lines = lines_of(runs, methods, name)
+        if lines:
+            beside = lines_of({"": [baselines / name.partition("-")[2]]}, rivals, name)
+            beside = beside or lines_of({"": [frozen]}, ("zero-shot",), name)
+            made.append(table(name, [*beside, *lines], beside))
+    return "\n\n".join(made) + "\n"
+
+
+def recall_table(runs: dict[str, Sequence[Path]], methods: Sequence[str], name: str) -> str:
+    """Return the Markdown table of image-text retrieval on one captioned set, means of the seeds; empty if unasked."""
+    head, rows = ["", *(f"{way} R@{k}" for way in ("text → image", "image → text") for k in (1, 5, 10))], []
+    for label, folders in runs.items():
+        found: dict[str, list[dict[str, float]]] = {}
+        for folder in folders:
+            for result in read_results(Store(folder)):
+                if result["dataset"]["name"] == name:
+                    found.setdefault(result["method"], []).append(result["figures"]["metrics"])
+        for method in (method for method in methods if method in found):
+            names = [f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in (1, 5, 10)]
+            means = [np.mean([metrics[metric] for metrics in found[method]]) for metric in names]
+            rows.append([f"{label}: {method}", *(f"{100 * mean:.1f}" for mean in means)])
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join([f"### {name}", "", *(f"| {' | '.join(row)} |" for row in lines)]) if rows else ""
+
+
+def named(variants: Sequence[AnyVariant], only: Sequence[str]) -> list[AnyVariant]:
+    """Return the variants of these names, all unless given."""
+    if unknown := set(only) - {variant.name for variant in variants}:
+        names = ", ".join(variant.name for variant in variants)
+        raise IconsError(f"--only {', '.join(sorted(unknown))}: the variants are {names}")
+    return [variant for variant in variants if not only or variant.name in only]
+
+
+def slug(name: str) -> str:
+    """Return a folder's name."""
+    return "".join(c if c.isalnum() else "-" for c in name)
