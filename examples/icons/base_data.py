@@ -19,8 +19,8 @@ SIDE = 64
 class Pairs:
     """All pairs of base training."""
 
-    pictures: dict[int, np.ndarray]
-    """By size in pixels, u8[n, size, size, 3]."""
+    pictures: np.ndarray
+    """u8[n, 64, 64, 3]."""
     tokens: np.ndarray
     """i32[n, 2, context]: the thing's name, and its caption."""
     recolour: np.ndarray
@@ -44,12 +44,6 @@ def decode(folder: Path, cache: Path) -> None:
             about = json.loads(members[f"{name}.json"])
             texts.append((about["words"], members[f"{name}.txt"].decode(), not about["palette"]))
     large.flush()
-    half = SIDE // 2
-    small = np.lib.format.open_memmap(cache / "32.npy", "w+", np.uint8, (count, half, half, 3))
-    for start in range(0, count, 4096):
-        part = large[start : start + 4096].reshape(-1, half, 2, half, 2, 3)
-        small[start : start + 4096] = np.rint(part.mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
-    small.flush()
     scratch = cache / "texts.tmp"
     scratch.write_text(json.dumps(texts))
     scratch.replace(cache / "texts.json")
@@ -66,7 +60,7 @@ def load_pairs(cache: Path, tokenize: Callable[[list[str]], Tensor]) -> Pairs:
     texts = json.loads((cache / "texts.json").read_text())
     columns = [tokenize([row[column] for row in texts]).to(torch.int32).numpy() for column in (0, 1)]
     return Pairs(
-        pictures={size: np.load(cache / f"{size}.npy", mmap_mode="r") for size in (SIDE // 2, SIDE)},
+        pictures=np.load(cache / "64.npy", mmap_mode="r"),
         tokens=np.stack(columns, axis=1),
         recolour=np.array([row[2] for row in texts]),
     )
@@ -84,15 +78,15 @@ def rows_of_step(count: int, step: int, batch: int, seed: int) -> np.ndarray:
     return np.sort(order_of(count, step // per_epoch, seed)[place : place + batch])
 
 
-def batch_of(pairs: Pairs, step: int, *, size: int, batch: int, seed: int, easy: float = 0) -> tuple[Tensor, Tensor]:
-    """Return a step's pictures, f32[batch, 3, size, size] in -1..1, and its texts, i64[batch, context].
+def batch_of(pairs: Pairs, step: int, *, batch: int, seed: int, easy: float = 0) -> tuple[Tensor, Tensor]:
+    """Return a step's pictures, f32[batch, 3, 64, 64] in -1..1, and its texts, i64[batch, context].
 
     `easy` is the share of pairs shown the easy way: without the colours that mean nothing, and by their bare name. Of
     the others half have their caption.
     """
     rows = rows_of_step(len(pairs.recolour), step, batch, seed)
     draw = np.random.default_rng([seed, step, 1])
-    pictures, free = torch.from_numpy(pairs.pictures[size][rows]).permute(0, 3, 1, 2), pairs.recolour[rows]
+    pictures, free = torch.from_numpy(pairs.pictures[rows]).permute(0, 3, 1, 2), pairs.recolour[rows]
     captioned, is_easy = draw.random(batch) < 0.5, draw.random(batch) < easy
     texts = torch.from_numpy(pairs.tokens[rows, (captioned & ~is_easy).astype(np.int64)]).long()
     coloured = recolour(pictures.float() / 127.5 - 1, free, draw)
@@ -127,14 +121,12 @@ def jitter(pictures: Tensor, draw: np.random.Generator) -> Tensor:
     return functional.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
 
 
-def read_set(folder: Path, size: int) -> tuple[list[str], Tensor, Tensor]:
-    """Read an evaluation set of benchmark.py: class names, pictures f32[n, 3, size, size] in -1..1, labels i64[n]."""
+def read_set(folder: Path) -> tuple[list[str], Tensor, Tensor]:
+    """Read an evaluation set of benchmark.py: class names, pictures f32[n, 3, 64, 64] in -1..1, labels i64[n]."""
     names = (folder / "classnames.txt").read_text(encoding="utf-8").splitlines()
     with tarfile.open(folder / "test" / "0.tar") as archive:
         members: Sequence[tuple[str, bytes]] = [(m.name, archive.extractfile(m).read()) for m in archive]  # type: ignore[union-attr]
     pixels = np.stack([pixels_of(data) for name, data in members if name.endswith(".png")])
     labels = torch.tensor([int(data) for name, data in members if name.endswith(".cls")])
     pictures = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    if size != SIDE:
-        pictures = functional.avg_pool2d(pictures, SIDE // size)
     return names, pictures, labels

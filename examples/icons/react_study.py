@@ -22,7 +22,7 @@ from trainer.customised import Choice
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.tasks import evaluate_zero_shot
 
-RIVALS = ("zero-shot", "name-centroid", "cache", "wise-head", "knn")
+RIVALS = ("zero-shot", "priming", "cache", "wise-head", "knn")
 DEFAULT = "gated, last 2, both, all"
 SUBSETS = {  # name → flags of retrieve, and the share of what they find that is kept
     "both": (("--mode", "both"), 1.0),
@@ -74,9 +74,9 @@ class ReactStudy:
     """Of each variant."""
     per_query: int = 50
     """Rows for each class and mode."""
-    steps: int = 200
+    steps: int = 250
     """Of training, whatever the number of pairs."""
-    batch_size: int = 512
+    batch_size: int = 256
     """Pairs a step."""
     shares: tuple[float, ...] = (0.5, 1.0)
     """Of what was learnt, at evaluation (WiSE-FT)."""
@@ -135,7 +135,7 @@ def main() -> int:
     config = tyro.cli(ReactStudy, description=__doc__)
     try:
         config.out.mkdir(parents=True, exist_ok=True)
-        frozen = ask(config, fit(config, VARIANTS[0], 0), 0.0)
+        frozen = ask(config, fit(config, named(VARIANTS, config.only)[0], 0), 0.0)
         made = tables(runs_of(config), ("zero-shot",), frozen, config.baselines, RIVALS)
         (config.out / "tables.md").write_text(made, encoding="utf-8")
     except (IconsError, MemoryBuilderError) as error:

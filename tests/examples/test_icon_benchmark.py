@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from base_data import read_set, rows_of_step
+from base_data import black_on_white, read_set, rows_of_step
 from PIL import Image
 
 SPLITS = ("base", "base", "base", "memory", "dev", "test", "shots", "dropped")
@@ -82,7 +82,7 @@ def test_every_picture_is_where_its_split_says(built: benchmark.Benchmark) -> No
 
 def test_evaluation_sets_are_in_the_layout_of_clip_benchmark(built: benchmark.Benchmark) -> None:
     folder = built.out / "test-few-shot"
-    names, pictures, labels = read_set(folder, 64)
+    names, pictures, labels = read_set(folder)
     assert sorted(names) == [f"thing {number}" for number in range(len(names))]
     assert pictures.shape == (len(labels), 3, 64, 64)
     assert (folder / "dataset_type.txt").read_text() == "classification\n"
@@ -97,36 +97,60 @@ def test_the_same_bytes_for_any_number_of_workers(built: benchmark.Benchmark, tm
 
 @pytest.fixture
 def small(built: benchmark.Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pretrain.Pretrain:
-    """Return the config of a training of four steps, the last two at 64 px, with a model a hundredth of the size."""
-    monkeypatch.setattr(pretrain, "VISION", {"layers": 1, "width": 32, "head_width": 16, "patch_size": 8})
-    monkeypatch.setattr(pretrain, "TEXT", pretrain.TEXT | {"width": 16, "heads": 2, "layers": 1})
+    """Return the config of a training of four steps, with a model a hundredth of the size."""
+    vision = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = pretrain.TEXT | {"width": 16, "heads": 2, "layers": 1}
+    monkeypatch.setattr(pretrain, "MODEL", pretrain.MODEL | {"vision_cfg": vision, "text_cfg": text})
     return pretrain.Pretrain(
-        pairs=built.out / "base", dev=built.out, out=tmp_path / "whole", batch=8, pairs_at_32=16, pairs_at_64=16,
-        warmup_steps=2, evaluate_pairs=16, threads=1,
+        pairs=built.out / "base", dev=built.out, out=tmp_path / "whole", batch=8, pairs_seen=32, warmup_steps=2,
+        evaluate_pairs=16, threads=1,
     )  # fmt: skip
 
 
 def test_training_goes_on_bit_for_bit_where_it_stopped(small: pretrain.Pretrain, tmp_path: Path) -> None:
     pretrain.pretrain(small)
     parts = replace(small, out=tmp_path / "parts")
-    for stop in (1, 3, None):  # before the change of size, and after it
+    for stop in (1, 3, None):
         pretrain.pretrain(replace(parts, stop_after_steps=stop))
     whole, resumed = (torch.load(c.out / "checkpoint.pt", weights_only=True) for c in (small, parts))
     assert whole["step"] == resumed["step"] == 4
-    assert whole["size"] == resumed["size"] == 64
     for name, tensor in whole["model"].items():
         assert torch.equal(tensor, resumed["model"][name]), name
 
 
-def test_the_model_opens_in_open_clip(small: pretrain.Pretrain) -> None:
+def test_the_model_opens_in_open_clip_and_training_can_begin_with_it(small: pretrain.Pretrain, tmp_path: Path) -> None:
     pretrain.pretrain(small)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{small.out / 'model'}")
     picture = preprocess(Image.new("RGB", (64, 64)))[None]
     assert model.encode_image(picture).shape == (1, 192)
-    assert "32 pairs seen, of them\n16 at 64 px" in (small.out / "model" / "README.md").read_text()
+    assert "Trained from scratch" in (small.out / "model" / "README.md").read_text()
     lines = [json.loads(line) for line in (small.out / "metrics.jsonl").read_text().splitlines()]
     assert [line["pairs"] for line in lines if "loss" in line] == [16, 32]
     assert {"dev-common", "dev-rare", "dev-absent", "pairs_per_s"} <= lines[-1].keys()
+    again = replace(small, out=tmp_path / "again", start_from=small.out / "model")
+    begun = pretrain.Training(again, torch.device("cpu")).model
+    assert torch.equal(begun.visual.proj.half(), model.visual.proj.half())
+
+
+def test_drawings_are_easy_first_and_never_at_the_end(small: pretrain.Pretrain) -> None:
+    training = pretrain.Training(replace(small, pairs_seen=800), torch.device("cpu"))
+    shares = []
+    for training.step in range(0, 101, 10):
+        shares.append(round(training.easy(), 3))
+    assert shares == [1, 1, 1, 0.75, 0.5, 0.25, 0, 0, 0, 0, 0]
+    none = pretrain.Training(replace(small, all_easy_until=0, easy_until=0), torch.device("cpu"))
+    assert none.easy() == 0
+
+
+def test_what_is_easy_is_black_on_white_whatever_its_colours() -> None:
+    pictures = torch.zeros(2, 3, 64, 64)
+    pictures[:, 0] = 1
+    pictures[:, :, 20:40, 20:40] = torch.tensor([-1.0, 0.5, 0.25])[None, :, None, None]
+    pictures[1] = -pictures[1]
+    plain = black_on_white(pictures)
+    assert torch.equal(plain[0], plain[1])
+    assert plain[0, :, 0, 0].tolist() == [1, 1, 1]
+    assert plain[0, :, 30, 30].tolist() == [-1, -1, -1]
 
 
 def test_an_epoch_shows_every_pair_once() -> None:
