@@ -52,7 +52,7 @@ VARIANTS = (
     ReactVariant(name="found by T2I", train=GATED, subset="t2i"),
     ReactVariant(name="a third of the pairs", train=GATED, subset="third"),
     ReactVariant(name="a tenth of the pairs", train=GATED, subset="tenth"),
-    ReactVariant(name="own caption alone is right", train=(*GATED, "--positives", "own")),
+    ReactVariant(name="all captions of a class are right", train=(*GATED, "--positives", "class")),
 )
 
 
@@ -72,7 +72,7 @@ class ReactStudy:
     """Names of variants; all unless given."""
     seeds: int = 3
     """Of each variant."""
-    per_query: int = 50
+    per_query: int = 20
     """Rows for each class and mode."""
     steps: int = 250
     """Of training, whatever the number of pairs."""
@@ -103,7 +103,7 @@ def fit(config: ReactStudy, variant: ReactVariant, seed: int) -> Path:
     run = config.out / slug(variant.name) / str(seed)
     given = (subset(config, variant.subset), "--out", run, "--cache", config.out / "cache", "--seed", seed)
     length = ("--epochs", 1_000, "--max-steps", config.steps, "--batch-size", config.batch_size)
-    how = ("--augmentation", "none", "--positives", "class")
+    how = ("--augmentation", "none", "--positives", "caption")
     run_once(run / "trained", "train", "react", *given, *length, *how, *variant.train)
     return run
 
