@@ -189,13 +189,18 @@ def run_step(step: Step, record: Path) -> bool:
             flush=True,
         )
         return False
-    put_json(record, {"command": list(step.command), "seconds": round(time.monotonic() - started, 1)})
+    put_json(record, {"command": asked(step), "seconds": round(time.monotonic() - started, 1)})
     return True
 
 
 def is_done(step: Step, record: Path) -> bool:
     """Whether the step has ended before, with these arguments."""
-    return record.exists() and json.loads(record.read_bytes())["command"] == list(step.command)
+    return record.exists() and json.loads(record.read_bytes())["command"] == asked(step)
+
+
+def asked(step: Step) -> list[str]:
+    """Return what a step was asked for: its command without the interpreter, which another one may replace."""
+    return list(step.command[1:])
 
 
 def run(config: Pipeline) -> int:
