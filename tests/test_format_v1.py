@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memory_builder import EncoderConfig, Memory
+import memory_builder.encoder as encoder_module
+from memory_builder import EncoderConfig, EncoderError, Memory
 from memory_builder.build import embed
 from memory_builder.embed import EmbedConfig
 from memory_builder.info import read_info
@@ -53,13 +54,22 @@ def test_it_is_whole_and_says_what_is_in_it(root):
     }
 
 
-def test_it_is_found_by_the_bundled_model(root, encoder):
+def test_another_model_is_refused(root, encoder):
     memory = Memory.open(root, encoder=encoder.config)
-    caption = EXPECTED["rows"][1]["caption"]
-    hits = memory.search(text=caption, k=1, keys="text")
-    assert memory.rows(hits.ids)["caption"].to_pylist() == [caption]
+    with pytest.raises(EncoderError, match="was built with local-dir:/tmp/icon-clip, 7cf8c7400a48"):
+        memory.search(text="moon", k=1, keys="text")
 
 
+@pytest.fixture
+def of_that_time(root, monkeypatch):
+    """The model of that time is bundled no more: another bears its fingerprint."""
+    encoder_module.load_encoder.cache_clear()
+    monkeypatch.setattr(encoder_module, "_fingerprint", lambda *_: Memory.open(root).description.fingerprint)
+    yield
+    encoder_module.load_encoder.cache_clear()
+
+
+@pytest.mark.usefixtures("of_that_time")
 def test_more_can_be_embedded_into_it(root, tmp_path, model_dir):
     shard = tmp_path / "more.tar"
     with tarfile.open(shard, "w") as tar:

@@ -5,7 +5,9 @@
 
 Evaluation pictures are transformed one way at a time. The thresholds are those that find most of the dev pictures while
 at most --lost of the clean pairs are taken for copies; then test pictures are counted at these thresholds. A pair of
-the memory is clean where it is compared with pictures of another thing (they are of other clusters anyway).
+the memory is clean where it is compared with pictures of another thing (they are of other clusters anyway). The more
+evaluation pictures there are, the more a clean pair may look like: pictures of base training are added to dev's until
+there are as many as test has.
 """
 
 import io
@@ -120,6 +122,20 @@ def asked_about(benchmark: Path, side: str) -> dict[str, Image.Image]:
     return found
 
 
+def drawn_strangers(benchmark: Path, count: int, seed: int) -> dict[str, Image.Image]:
+    """Key → picture of some of base training, all artwork of which is neither in the memory nor in a set."""
+    tars = sorted((benchmark / "base").glob("*.tar"))
+    random.Random(seed).shuffle(tars)
+    found: dict[str, Image.Image] = {}
+    for tar in tars:
+        if len(found) >= count:
+            break
+        pairs = [pair for pair in read_pairs(str(tar), require="image") if isinstance(pair, Pair) and pair.image]
+        some = random.Random(f"{seed} {tar.name}").sample(pairs, min(len(pairs), 200, count - len(found)))
+        found |= {pair.key: decode_image(pair.image) for pair in some if pair.image}
+    return found
+
+
 def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
     """i64[n] row ids, ascending."""
     ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
@@ -155,11 +171,15 @@ class Side:
 def measure(side: str, config: Leaks, memory: Memory, rows: Signs, row_keys: list[str], entity: dict[str, str]) -> Side:
     """Evidence for planted and for clean pairs."""
     pictures = asked_about(config.benchmark, side)
+    own = list(pictures)
+    if side == "dev":
+        missing = len(asked_about(config.benchmark, "test")) - len(own)
+        pictures |= drawn_strangers(config.benchmark, missing, config.seed)
     keys = list(pictures)
     plain = signs_of(list(pictures.values()), memory.encoder)
     mirrored = signs_of([ImageOps.mirror(picture) for picture in pictures.values()], memory.encoder)
     compared = Compared(plain, mirrored)
-    chosen = random.Random(config.seed).sample(keys, min(len(keys), config.planted if side == "test" else len(keys)))
+    chosen = random.Random(config.seed).sample(own, min(len(own), config.planted if side == "test" else len(own)))
     planted = {}
     for name, transform in TRANSFORMS.items():
         rng = random.Random(f"{config.seed} {name}")

@@ -28,7 +28,7 @@ def made(tmp_path_factory) -> tuple[Path, str]:
 
 def test_what_is_done_is_not_done_again_and_the_figures_are_as_stored(made: tuple[Path, str]) -> None:
     out, told = made
-    assert "== embed" not in told
+    assert "== embed:" not in told
     assert "== baselines-common" in told
     tables = (out / "results.md").read_text()
     assert tables.startswith("### test-common, test\n\n384 classes, 384 pictures; a memory of 1,914 rows")

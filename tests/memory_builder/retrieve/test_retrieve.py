@@ -94,8 +94,11 @@ def test_templates_can_be_averaged_and_blocks_do_not_matter(ask: Ask, tmp_path: 
     one, _ = ask(looking={"average": True, "block_queries": 2})
     other, summary = ask(out=tmp_path / "other", looking={"average": True, "block_queries": 100})
     assert summary.queries == len(CLASSES)
-    assert pq.read_table(one / "hits.parquet").equals(pq.read_table(other / "hits.parquet"))
-    assert [path.read_bytes() for path in one.glob("*.tar")] == [path.read_bytes() for path in other.glob("*.tar")]
+    hits, others = pq.read_table(one / "hits.parquet"), pq.read_table(other / "hits.parquet")
+    assert hits.drop_columns("score").equals(others.drop_columns("score"))
+    # A block's names are embedded together, and the number of them may move the last bit.
+    np.testing.assert_allclose(hits["score"].to_numpy(), others["score"].to_numpy(), atol=1e-6)
+    assert [pair.key for pair in pairs_in(one)] == [pair.key for pair in pairs_in(other)]
 
 
 def test_caps_scores_and_filters(ask: Ask, tmp_path: Path) -> None:

@@ -8,23 +8,59 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLOURS = ("red", "green", "blue", "yellow", "black", "orange")
-SHAPES = ("circle", "square")
-CLASSES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+TURN = np.linspace(0, 2 * np.pi, 60)
+
+
+def star(n: int = 5) -> list[tuple[float, float]]:
+    angles = np.pi * np.arange(2 * n) / n - np.pi / 2
+    radii = np.where(np.arange(2 * n) % 2, 0.32, 0.8)
+    return list(zip(radii * np.cos(angles), radii * np.sin(angles), strict=True))
+
+
+def heart() -> list[tuple[float, float]]:
+    height = 13 * np.cos(TURN) - 5 * np.cos(2 * TURN) - 2 * np.cos(3 * TURN) - np.cos(4 * TURN)
+    return list(zip(0.8 * np.sin(TURN) ** 3, -0.05 * height, strict=True))
+
+
+def moon() -> list[tuple[float, float]]:
+    outer, inner = np.linspace(-0.2, 4.7, 40), np.linspace(4.2, 0, 40)
+    x, y = np.append(0.8 * np.cos(outer), 0.35 + 0.62 * np.cos(inner)), 0.8 * np.sin(outer)
+    return list(zip(x, np.append(y, -0.25 + 0.62 * np.sin(inner)), strict=True))
+
+
+SYMBOLS = {  # polygons within (-1, 1), x to the right and y down
+    "heart": [heart()],
+    "star": [star()],
+    "moon": [moon()],
+    "pause": [[(x, -0.7), (x + 0.4, -0.7), (x + 0.4, 0.7), (x, 0.7)] for x in (-0.6, 0.2)],
+    "bolt": [[(0.2, -0.9), (-0.6, 0.2), (-0.05, 0.2), (-0.2, 0.9), (0.6, -0.25), (0.05, -0.25)]],
+    "download": [
+        [(-0.2, -0.9), (0.2, -0.9), (0.2, -0.2), (0.55, -0.2), (0, 0.4), (-0.55, -0.2), (-0.2, -0.2)],
+        [(-0.8, 0.6), (0.8, 0.6), (0.8, 0.8), (-0.8, 0.8)],
+    ],
+    "home": [[(0, -0.8), (0.85, 0), (0.6, 0), (0.6, 0.75), (-0.6, 0.75), (-0.6, 0), (-0.85, 0)]],
+    "folder": [[(-0.85, -0.6), (-0.2, -0.6), (0, -0.4), (0.85, -0.4), (0.85, 0.65), (-0.85, 0.65)]],
+    "rhombus": [[(0, -0.85), (0.85, 0), (0, 0.85), (-0.85, 0)]],
+    "stop": [[(-0.7, -0.7), (0.7, -0.7), (0.7, 0.7), (-0.7, 0.7)]],
+    "play": [[(-0.5, -0.8), (0.75, 0), (-0.5, 0.8)]],
+    "arrow up": [[(0, -0.85), (0.7, -0.1), (0.2, -0.1), (0.2, 0.85), (-0.2, 0.85), (-0.2, -0.1), (-0.7, -0.1)]],
+}
+CLASSES = tuple(SYMBOLS)
 TEMPLATES = ("a photo of a {c}.", "an icon of a {c}.", "{c}")
 
 
 def picture(label: int, seed: int, size: int = 48) -> Image.Image:
-    """A shape in its class's colour, somewhere on a light ground; no two seeds give the same."""
+    """A class's symbol, dark and somewhere on a light ground; no two seeds give the same.
+
+    The bundled model knows some of the symbols by name and takes others for them.
+    """
     rng = np.random.default_rng((label, seed))
-    ground = tuple(int(grey) for grey in rng.integers(200, 256, 3))
-    image = Image.new("RGB", (size, size), ground)
-    left, top = (int(place) for place in rng.integers(2, size // 3, 2))
-    side = int(rng.integers(size // 3, size // 2))
-    colour, shape = CLASSES[label].split()
-    draw = ImageDraw.Draw(image)
-    (draw.ellipse if shape == "circle" else draw.rectangle)((left, top, left + side, top + side), fill=colour)
-    return image
+    ground, ink = (tuple(int(grey) for grey in rng.integers(low, high, 3)) for low, high in ((225, 256), (0, 60)))
+    drawn = Image.new("RGB", (4 * size, 4 * size), ground)
+    centre, radius = rng.uniform(1.75, 2.25, 2) * size, rng.uniform(1.5, 1.8) * size
+    for polygon in SYMBOLS[CLASSES[label]]:
+        ImageDraw.Draw(drawn).polygon([tuple(centre + radius * np.array(point)) for point in polygon], fill=ink)
+    return drawn.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
@@ -69,7 +105,7 @@ def write_texts(root: Path, **files: Any) -> None:
 def classification_set(
     root: Path, *, splits: dict[str, int], first_seed: int = 0, kinds=("PNG", "WEBP", "JPEG")
 ) -> Path:
-    """Shapes in colours, some pictures of each class in every split."""
+    """Symbols, some pictures of each class in every split."""
     write_texts(root, classnames=CLASSES, zeroshot_classification_templates=TEMPLATES, tiers=["common", "rare"] * 6)
     seed = first_seed
     for split, per_class in splits.items():
@@ -85,16 +121,15 @@ def classification_set(
 
 
 def multilabel_set(root: Path, *, n: int = 24) -> Path:
-    """Each picture shows a colour and a shape, of eight classes."""
-    write_texts(
-        root, dataset_type="multilabel", classnames=[*COLOURS, *SHAPES], zeroshot_classification_templates=TEMPLATES
-    )
+    """Each picture shows two symbols side by side."""
+    write_texts(root, dataset_type="multilabel", classnames=CLASSES, zeroshot_classification_templates=TEMPLATES)
     samples = []
     for i in range(n):
-        label = i % len(CLASSES)
-        present = [0] * 8
-        present[label // 2] = present[6 + label % 2] = 1
-        samples.append({"webp": encoded(picture(label, i), "WEBP"), "npy": npy(present)})
+        present, shown = [0] * len(CLASSES), Image.new("RGB", (96, 48))
+        for place, label in enumerate((i % 12, (i + 1 + i // 12) % 12)):
+            present[label] = 1
+            shown.paste(picture(label, i), (48 * place, 0))
+        samples.append({"webp": encoded(shown, "WEBP"), "npy": npy(present)})
     write_split(root, "test", samples)
     return root
 

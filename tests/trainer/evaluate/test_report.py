@@ -82,7 +82,7 @@ def test_the_gallery_shows_answers_that_changed_with_their_reasons(page):
     text = page.read_text()
     opened = re.findall(r"<summary>(\S+): (\d+) put right, (\d+) spoilt</summary>", text)
     counts = {name: (int(right), int(spoilt)) for name, right, spoilt in opened}
-    assert counts["knn-name"][0] > counts["knn-name"][1] > 0
+    assert any(right > spoilt > 0 for right, spoilt in counts.values())
     assert "✓ right" in text
     assert "✗ wrong" in text
     card = re.search(r'<section class="card">.*?</section>', text, re.S)[0]
@@ -173,7 +173,9 @@ def test_a_run_without_results_is_refused(tmp_path, capsys):
 def test_names_with_markup_stay_text(run, tmp_path):
     copied = Path(shutil.copytree(run, tmp_path / "run"))
     for path in (copied / "eval").glob("*.json"):
-        path.write_text(path.read_text().replace("red circle", "<script>x</script>").replace('"shapes"', '"<i>shapes"'))
+        path.write_text(
+            path.read_text().replace('"download"', '"<script>x</script>"').replace('"shapes"', '"<i>shapes"')
+        )
     assert main(["report", str(copied), "--out", str(tmp_path / "report.html")]) == 0
     text = (tmp_path / "report.html").read_text()
     assert "<script>" not in text
