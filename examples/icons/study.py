@@ -16,7 +16,7 @@ import numpy as np
 from iconify import IconsError
 
 from memory_builder.storage import Store
-from trainer.evaluate.features import Labels
+from trainer.evaluate.arrays import Labels
 from trainer.evaluate.intervals import Reals, interval, paired_difference
 from trainer.evaluate.metrics import class_sums
 from trainer.evaluate.report.entries import Entry, read_groups

@@ -16,12 +16,13 @@ from memory_builder.errors import SourceError
 from memory_builder.memory import Memory
 from memory_builder.progress import say
 from memory_builder.rows import Ids
+from trainer.evaluate.arrays import Labels
 from trainer.evaluate.baselines import cache, fusion, head, priming, vote
 from trainer.evaluate.baselines.pixels import nearest_pixels
 from trainer.evaluate.census import Census, take_census
 from trainer.evaluate.compared import compared
 from trainer.evaluate.evidence import Evidence, check_memory, derangement, gather, scramble
-from trainer.evaluate.features import Embedded, Labels
+from trainer.evaluate.features import Embedded
 from trainer.evaluate.metrics import Answers, Score, answers, classification_figures, linear
 from trainer.evaluate.names import Names
 from trainer.evaluate.opened import Opened, open_setting

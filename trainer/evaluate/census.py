@@ -9,9 +9,8 @@ import numpy as np
 
 from memory_builder.memory import Memory
 from memory_builder.rows import Ids
-from trainer.evaluate.features import Labels
+from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.names import NO_CLASS, Names
-from trainer.evaluate.towers import Floats
 
 BLOCK = 100_000
 """Rows looked through at a time."""

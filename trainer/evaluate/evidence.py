@@ -12,9 +12,10 @@ from memory_builder.errors import EncoderError, UsageError
 from memory_builder.memory import NO_ROW, Memory
 from memory_builder.rows import Ids, Keys
 from memory_builder.scores import unit_rows
-from trainer.evaluate.features import Embedded, Labels
+from trainer.evaluate.arrays import Floats, Labels
+from trainer.evaluate.features import Embedded
 from trainer.evaluate.names import NO_CLASS, Names
-from trainer.evaluate.towers import Floats, Towers
+from trainer.evaluate.towers import Towers
 
 NEIGHBOURS = 50
 """Rows for each picture; methods use the first few of them."""

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -23,11 +24,13 @@ from memory_builder.progress import say
 from memory_builder.runner import available_threads
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
+from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.examples import Example
-from trainer.evaluate.towers import Floats, Towers
 
-Labels = npt.NDArray[np.int64]
+if TYPE_CHECKING:
+    from trainer.evaluate.towers import Towers  # open_clip takes seconds to import
+
 FOLDER = "eval/features"
 TOLD_EVERY = 5_000
 """Pictures between two lines of progress."""
@@ -73,7 +76,7 @@ class Embedded:
         return captions
 
 
-def embed_dataset(dataset: Dataset, towers: Towers, run: Store, batch_size: int = 64) -> Embedded:
+def embed_dataset(dataset: Dataset, towers: "Towers", run: Store, batch_size: int = 64) -> Embedded:
     """The set as this model sees it; read from the run's folder if it lies there.
 
     Raises:
@@ -92,7 +95,7 @@ def embed_dataset(dataset: Dataset, towers: Towers, run: Store, batch_size: int 
     )
 
 
-def _embed(dataset: Dataset, towers: Towers, run: Store, folder: str, batch_size: int) -> None:
+def _embed(dataset: Dataset, towers: "Towers", run: Store, folder: str, batch_size: int) -> None:
     images, texts = [np.zeros((0, towers.d), np.float32)], [np.zeros((0, towers.d), np.float32)]
     rows = []
     for examples, pixels in picture_batches(dataset, towers, batch_size):
@@ -117,7 +120,7 @@ def _embed(dataset: Dataset, towers: Towers, run: Store, folder: str, batch_size
 
 
 def picture_batches(
-    dataset: Dataset, towers: Towers, batch_size: int, only: frozenset[str] | None = None
+    dataset: Dataset, towers: "Towers", batch_size: int, only: frozenset[str] | None = None
 ) -> Iterator[tuple[list[Example], Pixels]]:
     """(examples, u8[b, h, w, 3]), decoded in threads two batches ahead, whatever the size of the set."""
     with ThreadPoolExecutor(available_threads()) as threads:
@@ -128,7 +131,7 @@ def picture_batches(
             yield [example for example, _ in batch], np.stack([pixels for _, pixels in batch])
 
 
-def _decoded(example: Example, *, dataset: Dataset, towers: Towers) -> tuple[Example, Pixels]:
+def _decoded(example: Example, *, dataset: Dataset, towers: "Towers") -> tuple[Example, Pixels]:
     try:
         return example, towers.pixels(example.image)
     except BadImageError as error:

@@ -14,13 +14,14 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from memory_builder.errors import UsageError
+from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.datasets import Dataset
-from trainer.evaluate.features import Labels, picture_batches
+from trainer.evaluate.features import picture_batches
 from trainer.evaluate.heads import SCALE
 from trainer.evaluate.linear_probe import Lesson
 from trainer.evaluate.metrics import Answers, answers, linear
 from trainer.evaluate.shots import draw
-from trainer.evaluate.towers import Floats, Towers
+from trainer.evaluate.towers import Towers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

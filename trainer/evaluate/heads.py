@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from trainer.evaluate.features import Labels
-from trainer.evaluate.towers import Floats
+from trainer.evaluate.arrays import Floats, Labels
 
 SCALE = 100.0
 """Logits a cosine of 1 gives: CLIP's own, at which its temperature is clamped."""

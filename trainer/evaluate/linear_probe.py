@@ -6,11 +6,11 @@ Unimodality (2023); the frozen features and the shots are those of Radford et al
 
 from dataclasses import dataclass, replace
 
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.heads import HeadParams, train_head
 from trainer.evaluate.metrics import Answers, answers, linear
 from trainer.evaluate.shots import draw
-from trainer.evaluate.towers import Floats
 
 DEFAULT = HeadParams(learning_rate=1e-3, epochs=20)
 GRID = (DEFAULT, *(replace(DEFAULT, learning_rate=rate) for rate in (1e-4, 3e-4, 3e-3, 1e-2)))

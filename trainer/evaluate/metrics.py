@@ -5,11 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score, precision_recall_curve
 
-from trainer.evaluate.features import Labels
+from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.intervals import Sums, interval
-from trainer.evaluate.towers import Floats
 
 CHUNK = 1_024
 """Pictures scored at a time."""
@@ -132,6 +130,8 @@ def multilabel_figures(
         present: bool[n, c] the truth.
         tiers: of each class, or none.
     """
+    from sklearn.metrics import average_precision_score
+
     by_class = {name: np.full(present.shape[1], np.nan) for name in ("mAP", "mAP_11point")}
     for label in np.flatnonzero(present.any(axis=0)):
         by_class["mAP"][label] = average_precision_score(present[:, label], scores[:, label])
@@ -153,6 +153,8 @@ def _of_classes(by_class: dict[str, npt.NDArray[np.float64]], inside: npt.NDArra
 
 def eleven_points(present: npt.NDArray[np.bool_], scores: Floats) -> float:
     """Mean over recall 0, 0.1 … 1 of the best precision at that recall or more: PASCAL VOC's measure up to 2009."""
+    from sklearn.metrics import precision_recall_curve
+
     precision, recall, _ = precision_recall_curve(present, scores)
     precision, recall = precision[:-1], recall[:-1]  # its last point is no answer but where the curve is drawn to
     return float(np.mean([precision[recall >= tenth / 10].max() for tenth in range(11)]))

@@ -7,7 +7,7 @@ the longest counts, then the first. Of classes that share a name the first has i
 import re
 from collections.abc import Sequence
 
-from trainer.evaluate.features import Labels
+from trainer.evaluate.arrays import Labels
 
 NO_CLASS = -1
 _WORD = re.compile(r"[^\W_]+[+#]*")  # with C++ and C# as words of their own

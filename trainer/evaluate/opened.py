@@ -6,11 +6,12 @@ import numpy as np
 
 from memory_builder.errors import ConfigMismatchError, UsageError
 from memory_builder.storage import Store
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.datasets import open_dataset
 from trainer.evaluate.features import Embedded, embed_dataset
 from trainer.evaluate.results import read_results
 from trainer.evaluate.setting import Setting
-from trainer.evaluate.towers import Floats, Towers, load_towers
+from trainer.evaluate.towers import Towers, load_towers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

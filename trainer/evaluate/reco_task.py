@@ -9,6 +9,7 @@ from memory_builder.encoder import EncoderConfig
 from memory_builder.memory import Memory
 from memory_builder.rows import Ids
 from memory_builder.storage import Store
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.compared import compared
 from trainer.evaluate.evidence import check_memory
 from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear
@@ -18,7 +19,6 @@ from trainer.evaluate.results import Result, describe_dataset, describe_model, p
 from trainer.evaluate.retrieval import Positives, retrieval
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.tasks import require
-from trainer.evaluate.towers import Floats
 from trainer.reco_settings import SIDES
 from trainer.record import read_run
 from trainer.refined import Order, RecoModel

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.memory import Memory
+from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.evidence import BATCH, derangement
-from trainer.evaluate.features import Embedded, Labels
+from trainer.evaluate.features import Embedded
 from trainer.evaluate.names import Names
-from trainer.evaluate.towers import Floats, Towers
+from trainer.evaluate.towers import Towers
 from trainer.lookup import Found
 from trainer.refined import Order, RecoModel, refined_heads
 

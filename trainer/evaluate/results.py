@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -12,7 +12,9 @@ from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.metrics import Answers, Figures
-from trainer.evaluate.towers import Towers
+
+if TYPE_CHECKING:
+    from trainer.evaluate.towers import Towers  # open_clip takes seconds to import
 
 FOLDER = "eval"
 
@@ -67,7 +69,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def describe_model(towers: Towers) -> dict[str, str]:
+def describe_model(towers: "Towers") -> dict[str, str]:
     """What a result says of its model."""
     return {"name": towers.name, "fingerprint": towers.fingerprint}
 

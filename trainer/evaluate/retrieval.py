@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate.features import Embedded, Labels
+from trainer.evaluate.arrays import Floats, Labels
+from trainer.evaluate.features import Embedded
 from trainer.evaluate.intervals import Sums
 from trainer.evaluate.metrics import Figures, class_sums, figures_of
-from trainer.evaluate.towers import Floats
 
 Positives = Literal["own", "group"]
 KS = (1, 5, 10)

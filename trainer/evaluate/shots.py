@@ -7,7 +7,7 @@ from typing import TypeVar
 import numpy as np
 
 from memory_builder.errors import UsageError
-from trainer.evaluate.features import Labels
+from trainer.evaluate.arrays import Labels
 
 ALL = "all"
 Params = TypeVar("Params")

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import open_clip
 import torch
 from torch.nn.functional import normalize
@@ -13,8 +11,7 @@ from torch.nn.functional import normalize
 from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
 from memory_builder.images import decode_image
 from trainer.customised import Choice, load_customised
-
-Floats = npt.NDArray[np.float32]
+from trainer.evaluate.arrays import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear, multilabel_figures
-from trainer.evaluate.towers import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

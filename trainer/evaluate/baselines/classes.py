@@ -3,8 +3,8 @@
 import numpy as np
 
 from memory_builder.scores import unit_rows
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.evidence import Evidence
-from trainer.evaluate.towers import Floats
 
 
 def retrieved_centroids(evidence: Evidence, per_class: int) -> Floats:

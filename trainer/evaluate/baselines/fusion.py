@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.baselines.classes import mixed
 from trainer.evaluate.evidence import Evidence
 from trainer.evaluate.metrics import Score, linear
-from trainer.evaluate.towers import Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,10 +15,10 @@ from memory_builder.images import BadImageError, decode_image
 from memory_builder.memory import Memory
 from memory_builder.runner import available_threads
 from memory_builder.shards import Pair, read_pairs
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.census import Census
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.metrics import Score
-from trainer.evaluate.towers import Floats
 
 SIDE = 16
 BLOCK = 4_096

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainer.evaluate.arrays import Floats
 from trainer.evaluate.evidence import Evidence
 from trainer.evaluate.metrics import Score
 from trainer.evaluate.names import NO_CLASS
-from trainer.evaluate.towers import Floats
 
 SCALE = 100.0
 """CLIP's own: how sharply a caption is given to classes."""

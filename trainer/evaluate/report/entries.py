@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from memory_builder.errors import UsageError
 from memory_builder.storage import Store
-from trainer.evaluate.features import Labels
+from trainer.evaluate.arrays import Labels
 from trainer.evaluate.intervals import Difference, Reals, paired_difference
 from trainer.evaluate.metrics import class_sums
 from trainer.evaluate.results import read_predictions, read_results
