@@ -3,11 +3,12 @@
     uv run python examples/icons/leaks.py --memory ~/icons/memory --benchmark ~/icons/benchmark \
         --splits ~/icons/splits --out ~/icons/leaks
 
-Evaluation pictures are transformed one way at a time. The thresholds are those that find most of the dev pictures while
-at most --lost of the clean pairs are taken for copies; then test pictures are counted at these thresholds. A pair of
-the memory is clean where it is compared with pictures of another thing (they are of other clusters anyway). The more
-evaluation pictures there are, the more a clean pair may look like: pictures of base training are added to dev's until
-there are as many as test has.
+Evaluation pictures are transformed one way at a time. A pair of the memory is clean where it is compared with
+pictures of another thing (they are of other clusters anyway). Which kinds of evidence find what is learnt from dev's
+pictures. What they cost depends on the pictures that are asked about, and can be measured for these without knowing
+any copy: thresholds are set where half of the clean pairs say that --lost of them are taken, at most, with 95 %
+certainty. Planted test pictures, and the other half of the clean pairs, are then counted once. What was measured is
+kept in --out; with another memory take another folder.
 """
 
 import io
@@ -55,7 +56,7 @@ class Leaks:
     """Where the memory's model is now, if not where it was."""
     planted: int = 2_000
     """Test pictures that are transformed; of the dev sets all are."""
-    clean: int = 0
+    clean: int = 60_000
     """Rows of the memory that are compared as clean pairs, drawn at random; 0: all."""
     lost: float = 0.002
     """Share of clean pairs that may be taken for copies."""
@@ -122,20 +123,6 @@ def asked_about(benchmark: Path, side: str) -> dict[str, Image.Image]:
     return found
 
 
-def drawn_strangers(benchmark: Path, count: int, seed: int) -> dict[str, Image.Image]:
-    """Key → picture of some of base training, all artwork of which is neither in the memory nor in a set."""
-    tars = sorted((benchmark / "base").glob("*.tar"))
-    random.Random(seed).shuffle(tars)
-    found: dict[str, Image.Image] = {}
-    for tar in tars:
-        if len(found) >= count:
-            break
-        pairs = [pair for pair in read_pairs(str(tar), require="image") if isinstance(pair, Pair) and pair.image]
-        some = random.Random(f"{seed} {tar.name}").sample(pairs, min(len(pairs), 200, count - len(found)))
-        found |= {pair.key: decode_image(pair.image) for pair in some if pair.image}
-    return found
-
-
 def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
     """i64[n] row ids, ascending."""
     ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
@@ -162,8 +149,8 @@ def memory_glyphs(memory: Memory, ids: np.ndarray, file: Path) -> np.ndarray:
 class Side:
     """What was measured of dev or test."""
 
-    clean: Evidence
-    """Of every row of the memory, against pictures of other things."""
+    clean: Evidence | None
+    """Of rows of the memory, against pictures of other things; None for dev."""
     planted: dict[str, Evidence]
     """Of every planted picture, by transform."""
 
@@ -171,21 +158,19 @@ class Side:
 def measure(side: str, config: Leaks, memory: Memory, rows: Signs, row_keys: list[str], entity: dict[str, str]) -> Side:
     """Evidence for planted and for clean pairs."""
     pictures = asked_about(config.benchmark, side)
-    own = list(pictures)
-    if side == "dev":
-        missing = len(asked_about(config.benchmark, "test")) - len(own)
-        pictures |= drawn_strangers(config.benchmark, missing, config.seed)
     keys = list(pictures)
     plain = signs_of(list(pictures.values()), memory.encoder)
     mirrored = signs_of([ImageOps.mirror(picture) for picture in pictures.values()], memory.encoder)
     compared = Compared(plain, mirrored)
-    chosen = random.Random(config.seed).sample(own, min(len(own), config.planted if side == "test" else len(own)))
+    chosen = random.Random(config.seed).sample(keys, min(len(keys), config.planted if side == "test" else len(keys)))
     planted = {}
     for name, transform in TRANSFORMS.items():
         rng = random.Random(f"{config.seed} {name}")
         changed = signs_of([transform(pictures[key], rng) for key in chosen], memory.encoder)
         planted[name] = compared.evidence(changed, least=LEAST)
         print(f"{side}: {name}", file=sys.stderr, flush=True)
+    if side == "dev":
+        return Side(clean=None, planted=planted)
     numbers: dict[str, int] = {}
     of_rows, of_asked = (
         np.array([numbers.setdefault(entity[key], len(numbers)) for key in some]) for some in (row_keys, keys)
@@ -213,7 +198,8 @@ def main(config: Leaks) -> None:
     rows = Signs(memory.vectors(ids).astype(np.float16), memory_glyphs(memory, ids, config.out / "glyphs.npy"))
     keys = memory.rows(ids, ["key"])["key"].to_pylist()
     for side in ("dev", "test"):
-        save(config.out / f"{side}.parquet", measure(side, config, memory, rows, keys, entity))
+        if not (config.out / f"{side}.parquet").exists():
+            save(config.out / f"{side}.parquet", measure(side, config, memory, rows, keys, entity))
     report = judge(config.out, config.lost)
     put_json(config.out / "leaks.json", report | {"memory": str(config.memory), "model": memory.description.model})
     print(json.dumps(report["test"], indent=1, ensure_ascii=False))
@@ -223,6 +209,8 @@ def save(path: Path, found: Side) -> None:
     """The values themselves, from which every operating curve follows."""
     tables = []
     for name, evidence in {"clean": found.clean, **found.planted}.items():
+        if evidence is None:
+            continue
         columns = {kind: evidence.values[kind] for kind in KINDS}
         tables.append(pa.table({"what": [name] * len(columns["hash"]), **columns}))
     pq.write_table(pa.concat_tables(tables), path, compression="zstd")

@@ -98,6 +98,11 @@ def steps_of(config: Pipeline) -> list[Step]:
         steps.append(Step(name="few-shot", command=memory_builder("evaluate", "linear-probe", *named, *given)))
         runs.append(out / "runs" / "few-shot")
     steps += react_steps(config, named) + reco_steps(config, named) + both_steps(config)
+    if not config.sample:
+        given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot-react", "--shots", *SHOTS)
+        probe = memory_builder("evaluate", "linear-probe", "--run", out / "react", *given)
+        steps.append(Step(name="few-shot-react", command=probe))
+        runs.append(out / "runs" / "few-shot-react")
     runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
     return [
@@ -148,7 +153,7 @@ def reco_steps(config: Pipeline, named: tuple[str, ...], on: str = "") -> list[S
     if not config.sample:
         pairs, length = out / f"base-memory{on}", ("--epochs", 4, "--batch-size", 1024)
         apart = ("--apart", "artist_fold", "--clusters", out / "clusters" / "clusters.parquet")
-        embed = ("embed", sets / "base", "--memory", pairs, *named, "--columns", "artist_fold:int64")
+        embed = ("embed", sets / "base", "--memory", pairs, *named, "--columns", "artist_fold:int")
         steps += [
             Step(name=f"embed-base{on}", command=memory_builder(*embed)),
             Step(name=f"index-base{on}", command=memory_builder("index", pairs)),

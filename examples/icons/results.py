@@ -79,6 +79,27 @@ def table(group: Group) -> str:
     return "\n".join([*lines, *(_line(row(entry, group.zero_shot)) for entry in group.of(*TASKS))])
 
 
+def overview(groups: Sequence[Group]) -> str:
+    """A table of top-1 with a line for each method and a column for each set; empty if there is only one set.
+
+    A run's folder ends with the tier it was asked about, which its column says already.
+    """
+    shown = [group for group in groups if any(entry.task in ("baselines", "reco") for entry in group.of(*TASKS))]
+    cells: dict[str, dict[str, str]] = {}
+    for group in shown:
+        name = str(group.dataset["name"])
+        tier = name.rpartition("-")[2]
+        for entry in group.of(*TASKS):
+            label = entry.label.replace(f" ({tier})", "").replace(f"-{tier})", ")")
+            metrics, ci95 = entry.result["figures"]["metrics"], entry.result["figures"]["ci95"]
+            cells.setdefault(label, {})[name] = share(metrics["top1"], ci95["top1"])
+    names = [str(group.dataset["name"]) for group in shown]
+    if len(names) < 2:
+        return ""
+    rows = [[label, *(of.get(name, "–") for name in names)] for label, of in cells.items()]
+    return "\n".join(map(_line, [["top-1 (95 %)", *names], ["---", *["---:"] * len(names)], *rows]))
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -100,7 +121,8 @@ def outside(groups: Sequence[Group], bounds: dict[str, dict[str, list[float]]]) 
 def write_results(config: Results) -> None:
     """Do the whole of it."""
     groups = read_groups(config.runs)
-    config.out.write_text("\n\n".join(table(group) for group in groups) + "\n", encoding="utf-8")
+    tables = filter(None, [overview(groups), *map(table, groups)])
+    config.out.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     if config.bounds is not None:
         wrong = outside(groups, json.loads(config.bounds.read_bytes()))
         if wrong:

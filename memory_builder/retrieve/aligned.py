@@ -12,6 +12,8 @@ LONGEST = 128
 """Pixels of a picture's longer side that are looked at."""
 PLAIN = 64
 """Of 255 levels: a line whose pixels differ by no more is part of a border. Ringing of JPEG stays below."""
+LEAST_INSIDE = 12
+"""Pixels of a drawing's longer side; a smaller box holds no more than an edge or a spot, and those are all alike."""
 LEAST_DEVIATION = 8.0
 """Of 255 levels; a flatter glyph (a plain disc or tile in its own box) shows nothing to compare."""
 SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in pixels of a glyph
@@ -45,7 +47,7 @@ def glyph_of(image: Image.Image) -> Glyphs:
 
 
 def inside_borders(grey: npt.NDArray[np.uint8]) -> Box:
-    """u8[h, w] → what is left when plain lines are taken off its sides until none is plain.
+    """u8[h, w] → what is left when plain lines are taken off its sides until none is plain, or hardly anything is left.
 
     A frame around a tile goes, then the tile around the drawing: the same is left with the frame and without.
     """
@@ -57,8 +59,8 @@ def inside_borders(grey: npt.NDArray[np.uint8]) -> Box:
         if not len(rows) or not len(columns):
             return top, bottom, left, right
         inner = (top + int(rows[0]), top + int(rows[-1]) + 1, left + int(columns[0]), left + int(columns[-1]) + 1)
-        if inner == (top, bottom, left, right):
-            return inner
+        if inner == (top, bottom, left, right) or max(inner[1] - inner[0], inner[3] - inner[2]) < LEAST_INSIDE:
+            return top, bottom, left, right
         top, bottom, left, right = inner
 
 

@@ -101,6 +101,13 @@ def test_frames_of_any_shade_are_taken_off(frame: int, shade: int, inner: int) -
     assert (framed[top:bottom, left:right] == drawing).all()
 
 
+def test_frames_are_not_taken_off_a_speck_as_all_specks_are_alike() -> None:
+    tile = np.full((64, 64), 250, np.uint8)
+    tile[20:44, 16:48] = 10
+    tile[30:34, 28:36] = 250
+    assert inside_borders(tile) == (20, 44, 16, 48), "four lines of another shade"
+
+
 def test_a_plain_picture_is_all_border_and_like_nothing() -> None:
     plain = glyph_of(Image.new("RGB", (40, 30), "teal"))
     assert inside_borders(np.full((30, 40), 7, np.uint8)) == (0, 30, 0, 40)
