@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from memory_builder.retrieve.thresholds import Thresholds
 BARS = {"JPEG 60": 0.99, "resize ±30 %": 0.99, "grey": 0.99, "white pad": 0.99, "flip": 0.95, "crop 5 %": 0.9}
 GRID = {
     "embedding": np.arange(0.985, 1.0001, 0.0025),
-    "hash": np.array([-1, 0, 1, 2, 4]),
+    "hash": np.array([-1, 0, 2, 4]),
+    "miniature": np.array([-1, 4, 6, 8]),
     "pixels": np.append(np.arange(0.97, 0.9999, 0.0025), 1.1),
     "both": np.arange(0.86, 0.985, 0.0025),
 }
@@ -28,7 +30,7 @@ Values = dict[str, dict[str, np.ndarray]]
 def read_values(path: Path) -> Values:
     table = pq.read_table(path)
     what = np.array(table["what"].to_pylist())
-    kinds = {kind: table[kind].to_numpy() * (-1 if kind == "hash" else 1) for kind in GRID}
+    kinds = {kind: table[kind].to_numpy() * (-1 if kind in ("hash", "miniature") else 1) for kind in GRID}
     return {str(name): {kind: values[what == name] for kind, values in kinds.items()} for name in np.unique(what)}
 
 
@@ -42,6 +44,7 @@ def judge(folder: Path, lost: float) -> dict[str, Any]:
     limits = Thresholds(
         leak_embedding=round(chosen["embedding"], 4),
         leak_hash=round(-chosen["hash"]),
+        leak_miniature=round(-chosen["miniature"], 2),
         leak_pixels=round(chosen["pixels"], 4),
         leak_both=round(chosen["both"], 4),
     )
@@ -72,20 +75,19 @@ def found(values: dict[str, np.ndarray], limits: dict[str, float]) -> np.ndarray
 def choose_union(planted: Values, clean: dict[str, np.ndarray], lost: float) -> dict[str, float]:
     """The thresholds of the grid that leave the least well found transform furthest above its bar."""
     best: tuple[float, float, dict[str, float]] = (-np.inf, 0, {})
-    for embedding in GRID["embedding"]:
-        for bits in GRID["hash"]:
-            for pixels in GRID["pixels"]:
-                limits = {"embedding": float(embedding), "hash": -float(bits), "pixels": float(pixels)}
-                taken = found(clean, limits)
-                if taken.mean() > lost:
-                    continue
-                rest = clean["both"][~taken]
-                room = int(lost * len(taken)) - int(taken.sum())
-                both = limit_at_count(rest, room)
-                limits["both"] = float(GRID["both"][np.searchsorted(GRID["both"], both)]) if both <= 0.98 else 1.1
-                shares = [float(found(planted[name], limits).mean()) for name in BARS]
-                margin = min(share - bar for share, bar in zip(shares, BARS.values(), strict=True))
-                best = max(best, (margin, sum(shares), limits), key=lambda one: one[:2])
+    for embedding, bits, levels, pixels in product(
+        *(GRID[kind] for kind in ("embedding", "hash", "miniature", "pixels"))
+    ):
+        limits = {"embedding": embedding, "hash": -bits, "miniature": -levels, "pixels": pixels}
+        limits = {kind: float(limit) for kind, limit in limits.items()}
+        taken = found(clean, limits)
+        if taken.mean() > lost:
+            continue
+        both = limit_at_count(clean["both"][~taken], int(lost * len(taken)) - int(taken.sum()))
+        limits["both"] = float(GRID["both"][np.searchsorted(GRID["both"], both)]) if both <= 0.98 else 1.1
+        shares = [float(found(planted[name], limits).mean()) for name in BARS]
+        margin = min(share - bar for share, bar in zip(shares, BARS.values(), strict=True))
+        best = max(best, (margin, sum(shares), limits), key=lambda one: one[:2])
     return best[2]
 
 

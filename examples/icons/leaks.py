@@ -30,8 +30,9 @@ from prepare import put_json
 from memory_builder import Memory
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.images import decode_image
-from memory_builder.retrieve.aligned import SIDE, glyph_of
+from memory_builder.retrieve.aligned import glyph_of
 from memory_builder.retrieve.evidence import KINDS, Compared, Evidence, Groups, Signs
+from memory_builder.retrieve.miniature import miniature_of
 from memory_builder.shards import Pair, read_pairs
 from memory_builder.shards.pictures import Place, read_pictures
 
@@ -109,7 +110,8 @@ def signs_of(pictures: list[Image.Image], encoder: Encoder) -> Signs:
     for start in range(0, len(pictures), 256):
         pixels = np.stack([encoder.preprocess(picture) for picture in pictures[start : start + 256]])
         vectors.append(encoder.encode_images(pixels))
-    return Signs(np.concatenate(vectors), np.stack([glyph_of(picture) for picture in pictures]))
+    glyphs, miniatures = (np.stack(list(map(of, pictures))) for of in (glyph_of, miniature_of))
+    return Signs(np.concatenate(vectors), glyphs, miniatures)
 
 
 def asked_about(benchmark: Path, side: str) -> dict[str, Image.Image]:
@@ -129,20 +131,18 @@ def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(ids, count, replace=False)) if count else ids
 
 
-def memory_glyphs(memory: Memory, ids: np.ndarray, file: Path) -> np.ndarray:
-    """u8[n, 32, 32] of these rows, kept in a file."""
-    if file.exists() and len(np.load(file, mmap_mode="r")) == len(ids):
-        return np.load(file)
-    parts = []
+def memory_signs(memory: Memory, ids: np.ndarray) -> Signs:
+    """Of these rows, from the shards they were embedded from."""
+    glyphs, miniatures = [], []
     for of_shard in np.split(ids, np.flatnonzero(np.diff(ids >> 32)) + 1):
-        glyphs = np.zeros((len(of_shard), SIDE, SIDE), np.uint8)
         places = [Place(member) for member in memory.metadata(of_shard, ["member"])["member"].to_pylist()]
+        pictures: dict[int, Image.Image] = {}
         for which, picture in read_pictures(memory.source(int(of_shard[0])), places):
             assert isinstance(picture, bytes), f"{places[which].member} is {picture.reason}"
-            glyphs[which] = glyph_of(decode_image(picture))
-        parts.append(glyphs)
-    np.save(file, np.concatenate(parts))
-    return np.concatenate(parts)
+            pictures[which] = decode_image(picture)
+        glyphs += [glyph_of(pictures[which]) for which in range(len(of_shard))]
+        miniatures += [miniature_of(pictures[which]) for which in range(len(of_shard))]
+    return Signs(memory.vectors(ids).astype(np.float16), np.stack(glyphs), np.stack(miniatures))
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,8 @@ def clean_evidence(compared: Compared, rows: Signs, groups: Groups) -> Evidence:
     parts = []
     for start in range(0, len(rows), BATCH):
         here = slice(start, start + BATCH)
-        some, apart = Signs(rows.vectors[here], rows.glyphs[here]), Groups(groups.of_pictures[here], groups.of_others)
+        some = Signs(rows.vectors[here], rows.glyphs[here], rows.miniatures[here])
+        apart = Groups(groups.of_pictures[here], groups.of_others)
         parts.append(compared.evidence(some, least=LEAST, without=apart))
     join = {kind: np.concatenate([part.values[kind] for part in parts]) for kind in KINDS}
     return Evidence(join, {kind: np.concatenate([part.others[kind] for part in parts]) for kind in KINDS})
@@ -195,7 +196,7 @@ def main(config: Leaks) -> None:
     table = pq.read_table(config.splits / "splits.parquet", columns=["key", "entity"])
     entity = dict(zip(table["key"].to_pylist(), table["entity"].to_pylist(), strict=True))
     ids = drawn_rows(memory, config.clean, config.seed)
-    rows = Signs(memory.vectors(ids).astype(np.float16), memory_glyphs(memory, ids, config.out / "glyphs.npy"))
+    rows = memory_signs(memory, ids)
     keys = memory.rows(ids, ["key"])["key"].to_pylist()
     for side in ("dev", "test"):
         if not (config.out / f"{side}.parquet").exists():

@@ -1,4 +1,4 @@
-"""What speaks for one picture being a copy of another: embeddings, perceptual hashes, aligned pixels.
+"""What speaks for one picture being a copy of another: embeddings, perceptual hashes, miniatures, aligned pixels.
 
 Every copy counts whichever way it faces: what pictures are compared with is there mirrored too.
 """
@@ -18,14 +18,15 @@ from memory_builder.retrieve.aligned import (
     hashes,
     stretched_correlation,
 )
+from memory_builder.retrieve.miniature import Miniatures, levels_apart
 from memory_builder.retrieve.thresholds import Thresholds
 
 BLOCK = 4_096
 """Pictures compared with at a time."""
-NEAREST = {"embedding": 2, "hash": 1, "pixels": 4}
+NEAREST = {"embedding": 2, "hash": 1, "miniature": 1, "pixels": 4}
 """How many that come nearest by each are compared pixel by pixel; by ``pixels``, at half the size."""
-KINDS = ("embedding", "hash", "pixels", "both")
-NOTHING = -100.0
+KINDS = ("embedding", "hash", "miniature", "pixels", "both")
+NOTHING = -1000.0
 """Below any score."""
 
 
@@ -37,13 +38,16 @@ class Signs:
     """f16[n, d], unit rows."""
     glyphs: Glyphs
     """u8[n, 32, 32]."""
+    miniatures: Miniatures
+    """u8[n, 8, 8, 3]."""
 
     def __len__(self) -> int:
         return len(self.glyphs)
 
     @staticmethod
     def joined(parts: Sequence["Signs"]) -> "Signs":
-        return Signs(np.concatenate([p.vectors for p in parts]), np.concatenate([p.glyphs for p in parts]))
+        vectors, glyphs = (np.concatenate([getattr(part, name) for part in parts]) for name in ("vectors", "glyphs"))
+        return Signs(vectors, glyphs, np.concatenate([part.miniatures for part in parts]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,7 @@ class Evidence:
     """For n pictures, the strongest evidence of each kind among those they were compared with."""
 
     values: dict[str, Floats]
-    """Kind → f32[n]: cosine, bits that differ, correlation, mean of cosine and correlation with one picture."""
+    """Kind → f32[n]: cosine, bits, levels, correlation, mean of cosine and correlation with one picture."""
     others: dict[str, npt.NDArray[np.int64]]
     """Kind → i64[n]: the picture it is evidence of."""
 
@@ -70,6 +74,7 @@ class Evidence:
         return {
             "embedding": self.values["embedding"] >= limits.leak_embedding,
             "hash": self.values["hash"] <= limits.leak_hash,
+            "miniature": self.values["miniature"] <= limits.leak_miniature,
             "pixels": self.values["pixels"] >= limits.leak_pixels,
             "both": self.values["both"] >= limits.leak_both,
         }
@@ -104,6 +109,7 @@ class Compared:
             alike = {
                 "embedding": vectors @ self._signs.vectors[here].astype(np.float32).T,  # f32[n, b]
                 "hash": -bits_apart(bits, self._hashes[here]).astype(np.float32),
+                "miniature": -levels_apart(signs.miniatures, self._signs.miniatures[here]),
                 "pixels": np.abs(small @ self._coarse[here].T),
             }
             if without is not None:
@@ -132,7 +138,8 @@ class Compared:
         best = {kind: values.argmax(axis=1)[:, None] for kind, values in scores.items()}
         values = {kind: np.take_along_axis(scores[kind], best[kind], 1)[:, 0] for kind in best}
         places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] % self.n for kind in best}
-        values["hash"], places["hash"] = -near["hash"].scores[:, 0], near["hash"].places[:, 0] % self.n
+        for kind in ("hash", "miniature"):
+            values[kind], places[kind] = -near[kind].scores[:, 0], near[kind].places[:, 0] % self.n
         return Evidence({kind: values[kind] for kind in KINDS}, {kind: places[kind] for kind in KINDS})
 
 

@@ -19,6 +19,7 @@ from memory_builder.manifest import record_names, shard_name
 from memory_builder.plan import Source
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.evidence import Compared, Signs
+from memory_builder.retrieve.miniature import Miniatures, miniature_of
 from memory_builder.retry import open_filesystem
 from memory_builder.runner import available_threads
 from memory_builder.shards import Break, Pair, read_pairs
@@ -103,6 +104,7 @@ class _Picture:
     plain: Pixels
     mirrored: Pixels
     glyphs: Glyphs
+    miniatures: Miniatures
 
 
 def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> ExcludedRecord:
@@ -121,8 +123,9 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
         batches = [encoder.encode_images(np.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
         vectors = np.concatenate(batches) if batches else np.zeros((0, encoder.d), np.float16)
         store.put(f"{FOLDER}/{name}.{side}.npy", npy_bytes(vectors))
-    glyphs = np.stack([p.glyphs for p in usable]) if usable else np.zeros((0, 2, 32, 32), np.uint8)
-    store.put(f"{FOLDER}/{name}.glyphs.npy", npy_bytes(glyphs))
+    for kind, shape in (("glyphs", (32, 32)), ("miniatures", (8, 8, 3))):
+        arrays = [getattr(picture, kind) for picture in usable]
+        store.put(f"{FOLDER}/{name}.{kind}.npy", npy_bytes(np.array(arrays, np.uint8).reshape(-1, 2, *shape)))
     keys = [{"uri": item.uri, "key": p.key, "sha256": p.sha256} for p in usable]
     store.put(f"{FOLDER}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(keys, schema=KEYS)))
     n_unreadable = len(pictures) - len(usable)
@@ -146,8 +149,14 @@ def _prepare(pair: Pair, *, encoder: Encoder) -> _Picture | None:
     except BadImageError:  # nobody can be asked about it either
         return None
     mirrored = ImageOps.mirror(image)
-    glyphs = np.stack([glyph_of(image), glyph_of(mirrored)])
-    return _Picture(pair.key, sha256(data), encoder.preprocess(image), encoder.preprocess(mirrored), glyphs)
+    return _Picture(
+        key=pair.key,
+        sha256=sha256(data),
+        plain=encoder.preprocess(image),
+        mirrored=encoder.preprocess(mirrored),
+        glyphs=np.stack([glyph_of(image), glyph_of(mirrored)]),
+        miniatures=np.stack([miniature_of(image), miniature_of(mirrored)]),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,9 +176,9 @@ class Evaluation:
         if not names:
             return None
         keys = pa.concat_tables([read_parquet(store.read(f"{FOLDER}/{name}.parquet")) for name in names])
-        plain, mirrored, glyphs = (
+        plain, mirrored, glyphs, minis = (
             np.concatenate([read_npy(io.BytesIO(store.read(f"{FOLDER}/{name}.{kind}.npy"))) for name in names])
-            for kind in ("plain", "mirrored", "glyphs")
+            for kind in ("plain", "mirrored", "glyphs", "miniatures")
         )
         if not len(keys):
             return None
@@ -178,7 +187,10 @@ class Evaluation:
             uris=keys["uri"].to_pylist(),
             keys=keys["key"].to_pylist(),
             by_bytes={digest: i for i, digest in reversed(list(enumerate(hashes)))},
-            compared=Compared(Signs(plain, glyphs[:, 0]), Signs(mirrored, glyphs[:, 1])),
+            compared=Compared(
+                Signs(plain, glyphs[:, 0], minis[:, 0]),
+                Signs(mirrored, glyphs[:, 1], minis[:, 1]),
+            ),
         )
 
 

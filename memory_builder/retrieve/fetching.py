@@ -16,6 +16,7 @@ from memory_builder.images import FORMATS, BadImageError, decode_image
 from memory_builder.memory import Memory
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.choosing import claims_of
+from memory_builder.retrieve.miniature import Miniatures, miniature_of
 from memory_builder.rows import split_ids
 from memory_builder.runner import available_threads
 from memory_builder.shards.pictures import Missing, Place, read_pictures
@@ -45,7 +46,8 @@ class Pair:
     """Of the picture."""
     suffix: str = ""
     glyph: Glyphs | None = None
-    """Where it is looked at; likewise the thumbnail."""
+    """Where it is looked at; likewise the others."""
+    miniature: Miniatures | None = None
     thumbnail: bytes | None = None
 
 
@@ -107,7 +109,8 @@ def _look(fetched: _Fetched, *, looks: bool) -> Pair:
         decoded = decode_image(picture)
     except (BadImageError, OSError, LookupError):  # of an imported memory, whose pictures nobody has seen
         return partial(Pair, id=row_id, claims=claims, about=about, shown=shown)(picture=Missing(NO_PICTURE))
-    return pair(glyph=glyph_of(decoded) if looks else None, thumbnail=thumbnail(decoded))
+    pair = partial(pair, thumbnail=thumbnail(decoded))
+    return pair(glyph=glyph_of(decoded), miniature=miniature_of(decoded)) if looks else pair()
 
 
 def thumbnail(image: Image.Image) -> bytes:

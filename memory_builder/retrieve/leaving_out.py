@@ -27,6 +27,7 @@ OUT = pa.schema(
         ("set_key", pa.string()),
         ("embedding", pa.float32()),
         ("hash", pa.float32()),
+        ("miniature", pa.float32()),
         ("pixels", pa.float32()),
         ("both", pa.float32()),
         ("thumbnail", pa.binary()),
@@ -66,7 +67,8 @@ def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits
     ids = np.array([pair.id for pair in pairs])
     vectors = memory.vectors(ids, "image").astype(np.float16)
     glyphs = np.stack([pair.glyph for pair in pairs if pair.glyph is not None])
-    found = evaluation.compared.evidence(Signs(vectors, glyphs), least=limits.leak_pixels)
+    miniatures = np.stack([pair.miniature for pair in pairs if pair.miniature is not None])
+    found = evaluation.compared.evidence(Signs(vectors, glyphs, miniatures), least=limits.leak_pixels)
     speaks = found.speaks(limits)
     leaks: dict[int, LeftOut] = {}
     for i, pair in enumerate(pairs):

@@ -158,6 +158,7 @@ def _leaks(leaks: Sequence[dict[str, Any]], summary: Summary) -> str:
 def _leak(leak: dict[str, Any], other: bytes | None) -> str:
     told = (
         f"by {', '.join(leak['evidence'])}: cosine {leak['embedding']:.3f}, {leak['hash']:.0f} bits, "
+        f"{leak['miniature']:.1f} levels, "
         f"correlation {leak['pixels']:.3f}"
     )
     shown = _image(leak["thumbnail"], leak["key"]) + (_image(other, leak["set_key"]) if other else "")

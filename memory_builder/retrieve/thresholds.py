@@ -7,13 +7,15 @@ from memory_builder.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """Any one kind of evidence is enough. The defaults were chosen on dev pictures
-    of icons for the bundled model; cosines of another model may want others."""
+    """Any one kind of evidence is enough. The defaults are for icons
+    and the bundled model; cosines of another model may want others."""
 
     leak_embedding: float = 0.98
     """Cosine of two pictures' embeddings."""
     leak_hash: int = 2
     """Bits of 64 in which two perceptual hashes may differ; -1: hashes are no evidence."""
+    leak_miniature: float = 6.0
+    """Levels of 255 by which two pictures differ at 8 by 8 pixels (root mean square); -1: this is no evidence."""
     leak_pixels: float = 0.97
     """Correlation of two pictures in grey, laid on each other by what they show."""
     leak_both: float = 0.89

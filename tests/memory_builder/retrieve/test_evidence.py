@@ -17,6 +17,7 @@ from memory_builder.images import decode_image
 from memory_builder.retrieve import evidence
 from memory_builder.retrieve.aligned import bits_apart, correlation, glyph_of, hashes, inside_borders
 from memory_builder.retrieve.evidence import Compared, Groups, Signs
+from memory_builder.retrieve.miniature import levels_apart, miniature_of
 from memory_builder.retrieve.thresholds import Thresholds
 from memory_builder.shards import Pair, read_pairs
 
@@ -49,7 +50,8 @@ CHANGES: dict[str, Change] = {
 
 def signs(pictures: list[Image.Image], encoder: Encoder) -> Signs:
     vectors = encoder.encode_images(np.stack([encoder.preprocess(picture) for picture in pictures]))
-    return Signs(vectors, np.stack([glyph_of(picture) for picture in pictures]))
+    glyphs, miniatures = (np.stack(list(map(of, pictures))) for of in (glyph_of, miniature_of))
+    return Signs(vectors, glyphs, miniatures)
 
 
 @pytest.fixture(scope="module")
@@ -112,6 +114,14 @@ def test_a_plain_picture_is_all_border_and_like_nothing() -> None:
     plain = glyph_of(Image.new("RGB", (40, 30), "teal"))
     assert inside_borders(np.full((30, 40), 7, np.uint8)) == (0, 30, 0, 40)
     assert correlation(plain[None], plain[None], least=0.9) == 0
+
+
+def test_miniatures_differ_by_the_levels_that_were_added(icons: list[Image.Image]) -> None:
+    minis = np.stack([miniature_of(icon) for icon in icons[:5]]).clip(0, 245)
+    apart = levels_apart(minis, minis + np.uint8(10))
+    assert np.diag(apart) == pytest.approx(10, abs=1e-3)
+    plain = [((a.astype(float) - b - 10) ** 2).mean() ** 0.5 for a in minis for b in minis]
+    np.testing.assert_allclose(apart.ravel(), plain, atol=1e-2)
 
 
 def test_hashes_of_like_pictures_differ_in_few_bits(icons: list[Image.Image]) -> None:
