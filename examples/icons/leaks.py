@@ -159,9 +159,7 @@ def measure(side: str, config: Leaks, memory: Memory, rows: Signs, row_keys: lis
     """Evidence for planted and for clean pairs."""
     pictures = asked_about(config.benchmark, side)
     keys = list(pictures)
-    plain = signs_of(list(pictures.values()), memory.encoder)
-    mirrored = signs_of([ImageOps.mirror(picture) for picture in pictures.values()], memory.encoder)
-    compared = Compared(plain, mirrored)
+    compared = Compared(signs_of(list(pictures.values()), memory.encoder))
     chosen = random.Random(config.seed).sample(keys, min(len(keys), config.planted if side == "test" else len(keys)))
     planted = {}
     for name, transform in TRANSFORMS.items():

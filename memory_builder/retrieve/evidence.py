@@ -1,9 +1,9 @@
 """What speaks for one picture being a copy of another: embeddings, perceptual hashes, miniatures, aligned pixels.
 
-Every copy counts whichever way it faces: what pictures are compared with is there mirrored too.
+A mirrored copy is found by its hash and its miniature. The other kinds tell of likeness, and compare pictures as they
+are: arrows to the left and to the right are much alike when mirrored, and no copies.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,11 +44,6 @@ class Signs:
     def __len__(self) -> int:
         return len(self.glyphs)
 
-    @staticmethod
-    def joined(parts: Sequence["Signs"]) -> "Signs":
-        vectors, glyphs = (np.concatenate([getattr(part, name) for part in parts]) for name in ("vectors", "glyphs"))
-        return Signs(vectors, glyphs, np.concatenate([part.miniatures for part in parts]))
-
 
 @dataclass(frozen=True, slots=True)
 class Groups:
@@ -81,17 +76,17 @@ class Evidence:
 
 
 class Compared:
-    """Pictures to compare others with, each as it is and mirrored.
+    """Pictures to compare others with.
 
     Args:
-        plain, mirrored: signs of the same m pictures.
+        signs: of m pictures.
     """
 
-    def __init__(self, plain: Signs, mirrored: Signs) -> None:
-        self.n = len(plain)
-        self._signs = Signs.joined([plain, mirrored])
-        self._hashes = hashes(self._signs.glyphs)
-        self._coarse = coarse(self._signs.glyphs)
+    def __init__(self, signs: Signs) -> None:
+        self._signs = signs
+        self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # as it is, mirrored
+        self._miniatures = [signs.miniatures, signs.miniatures[:, :, ::-1]]
+        self._coarse = coarse(signs.glyphs)
 
     def evidence(self, signs: Signs, *, least: float, without: Groups | None = None) -> Evidence:
         """The strongest evidence of each kind for each picture.
@@ -106,14 +101,16 @@ class Compared:
         near = {name: _Nearest(n, count) for name, count in NEAREST.items()}
         for start in range(0, len(self._signs), BLOCK):
             here = slice(start, start + BLOCK)
+            bits_off = np.minimum(*(bits_apart(bits, both[here]) for both in self._hashes))
+            levels_off = np.minimum(*(levels_apart(signs.miniatures, both[here]) for both in self._miniatures))
             alike = {
                 "embedding": vectors @ self._signs.vectors[here].astype(np.float32).T,  # f32[n, b]
-                "hash": -bits_apart(bits, self._hashes[here]).astype(np.float32),
-                "miniature": -levels_apart(signs.miniatures, self._signs.miniatures[here]),
+                "hash": -bits_off.astype(np.float32),
+                "miniature": -levels_off,
                 "pixels": np.abs(small @ self._coarse[here].T),
             }
             if without is not None:
-                same = without.of_pictures[:, None] == np.tile(without.of_others, 2)[here][None]
+                same = without.of_pictures[:, None] == without.of_others[here][None]
                 for scores in alike.values():
                     scores[same] = NOTHING
             for name, scores in alike.items():
@@ -137,9 +134,9 @@ class Compared:
         }
         best = {kind: values.argmax(axis=1)[:, None] for kind, values in scores.items()}
         values = {kind: np.take_along_axis(scores[kind], best[kind], 1)[:, 0] for kind in best}
-        places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] % self.n for kind in best}
+        places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] for kind in best}
         for kind in ("hash", "miniature"):
-            values[kind], places[kind] = -near[kind].scores[:, 0], near[kind].places[:, 0] % self.n
+            values[kind], places[kind] = -near[kind].scores[:, 0], near[kind].places[:, 0]
         return Evidence({kind: values[kind] for kind in KINDS}, {kind: places[kind] for kind in KINDS})
 
 

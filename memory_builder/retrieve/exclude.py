@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
-from PIL import ImageOps
 
 from memory_builder.ahead import map_ahead
 from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
@@ -101,14 +100,13 @@ class ExcludeTask:
 class _Picture:
     key: str
     sha256: str
-    plain: Pixels
-    mirrored: Pixels
+    pixels: Pixels
     glyphs: Glyphs
     miniatures: Miniatures
 
 
 def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> ExcludedRecord:
-    """Embed the pictures of a shard, as they are and mirrored; commit.
+    """Embed the pictures of a shard and keep what they look like; commit.
 
     Raises:
         SourceError: it cannot be read to its end: what is not known cannot be kept out.
@@ -118,14 +116,15 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
         pictures.extend(map_ahead(partial(_prepare, encoder=encoder), _pairs(item.uri), threads, BATCH))
     usable = [picture for picture in pictures if picture is not None]
     name = shard_name(item.number)
-    for side in ("plain", "mirrored"):
-        pixels = [getattr(picture, side) for picture in usable]
-        batches = [encoder.encode_images(np.stack(pixels[i : i + BATCH])) for i in range(0, len(pixels), BATCH)]
-        vectors = np.concatenate(batches) if batches else np.zeros((0, encoder.d), np.float16)
-        store.put(f"{FOLDER}/{name}.{side}.npy", npy_bytes(vectors))
+    batches = [
+        encoder.encode_images(np.stack([picture.pixels for picture in usable[i : i + BATCH]]))
+        for i in range(0, len(usable), BATCH)
+    ]
+    vectors = np.concatenate(batches) if batches else np.zeros((0, encoder.d), np.float16)
+    store.put(f"{FOLDER}/{name}.vectors.npy", npy_bytes(vectors))
     for kind, shape in (("glyphs", (32, 32)), ("miniatures", (8, 8, 3))):
         arrays = [getattr(picture, kind) for picture in usable]
-        store.put(f"{FOLDER}/{name}.{kind}.npy", npy_bytes(np.array(arrays, np.uint8).reshape(-1, 2, *shape)))
+        store.put(f"{FOLDER}/{name}.{kind}.npy", npy_bytes(np.array(arrays, np.uint8).reshape(-1, *shape)))
     keys = [{"uri": item.uri, "key": p.key, "sha256": p.sha256} for p in usable]
     store.put(f"{FOLDER}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(keys, schema=KEYS)))
     n_unreadable = len(pictures) - len(usable)
@@ -148,15 +147,7 @@ def _prepare(pair: Pair, *, encoder: Encoder) -> _Picture | None:
         image = decode_image(data)
     except BadImageError:  # nobody can be asked about it either
         return None
-    mirrored = ImageOps.mirror(image)
-    return _Picture(
-        key=pair.key,
-        sha256=sha256(data),
-        plain=encoder.preprocess(image),
-        mirrored=encoder.preprocess(mirrored),
-        glyphs=np.stack([glyph_of(image), glyph_of(mirrored)]),
-        miniatures=np.stack([miniature_of(image), miniature_of(mirrored)]),
-    )
+    return _Picture(pair.key, sha256(data), encoder.preprocess(image), glyph_of(image), miniature_of(image))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,9 +167,9 @@ class Evaluation:
         if not names:
             return None
         keys = pa.concat_tables([read_parquet(store.read(f"{FOLDER}/{name}.parquet")) for name in names])
-        plain, mirrored, glyphs, minis = (
+        vectors, glyphs, miniatures = (
             np.concatenate([read_npy(io.BytesIO(store.read(f"{FOLDER}/{name}.{kind}.npy"))) for name in names])
-            for kind in ("plain", "mirrored", "glyphs", "miniatures")
+            for kind in ("vectors", "glyphs", "miniatures")
         )
         if not len(keys):
             return None
@@ -187,10 +178,7 @@ class Evaluation:
             uris=keys["uri"].to_pylist(),
             keys=keys["key"].to_pylist(),
             by_bytes={digest: i for i, digest in reversed(list(enumerate(hashes)))},
-            compared=Compared(
-                Signs(plain, glyphs[:, 0], minis[:, 0]),
-                Signs(mirrored, glyphs[:, 1], minis[:, 1]),
-            ),
+            compared=Compared(Signs(vectors, glyphs, miniatures)),
         )
 
 
