@@ -97,7 +97,7 @@ def steps_of(config: Pipeline) -> list[Step]:
         given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot", "--shots", *SHOTS)
         steps.append(Step(name="few-shot", command=memory_builder("evaluate", "linear-probe", *named, *given)))
         runs.append(out / "runs" / "few-shot")
-    steps += react_steps(config, named) + reco_steps(config, named) + both_steps(config)
+    steps += react_steps(config, named) + reco_steps(config) + both_steps(config)
     if not config.sample:
         given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot-react", "--shots", *SHOTS)
         probe = memory_builder("evaluate", "linear-probe", "--run", out / "react", *given)
@@ -140,25 +140,21 @@ def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
     return steps
 
 
-def reco_steps(config: Pipeline, named: tuple[str, ...], on: str = "") -> list[Step]:
+def reco_steps(config: Pipeline, on: str = "") -> list[Step]:
     """Return the steps of RECO: a fusion learns on other pairs than those it is asked with, and what it is worth.
 
     Args:
         config: the pipeline's.
-        named: the frozen model, as flags.
         on: what its folders' names end with, where the frozen model is not the base.
     """
     out, sets, run, memory = config.out, config.out / "benchmark", config.out / f"reco{on}", config.out / f"memory{on}"
-    steps, pairs, apart, length = [], memory, (), ("--epochs", 10, "--batch-size", 256)
+    steps, pairs, length = [], memory, ("--epochs", 10, "--batch-size", 256)
     if not config.sample:
-        pairs, length = out / f"base-memory{on}", ("--epochs", 4, "--batch-size", 1024)
-        apart = ("--apart", "artist_fold", "--clusters", out / "clusters" / "clusters.parquet")
-        embed = ("embed", sets / "base", "--memory", pairs, *named, "--columns", "artist_fold:int")
-        steps += [
-            Step(name=f"embed-base{on}", command=memory_builder(*embed)),
-            Step(name=f"index-base{on}", command=memory_builder("index", pairs)),
-        ]
-    command = memory_builder("train", "reco", pairs, "--train", pairs, "--out", run, *apart, *length)
+        pairs, length = out / f"memory-unasked{on}", ("--epochs", 2, "--batch-size", 1024)
+        length += ("--clusters", out / "clusters" / "clusters.parquet")
+        unasked = script("unasked", "--memory", memory, "--splits", out / "splits", "--out", pairs)
+        steps.append(Step(name=f"unasked{on}", command=unasked))
+    command = memory_builder("train", "reco", pairs, "--train", pairs, "--out", run, *length)
     steps.append(Step(name=f"reco{on}", command=command))
     for tier in tiers(config):
         given = ("--run", run, "--memory", memory, "--dataset", sets / f"test-{tier}")
@@ -178,7 +174,7 @@ def both_steps(config: Pipeline) -> list[Step]:
         Step(name="export", command=memory_builder("train", "export", out / "react", "--out", model)),
         Step(name="embed-react", command=memory_builder(*embed)),
         Step(name="index-react", command=memory_builder("index", memory)),
-        *reco_steps(config, named, "-react"),
+        *reco_steps(config, "-react"),
     ]
 
 

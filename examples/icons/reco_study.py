@@ -1,12 +1,13 @@
 """RECO on the icons benchmark: the published fusion, its variants, remedies and controls, three seeds each.
 
     uv run python examples/icons/reco_study.py --out ~/icons/reco-study --benchmark ~/icons/benchmark \
-        --memory ~/icons/memory --train ~/icons/base-memory --baselines ~/icons/runs \
+        --memory ~/icons/memory --train ~/icons/memory-unasked --base ~/icons/base-memory --baselines ~/icons/runs \
         --clusters ~/icons/clusters/clusters.parquet
 
-It is trained on base training alone, with neighbours from base training (other artists, other artwork), and asked with
-the memory that holds the entities. `--baselines` has the folders that `evaluate baselines` wrote for each tier of test
-(pipeline.py makes them); their kNN and mean fusion, tuned on dev, stand beside every line.
+It is trained on pairs of things that nobody asks about and that the base has not seen (unasked.py), with neighbours
+among them (other artwork), and asked with the memory that holds the entities. `--baselines` has the folders that
+`evaluate baselines` wrote for each tier of test (pipeline.py makes them); their kNN and mean fusion, tuned on dev,
+stand beside every line. `--base` is a memory of the benchmark's `base` folder, indexed.
 """
 
 import os
@@ -38,16 +39,19 @@ class RecoVariant(Variant):
     """The variant whose runs are asked; they are its own unless given."""
     memory_percent: int = 100
     """How much of the memory's rows there is."""
+    on_base: bool = False
+    """Whether it is trained on the pairs that the base was trained on."""
 
 
 VARIANTS = (
     RecoVariant(name=PUBLISHED),
     RecoVariant(name="normalised before", train=PRE_NORM),
-    RecoVariant(name="cross-attention", train=("--fusion", "cross-attention", *PRE_NORM)),
+    RecoVariant(name="cross-attention", train=("--fusion", "cross-attention", *PRE_NORM), seeds=1),
     RecoVariant(name="residual", train=("--residual", *PRE_NORM)),
     RecoVariant(name="no retrieval", train=("-k", "0")),
     RecoVariant(name="nothing excluded", train=("--no-exclude",), seeds=1),
-    RecoVariant(name="mean", train=("--fusion", "mean")),
+    RecoVariant(name="mean", train=("--fusion", "mean"), seeds=1),
+    RecoVariant(name="trained on what the base knows", on_base=True, seeds=1),
     RecoVariant(name="image to image, text to text", train=("--image-fuse", "image", "--text-fuse", "text"), seeds=1),
     RecoVariant(
         name="across, then image for image",
@@ -71,16 +75,18 @@ class RecoStudy:
     memory: Path
     """The memory that is asked."""
     train: Path
-    """Base training as a memory."""
+    """A memory of pairs to learn from: of things nobody asks about, unknown to the base."""
     baselines: Path
     """Folder of the tiers' baselines."""
+    base: Path | None = None
+    """Base training as a memory; without it the variant trained on it is left out."""
     clusters: Path | None = None
-    """clusters.parquet; with it artwork and artist of a training pair are kept from it."""
+    """clusters.parquet; with it the artwork of a training pair is kept from it."""
     only: tuple[str, ...] = ()
     """Names of variants; all unless given."""
     seeds: int = 3
     """Of each variant."""
-    epochs: int = 4
+    epochs: int = 2
     """Times each pair is seen."""
     batch_size: int = 1024
     """Pairs a step."""
@@ -93,8 +99,9 @@ def fit(config: RecoStudy, variant: RecoVariant, seed: int) -> Path:
     run = config.out / slug(variant.name) / str(seed)
     loop = ("--epochs", config.epochs, "--batch-size", config.batch_size, "--learning-rate", config.learning_rate)
     neighbours = ("--looked-up", 50, "--spare", 50, "--neighbours", config.out / "neighbours")
-    apart = ("--clusters", config.clusters, "--apart", "artist_fold") if config.clusters else ()
-    given = (config.train, "--train", config.train, "--out", run, "--seed", seed, *loop, *neighbours, *apart)
+    apart = ("--clusters", config.clusters) if config.clusters else ()
+    pairs = config.base if variant.on_base else config.train
+    given = (pairs, "--train", pairs, "--out", run, "--seed", seed, *loop, *neighbours, *apart)
     run_once(run / "trained", "train", "reco", *given, *variant.train)
     return run
 
@@ -128,6 +135,8 @@ def runs_of(config: RecoStudy) -> dict[str, Sequence[Path]]:
     """Train and ask all variants; return each one's folders of answers."""
     runs = {}
     for variant in named(VARIANTS, config.only):
+        if variant.on_base and config.base is None:
+            continue
         source = next((other for other in VARIANTS if other.name == variant.like), variant)
         seeds = range(min(config.seeds, variant.seeds or config.seeds))
         runs[variant.name] = [ask(config, variant, fit(config, source, seed), seed) for seed in seeds]
