@@ -64,8 +64,8 @@ class Cut:
     """Key of what comes next, as far as that is known; empty behind the end."""
 
 
-def read_members(file: BinaryIO, wants: Callable[[str], bool] = lambda _: True) -> Iterator[Member | Cut]:
-    """The files of a tar in order; the bytes of those that are not wanted are passed over, and not read.
+def read_members(file: BinaryIO, wants: Callable[[str], bool] | None = None) -> Iterator[Member | Cut]:
+    """The files of a tar in order; those that are not wanted, if it is said which are, are passed over, and not read.
 
     Headers are taken one by one, because ``tarfile``'s own iteration takes a damaged header for the archive's end.
     """
@@ -79,10 +79,12 @@ def read_members(file: BinaryIO, wants: Callable[[str], bool] = lambda _: True) 
                 if not offset < tar.offset < MAX_TAR_BYTES:  # a negative size would lead back, round and round
                     raise tarfile.ReadError(f"a member claims {info.size} bytes")
                 key = split_name(info.name)[0]
-                member = _read_member(tar, info) if wants(info.name) else None
+                member = _read_member(tar, info) if wants is None or wants(info.name) else None
                 if member is not None:
                     yield member
                 offset, key = tar.offset, None
+                while wants is not None and _passes_over(tar, file, wants):
+                    offset = tar.offset
                 info = _next_header(tar, file)
         key = ""
         damage = "data behind the end-of-archive mark" if file.read(1 << 20).strip(b"\0") else None
@@ -92,6 +94,38 @@ def read_members(file: BinaryIO, wants: Callable[[str], bool] = lambda _: True) 
         damage = str(error) or type(error).__name__
     if damage is not None:
         yield Cut(f"breaks off at byte {offset}: {damage}", offset, key)
+
+
+def _passes_over(tar: tarfile.TarFile, file: BinaryIO, wants: Callable[[str], bool]) -> bool:
+    """Pass over one member if its header is plain and whole and it is not wanted: ten times as fast as tarfile."""
+    file.seek(tar.offset - 1)
+    block = file.read(1 + tarfile.BLOCKSIZE)[1:]  # the byte before it is the last of the member that came before
+    found = None if tar.pax_headers else _skim(block, tar)  # global headers may say otherwise
+    if found is None or wants(found[0]):
+        return False
+    after = tar.offset + tarfile.BLOCKSIZE * (1 - (-found[1] // tarfile.BLOCKSIZE))
+    if after >= MAX_TAR_BYTES:
+        return False
+    tar.offset = after
+    return True
+
+
+def _skim(block: bytes, tar: tarfile.TarFile) -> tuple[str, int] | None:
+    """Name and size in bytes by a plain file's header; None for all else: tarfile knows links, long names, damage."""
+    if len(block) < tarfile.BLOCKSIZE or block[156:157] not in (b"0", b"\0") or block[257:262] != b"ustar":
+        return None
+    try:
+        size, checksum = (int(block[start:end].strip(b" \0"), 8) for start, end in ((124, 136), (148, 156)))
+    except ValueError:
+        return None
+    if size < 0 or checksum != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        return None
+    name, prefix = (
+        field.partition(b"\0")[0].decode(tar.encoding or "utf-8", tar.errors or "strict")
+        for field in (block[:100], block[345:500])
+    )
+    whole = f"{prefix}/{name}" if prefix else name
+    return None if whole.endswith("/") else (whole, size)
 
 
 def _next_header(tar: tarfile.TarFile, file: BinaryIO) -> tarfile.TarInfo | None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tars import END, Member, good_pairs, header, pair, picture, raw, tar_bytes
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs, tars
 from memory_builder.sources import current_etag, find_sources
 
 if TYPE_CHECKING:
@@ -497,3 +497,35 @@ def test_reading_streams(monkeypatch: pytest.MonkeyPatch, shard: Callable[..., P
     first = next(iter(read_pairs(str(path))))
     assert isinstance(first, Pair)
     assert sum(read) < len(whole.getvalue()) / 10
+
+
+def _odd_tar(kind: int) -> bytes:
+    """Plain members between those that only tarfile knows: long names, folders, links, names that are no ASCII."""
+    members: list[Member] = [
+        (header("folder", kind=tarfile.DIRTYPE), b""),
+        (header("link", 0, tarfile.SYMTYPE, "x"), b""),
+    ]
+    for i in range(6):
+        members.append((f"folder/{i}.txt", b"t" * (700 * i)))
+        members.append((f"{'deep/' * (25 * (i % 2))}é{i}.png", bytes([i]) * 511))
+    members.append((f"{'l' * 90}/{'n' * 120}.txt", b"long"))
+    return tar_bytes(members, kind=kind)
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@given(st.data())
+@settings(max_examples=150, deadline=None)
+def test_passing_over_what_is_not_wanted_changes_nothing_else(kind: int, data: st.DataObject) -> None:
+    content = bytearray(_odd_tar(kind))
+    for _ in range(data.draw(st.integers(0, 2))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    content = content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))]
+    suffix = data.draw(st.sampled_from([".txt", ".png", "3.png", "nothing"]))
+
+    def read() -> list[tars.Member | tars.Cut]:
+        return list(tars.read_members(io.BytesIO(content), lambda name: name.endswith(suffix)))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tars, "_passes_over", lambda *_: False)
+        by_tarfile = read()
+    assert read() == by_tarfile
