@@ -48,6 +48,7 @@ VARIANTS = (
     RecoVariant(name="normalised before", train=PRE_NORM),
     RecoVariant(name="cross-attention", train=("--fusion", "cross-attention", *PRE_NORM), seeds=1),
     RecoVariant(name="residual", train=("--residual", *PRE_NORM)),
+    RecoVariant(name="told the rank", train=("--rank-embeddings",)),
     RecoVariant(name="no retrieval", train=("-k", "0")),
     RecoVariant(name="nothing excluded", train=("--no-exclude",), seeds=1),
     RecoVariant(name="mean", train=("--fusion", "mean"), seeds=1),
