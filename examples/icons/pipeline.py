@@ -121,7 +121,7 @@ def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
     """Return the steps of REACT: the pairs that the classes of all sets need, gated blocks, and what they are worth."""
     out, sets, subset, run = config.out, config.out / "benchmark", config.out / "subset", config.out / "react"
     asked = [sets / f"{side}-{tier}" for side in ("dev", "test") for tier in tiers(config)]
-    names = ("--mode", "both", "--per-query", 10 if config.sample else 20, "--exclude", *asked)
+    names = ("--mode", "t2t", "--per-query", 10 if config.sample else 20, "--exclude", *asked)
     length = ("--epochs", 1, "--batch-size", 128) if config.sample else ("--epochs", 6, "--batch-size", 256)
     settings = ("--augmentation", "none", "--positives", "caption", "--last-k", 2, *length)
     steps = [
