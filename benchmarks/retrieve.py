@@ -32,6 +32,9 @@ from memory_builder.scores import exact_scores
 from memory_builder.storage import Store
 from memory_builder.tables import parquet_bytes
 
+CLASSES = 20
+"""Of the subset: a class's first few pairs are shown on the page, which is no part of writing the rest."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieve:
@@ -135,14 +138,14 @@ def copy(sources: Sequence[Path], target: Path, n_bytes: int) -> float:
 
 def write(config: Retrieve, memory: Memory) -> None:
     """Pairs and bytes a second of writing tars, beside the plain copy."""
-    classes, templates = prompts(memory, 80 * 400)
+    classes, templates = prompts(memory, 80 * CLASSES)
     out = config.work / f"subset-{time.time_ns()}"
     request = Request(
         memory=str(config.memory),
         out=str(out),
         classes=tuple(classes),
-        templates=templates[:4],
-        config=RetrieveConfig(ask=AskConfig(per_query=config.pairs // 100)),
+        templates=templates[:1],
+        config=RetrieveConfig(ask=AskConfig(per_query=config.pairs // CLASSES)),
     )
     summary = retrieve(request, LocalRunner())
     records = done_pieces(Store(out))
