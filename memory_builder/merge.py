@@ -89,6 +89,7 @@ def merge_into(
     task = MergeTask(memory=store.root, snapshot=snapshot, keys=keys, out=out.root, target=target, numbered=numbered)
     there = out.read_sound_json(f"{target}/{RECORD}") or {"state": None}
     if there["state"] == task.state and all(out.exists(f"{target}/{name}") for name in (POPULATED, LISTS)):
+        _remove_ranges(out, target)
         return Merged(**there)
     index = open_lists(store, snapshot, keys)
     ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
@@ -107,10 +108,15 @@ def merge_into(
     tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, keys)
     _join(out, target, [f"{task.path(some)}.lists" for some in ranges], tuned)
     out.put(f"{target}/{RECORD}", json.dumps(asdict(merged), indent=1).encode())
-    for name in out.list(target):  # of this merge, and of killed ones of other states
+    _remove_ranges(out, target)
+    return merged
+
+
+def _remove_ranges(out: Store, target: str) -> None:
+    """What was gathered: by this merge, by one killed before it got here, and by killed ones of other states."""
+    for name in out.list(target):
         if name.startswith("lists-"):
             out.remove(f"{target}/{name}")
-    return merged
 
 
 def _join(out: Store, target: str, pieces: Sequence[str], populated: Any) -> None:

@@ -89,6 +89,17 @@ def test_a_killed_merge_goes_on_and_gives_the_same_bytes(tmp_path: Path, write_m
     assert (folder / "merged_index.ivfdata").read_bytes() == lists
 
 
+def test_what_was_gathered_goes_even_if_the_merge_was_killed_at_its_very_end(
+    tmp_path: Path, write_memory: Any, clustered: Any
+) -> None:
+    memory = build(tmp_path / "memory", KEYS[0], write_memory, clustered)
+    merge(memory.store, "image", runner=LocalRunner())
+    there = {path.name for path in merged_folder(memory).iterdir()}
+    (merged_folder(memory) / "lists-0123456789abcdef-00000000-00000016.lists").write_bytes(b"gathered")
+    merge(memory.store, "image", runner=LocalRunner())
+    assert {path.name for path in merged_folder(memory).iterdir()} == there
+
+
 def test_what_is_merged_is_left_alone_until_the_memory_changes(
     tmp_path: Path, write_memory: Any, clustered: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
