@@ -17,9 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Manifest, config_hash, read_description, shard_name
+from memory_builder.manifest import config_hash, shard_name
 from memory_builder.memory import Memory
-from memory_builder.rows import Ids, Rows, row_ids
+from memory_builder.rows import Ids
 from memory_builder.scores import unit_rows
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
@@ -49,33 +49,32 @@ class NeighbourTask:
     wants_gpu: bool = False
 
     def start(self) -> Callable[[int], Counter[str]]:
-        memory, train = Memory.open(self.memory), Store(self.train)
         return partial(
             find_shard,
             store=Store(self.folder),
-            memory=memory,
-            rows=Rows(train, Manifest.read_folded(train).commits, read_description(train).d),
+            memory=Memory.open(self.memory),
+            train=Memory.open(self.train),
             config=self.config,
             clusters=read_clusters(self.clusters),
         )
 
 
 def find_shard(
-    ordinal: int, *, store: Store, memory: Memory, rows: Rows, config: NeighbourConfig, clusters: Clusters
+    ordinal: int, *, store: Store, memory: Memory, train: Memory, config: NeighbourConfig, clusters: Clusters
 ) -> Counter[str]:
     """Look up one shard of training pairs: write what each finds, then the record. One that is recorded is left alone.
 
-    Rows that lack a picture or a caption cannot be trained on and are left out.
+    Rows that are deleted, or lack a picture or a caption and so cannot be trained on, are left out.
     """
     there = read_record(store, ordinal)
     if there is not None:
         return there
-    in_memory = rows.store.root == memory.store.root
-    pairs, captions = _training_pairs(rows, ordinal, clusters, in_memory, config.apart)
+    in_memory = train.store.root == memory.store.root
+    pairs, captions = _training_pairs(train, ordinal, clusters, in_memory, config.apart)
     n, counts = len(pairs.ids), Counter(pairs=len(pairs.ids))
     ids = np.empty((n, len(SIDES), config.looked_up), np.int64)
     with store.writing(vectors_path(ordinal)) as file:
-        vectors = _npy_to_fill(file, (n, 2 + 2 * config.looked_up, rows.d))
+        vectors = _npy_to_fill(file, (n, 2 + 2 * config.looked_up, train.description.d))
         for start in range(0, n, QUERIES):
             some = slice(start, start + QUERIES)
             vectors[some, 0], vectors[some, 1] = pairs.images[some], pairs.texts[some]
@@ -94,20 +93,20 @@ def find_shard(
 
 
 def _training_pairs(
-    rows: Rows, ordinal: int, clusters: Clusters, in_memory: bool, apart: str | None
+    train: Memory, ordinal: int, clusters: Clusters, in_memory: bool, apart: str | None
 ) -> tuple[Pairs, Ids]:
     """(pairs of a shard that have both sides, i64[n] a number for each caption)."""
-    ids = row_ids(ordinal, np.arange(rows.commits[ordinal].n_written))
-    images, texts = rows.vectors(ids, "image"), rows.vectors(ids, "text")
+    ids = train.row_ids(ordinal)
+    images, texts = train.vectors(ids, "image"), train.vectors(ids, "text")
     whole = np.flatnonzero(images.any(axis=1) & texts.any(axis=1))
-    table = rows.table(ids[whole])
+    table = train.rows(ids[whole])
     pairs = Pairs(
         ids=ids[whole],
         images=unit_rows(images[whole]),
         texts=unit_rows(texts[whole]),
         clusters=clusters.of(table["key"]),
         in_memory=in_memory,
-        apart=None if apart is None else column_of(rows.shard_metadata(ordinal, [apart]), apart)[whole],
+        apart=None if apart is None else column_of(train.metadata(ids[whole], [apart]), apart),
     )
     return pairs, np.array([caption_number(caption) for caption in table["caption"].to_pylist()], np.int64)
 
@@ -153,6 +152,7 @@ def neighbours_hash(memory: Memory, train: Memory, config: NeighbourConfig, clus
         {
             "memory": asdict(memory.snapshot) | {"root": memory.store.root},
             "train": {str(o): commit.checksums for o, commit in train.commits.items()},
+            "train_deleted": train.snapshot.tombstones_sha256,
             "config": asdict(config),
             "clusters": None if clusters is None else Store(clusters).checksum(""),
         }

@@ -1,6 +1,7 @@
 """What a training pair finds: what a plain search of all rows gives, never itself or its like, each row checked."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,23 @@ def test_rows_of_the_pairs_own_site_are_dropped_where_asked(memory, tmp_path):
     assert sum(some["image not apart"] for some in counts) > len(rows)
     with pytest.raises(UsageError, match="no column nothing"):
         find(memory, tmp_path / "other", NeighbourConfig(apart="nothing"))
+
+
+def test_deleted_rows_are_neither_trained_on_nor_found(memory, tmp_path):
+    root, ids = tmp_path / "memory", everything(memory)[0]
+    shutil.copytree(memory.store.root, root)
+    gone = np.concatenate([memory.row_ids(1), ids[100:150]])  # all of one shard, some of another
+    left = Memory.open(root).delete(ids=gone)
+    assert neighbours_hash(left, left, NeighbourConfig(), None) != neighbours_hash(
+        left, Memory.open(memory.store.root), NeighbourConfig(), None
+    )
+    counts = find(left, tmp_path / "found", NeighbourConfig(looked_up=K))
+    rows, found, _ = stored(tmp_path / "found", left, "image")
+    np.testing.assert_array_equal(rows, np.setdiff1d(np.delete(ids, range(20, 60)), gone))
+    assert not np.isin(found, gone).any()
+    assert [some["pairs"] for some in counts] == [160, 0, 100]
+    table = NeighbourTable(Store(tmp_path / "found"), left.commits)
+    assert len(table.read(np.arange(len(table)))) == 260
 
 
 def test_without_exclusion_a_pair_finds_itself(memory, tmp_path):
