@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from memory_builder.retrieve.evidence import KINDS
 from memory_builder.retrieve.thresholds import Thresholds
 
 BARS = {"JPEG 60": 0.99, "resize ±30 %": 0.99, "grey": 0.99, "white pad": 0.99, "flip": 0.95, "crop 5 %": 0.9}
@@ -27,7 +28,7 @@ Values = dict[str, dict[str, np.ndarray]]
 def read_values(path: Path) -> Values:
     table = pq.read_table(path)
     what = np.array(table["what"].to_pylist())
-    kinds = {kind: table[kind].to_numpy() * (-1 if kind in ("hash", "miniature") else 1) for kind in (*GRID, "both")}
+    kinds = {kind: table[kind].to_numpy() * (-1 if kind in ("hash", "miniature") else 1) for kind in KINDS}
     return {str(name): {kind: values[what == name] for kind, values in kinds.items()} for name in np.unique(what)}
 
 
@@ -41,7 +42,7 @@ def judge(folder: Path, lost: float) -> dict[str, Any]:
     dev, test = (read_values(folder / f"{side}.parquet") for side in ("dev", "test"))
     known, test["clean"] = ({kind: of[start::2] for kind, of in test["clean"].items()} for start in (0, 1))
     chosen = choose_union(dev, known)
-    single = {kind: limit_at(known[kind], lost) for kind in (*GRID, "both")}
+    single = {kind: limit_at(known[kind], lost) for kind in KINDS}
     limits = Thresholds(
         leak_embedding=round(chosen["embedding"], 4),
         leak_hash=round(-chosen["hash"]),
@@ -56,7 +57,7 @@ def judge(folder: Path, lost: float) -> dict[str, Any]:
         "single thresholds": single,
         "dev": counted(dev, chosen, single),
         "test": counted(test, chosen, single),
-        "curve": {kind: curve(test, kind) for kind in (*GRID, "both")},
+        "curve": {kind: curve(test, kind) for kind in KINDS},
     }
 
 
@@ -76,8 +77,7 @@ def found(values: dict[str, np.ndarray], limits: dict[str, float]) -> np.ndarray
 def choose_union(planted: Values, clean: dict[str, np.ndarray]) -> dict[str, float]:
     """Of the thresholds that find as much of each transform as its bar asks for, those that lose fewest clean pairs."""
     best: tuple[float, dict[str, float]] = (np.inf, {})
-    kinds = ("embedding", "hash", "miniature", "pixels")
-    for embedding, bits, levels, pixels in product(*(GRID[kind] for kind in kinds)):
+    for embedding, bits, levels, pixels in product(*GRID.values()):
         limits = {"embedding": embedding, "hash": -bits, "miniature": -levels, "pixels": pixels}
         limits = {kind: float(limit) for kind, limit in limits.items()}
         limits["both"] = min(enough(planted[name], limits, bar) for name, bar in BARS.items())

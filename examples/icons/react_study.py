@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from iconify import IconsError
-from study import Variant, named, run_once, sets_in, slug, tables
+from study import Variant, named, run_once, sets_in, slug, tables, write_tables
 
-from memory_builder.errors import MemoryBuilderError
 from trainer.customised import Choice
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.tasks import evaluate_zero_shot
@@ -122,10 +120,7 @@ def ask(config: ReactStudy, run: Path, share: float) -> Path:
 def runs_of(config: ReactStudy) -> dict[str, Sequence[Path]]:
     """Train and ask all variants; return each one's folders of answers."""
     chosen = named(VARIANTS, config.only)
-    runs = {
-        variant.name: [fit(config, variant, seed) for seed in range(min(config.seeds, variant.seeds or config.seeds))]
-        for variant in chosen
-    }
+    runs = {variant.name: [fit(config, variant, seed) for seed in variant.seeds_of(config.seeds)] for variant in chosen}
     return {
         f"{name}, {share:.0%}": [ask(config, run, share) for run in folders]
         for name, folders in runs.items()
@@ -133,19 +128,16 @@ def runs_of(config: ReactStudy) -> dict[str, Sequence[Path]]:
     }
 
 
+def tables_of(config: ReactStudy) -> str:
+    """Do the whole of it; return the tables."""
+    frozen = ask(config, fit(config, named(VARIANTS, config.only)[0], 0), 0.0)
+    return tables(runs_of(config), ("zero-shot",), frozen, config.baselines, RIVALS)
+
+
 def main() -> int:
     """Run the command; 0 is success, 1 a step that failed."""
     config = tyro.cli(ReactStudy, description=__doc__)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        frozen = ask(config, fit(config, named(VARIANTS, config.only)[0], 0), 0.0)
-        made = tables(runs_of(config), ("zero-shot",), frozen, config.baselines, RIVALS)
-        (config.out / "tables.md").write_text(made, encoding="utf-8")
-    except (IconsError, MemoryBuilderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"tables: {config.out / 'tables.md'}")
-    return 0
+    return write_tables(config.out, lambda: tables_of(config))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     uv run python examples/icons/reco_study.py --out ~/icons/reco-study --benchmark ~/icons/benchmark \
         --memory ~/icons/memory --train ~/icons/memory-unasked --base ~/icons/base-memory --baselines ~/icons/runs \
-        --clusters ~/icons/clusters/clusters.parquet
+        --clusters ~/icons/clusters/clusters.parquet --often ~/icons/memory-often
 
 It is trained on pairs of things that nobody asks about and that the base has not seen (unasked.py), with neighbours
 among them (other artwork), and asked with the memory that holds the entities. `--baselines` has the folders that
@@ -10,18 +10,16 @@ among them (other artwork), and asked with the memory that holds the entities. `
 stand beside every line. `--base` is a memory of the benchmark's `base` folder, indexed.
 """
 
-import os
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
-from iconify import IconsError
-from study import CAPTIONED, SETS, Variant, memory_builder, named, recall_table, run_once, sets_in, slug, tables
+from study import CAPTIONED, SETS, Variant, named, recall_table, run_once, sets_in, slug, tables, write_tables
+from without import memory_without
 
-from memory_builder.errors import MemoryBuilderError
 from trainer.evaluate.reco_task import Refinement, encoder_of, evaluate_reco
 from trainer.evaluate.setting import Setting
 
@@ -39,8 +37,8 @@ class RecoVariant(Variant):
     """The variant whose runs are asked; they are its own unless given."""
     memory_percent: int = 100
     """How much of the memory's rows there is."""
-    on_base: bool = False
-    """Whether it is trained on the pairs that the base was trained on."""
+    on: Literal["train", "often", "base"] = "train"
+    """Which of the study's memories it is trained on."""
 
 
 VARIANTS = (
@@ -52,7 +50,9 @@ VARIANTS = (
     RecoVariant(name="no retrieval", train=("-k", "0")),
     RecoVariant(name="nothing excluded", train=("--no-exclude",), seeds=1),
     RecoVariant(name="mean", train=("--fusion", "mean"), seeds=1),
-    RecoVariant(name="trained on what the base knows", on_base=True, seeds=1),
+    RecoVariant(name="trained on what the base knows", on="base", seeds=1),
+    RecoVariant(name="trained on things drawn often", on="often"),
+    RecoVariant(name="trained on things drawn often, residual", on="often", train=("--residual", *PRE_NORM)),
     RecoVariant(name="image to image, text to text", train=("--image-fuse", "image", "--text-fuse", "text"), seeds=1),
     RecoVariant(
         name="across, then image for image",
@@ -79,6 +79,8 @@ class RecoStudy:
     """A memory of pairs to learn from: of things nobody asks about, unknown to the base."""
     baselines: Path
     """Folder of the tiers' baselines."""
+    often: Path | None = None
+    """Those of things drawn three times or more; without it the variants trained on it are left out."""
     base: Path | None = None
     """Base training as a memory; without it the variant trained on it is left out."""
     clusters: Path | None = None
@@ -87,8 +89,8 @@ class RecoStudy:
     """Names of variants; all unless given."""
     seeds: int = 3
     """Of each variant."""
-    epochs: int = 2
-    """Times each pair is seen."""
+    steps: int = 360
+    """Of training, whatever the number of pairs; two epochs of the memory's."""
     batch_size: int = 1024
     """Pairs a step."""
     learning_rate: float = 1e-3
@@ -98,11 +100,12 @@ class RecoStudy:
 def fit(config: RecoStudy, variant: RecoVariant, seed: int) -> Path:
     """Train a variant once; return its run."""
     run = config.out / slug(variant.name) / str(seed)
-    loop = ("--epochs", config.epochs, "--batch-size", config.batch_size, "--learning-rate", config.learning_rate)
+    length = ("--epochs", 1_000, "--max-steps", config.steps, "--batch-size", config.batch_size)
+    loop = (*length, "--learning-rate", config.learning_rate)
     neighbours = ("--looked-up", 50, "--spare", 50, "--neighbours", config.out / "neighbours")
     apart = ("--clusters", config.clusters) if config.clusters else ()
-    pairs = config.base if variant.on_base else config.train
-    given = (pairs, "--train", pairs, "--out", run, "--seed", seed, *loop, *neighbours, *apart)
+    memory = config.base if variant.on == "base" else config.train
+    given = (memory, "--train", getattr(config, variant.on), "--out", run, "--seed", seed, *loop, *neighbours, *apart)
     run_once(run / "trained", "train", "reco", *given, *variant.train)
     return run
 
@@ -123,12 +126,7 @@ def ask(config: RecoStudy, variant: RecoVariant, run: Path, seed: int) -> Path:
 def shrunk(config: RecoStudy, percent: int) -> Path:
     """Return a memory of so many per cent of the rows, drawn by the hash of their pictures."""
     folder = config.out / f"memory-{percent}"
-    if not (folder / "shrunk").exists():
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.copytree(config.memory, folder, copy_function=os.link)
-        bound = f"{int(16**8 * percent / 100):08x}"
-        memory_builder("delete", folder, "--where", f"sha256 >= '{bound}'")
-        (folder / "shrunk").touch()
+    memory_without(config.memory, folder, "--where", f"sha256 >= '{int(16**8 * percent / 100):08x}'")
     return folder
 
 
@@ -136,30 +134,26 @@ def runs_of(config: RecoStudy) -> dict[str, Sequence[Path]]:
     """Train and ask all variants; return each one's folders of answers."""
     runs = {}
     for variant in named(VARIANTS, config.only):
-        if variant.on_base and config.base is None:
+        if getattr(config, variant.on) is None:
             continue
         source = next((other for other in VARIANTS if other.name == variant.like), variant)
-        seeds = range(min(config.seeds, variant.seeds or config.seeds))
+        seeds = variant.seeds_of(config.seeds)
         runs[variant.name] = [ask(config, variant, fit(config, source, seed), seed) for seed in seeds]
     return runs
+
+
+def tables_of(config: RecoStudy) -> str:
+    """Do the whole of it; return the tables."""
+    runs = runs_of(config)
+    made = tables(runs, METHODS, next(iter(runs.values()))[0], config.baselines, RIVALS)
+    found = [recall_table(runs, ("retrieval", *METHODS), name) for name in CAPTIONED]
+    return "\n\n".join([made.strip(), *filter(None, found)]) + "\n"
 
 
 def main() -> int:
     """Run the command; 0 is success, 1 a step that failed."""
     config = tyro.cli(RecoStudy, description=__doc__)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        runs = runs_of(config)
-        made = tables(runs, METHODS, next(iter(runs.values()))[0], config.baselines, RIVALS)
-        found = [recall_table(runs, ("retrieval", *METHODS), name) for name in CAPTIONED]
-        (config.out / "tables.md").write_text(
-            "\n\n".join([made.strip(), *filter(None, found)]) + "\n", encoding="utf-8"
-        )
-    except (IconsError, MemoryBuilderError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"tables: {config.out / 'tables.md'}")
-    return 0
+    return write_tables(config.out, lambda: tables_of(config))
 
 
 if __name__ == "__main__":

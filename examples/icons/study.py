@@ -7,7 +7,7 @@ sets lists all of them.
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +15,7 @@ from typing import TypeVar
 import numpy as np
 from iconify import IconsError
 
+from memory_builder.errors import MemoryBuilderError
 from memory_builder.storage import Store
 from trainer.evaluate.arrays import Labels
 from trainer.evaluate.intervals import Reals, interval, paired_difference
@@ -37,6 +38,10 @@ class Variant:
     """Flags of the training command, after the study's own."""
     seeds: int | None = None
     """If fewer than the study has."""
+
+    def seeds_of(self, most: int) -> range:
+        """Return the seeds of a study that has so many at most."""
+        return range(min(most, self.seeds or most))
 
 
 AnyVariant = TypeVar("AnyVariant", bound=Variant)
@@ -172,6 +177,18 @@ def recall_table(runs: dict[str, Sequence[Path]], methods: Sequence[str], name: 
             rows.append([f"{label}: {method}", *(f"{100 * mean:.1f}" for mean in means)])
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join([f"### {name}", "", *(f"| {' | '.join(row)} |" for row in lines)]) if rows else ""
+
+
+def write_tables(out: Path, make: Callable[[], str]) -> int:
+    """Make a study's tables and write ``tables.md``; return the exit code: 0 is success, 1 a step that failed."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "tables.md").write_text(make(), encoding="utf-8")
+    except (IconsError, MemoryBuilderError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"tables: {out / 'tables.md'}")
+    return 0
 
 
 def named(variants: Sequence[AnyVariant], only: Sequence[str]) -> list[AnyVariant]:

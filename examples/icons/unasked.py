@@ -4,22 +4,21 @@
 
 Its files are the memory's own, by hard links, and its rows of dev and test entities are deleted. The base model has
 seen none of these pictures. Pairs that it was trained on teach a fusion little: what it knows by heart it need not
-look up.
+look up. Nor do pairs of a thing that is drawn once, as all that they find shows something else: `--fewest 3` leaves
+them out too.
 """
 
-import os
-import shutil
 import sys
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import tyro
-
-from memory_builder.cli import main as memory_builder
+from iconify import IconsError
+from without import memory_without
 
 ASKED = ("dev", "test")
-DONE = "unasked"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,28 +31,36 @@ class Unasked:
     """Folder that splits.py wrote."""
     out: Path
     """Folder of the new memory; what lies there is replaced unless it is whole."""
+    fewest: int = 1
+    """Drawings (clusters) that the memory has of each thing that is kept."""
 
 
-def keys_of_asked(splits: Path) -> list[str]:
-    """Return the keys of the memory's rows that show what a dev or a test set asks about."""
-    table = pq.read_table(splits / "splits.parquet", columns=["key", "entity", "split"]).to_pylist()
+def keys_left_out(splits: Path, fewest: int) -> list[str]:
+    """Return the keys of the memory's rows that show what a set asks about, or what is too rarely drawn."""
+    table = pq.read_table(splits / "splits.parquet", columns=["key", "entity", "cluster", "split"]).to_pylist()
     asked = {row["entity"] for row in table if row["split"] in ASKED}
-    return [row["key"] for row in table if row["split"] == "memory" and row["entity"] in asked]
+    rows, drawings = [row for row in table if row["split"] == "memory"], defaultdict(set)
+    for row in rows:
+        drawings[row["entity"]].add(row["cluster"])
+    return [row["key"] for row in rows if row["entity"] in asked or len(drawings[row["entity"]]) < fewest]
 
 
-def main(config: Unasked) -> int:
-    """Do it; return the exit code of the deletion."""
-    if (config.out / DONE).exists():
-        return 0
-    shutil.rmtree(config.out, ignore_errors=True)
-    shutil.copytree(config.memory, config.out, copy_function=os.link)
+def make_unasked(config: Unasked) -> None:
+    """Do it, unless it was done before."""
     keys = config.out.with_name(f"{config.out.name}-left-out.txt")
-    keys.write_text("".join(f"{key}\n" for key in keys_of_asked(config.splits)), encoding="utf-8")
-    code = memory_builder(["delete", str(config.out), "--keys", str(keys)])
-    if code == 0:
-        (config.out / DONE).touch()
-    return code
+    keys.write_text("".join(f"{key}\n" for key in keys_left_out(config.splits, config.fewest)), encoding="utf-8")
+    memory_without(config.memory, config.out, "--keys", str(keys))
+
+
+def main() -> int:
+    """Run the command; 0 is success, 1 a deletion that failed."""
+    try:
+        make_unasked(tyro.cli(Unasked, description=__doc__))
+    except IconsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Unasked, description=__doc__)))
+    sys.exit(main())

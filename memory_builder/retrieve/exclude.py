@@ -101,8 +101,8 @@ class _Picture:
     key: str
     sha256: str
     pixels: Pixels
-    glyphs: Glyphs
-    miniatures: Miniatures
+    glyph: Glyphs
+    miniature: Miniatures
 
 
 def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> ExcludedRecord:
@@ -122,9 +122,9 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
     ]
     vectors = np.concatenate(batches) if batches else np.zeros((0, encoder.d), np.float16)
     store.put(f"{FOLDER}/{name}.vectors.npy", npy_bytes(vectors))
-    for kind, shape in (("glyphs", (32, 32)), ("miniatures", (8, 8, 3))):
+    for kind, shape in (("glyph", (32, 32)), ("miniature", (8, 8, 3))):
         arrays = [getattr(picture, kind) for picture in usable]
-        store.put(f"{FOLDER}/{name}.{kind}.npy", npy_bytes(np.array(arrays, np.uint8).reshape(-1, *shape)))
+        store.put(f"{FOLDER}/{name}.{kind}s.npy", npy_bytes(np.array(arrays, np.uint8).reshape(-1, *shape)))
     keys = [{"uri": item.uri, "key": p.key, "sha256": p.sha256} for p in usable]
     store.put(f"{FOLDER}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(keys, schema=KEYS)))
     n_unreadable = len(pictures) - len(usable)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from unasked import Unasked, main
+from unasked import Unasked, make_unasked
 
 from memory_builder import Memory
 from memory_builder.cli import main as memory_builder
@@ -21,19 +21,25 @@ def test_rows_of_asked_things_are_left_out(tmp_path: Path, model_dir: Path) -> N
     assert memory_builder(["index", str(root)]) == 0
     whole = Memory.open(root)
     keys = whole.rows(whole.row_ids(0), ["key"])["key"].to_pylist()
-    rows = [{"key": key, "entity": f"thing {i % 50}", "split": "memory"} for i, key in enumerate(keys)]
+    # Thing 9 is drawn once, in all its pictures.
+    rows = [
+        {"key": key, "entity": f"thing {i % 50}", "cluster": 9 if i % 50 == 9 else 100 + i, "split": "memory"}
+        for i, key in enumerate(keys)
+    ]
     rows += [
-        {"key": "asked", "entity": "thing 7", "split": "test"},
-        {"key": "asked on dev", "entity": "thing 8", "split": "dev"},
-        {"key": "learnt by the base", "entity": "thing 9", "split": "base"},
+        {"key": "asked", "entity": "thing 7", "cluster": 1, "split": "test"},
+        {"key": "asked on dev", "entity": "thing 8", "cluster": 2, "split": "dev"},
+        {"key": "learnt by the base", "entity": "thing 9", "cluster": 3, "split": "base"},
     ]
     (tmp_path / "splits").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "splits" / "splits.parquet")
     for _ in range(2):  # the second time it is there
-        assert main(Unasked(memory=root, splits=tmp_path / "splits", out=out)) == 0
+        make_unasked(Unasked(memory=root, splits=tmp_path / "splits", out=out))
     left = Memory.open(out)
     found = left.search(vectors=whole.vectors(whole.row_ids(0)[:60]), k=1).ids[:, 0]
     expected = [i % 50 not in (7, 8) for i in range(60)]
     assert [hit == row for hit, row in zip(found, whole.row_ids(0)[:60], strict=True)] == expected
     assert len(left) == len(whole) - sum(i % 50 in (7, 8) for i in range(len(keys)))
     assert len(Memory.open(root)) == len(keys)
+    make_unasked(Unasked(memory=root, splits=tmp_path / "splits", out=tmp_path / "often", fewest=2))
+    assert len(Memory.open(tmp_path / "often")) == len(left) - sum(i % 50 == 9 for i in range(len(keys)))

@@ -84,10 +84,8 @@ class Refined:
         if not is_text:
             return found.vectors
         distinct, place = np.unique(found.ids, return_inverse=True)
-        names, captions = (
-            Names(self._test.dataset.classes),
-            self._memory.rows(distinct, ["caption"])["caption"].to_pylist(),
-        )
+        names = Names(self._test.dataset.classes)
+        captions = self._memory.rows(distinct, ["caption"])["caption"].to_pylist()
         texts = [names.exchange(caption or "", permutation) for caption in captions]
         changed = [i for i, (text, caption) in enumerate(zip(texts, captions, strict=True)) if text != (caption or "")]
         vectors, place = found.vectors.copy(), place.reshape(found.ids.shape)
