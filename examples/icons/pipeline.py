@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,17 +93,10 @@ def steps_of(config: Pipeline) -> list[Step]:
         command = memory_builder("evaluate", "baselines", *named, "--memory", memory, *given)
         steps.append(Step(name=f"baselines-{tier}", command=command))
         runs.append(out / "runs" / tier)
-    if not config.sample:
-        few, dev = sets / "test-few-shot", sets / "dev-few-shot"
-        given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot", "--shots", *SHOTS)
-        steps.append(Step(name="few-shot", command=memory_builder("evaluate", "linear-probe", *named, *given)))
-        runs.append(out / "runs" / "few-shot")
+    steps += few_shot_steps(config, named)
     steps += react_steps(config, named) + reco_steps(config) + both_steps(config)
-    if not config.sample:
-        given = ("--dataset", few, "--dev", dev, "--out", out / "runs" / "few-shot-react", "--shots", *SHOTS)
-        probe = memory_builder("evaluate", "linear-probe", "--run", out / "react", *given)
-        steps.append(Step(name="few-shot-react", command=probe))
-        runs.append(out / "runs" / "few-shot-react")
+    steps += few_shot_steps(config, ("--run", out / "react"), "-react")
+    runs += [] if config.sample else [out / "runs" / "few-shot", out / "runs" / "few-shot-react"]
     runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
     return [
@@ -115,6 +109,23 @@ def steps_of(config: Pipeline) -> list[Step]:
 def tiers(config: Pipeline) -> tuple[str, ...]:
     """Return the tiers that are asked about."""
     return TIERS[-1:] if config.sample else TIERS
+
+
+def few_shot_steps(config: Pipeline, model: Sequence[object], on: str = "") -> list[Step]:
+    """Return the steps that learn from a few pictures of each class: a linear probe, and the image tower with it.
+
+    Args:
+        config: the pipeline's; the sample has no such sets.
+        model: flags that name it.
+        on: what its folder's name ends with, where the model is not the base.
+    """
+    sets, answers = config.out / "benchmark", config.out / "runs" / f"few-shot{on}"
+    given = (*model, "--dataset", sets / "test-few-shot", "--dev", sets / "dev-few-shot", "--out", answers)
+    steps = [
+        Step(name=f"few-shot{on}", command=memory_builder("evaluate", "linear-probe", *given, "--shots", *SHOTS)),
+        Step(name=f"fine-tune{on}", command=memory_builder("evaluate", "few-shot", *given, "--shots", "4", "all")),
+    ]
+    return [] if config.sample else steps
 
 
 def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
@@ -148,13 +159,15 @@ def reco_steps(config: Pipeline, on: str = "") -> list[Step]:
         on: what its folders' names end with, where the frozen model is not the base.
     """
     out, sets, run, memory = config.out, config.out / "benchmark", config.out / f"reco{on}", config.out / f"memory{on}"
-    steps, pairs, length = [], memory, ("--epochs", 10, "--batch-size", 256)
+    steps, unasked, pairs, length = [], memory, memory, ("--epochs", 10, "--batch-size", 256)
     if not config.sample:
-        pairs, length = out / f"memory-unasked{on}", ("--epochs", 2, "--batch-size", 1024)
+        unasked, pairs = out / f"memory-unasked{on}", out / f"memory-often{on}"
+        for folder, fewest in ((unasked, 1), (pairs, 3)):
+            given = ("--memory", memory, "--splits", out / "splits", "--fewest", fewest, "--out", folder)
+            steps.append(Step(name=folder.name.removeprefix("memory-"), command=script("unasked", *given)))
+        length = ("--epochs", 1_000, "--max-steps", 360, "--batch-size", 1_024)
         length += ("--clusters", out / "clusters" / "clusters.parquet")
-        unasked = script("unasked", "--memory", memory, "--splits", out / "splits", "--out", pairs)
-        steps.append(Step(name=f"unasked{on}", command=unasked))
-    command = memory_builder("train", "reco", pairs, "--train", pairs, "--out", run, *length)
+    command = memory_builder("train", "reco", unasked, "--train", pairs, "--out", run, *length)
     steps.append(Step(name=f"reco{on}", command=command))
     for tier in tiers(config):
         given = ("--run", run, "--memory", memory, "--dataset", sets / f"test-{tier}")

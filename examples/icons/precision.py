@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
+from charts import COLOURS, ChartLine, line_chart
 from leaks import TIERS
 from prepare import put_json
 
@@ -32,7 +33,6 @@ from memory_builder.shards import Pair, read_pairs
 
 MODES: tuple[Mode, ...] = ("t2i", "t2t", "i2i", "i2t")
 RANKS = (1, 2, 5, 10, 20, 50)
-COLOURS = {"t2i": "#1f5fbf", "t2t": "#b3541e", "i2i": "#1f7a4d", "i2t": "#8a3ea8"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,34 +168,17 @@ def measure(config: Precision) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], side: str) -> str:
     """Precision by rank, a line a mode, dashed without the rows whose caption is the class name."""
-    width, height, left, bottom = 460, 300, 48, 44
-
-    def x(rank: int) -> float:
-        return left + (width - left - 90) * RANKS.index(rank) / (len(RANKS) - 1)
-
-    def y(value: float) -> float:
-        return 16 + (height - 16 - bottom) * (1 - value)
-
-    end, below = width - 90, f"rows found for a class ({side})"
-    parts = []
-    for v in (0, 0.25, 0.5, 0.75, 1):
-        parts.append(f'<line x1="{left}" x2="{end}" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="#d5dae0"/>')
-        parts.append(f'<text x="{left - 6}" y="{y(v) + 4:.1f}" text-anchor="end">{v:g}</text>')
-    for rank in RANKS:
-        parts.append(f'<text x="{x(rank):.1f}" y="{height - bottom + 18}" text-anchor="middle">{rank}</text>')
-    parts.append(f'<text x="{(left + end) / 2}" y="{height - 6}" text-anchor="middle">{below}</text>')
-    for mode in MODES:
-        for kind, dash in (("p", ""), ("other p", ' stroke-dasharray="5 4"')):
-            values = [(rank, found[side][mode]["all"][f"{kind}@{rank}"]) for rank in RANKS]
-            points = " ".join(f"{x(rank):.1f},{y(value):.1f}" for rank, value in values if value is not None)
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{COLOURS[mode]}" stroke-width="2"{dash}/>')
-        last = found[side][mode]["all"][f"p@{RANKS[-1]}"]
-        parts.append(f'<text x="{width - 84}" y="{y(last) + 4:.1f}" style="fill:{COLOURS[mode]}">{mode}</text>')
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'font-family="system-ui, sans-serif" font-size="12" fill="#56616e"><rect width="{width}" height="{height}" '
-        f'fill="#fff"/>{"".join(parts)}</svg>\n'
-    )
+    lines = [
+        ChartLine(
+            label=mode if kind == "p" else "",
+            values=[found[side][mode]["all"][f"{kind}@{rank}"] for rank in RANKS],
+            colour=colour,
+            dashed=kind != "p",
+        )
+        for mode, colour in zip(MODES, COLOURS, strict=True)
+        for kind in ("p", "other p")
+    ]
+    return line_chart(f"rows found for a class ({side})", [str(r) for r in RANKS], lines, 1, (0, 0.25, 0.5, 0.75, 1))
 
 
 def main() -> int:

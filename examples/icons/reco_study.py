@@ -1,8 +1,8 @@
 """RECO on the icons benchmark: the published fusion, its variants, remedies and controls, three seeds each.
 
     uv run python examples/icons/reco_study.py --out ~/icons/reco-study --benchmark ~/icons/benchmark \
-        --memory ~/icons/memory --train ~/icons/memory-unasked --base ~/icons/base-memory --baselines ~/icons/runs \
-        --clusters ~/icons/clusters/clusters.parquet --often ~/icons/memory-often
+        --memory ~/icons/memory --unasked ~/icons/memory-unasked --train ~/icons/memory-often \
+        --baselines ~/icons/runs --base ~/icons/base-memory --clusters ~/icons/clusters/clusters.parquet
 
 It is trained on pairs of things that nobody asks about and that the base has not seen (unasked.py), with neighbours
 among them (other artwork), and asked with the memory that holds the entities. `--baselines` has the folders that
@@ -10,6 +10,7 @@ among them (other artwork), and asked with the memory that holds the entities. `
 stand beside every line. `--base` is a memory of the benchmark's `base` folder, indexed.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,25 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from study import CAPTIONED, SETS, Variant, named, recall_table, run_once, sets_in, slug, tables, write_tables
+from charts import COLOURS, ChartLine, line_chart
+from study import (
+    CAPTIONED,
+    SETS,
+    TIERS,
+    Variant,
+    lines_of,
+    named,
+    recall_table,
+    run_once,
+    sets_in,
+    slug,
+    tables,
+    write_tables,
+)
 from without import memory_without
 
+from trainer.evaluate.intervals import interval
+from trainer.evaluate.metrics import class_sums
 from trainer.evaluate.reco_task import Refinement, encoder_of, evaluate_reco
 from trainer.evaluate.setting import Setting
 
@@ -27,6 +44,8 @@ METHODS = ("reco-image", "reco-text", "reco-both")
 RIVALS = ("zero-shot", "mean-fusion", "knn")
 PUBLISHED = "published"
 PRE_NORM = ("--norm", "pre")
+RESIDUAL = ("--residual", *PRE_NORM)
+RANKED = ("--rank-embeddings",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,22 +56,24 @@ class RecoVariant(Variant):
     """The variant whose runs are asked; they are its own unless given."""
     memory_percent: int = 100
     """How much of the memory's rows there is."""
-    on: Literal["train", "often", "base"] = "train"
-    """Which of the study's memories it is trained on."""
+    on: Literal["train", "unasked", "base"] = "train"
+    """Which of the study's pairs it is trained on."""
 
 
 VARIANTS = (
     RecoVariant(name=PUBLISHED),
-    RecoVariant(name="normalised before", train=PRE_NORM),
+    RecoVariant(name="told the rank", train=RANKED),
+    RecoVariant(name="residual", train=RESIDUAL),
+    RecoVariant(name="told the rank, residual", train=(*RANKED, *RESIDUAL)),
+    RecoVariant(name="normalised before", train=PRE_NORM, seeds=1),
     RecoVariant(name="cross-attention", train=("--fusion", "cross-attention", *PRE_NORM), seeds=1),
-    RecoVariant(name="residual", train=("--residual", *PRE_NORM)),
-    RecoVariant(name="told the rank", train=("--rank-embeddings",)),
+    RecoVariant(name="mean", train=("--fusion", "mean"), seeds=1),
     RecoVariant(name="no retrieval", train=("-k", "0")),
     RecoVariant(name="nothing excluded", train=("--no-exclude",), seeds=1),
-    RecoVariant(name="mean", train=("--fusion", "mean"), seeds=1),
+    RecoVariant(name="trained on things drawn once, too", on="unasked", seeds=1),
     RecoVariant(name="trained on what the base knows", on="base", seeds=1),
-    RecoVariant(name="trained on things drawn often", on="often"),
-    RecoVariant(name="trained on things drawn often, residual", on="often", train=("--residual", *PRE_NORM)),
+    *(RecoVariant(name=f"k = {k}", train=("-k", str(k)), seeds=1) for k in (1, 5, 20, 50)),
+    *(RecoVariant(name=f"{share} % of the memory", like=PUBLISHED, memory_percent=share) for share in (10, 30)),
     RecoVariant(name="image to image, text to text", train=("--image-fuse", "image", "--text-fuse", "text"), seeds=1),
     RecoVariant(
         name="across, then image for image",
@@ -60,9 +81,14 @@ VARIANTS = (
         seeds=1,
     ),
     RecoVariant(name="across, then across", train=("--image-search", "text", "--text-search", "image"), seeds=1),
-    *(RecoVariant(name=f"k = {k}", train=("-k", str(k)), seeds=1) for k in (1, 5, 20, 50)),
-    *(RecoVariant(name=f"{share} % of the memory", like=PUBLISHED, memory_percent=share) for share in (10, 30)),
 )
+SWEEPS = {  # chart → what its places are, and the variant at each; at 0 is the frozen model
+    "by-k": ("rows fused (k)", {k: PUBLISHED if k == 10 else f"k = {k}" for k in (1, 5, 10, 20, 50)}),
+    "by-memory": (
+        "per cent of the memory",
+        {share: PUBLISHED if share == 100 else f"{share} % of the memory" for share in (10, 30, 100)},
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,12 +101,12 @@ class RecoStudy:
     """Folder that benchmark.py wrote."""
     memory: Path
     """The memory that is asked."""
+    unasked: Path
+    """A memory of things nobody asks about, unknown to the base, where what is trained on looks for neighbours."""
     train: Path
-    """A memory of pairs to learn from: of things nobody asks about, unknown to the base."""
+    """Those of its pairs that are trained on: things drawn often."""
     baselines: Path
     """Folder of the tiers' baselines."""
-    often: Path | None = None
-    """Those of things drawn three times or more; without it the variants trained on it are left out."""
     base: Path | None = None
     """Base training as a memory; without it the variant trained on it is left out."""
     clusters: Path | None = None
@@ -104,7 +130,7 @@ def fit(config: RecoStudy, variant: RecoVariant, seed: int) -> Path:
     loop = (*length, "--learning-rate", config.learning_rate)
     neighbours = ("--looked-up", 50, "--spare", 50, "--neighbours", config.out / "neighbours")
     apart = ("--clusters", config.clusters) if config.clusters else ()
-    memory = config.base if variant.on == "base" else config.train
+    memory = config.base if variant.on == "base" else config.unasked
     given = (memory, "--train", getattr(config, variant.on), "--out", run, "--seed", seed, *loop, *neighbours, *apart)
     run_once(run / "trained", "train", "reco", *given, *variant.train)
     return run
@@ -142,9 +168,32 @@ def runs_of(config: RecoStudy) -> dict[str, Sequence[Path]]:
     return runs
 
 
+def sweep_chart(config: RecoStudy, runs: dict[str, Sequence[Path]], name: str) -> str | None:
+    """Return the chart of both sides refined, on the test sets; None unless every variant of it was measured."""
+    below, variants = SWEEPS[name]
+    if not set(variants.values()) <= set(runs):
+        return None
+    drawn = []
+    for tier, colour in zip(TIERS, COLOURS, strict=False):
+        lines = [line for v in variants.values() for line in lines_of({v: runs[v]}, METHODS[-1:], f"test-{tier}")]
+        if not lines:  # there is no set of this tier
+            continue
+        lines = [*lines_of({"": [config.baselines / tier]}, RIVALS[:1], f"test-{tier}"), *lines]
+        sums = [class_sums(100 * line.right["top1"], line.labels) for line in lines]
+        spans = [interval(of_line) for of_line in sums]
+        drawn.append(ChartLine(label=tier, values=[s.value for s in sums], colour=colour, spans=spans))
+    if not drawn:
+        return None
+    top = 5 * math.ceil(max(high for line in drawn for _, high in line.spans) / 5)
+    return line_chart(f"{below}; top-1, test", ["frozen", *map(str, variants)], drawn, top, range(0, top + 1, 5))
+
+
 def tables_of(config: RecoStudy) -> str:
     """Do the whole of it; return the tables."""
     runs = runs_of(config)
+    for name in SWEEPS:
+        if chart := sweep_chart(config, runs, name):
+            (config.out / f"{name}.svg").write_text(chart, encoding="utf-8")
     made = tables(runs, METHODS, next(iter(runs.values()))[0], config.baselines, RIVALS)
     found = [recall_table(runs, ("retrieval", *METHODS), name) for name in CAPTIONED]
     return "\n\n".join([made.strip(), *filter(None, found)]) + "\n"

@@ -136,6 +136,26 @@ def table(title: str, lines: Sequence[Line], rivals: Sequence[Line]) -> str:
     return "\n".join([f"### {title}", "", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
+def overview(side: str, measured: dict[str, tuple[Sequence[Line], Sequence[Line]]]) -> str:
+    """Return a Markdown table of top-1, a line for each method and a column for each tier, beside the first rival.
+
+    Args:
+        side: dev or test.
+        measured: set → its lines, and their rivals.
+    """
+    rows: dict[str, dict[str, str]] = {}
+    names = [name for name in measured if name.startswith(side)]
+    for name in names:
+        lines, rivals = measured[name]
+        for line in lines:
+            label, top1, _, difference = cells(line, rivals[:1])
+            rows.setdefault(label, {})[name] = top1 if difference == "–" else f"{top1}; {difference}"
+    head = [f"top-1 (95 %) ± seeds; over {measured[names[0]][1][0].label}", *names]
+    table_rows = [head, ["---", *["---:"] * len(names)]]
+    table_rows += [[label, *(found.get(name, "–") for name in names)] for label, found in rows.items()]
+    return "\n".join([f"### {side}, all tiers", "", *(f"| {' | '.join(row)} |" for row in table_rows)])
+
+
 def tables(
     runs: dict[str, Sequence[Path]],
     methods: Sequence[str],
@@ -143,7 +163,7 @@ def tables(
     baselines: Path,
     rivals: Sequence[str],
 ) -> str:
-    """Return the tables of all sets, dev first, as choices are made there.
+    """Return the tables, dev first, as choices are made there: all sets of a side in one, then one for each set.
 
     Args:
         runs: variant → the folders of its seeds' answers.
@@ -152,13 +172,16 @@ def tables(
         baselines: folder with one of baselines for each tier of test.
         rivals: the methods in there that every line is compared with.
     """
-    made = []
+    measured = {}
     for name in SETS:
         lines = lines_of(runs, methods, name)
         if lines:
             beside = lines_of({"": [baselines / name.partition("-")[2]]}, rivals, name)
             beside = beside or lines_of({"": [frozen]}, ("zero-shot",), name)
-            made.append(table(name, [*beside, *lines], beside))
+            measured[name] = ([*beside, *lines], beside)
+    sides = [side for side in SIDES if any(name.startswith(side) for name in measured)]
+    made = [overview(side, measured) for side in sides]
+    made += [table(name, lines, beside) for name, (lines, beside) in measured.items()]
     return "\n\n".join(made) + "\n"
 
 

@@ -81,15 +81,20 @@ def study(name: str, made_by_pipeline: Path, out: Path, *flags: object) -> str:
 
 def test_a_study_of_reco_compares_variants_and_smaller_memories(made: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = made
-    flags = ("--train", out / "memory", "--epochs", 1, "--batch-size", 256)
-    tables = study("reco", out, tmp_path, *flags, "--only", "published", "10 % of the memory")
-    assert [line for line in tables.splitlines() if line.startswith("###")] == ["### dev-common", "### test-common"]
+    flags = ("--unasked", out / "memory", "--train", out / "memory", "--steps", 4, "--batch-size", 256)
+    tables = study("reco", out, tmp_path, *flags, "--only", "published", "10 % of the memory", "30 % of the memory")
+    heads = [line.removeprefix("### ") for line in tables.splitlines() if line.startswith("###")]
+    assert heads == ["dev, all tiers", "test, all tiers", "dev-common", "test-common"]
     labels = [line.split(" | ")[0].removeprefix("| ") for line in tables.splitlines()]
     assert {"mean-fusion", "published: reco-both", "10 % of the memory: reco-image"} <= set(labels)
     assert "| over zero-shot | over mean-fusion | over knn |" in tables
     snapshots = (tmp_path / "memory-10" / "snapshots").glob("*.json")
     assert max(json.loads(path.read_text())["number"] for path in snapshots) == 2
     assert len(list((out / "memory" / "snapshots").glob("*.json"))) == 1  # the memory itself is as it was
+    chart = (tmp_path / "by-memory.svg").read_text()
+    assert chart.count("<polyline") == 1  # the sample has one tier
+    assert [f">{place}<" in chart for place in ("frozen", "10", "30", "100", "common")] == [True] * 5
+    assert not (tmp_path / "by-k.svg").exists()
 
 
 def test_a_study_of_react_measures_mixtures_too(made: tuple[Path, str], tmp_path: Path) -> None:
