@@ -117,7 +117,7 @@ class Progressed:
         state = State(step=self.step, n_steps=n_steps, loss=loss, checksums=checksums)
         run.put(f"{FOLDER}/{folder}/{STATE}", json.dumps(asdict(state), indent=1).encode())
         older = [name for name in run.list(FOLDER, "directory") if name < folder]
-        for name in older[: len(older) + 1 - keep]:
+        for name in older[: max(0, len(older) + 1 - keep)]:
             with suppress(FileNotFoundError):  # a killed run may have left a folder without a record
                 run.remove(f"{FOLDER}/{name}/{STATE}")
             run.fs.rm(run.full(f"{FOLDER}/{name}"), recursive=True)

@@ -21,12 +21,12 @@ from memory_builder.errors import (
 )
 from memory_builder.storage import Store
 from trainer.augment import Look, augmented
-from trainer.checkpoint import read_states
+from trainer.checkpoint import Progressed, read_states
 from trainer.loop import LossError
 from trainer.losses import info_nce
 from trainer.react import ReactLearner
 from trainer.run import run_job
-from trainer.settings import Where
+from trainer.settings import LoopConfig, Where
 from trainer.subset import open_subset, prepare_pairs, read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,6 +54,17 @@ def test_a_run_leaves_what_learns_and_nothing_frozen(whole):
         lines[0]
     )
     assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize("keep", range(1, 7))
+def test_the_newest_checkpoints_stay_as_many_as_were_asked_for(keep, tmp_path):
+    run = Store(tmp_path)
+    progress = Progressed({"w": torch.nn.Parameter(torch.zeros(2))}, LoopConfig())
+    for step in range(1, 14):
+        progress.step = step
+        progress.save(run, 13, 0.0, keep)
+        newest = range(max(1, step + 1 - keep), step + 1)
+        assert list(read_states(run)) == run.list("checkpoints", "directory") == [f"{some:08d}" for some in newest]
 
 
 def test_a_finished_run_is_left_alone(whole, job, capsys):
