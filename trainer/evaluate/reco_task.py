@@ -131,7 +131,7 @@ class _Asked:
             method=method,
             figures=figures,
             model=describe_model(self.opened.towers),
-            dataset=describe_dataset(self.opened.test.dataset),
+            dataset=describe_dataset(self.opened.test.dataset, len(self.opened.test.texts)),
             config=config | {"run": self.model.name, "k": self.model.k},
             memory={"root": self.memory.store.root, "rows": len(self.memory)},
             extra=extra,

@@ -54,9 +54,9 @@ class Result:
         return {"task": self.task, **labelled, **shots, **figures}
 
 
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a result says of the set it was measured on."""
-    return {
+def describe_dataset(dataset: Dataset, n_captions: int = 0) -> dict[str, Any]:
+    """What a result says of the set it was measured on; the number of captions only where there are any."""
+    told = {
         "name": dataset.root.resolve().name,
         "root": str(dataset.root.resolve()),
         "split": dataset.split,
@@ -67,6 +67,7 @@ def describe_dataset(dataset: Dataset) -> dict[str, Any]:
         "templates": list(dataset.templates),
         "tiers": list(dataset.tiers),
     }
+    return told | ({"n_captions": n_captions} if n_captions else {})
 
 
 def describe_model(towers: "Towers") -> dict[str, str]:

@@ -54,7 +54,7 @@ def evaluate_retrieval(setting: Setting, positives: Positives) -> list[Result]:
         method="retrieval",
         figures=found.figures,
         model=describe_model(opened.towers),
-        dataset=describe_dataset(opened.test.dataset) | {"n_captions": len(opened.test.texts)},
+        dataset=describe_dataset(opened.test.dataset, len(opened.test.texts)),
         config={"batch_size": setting.batch_size, "precision": "fp32", "positives": positives},
     )
     write_result(opened.run, result, table)

@@ -127,6 +127,29 @@ def test_the_report_knows_it(home, tmp_path):
 
 
 @pytest.mark.usefixtures("printed")
+@pytest.mark.parametrize("counted", [True, False])
+def test_the_report_shows_recall_of_captioned_pictures(home, counted, tmp_path):
+    """Also of runs that did not count the captions, as those before did not."""
+    run = Path(shutil.copytree(home / "other-run", tmp_path / "run"))
+    found = {}
+    for path in (run / "eval").glob("*.json"):
+        result = json.loads(path.read_text())
+        found[result["method"]] = result["figures"]["metrics"]["image_to_text_recall@5"]
+        assert result["dataset"].pop("n_captions") == 79
+        if not counted:
+            path.write_text(json.dumps(result))
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    rows = re.findall(r"<tr>.*?</tr>", (tmp_path / "report.html").read_text())
+    assert len(found) == 4
+    for method, recall in found.items():
+        (row,) = [row for row in rows if f'<th scope="row">{method}</th>' in row]
+        assert f"<b>{100 * recall:.1f}</b>" in row
+    (counts,) = [row for row in rows if '<th scope="row">40</th>' in row]
+    assert f"<td>{'79' if counted else 'not counted'}</td>" in counts
+
+
+@pytest.mark.usefixtures("printed")
 def test_fewer_neighbours_can_be_asked_for(home, shapes, tmp_path, capsys):
     given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", str(home / "memory"), "--dataset", str(shapes)]
     assert main([*given, "--out", str(tmp_path / "one"), "-k", "1", "--json"]) == 0

@@ -74,7 +74,7 @@ def methods_table(group: Group) -> str:
 
 def other_tables(group: Group) -> str:
     """Retrieval and multilabel results: a row a result, a column a metric."""
-    entries = [entry for entry in group.of("zero-shot", "retrieval") if entry.labels is None]
+    entries = [entry for entry in group.of("zero-shot", "retrieval", "reco") if entry.labels is None]
     if not entries:
         return ""
     metrics = list(entries[0].result["figures"]["metrics"])
@@ -87,7 +87,9 @@ def measured_table(group: Group) -> str:
     """How much there is of what was measured: classes, pictures, and rows of the memory."""
     figures: dict[str, Any] = group.entries[0].result["figures"]
     if group.dataset["kind"] == "retrieval":
-        return table(["pictures", "captions"], [[f"{figures['n']:,}", f"{group.dataset['n_captions']:,}"]], MEASURED)
+        counted_captions = (entry.result["dataset"].get("n_captions") for entry in group.entries)  # not by older runs
+        captions = next((f"{n:,}" for n in counted_captions if n is not None), "not counted")
+        return table(["pictures", "captions"], [[f"{figures['n']:,}", captions]], MEASURED)
     counted = [entry.result["memory"] for entry in group.entries if "rows_by_class" in entry.result["memory"]]
     counts = np.array(counted[0]["rows_by_class"]) if counted else None
     tiers = np.array(group.dataset["tiers"])
