@@ -25,10 +25,11 @@ class EvaluateOptions:
 
     dataset: Path
     """The set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
-    out: Path | None = None
-    """Folder for results, which go to its eval/, and for embeddings of sets; the one of --run unless given."""
-    features: Path | None = None
-    """Folder for embeddings of sets, for several runs of one model to share; in --out unless given."""
+    out: str | None = None
+    """Folder for results, which go to its eval/, and for embeddings of sets, a local path or an fsspec URL; the one of
+    --run unless given."""
+    features: str | None = None
+    """Folder for embeddings of sets, likewise, for several runs of one model to share; in --out unless given."""
     model: str | None = None
     """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32."""
     pretrained: str | None = None
@@ -53,8 +54,8 @@ class EvaluateOptions:
         from trainer.evaluate.setting import Setting
 
         choosing = choosing or DevOptions()
-        out = self.out or (Path(self.run) if self.run else None)
-        if out is None:
+        out = self.out or self.run
+        if not out:
             raise UsageError("--out is missing: a folder for results")
         return Setting(
             encoder=self._model(),
@@ -221,7 +222,7 @@ class Reco:
         model = encoder_of(options.run) if options.model is None else None
         setting = replace(
             options,
-            out=options.out or Path(options.run),
+            out=options.out or options.run,
             run=None,
             step=None,
             ema=False,
@@ -257,8 +258,8 @@ class Report:
 
     run_folders: Annotated[tuple[str, ...], Positional, arg(metavar="RUN…")]
     """Folders that evaluate wrote to with --out."""
-    out: Path = Path("report.html")
-    """The page."""
+    out: str = "report.html"
+    """The page: a local path or an fsspec URL."""
 
     def run(self) -> int:
         from trainer.evaluate.report.write import write_report

@@ -15,14 +15,15 @@ class Setting:
     encoder: EncoderConfig | Choice
     """A model, or the customised model of a run."""
     dataset: Path
-    out: Path
+    out: str | Path
+    """A local path or an fsspec URL; so is ``features``."""
     split: str = "test"
     dev: Path | None = None
     """Another set, on which hyperparameters are chosen. None: published defaults."""
     dev_split: str = "test"
     train_split: str = "train"
     batch_size: int = 64
-    features: Path | None = None
+    features: str | Path | None = None
     """Where embeddings of sets are kept, for several runs of one model to share; in ``out`` unless given."""
 
     def __post_init__(self) -> None:

@@ -150,6 +150,19 @@ def test_the_report_shows_recall_of_captioned_pictures(home, counted, tmp_path):
 
 
 @pytest.mark.usefixtures("printed")
+def test_a_run_on_an_object_store_keeps_its_answers_there(home, shapes, s3, tmp_path, monkeypatch, capsys):
+    run = s3.store("run")
+    for path in (home / "run" / "config.json", *(home / "run" / "checkpoints").glob("*/*")):
+        run.put(str(path.relative_to(home / "run")), path.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    given = ["--run", run.root, "--memory", str(home / "memory"), "--dataset", str(shapes)]
+    assert main(["evaluate", "reco", *given]) == 0, capsys.readouterr().err
+    assert len(read_results(run)) == 4
+    assert len(run.list("eval/features", "directory")) == 1
+    assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
+
+
+@pytest.mark.usefixtures("printed")
 def test_fewer_neighbours_can_be_asked_for(home, shapes, tmp_path, capsys):
     given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", str(home / "memory"), "--dataset", str(shapes)]
     assert main([*given, "--out", str(tmp_path / "one"), "-k", "1", "--json"]) == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sets import CLASSES, classification_set, encoded, picture, retrieval_set, write_split, write_texts
 
+from memory_builder.cli import main
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, SourceError, UsageError
 from memory_builder.storage import Store
@@ -67,6 +68,22 @@ def test_features_without_their_record_are_made_anew(shapes, evaluate, tmp_path)
     (record.parent / "images.npy").write_bytes(b"half")
     assert evaluate("zero-shot", "--dataset", shapes, "--out", tmp_path).code == 0
     assert record.exists()
+
+
+def test_a_run_on_an_object_store_is_written_and_reported_there(shapes, evaluate, s3, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run, features = f"{s3.url}/run", f"{s3.url}/features"
+    ran = evaluate("zero-shot", "--dataset", shapes, "--out", run, "--features", features)
+    assert ran.code == 0, ran.err
+    (result,) = read_results(s3.store("run"))
+    assert len(read_predictions(s3.store("run"), result["file"])) == 72
+    assert len(s3.store("features").list("eval/features", "directory")) == 1
+    assert main(["report", run, "--out", f"{s3.url}/pages/report.html"]) == 0
+    assert b"zero-shot" in s3.store("pages").read("report.html")
+    assert not list((tmp_path / "here").iterdir())
+    assert main(["report", run]) == 0
+    assert [path.name for path in (tmp_path / "here").glob("*.html")] == ["report.html"]
 
 
 def test_settings_are_not_chosen_on_what_is_measured(shapes, dev_shapes, model_dir, tmp_path):

@@ -17,8 +17,12 @@ from trainer.evaluate.report.tables import measured_table, methods_table, other_
 TITLE = "Evaluation"
 
 
-def write_report(runs: Sequence[str], out: Path) -> Path:
-    """Write one page about all results of these runs; return its path.
+def write_report(runs: Sequence[str], out: str | Path) -> str:
+    """Write one page about all results of these runs; return where it lies.
+
+    Args:
+        runs: their folders.
+        out: the page; local paths or fsspec URLs, as the runs are.
 
     Raises:
         UsageError: no run, or one without results.
@@ -28,8 +32,9 @@ def write_report(runs: Sequence[str], out: Path) -> Path:
         raise UsageError("nothing to report: name the folders that evaluate wrote to with --out")
     groups = read_groups(runs)
     body = f"<h1>{TITLE}</h1>{_models(groups)}{''.join(map(_group, groups))}{_recall(groups)}"
-    Store(out.parent).put(out.name, page(TITLE, body).encode())
-    return out
+    folder, slash, name = str(out).rpartition("/")
+    Store(folder or slash or ".").put(name, page(TITLE, body).encode())
+    return str(out)
 
 
 def _models(groups: Sequence[Group]) -> str:
