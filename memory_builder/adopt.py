@@ -16,16 +16,17 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing import finish_index
+from memory_builder.indexing import deletions, finish_index
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
 from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
 from memory_builder.parts import Part, PartRecord, fill, finished_part, plan_parts, read_faiss, record_part
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
-from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids
+from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids, rows_of
 from memory_builder.runner import Runner
-from memory_builder.snapshots import IndexView
+from memory_builder.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
 from memory_builder.training import Quantizer, read_trained, record_quantizer
 from memory_builder.uris import split_uri
 
@@ -36,7 +37,7 @@ PART_ROWS = 16_000_000
 def adopt_index(
     memory: str, root: str, keys: Keys, published: Path, *, target_recall: float, part_rows: int, runner: Runner
 ) -> IndexView:
-    """Make a published index of all embeddings imported from ``root`` an index of the memory.
+    """Make a published index of all embeddings imported from ``root`` an index of the memory, without deleted rows.
 
     Raises:
         UsageError: there is no such file.
@@ -48,13 +49,16 @@ def adopt_index(
     manifest.fold(store)
     base = Store(root).root
     commits = {o: commit for o, commit in manifest.commits.items() if _is_imported(commit, base)}
+    state = read_snapshot(store)
     index = open_published(published)
     _check(index, published, description.d, sum(commit.n_written for commit in commits.values()))
     checksums = [commit.checksums for commit in commits.values()]
     content = {"published": str(published), "bytes": _bytes(published), "keys": keys, "vectors": checksums}
+    content |= deletions(state)
     folder = f"index/{config_hash(content)}"
     say(f"index {keys}: adopting {published} in {folder}")
-    quantizer = read_trained(store, folder) or _empty(store, folder, index, commits, keys, description.d)
+    rows = Rows(store, commits, description.d, current_tombstones(store, state))
+    quantizer = read_trained(store, folder) or _empty(folder, index, rows, keys)
     parts = plan_parts(commits.values(), keys, part_rows)
     task = AdoptTask(
         memory=store.root,
@@ -63,9 +67,10 @@ def adopt_index(
         published=str(published.absolute()),
         ordinals=tuple(commits),
         quantizer_sha256=quantizer.sha256,
+        leaving_out=state,
     )
     records = fill(task, parts, runner, f"index {keys}: adopted")
-    return finish_index(store, keys, description, commits, quantizer, folder, records, target_recall, runner)
+    return finish_index(store, keys, description, commits, quantizer, folder, records, target_recall, runner, state)
 
 
 def _is_imported(commit: Commit, base: str) -> bool:
@@ -114,7 +119,7 @@ def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
         raise IndexBuildError(f"{path} ranks by distance, not by inner product: build one with memory-builder index")
 
 
-def _empty(store: Store, folder: str, index: Any, commits: dict[int, Commit], keys: Keys, d: int) -> Quantizer:
+def _empty(folder: str, index: Any, rows: Rows, keys: Keys) -> Quantizer:
     """Take the rows out of the index, and keep it as the quantizer, with held-out rows to measure with."""
     key = _key(index)
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
@@ -122,11 +127,11 @@ def _empty(store: Store, folder: str, index: Any, commits: dict[int, Commit], ke
     ivf.replace_invlists(lists, True)
     lists.this.disown()  # the index owns them now
     ivf.ntotal = index.ntotal = 0
-    n_rows = sum(commit.n_present(keys) for commit in commits.values())
+    n_rows = rows.n_present(keys)
     positions, _ = draw_split(n_rows, 0, 0)
-    held_out = Rows(store, commits, d).ids_at(positions, keys)
+    held_out = rows.ids_at(positions, keys)
     return record_quantizer(
-        store, folder, index, held_out, index_key=key, n_train=0, n_rows=n_rows, seed=0, train_threads=0
+        rows.store, folder, index, held_out, index_key=key, n_train=0, n_rows=n_rows, seed=0, train_threads=0
     )
 
 
@@ -149,21 +154,27 @@ class AdoptTask:
     ordinals: tuple[int, ...]
     """Imported shards, in the order in which the index numbers their rows."""
     quantizer_sha256: str
+    leaving_out: Snapshot
+    """The state whose deleted rows are left out."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Part], PartRecord]:
         store = Store(self.memory)
         commits = Manifest.read_folded(store).commits
         imported = {ordinal: commits[ordinal] for ordinal in self.ordinals}
-        return partial(adopt_part, task=self, store=store, commits=imported, d=read_description(store).d)
+        deleted = current_tombstones(store, self.leaving_out)
+        d = read_description(store).d
+        return partial(adopt_part, task=self, store=store, commits=imported, d=d, deleted=deleted)
 
 
-def adopt_part(part: Part, *, task: AdoptTask, store: Store, commits: dict[int, Commit], d: int) -> PartRecord:
-    """Gather the rows of some shards; one that is recorded is left alone. Blank rows are left out."""
+def adopt_part(
+    part: Part, *, task: AdoptTask, store: Store, commits: dict[int, Commit], d: int, deleted: Ids
+) -> PartRecord:
+    """Gather the rows of some shards; one that is recorded is left alone. Blank and deleted rows are left out."""
     there = finished_part(store, task.folder, part, task.quantizer_sha256)
     if there is not None:
         return there
-    ids = _row_ids(part, store, commits, task.keys, d)  # i64[m], -1 where blank
+    ids = _row_ids(part, store, commits, task.keys, d, deleted)  # i64[m], -1 where blank or deleted
     before = sum(commit.n_written for ordinal, commit in commits.items() if ordinal < part.ordinals[0])
     whole = open_published(Path(task.published))  # its IVF part lives only as long as this does
     published = faiss.downcast_index(faiss.extract_index_ivf(whole))
@@ -177,14 +188,15 @@ def adopt_part(part: Part, *, task: AdoptTask, store: Store, commits: dict[int, 
 
     trained = f"{task.folder}/trained.faiss"
     empty = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
-    return record_part(store, task.folder, part, with_lists_in_memory(empty, gathered()), task.quantizer_sha256)
+    filled, n_deleted = with_lists_in_memory(empty, gathered()), sum(len(rows_of(o, deleted)) for o in part.ordinals)
+    return record_part(store, task.folder, part, filled, task.quantizer_sha256, n_deleted=n_deleted)
 
 
-def _row_ids(part: Part, store: Store, commits: dict[int, Commit], keys: Keys, d: int) -> Ids:
+def _row_ids(part: Part, store: Store, commits: dict[int, Commit], keys: Keys, d: int, deleted: Ids) -> Ids:
     pieces = []
     for ordinal in part.ordinals:
         ids = np.full(commits[ordinal].n_written, -1, np.int64)
-        rows = present_rows(commits[ordinal], open_vectors(store, commits[ordinal], keys, d), keys)
+        rows = present_rows(commits[ordinal], open_vectors(store, commits[ordinal], keys, d), keys, deleted)
         ids[rows] = row_ids(ordinal, rows)
         pieces.append(ids)
     return np.concatenate(pieces)

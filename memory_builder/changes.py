@@ -45,7 +45,8 @@ def append(store: Store, *, runner: Runner, keys: Sequence[Keys] = (), part_rows
     manifest = Manifest.read(store)
     manifest.fold(store)
     version = Manifest.read_folded(store).version
-    asked = tuple(keys) or read_snapshot(store).modalities
+    start = read_snapshot(store)
+    asked = tuple(keys) or start.modalities
     say(f"append: {store.root}, {manifest.n_rows:,} rows in {len(manifest.commits):,} shards")
     new: dict[Keys, list[Commit]] = {}
 
@@ -54,7 +55,7 @@ def append(store: Store, *, runner: Runner, keys: Sequence[Keys] = (), part_rows
         for modality in asked:
             view = before.view(modality, store.root)
             new[modality] = _uncovered(store, view, manifest.commits)
-            indexes[modality] = _with_segment(store, view, modality, new[modality], runner, part_rows)
+            indexes[modality] = _with_segment(store, view, modality, new[modality], runner, part_rows, start)
         if indexes == before.indexes:
             return before
         return replace(before, number=before.number + 1, manifest_version=version, indexes=indexes)
@@ -63,7 +64,7 @@ def append(store: Store, *, runner: Runner, keys: Sequence[Keys] = (), part_rows
         raise IndexBuildError(f"{store.root} has no index to append to: run memory-builder index {store.root}")
     after = settle(store, appended)
     for modality, commits in new.items():
-        warn_of_drift(store, after.indexes[modality].index, modality, commits)
+        warn_of_drift(store, after.indexes[modality].index, modality, commits, current_tombstones(store, after))
     return after
 
 
@@ -177,13 +178,24 @@ def _uncovered(store: Store, view: IndexView, commits: dict[int, Commit]) -> lis
 
 
 def _with_segment(
-    store: Store, view: IndexView, keys: Keys, commits: Sequence[Commit], runner: Runner, part_rows: int
+    store: Store,
+    view: IndexView,
+    keys: Keys,
+    commits: Sequence[Commit],
+    runner: Runner,
+    part_rows: int,
+    leaving_out: Snapshot,
 ) -> IndexView:
     if not commits:
         return view
     task = FillTask(
-        memory=store.root, folder=view.index, keys=keys, quantizer_sha256=read_quantizer_hash(store, view.index)
+        memory=store.root,
+        folder=view.index,
+        keys=keys,
+        quantizer_sha256=read_quantizer_hash(store, view.index),
+        leaving_out=leaving_out,
     )
-    records = fill(task, plan_parts(commits, keys, part_rows, salt="append"), runner, f"append {keys}: filled")
+    salt = f"append {leaving_out.tombstones}" if leaving_out.tombstones else "append"
+    records = fill(task, plan_parts(commits, keys, part_rows, salt=salt), runner, f"append {keys}: filled")
     n_rows = view.n_rows + sum(record.n_rows for record in records)
     return replace(view, segments=[*view.segments, [record.name for record in records]], n_rows=n_rows)

@@ -35,9 +35,9 @@ class Fit:
     """Rows met in the list of a random row, as a multiple of an even spread; 1: even."""
 
 
-def warn_of_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commit]) -> None:
+def warn_of_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commit], deleted: Ids) -> None:
     """Say so when the rows of these shards no longer fit the quantizer of the index in ``folder``."""
-    fits = measure_drift(store, folder, keys, commits)
+    fits = measure_drift(store, folder, keys, commits, deleted)
     if fits is None:
         return
     trained, appended = fits
@@ -49,16 +49,21 @@ def warn_of_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commi
         )
 
 
-def measure_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commit]) -> tuple[Fit, Fit] | None:
-    """(rows set aside before training, rows of these shards); None for an exact index or samples that are too small."""
+def measure_drift(
+    store: Store, folder: str, keys: Keys, commits: Sequence[Commit], deleted: Ids | None = None
+) -> tuple[Fit, Fit] | None:
+    """(rows set aside before training, rows of these shards); None for an exact index or samples that are too small.
+
+    Of these shards, without the deleted rows (i64[n], ascending).
+    """
     index = OpenIndex(store, folder, [])
     if index.is_exact:
         return None
     d = read_description(store).d
     rows = Rows(store, Manifest.read(store).commits, d)
     held_out: Ids = read_npy(store.fetch(f"{folder}/held_out.npy"))
-    new = Rows(store, {commit.ordinal: commit for commit in commits}, d)
-    n_rows = sum(commit.n_present(keys) for commit in commits)
+    new = Rows(store, {commit.ordinal: commit for commit in commits}, d, deleted)
+    n_rows = new.n_present(keys)
     drawn = np.random.default_rng(0).choice(n_rows, min(n_rows, MAX_HELD_OUT), replace=False)
     samples = [rows.vectors(held_out, keys), new.vectors(new.ids_at(np.sort(drawn), keys), keys)]
     samples = [sample[sample.any(axis=1)] for sample in samples]

@@ -22,10 +22,11 @@ from memory_builder.quantizer import (
     choose_key,
     without_polysemous,
 )
-from memory_builder.rows import Keys, vectors_path
+from memory_builder.rows import Keys, Rows, vectors_path
 from memory_builder.runner import Runner, run_one
-from memory_builder.snapshots import IndexView
+from memory_builder.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
 from memory_builder.training import Quantizer, TrainTask
 from memory_builder.trials import Trial, TrialTask, choose_by_trials
 from memory_builder.tuning import tune
@@ -68,7 +69,7 @@ class IndexConfig:
 
 
 def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) -> IndexView:
-    """Build, or finish building, the index of one key modality over all committed rows.
+    """Build, or finish building, the index of one key modality over all committed rows that are not deleted by now.
 
     Raises:
         IndexBuildError: there is nothing to index, no key fits, or a part failed.
@@ -77,15 +78,15 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     description = read_description(store)
     manifest = Manifest.read(store)
     manifest.fold(store)
-    commits = manifest.commits
-    n_rows = sum(commit.n_present(keys) for commit in commits.values())
+    commits, state = manifest.commits, read_snapshot(store)
+    n_rows = Rows(store, commits, description.d, current_tombstones(store, state)).n_present(keys)
     if not n_rows:
         raise IndexBuildError(
             f"{store.root} has no {keys} vectors to index: embed pairs that have the {keys} side, or index the other "
             f"one (--keys {'text' if keys == 'image' else 'image'})"
         )
-    key, trials = _choose(store, keys, config, description, commits, n_rows, runner)
-    folder = f"index/{_content_hash(description, commits, keys, key, config)}"
+    key, trials = _choose(store, keys, config, description, commits, n_rows, runner, state)
+    folder = f"index/{_content_hash(description, commits, keys, key, config, state)}"
     say(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
     train = TrainTask(
         memory=store.root,
@@ -95,16 +96,22 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
         train_points_per_list=config.train_points_per_list,
         train_threads=config.train_threads,
         seed=config.seed,
+        leaving_out=state,
         device=config.device,
     )
     quantizer = run_one(runner, train, key)
     parts = plan_parts(commits.values(), keys, config.part_rows)
     task = FillTask(
-        memory=store.root, folder=folder, keys=keys, quantizer_sha256=quantizer.sha256, device=config.device
+        memory=store.root,
+        folder=folder,
+        keys=keys,
+        quantizer_sha256=quantizer.sha256,
+        leaving_out=state,
+        device=config.device,
     )
     records = fill(task, parts, runner, f"index {keys}: filled")
     return finish_index(
-        store, keys, description, commits, quantizer, folder, records, config.target_recall, runner, trials
+        store, keys, description, commits, quantizer, folder, records, config.target_recall, runner, state, trials
     )
 
 
@@ -116,12 +123,13 @@ def _choose(
     commits: dict[int, Commit],
     n_rows: int,
     runner: Runner,
+    state: Snapshot,
 ) -> tuple[str, list[Trial]]:
     """The key to build with, and what was tried to find it."""
     if config.index_key != AUTO:
         return config.index_key or choose_key(n_rows, description.d, config.max_memory), []
     content = {
-        "content": _content_hash(description, commits, keys, AUTO, config),
+        "content": _content_hash(description, commits, keys, AUTO, config, state),
         "max_memory": config.max_memory,
         "target_recall": config.target_recall,
     }
@@ -134,6 +142,7 @@ def _choose(
         train_threads=config.train_threads,
         seed=config.seed,
         device=config.device,
+        leaving_out=state,
     )
     return choose_by_trials(task, n_rows, description.d, config.max_memory, runner)
 
@@ -148,12 +157,16 @@ def finish_index(
     records: list[PartRecord],
     target_recall: float,
     runner: Runner,
+    leaving_out: Snapshot,
     trials: Sequence[Trial] = (),
 ) -> IndexView:
-    """Measure and tune an index whose parts are there, and write its build record."""
+    """Measure and tune an index whose parts are there, and write its build record.
+
+    The parts hold all rows but those deleted in the state ``leaving_out``.
+    """
     n_rows = sum(record.n_rows for record in records)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
-    name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner)
+    name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner, leaving_out)
     record = _build_record(quantizer, records, description, n_rows, keys, tuning)
     if trials:
         record["trials"] = [asdict(trial) for trial in trials]
@@ -162,7 +175,7 @@ def finish_index(
 
 
 def _content_hash(
-    description: Description, commits: dict[int, Commit], keys: Keys, key: str, config: IndexConfig
+    description: Description, commits: dict[int, Commit], keys: Keys, key: str, config: IndexConfig, state: Snapshot
 ) -> str:
     vectors = {str(o): commit.checksums[vectors_path(o, keys)] for o, commit in commits.items()}
     device = {} if config.device == "auto" else {"device": config.device}
@@ -177,8 +190,14 @@ def _content_hash(
             "train_threads": config.train_threads,
             "seed": config.seed,
             **device,
+            **deletions(state),
         }
     )
+
+
+def deletions(state: Snapshot) -> dict[str, str]:
+    """What the deleted rows of a state add to the content of an index without them: nothing where there are none."""
+    return {"deleted": state.tombstones_sha256} if state.tombstones_sha256 else {}
 
 
 def _build_record(

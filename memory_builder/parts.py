@@ -206,11 +206,9 @@ def fill_part(
     add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
         vectors = open_vectors(store, commits[ordinal], keys, d)
-        rows = present_rows(commits[ordinal], vectors, keys)
-        if deleted is not None:
-            gone = rows_of(ordinal, deleted)
-            rows, n_deleted = np.setdiff1d(rows, gone, assume_unique=True), n_deleted + len(gone)
+        rows = present_rows(commits[ordinal], vectors, keys, deleted)
         add(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
+        n_deleted += 0 if deleted is None else len(rows_of(ordinal, deleted))
     return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
 
 
@@ -246,7 +244,7 @@ class FillTask:
             quantizer_sha256=self.quantizer_sha256,
             threads=available_threads(),
             backend=choose_backend(self.device),
-            deleted=current_tombstones(store, self.leaving_out) if self.leaving_out else None,
+            deleted=current_tombstones(store, self.leaving_out),
         )
 
 

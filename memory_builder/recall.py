@@ -19,7 +19,9 @@ from memory_builder.rows import NO_ROW, Ids, Keys, Rows, Side, open_vectors, pre
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores, best_of, exact_scores
 from memory_builder.search import Effort, OpenIndex
+from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
 
 TIE = 1e-4
 RECALL_AT = (1, 10, 100)
@@ -55,12 +57,12 @@ class Point:
 
 
 def exact_neighbours(
-    commit: Commit, *, store: Store, keys: Keys, d: int, queries: Scores, k: int, threads: int
+    commit: Commit, *, store: Store, keys: Keys, d: int, queries: Scores, k: int, threads: int, deleted: Ids
 ) -> tuple[Scores, Ids]:
-    """Exact neighbours of f32[q, d] within one shard: scores f32[q, k], ids i64[q, k]."""
+    """Exact neighbours of f32[q, d] within one shard, without the deleted rows: scores f32[q, k], ids i64[q, k]."""
     faiss.omp_set_num_threads(threads)
     vectors = open_vectors(store, commit, keys, d)
-    rows = present_rows(commit, vectors, keys)
+    rows = present_rows(commit, vectors, keys, deleted)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     ids = np.full((len(queries), k), NO_ROW, np.int64)
     if len(rows):
@@ -81,6 +83,8 @@ class NeighboursTask:
     side: Side
     held_out: tuple[int, ...]
     k: int
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are no neighbours; without it, none are deleted."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Commit], tuple[Scores, Ids]]:
@@ -89,7 +93,14 @@ class NeighboursTask:
         rows = Rows(store, Manifest.read_folded(store).commits, d)
         queries = rows.vectors(np.array(self.held_out, np.int64), self.side)
         return partial(
-            exact_neighbours, store=store, keys=self.keys, d=d, queries=queries, k=self.k, threads=available_threads()
+            exact_neighbours,
+            store=store,
+            keys=self.keys,
+            d=d,
+            queries=queries,
+            k=self.k,
+            threads=available_threads(),
+            deleted=current_tombstones(store, self.leaving_out),
         )
 
 
@@ -124,14 +135,22 @@ def recall_at(k: int, scores: Scores, ids: Ids, true_scores: Scores, true_ids: I
 
 
 def ground_truth(
-    store: Store, keys: Keys, side: Side, own: Ids, commits: dict[int, Commit], runner: Runner
+    store: Store,
+    keys: Keys,
+    side: Side,
+    own: Ids,
+    commits: dict[int, Commit],
+    runner: Runner,
+    leaving_out: Snapshot | None = None,
 ) -> tuple[Scores, Ids]:
+    """Exact neighbours of the rows i64[q], each without itself: scores f32[q, TRUTH_K], ids i64[q, TRUTH_K]."""
     task = NeighboursTask(
         memory=store.root,
         keys=keys,
         side=side,
         held_out=tuple(own.tolist()),
         k=TRUTH_K + 1,
+        leaving_out=leaving_out,
     )
     found = (result for _, result in run_all(runner, task, list(commits.values())))
     return drop_own(*merge_neighbours(found, len(own), TRUTH_K + 1), own)

@@ -86,25 +86,33 @@ def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
     return vectors
 
 
-def present_rows(commit: Commit, vectors: Vectors, keys: str) -> Ids:
-    """Rows of a shard that have this modality; the others are blank, and no index holds them."""
-    if commit.n_present(keys) == commit.n_written:
-        return np.arange(commit.n_written)
-    return np.flatnonzero(vectors.any(axis=1))
+def present_rows(commit: Commit, vectors: Vectors, keys: str, deleted: Ids | None = None) -> Ids:
+    """Rows of a shard that have this modality and are not deleted (i64[n], ascending): those an index is to hold.
+
+    A purged row is blank, though its commit record counts it; it is deleted too, so it is left out by that.
+    """
+    is_full = commit.n_present(keys) == commit.n_written
+    rows = np.arange(commit.n_written) if is_full else np.flatnonzero(vectors.any(axis=1))
+    return rows if deleted is None else np.setdiff1d(rows, rows_of(commit.ordinal, deleted), assume_unique=True)
 
 
 class Rows:
-    """The committed rows of a memory."""
+    """The committed rows of a memory.
 
-    def __init__(self, store: Store, commits: dict[int, Commit], d: int) -> None:
+    All are found by their ids; ``n_present`` and ``ids_at`` leave out the deleted ones (i64[n], ascending), if told.
+    """
+
+    def __init__(self, store: Store, commits: dict[int, Commit], d: int, deleted: Ids | None = None) -> None:
         self.store = store
         self.commits = commits
         self.d = d
+        self._deleted = np.zeros(0, np.int64) if deleted is None else deleted
         self._pages = PageCache(store)
         # One bounded cache an instance, not one a class: maps must go when the memory goes.
         self._mapped: Callable[[int, str], Vectors] = lru_cache(MAPPED_FILES)(self._map)
         self._header: Callable[[int, str], tuple[int, int]] = lru_cache(MAPPED_FILES)(self._read_header)
         self._lookup: Callable[[int], pa.RecordBatch] = lru_cache(MAPPED_FILES)(self._map_lookup)
+        self._count: Callable[[int, str], int] = lru_cache(None)(self._count_present)
 
     def vectors(self, ids: Ids, keys: Keys) -> npt.NDArray[np.float32]:
         """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
@@ -161,17 +169,29 @@ class Rows:
             ids.append(row_ids(ordinal, rows))
         return np.concatenate(ids), [key for key in keys if key not in met]
 
+    def n_present(self, keys: Keys) -> int:
+        """Rows that have this modality and are not deleted."""
+        return sum(self._count(ordinal, keys) for ordinal in self.commits)
+
     def ids_at(self, positions: Ids, keys: Keys) -> Ids:
-        """Ascending positions among the rows that have this modality, i64[n] → their row ids, i64[n]."""
+        """Ascending positions among the rows that ``n_present`` counts, i64[n] → their row ids, i64[n]."""
         ids, start = [np.zeros(0, np.int64)], 0
-        for ordinal, commit in self.commits.items():
-            end = start + commit.n_present(keys)
+        for ordinal in self.commits:
+            end = start + self._count(ordinal, keys)
             low, high = np.searchsorted(positions, [start, end])
             if high > low:
-                rows = present_rows(commit, self._mapped(ordinal, keys), keys)
-                ids.append(row_ids(ordinal, rows[positions[low:high] - start]))
+                ids.append(row_ids(ordinal, self._present(ordinal, keys)[positions[low:high] - start]))
             start = end
         return np.concatenate(ids)
+
+    def _count_present(self, ordinal: int, keys: Keys) -> int:
+        commit, n_deleted = self.commits[ordinal], len(rows_of(ordinal, self._deleted))
+        if n_deleted and commit.n_present(keys) < commit.n_written:  # which of them have it, only the vectors know
+            return len(self._present(ordinal, keys))
+        return commit.n_present(keys) - n_deleted
+
+    def _present(self, ordinal: int, keys: Keys) -> Ids:
+        return present_rows(self.commits[ordinal], self._mapped(ordinal, keys), keys, self._deleted)
 
     def source(self, row_id: int) -> str:
         """The shard (its uri) that a row came from."""

@@ -40,9 +40,9 @@ def read_tombstones(store: Store, path: str | None, digest: str | None = None) -
     return ids
 
 
-def current_tombstones(store: Store, snapshot: Snapshot) -> Ids:
-    """The rows that are deleted in this state."""
-    return read_tombstones(store, snapshot.tombstones, snapshot.tombstones_sha256)
+def current_tombstones(store: Store, snapshot: Snapshot | None) -> Ids:
+    """The rows that are deleted in this state; without one, none are."""
+    return read_tombstones(store, *((snapshot.tombstones, snapshot.tombstones_sha256) if snapshot else (None,)))
 
 
 def write_tombstones(store: Store, ids: Ids) -> tuple[str, str]:

@@ -15,8 +15,10 @@ from memory_builder.parts import write_faiss
 from memory_builder.quantizer import EXACT_KEY, draw_split, n_lists, n_training_rows, train_quantizer
 from memory_builder.rows import Ids, Keys, Rows, open_vectors
 from memory_builder.scores import Scores
+from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes
+from memory_builder.tombstones import current_tombstones
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,8 @@ class TrainTask:
     train_points_per_list: int
     train_threads: int
     seed: int = 0
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are neither trained on nor set aside; without it, none are deleted."""
     device: Device = "auto"
     wants_gpu: bool = True
 
@@ -58,8 +62,8 @@ def _train(task: TrainTask, key: str) -> Quantizer:
     d = read_description(store).d
     folded = Manifest.read_folded(store).commits  # an embed beside us may have added to it since we were planned
     commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
-    rows = Rows(store, commits, d)
-    n_rows = sum(commit.n_present(task.keys) for commit in commits.values())
+    rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
+    n_rows = rows.n_present(task.keys)
     wanted = n_training_rows(key, task.train_points_per_list)
     held_out, train = (rows.ids_at(positions, task.keys) for positions in draw_split(n_rows, wanted, task.seed))
     if len(train) < n_lists(key) and key != EXACT_KEY:

@@ -25,7 +25,9 @@ from memory_builder.rows import Ids, Keys, Rows, Side
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores
 from memory_builder.search import OpenIndex
+from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
+from memory_builder.tombstones import current_tombstones
 from memory_builder.training import read_sample
 from memory_builder.tuning import LEAST_QUERIES, tune_side
 
@@ -101,6 +103,8 @@ class TrialTask:
     train_threads: int
     seed: int
     device: Device
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are not in the sample; without it, none are deleted."""
     wants_gpu: bool = True
 
     def start(self) -> Callable[[str], Trial]:
@@ -140,8 +144,9 @@ def run_trial(task: TrialTask, key: str) -> Trial:
     if there is not None:
         return Trial(**there)
     folded, d = Manifest.read_folded(store).commits, read_description(store).d
-    rows = Rows(store, {ordinal: folded[ordinal] for ordinal in task.ordinals}, d)
-    n_rows = sum(commit.n_present(task.keys) for commit in rows.commits.values())
+    commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
+    rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
+    n_rows = rows.n_present(task.keys)
     held_out, sampled = (rows.ids_at(drawn, task.keys) for drawn in draw_split(n_rows, TRIAL_ROWS, task.seed))
     trial_key = _with_lists(key, max(LEAST_LISTS, round(n_lists(key) * len(sampled) / n_rows)))
     vectors = read_sample(rows, sampled, task.keys)

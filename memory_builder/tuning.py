@@ -19,7 +19,7 @@ from memory_builder.rows import Ids, Keys, Rows, Side
 from memory_builder.runner import Runner
 from memory_builder.scores import Scores
 from memory_builder.search import Effort, OpenIndex
-from memory_builder.snapshots import IndexView
+from memory_builder.snapshots import IndexView, Snapshot
 from memory_builder.storage import Store
 from memory_builder.tables import read_npy
 
@@ -40,8 +40,11 @@ def tune(
     commits: dict[int, Commit],
     target_recall: float,
     runner: Runner,
+    leaving_out: Snapshot | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """``tuning.json``: for each query modality the curve, the setting chosen from it, and what that finds.
+
+    The rows that are deleted in the state ``leaving_out`` are not in the index, and not among the truth.
 
     Returns:
         (file name, its content). A file that a snapshot may name is not changed: another target has another file.
@@ -64,7 +67,7 @@ def tune(
         if present.sum() < LEAST_QUERIES:
             continue
         queries, own = vectors[present], held_out[present]
-        truth = ground_truth(store, keys, side, own, commits, runner)
+        truth = ground_truth(store, keys, side, own, commits, runner, leaving_out)
         tuning["sides"][side], tuning["curves"][side] = tune_side(index, rows, keys, queries, own, truth, target_recall)
         if not tuning["sides"][side]["reached"]:
             below = f"warning: {side} → {keys} stays below recall@10 {target_recall}"

@@ -113,8 +113,9 @@ def test_compacted_parts_hold_what_a_filling_with_the_remaining_rows_would(growi
 
 
 def test_indexing_again_keeps_what_was_compacted_and_mends_it(growing: Growing) -> None:
-    growing.index("IVF8,Flat")
+    trained = growing.index("IVF8,Flat").indexes["image"].index
     delete(growing.store, ids=[row_id(i) for i in range(50, 120)])
+    assert growing.index("IVF8,Flat").indexes["image"].index != trained  # of the rows that are left
     compacted = compact(growing.store, runner=LOCAL)
     assert growing.index("IVF8,Flat") == compacted
     view = compacted.indexes["image"]

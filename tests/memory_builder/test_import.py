@@ -186,6 +186,27 @@ def test_a_published_index_answers_as_it_did(tmp_path: Path, key: str, merged: b
     assert found.ids[:, 0].tolist() == [(3 << 32) | row for row in range(3)]
 
 
+@pytest.mark.parametrize("purge", [False, True], ids=["deleted", "purged"])
+def test_deleted_rows_are_not_adopted(tmp_path: Path, purge: bool) -> None:
+    vectors = publish(tmp_path / "laion", [300, 300])["image"]
+    published_index(tmp_path / "image.index", vectors, "IVF4,Flat", False)
+    run(tmp_path / "laion", tmp_path / "memory")
+    gone = [*range(200), (1 << 32) + 299]
+    memory = Memory.open(tmp_path / "memory").delete(ids=gone)
+    if purge:
+        memory.compact(purge=True)
+    adopt(
+        str(tmp_path / "memory"), str(tmp_path / "laion"), tmp_path / "image.index", keys="image", runner=LocalRunner()
+    )
+    memory = Memory.open(tmp_path / "memory")
+    folder = memory.snapshot.indexes["image"].index
+    assert memory.index("image").n_rows == 600 - 201
+    assert not np.isin(np.load(tmp_path / "memory" / folder / "held_out.npy"), gone).any()
+    assert memory.tuning("image")["sides"]["image"]["recall@10"] == 1
+    snapshot = memory.snapshot
+    assert memory.compact().snapshot == snapshot  # there is nothing to take out
+
+
 def test_indexes_that_cannot_be_adopted_say_why(tmp_path: Path) -> None:
     vectors = publish(tmp_path / "laion", [700])["image"]
     run(tmp_path / "laion", tmp_path / "memory")
