@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +25,7 @@ from study import (
     SETS,
     TIERS,
     Variant,
+    do_once,
     lines_of,
     named,
     recall_table,
@@ -141,11 +143,9 @@ def ask(config: RecoStudy, variant: RecoVariant, run: Path, seed: int) -> Path:
     out = config.out / slug(variant.name) / f"{seed}-answers"
     memory = shrunk(config, variant.memory_percent) if variant.memory_percent < 100 else config.memory
     for dataset in sets_in(config.benchmark, SETS + CAPTIONED):
-        done = out / f"{dataset.name}.done"
-        if not done.exists():
-            setting = Setting(encoder=encoder_of(str(run)), dataset=dataset, out=out, features=config.out)
-            evaluate_reco(setting, Refinement(run=str(run), memory=str(memory)), "group")
-            done.touch()
+        setting = Setting(encoder=encoder_of(str(run)), dataset=dataset, out=out, features=config.out)
+        answer = partial(evaluate_reco, setting, Refinement(run=str(run), memory=str(memory)), "group")
+        do_once(out / f"{dataset.name}.done", f"{run} with {memory} about {dataset}", answer)
     return out
 
 

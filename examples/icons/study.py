@@ -71,10 +71,24 @@ def memory_builder(*arguments: object) -> None:
 
 def run_once(done: Path, *arguments: object) -> None:
     """Run a command of memory-builder unless the file is there that says it was done, and write that file."""
+    do_once(done, " ".join(map(str, arguments)), lambda: memory_builder(*arguments))
+
+
+def do_once(done: Path, what: str, do: Callable[[], object]) -> None:
+    """Do something unless the file is there that says it was done, and write that file.
+
+    Raises:
+        IconsError: the file says that something else was done.
+    """
     if not done.exists():
-        memory_builder(*arguments)
+        do()
         done.parent.mkdir(parents=True, exist_ok=True)
-        done.write_text(" ".join(map(str, arguments)) + "\n")
+        done.write_text(what + "\n", encoding="utf-8")
+    elif (found := done.read_text("utf-8").strip()) != what:
+        raise IconsError(
+            f"{done.parent} holds what was made by other means:\n  {found}\nand not\n  {what}\n"
+            f"Remove it, or name another --out"
+        )
 
 
 def sets_in(benchmark: Path, names: Sequence[str] = SETS) -> list[Path]:

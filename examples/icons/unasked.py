@@ -11,6 +11,7 @@ them out too.
 import sys
 from collections import defaultdict
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -30,7 +31,7 @@ class Unasked:
     splits: Path
     """Folder that splits.py wrote."""
     out: Path
-    """Folder of the new memory; what lies there is replaced unless it is whole."""
+    """Folder of the new memory; what lies there is replaced unless it is this, whole."""
     fewest: int = 1
     """Drawings (clusters) that the memory has of each thing that is kept."""
 
@@ -46,9 +47,10 @@ def keys_left_out(splits: Path, fewest: int) -> list[str]:
 
 
 def make_unasked(config: Unasked) -> None:
-    """Do it, unless it was done before."""
-    keys = config.out.with_name(f"{config.out.name}-left-out.txt")
-    keys.write_text("".join(f"{key}\n" for key in keys_left_out(config.splits, config.fewest)), encoding="utf-8")
+    """Do it, unless it was done before. The keys lie beside it, in a file named by their hash."""
+    lines = "".join(f"{key}\n" for key in keys_left_out(config.splits, config.fewest)).encode()
+    keys = config.out.with_name(f"{config.out.name}-left-out-{sha256(lines).hexdigest()[:12]}.txt")
+    keys.write_bytes(lines)
     memory_without(config.memory, config.out, "--keys", str(keys))
 
 

@@ -41,5 +41,5 @@ def test_rows_of_asked_things_are_left_out(tmp_path: Path, model_dir: Path) -> N
     assert [hit == row for hit, row in zip(found, whole.row_ids(0)[:60], strict=True)] == expected
     assert len(left) == len(whole) - sum(i % 50 in (7, 8) for i in range(len(keys)))
     assert len(Memory.open(root)) == len(keys)
-    make_unasked(Unasked(memory=root, splits=tmp_path / "splits", out=tmp_path / "often", fewest=2))
-    assert len(Memory.open(tmp_path / "often")) == len(left) - sum(i % 50 == 9 for i in range(len(keys)))
+    make_unasked(Unasked(memory=root, splits=tmp_path / "splits", out=out, fewest=2))  # asked otherwise: made anew
+    assert len(Memory.open(out)) == len(left) - sum(i % 50 == 9 for i in range(len(keys)))
