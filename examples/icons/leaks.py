@@ -16,7 +16,7 @@ import json
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -189,8 +189,18 @@ def clean_evidence(compared: Compared, rows: Signs, groups: Groups) -> Evidence:
     return Evidence(join, {kind: np.concatenate([part.others[kind] for part in parts]) for kind in KINDS})
 
 
-def main(config: Leaks) -> None:
+def check_settings(config: Leaks) -> None:
+    """Refuse a folder that holds what was measured with other settings; ``lost`` judges that and may differ."""
+    path = config.out / "settings.json"
+    settings = {name: str(value) for name, value in asdict(config).items() if name not in ("out", "lost")}
+    if path.exists() and json.loads(path.read_bytes()) != settings:
+        sys.exit(f"error: {path} has other settings than these: remove that folder, or name another --out")
     config.out.mkdir(parents=True, exist_ok=True)
+    put_json(path, settings)
+
+
+def main(config: Leaks) -> None:
+    check_settings(config)
     encoder = EncoderConfig(model=config.model) if config.model else None
     memory = Memory.open(config.memory, encoder=encoder)
     table = pq.read_table(config.splits / "splits.parquet", columns=["key", "entity"])
