@@ -26,7 +26,14 @@ from trainer.evaluate.features import Embedded
 from trainer.evaluate.metrics import Answers, Score, answers, classification_figures, linear
 from trainer.evaluate.names import Names
 from trainer.evaluate.opened import Opened, open_setting
-from trainer.evaluate.results import Result, describe_dataset, describe_model, predictions_table, write_result
+from trainer.evaluate.results import (
+    Result,
+    describe_dataset,
+    describe_memory,
+    describe_model,
+    predictions_table,
+    write_result,
+)
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.shots import choose
 from trainer.evaluate.tasks import require
@@ -74,6 +81,11 @@ class Scene:
     @property
     def labels(self) -> Labels:
         return self.opened.test.labels
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What every method but zero-shot rests on."""
+        return {"memory": self.memory.store.root}
 
 
 METHODS = (
@@ -145,7 +157,7 @@ def _top1(evidence: Evidence, labels: Labels, may_abstain: bool, params: Baselin
 def _zero_shot(scene: Scene) -> Result:
     test = scene.opened.test
     found = answers(linear(test.images, scene.consistent.classifier), scene.labels, len(test.dataset.classes))
-    return _write(scene, "zero-shot", scene.zero_shot, {}, {"names_scrambled": _figures(test, found)})
+    return _write(scene, "zero-shot", scene.zero_shot, {}, {}, {"names_scrambled": _figures(test, found)})
 
 
 def _measure(scene: Scene, method: Method, params: Any, how: dict[str, object]) -> Result:
@@ -156,7 +168,8 @@ def _measure(scene: Scene, method: Method, params: Any, how: dict[str, object]) 
     )
     controls = {"names_scrambled": _figures(test, consistent), "memory_scrambled": _figures(test, broken)}
     reasons = scene.evidence.ids[:, :SHOWN] if method.by_picture else _reasons(scene.evidence, found)
-    return _write(scene, method.name, found, {**asdict(params), **how}, controls, reasons)
+    asked = scene.asked | {"dev": scene.opened.dev_name}
+    return _write(scene, method.name, found, asked, {**asdict(params), **how}, controls, reasons)
 
 
 def _reasons(evidence: Evidence, found: Answers) -> Ids:
@@ -175,7 +188,7 @@ def _name_centroid(scene: Scene) -> Result:
     by_centroid = linear(test.images, census.centroids)
     n_classes = len(test.dataset.classes)
     found = answers(lambda part: by_centroid(part) + unnamed, scene.labels, n_classes, may_abstain=True)
-    return _write(scene, "name-centroid", found, {}, {})
+    return _write(scene, "name-centroid", found, scene.asked, {}, {})
 
 
 def _pixels(scene: Scene) -> list[Result]:
@@ -186,13 +199,14 @@ def _pixels(scene: Scene) -> list[Result]:
         say(f"pixel is left out: the pictures of {scene.memory.store.root} cannot be read ({error})")
         return []
     found = answers(nearest.score(), scene.labels, len(test.dataset.classes), may_abstain=True)
-    return [_write(scene, "pixel", found, {}, {})]
+    return [_write(scene, "pixel", found, scene.asked, {}, {})]
 
 
 def _write(
     scene: Scene,
     name: str,
     found: Answers,
+    asked: dict[str, Any],
     config: dict[str, Any],
     controls: dict[str, Any],
     reasons: Ids | None = None,
@@ -206,14 +220,14 @@ def _write(
         model=describe_model(opened.towers),
         dataset=describe_dataset(dataset),
         config=config,
-        memory={
-            "root": scene.memory.store.root,
-            "rows": len(scene.memory),
+        memory=describe_memory(scene.memory)
+        | {
             "rows_by_class": counts.tolist(),
             "classes_without_rows": int((counts == 0).sum()),
             "pictures_in_memory": int((scene.evidence.similarity[:, 0] >= SAME).sum()),
         },
         extra=controls | {"against_zero_shot": compared(found, scene.zero_shot, dataset.tiers)},
+        asked=asked,
     )
     columns = {} if reasons is None else {"reasons": pa.array(list(reasons), pa.list_(pa.int64()))}
     write_result(opened.run, result, predictions_table(opened.test.keys, [found], **columns))

@@ -27,18 +27,22 @@ def evaluate_linear_probe(setting: Setting, options: ShotOptions) -> list[Result
     Raises:
         RequestError: see ``open_setting``; or there are no pictures to learn from.
     """
-    return _evaluate(open_setting(setting), options, "linear-probe", linear_probe.probe, linear_probe.GRID)
+    return _evaluate(open_setting(setting), options, "linear-probe", linear_probe.probe, linear_probe.GRID, {})
 
 
 def evaluate_few_shot(setting: Setting, options: ShotOptions, last_layers: int | None) -> list[Result]:
     """The image tower learns too; arguments and errors as above, and see ``finetune.tune``."""
     opened = open_setting(setting)
     learn = partial(finetune.tune, opened.towers)
-    return _evaluate(opened, options, "few-shot", learn, finetune.grid(last_layers))
+    asked = {"last_layers": last_layers}
+    return _evaluate(opened, options, "few-shot", learn, finetune.grid(last_layers), asked)
 
 
-def _evaluate(opened: Opened, options: ShotOptions, task: str, learn: Learn, grid: Sequence[Any]) -> list[Result]:
+def _evaluate(
+    opened: Opened, options: ShotOptions, task: str, learn: Learn, grid: Sequence[Any], asked: dict[str, Any]
+) -> list[Result]:
     require(opened, "classification")
+    asked = asked | {"n_seeds": options.n_seeds, "train_split": opened.setting.train_split, "dev": opened.dev_name}
     lesson = _lesson(opened, opened.test)
     dev = None if opened.dev is None else _lesson(opened, opened.dev)
     results = []
@@ -59,6 +63,7 @@ def _evaluate(opened: Opened, options: ShotOptions, task: str, learn: Learn, gri
                 "n_train": n_train,
                 "top1_by_seed": [float((found.rank == 0).mean()) for found in rounds],
             },
+            asked=asked,
         )
         write_result(opened.run, result, predictions_table(opened.test.keys, rounds))
         results.append(result)

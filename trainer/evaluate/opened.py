@@ -26,6 +26,11 @@ class Opened:
     test: Embedded
     dev: Embedded | None
 
+    @property
+    def dev_name(self) -> str | None:
+        """Where settings are chosen; None: nowhere."""
+        return None if self.dev is None else f"{self.dev.dataset.root.resolve()} {self.dev.dataset.split}"
+
     def classifier(self, embedded: Embedded) -> Floats:
         """f32[c, d] text embeddings of a set's classes."""
         return self.towers.classifier(embedded.dataset.classes, embedded.dataset.templates)

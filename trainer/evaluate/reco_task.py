@@ -15,7 +15,14 @@ from trainer.evaluate.evidence import check_memory
 from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear
 from trainer.evaluate.opened import Opened, open_setting
 from trainer.evaluate.refined import Refined
-from trainer.evaluate.results import Result, describe_dataset, describe_model, predictions_table, write_result
+from trainer.evaluate.results import (
+    Result,
+    describe_dataset,
+    describe_memory,
+    describe_model,
+    predictions_table,
+    write_result,
+)
 from trainer.evaluate.retrieval import Positives, retrieval
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.tasks import require
@@ -25,6 +32,8 @@ from trainer.refined import Order, RecoModel
 
 SHOWN = 8
 """Rows kept for each picture as the reason of its answer."""
+PLAIN = ("zero-shot", "retrieval")
+"""The frozen model alone, by classes and by captions."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,13 +135,18 @@ class _Asked:
         return result
 
     def _result(self, method: str, figures: Figures, config: dict[str, Any], extra: dict[str, Any]) -> Result:
+        refined = {"run": self.model.name, "average": self.refinement.average, "k": self.model.k}
+        asked = {name: config[name] for name in ("positives",) if name in config}
+        if method not in PLAIN:
+            asked = config | refined | {"memory": self.memory.store.root}
         return Result(
             task="reco",
             method=method,
             figures=figures,
             model=describe_model(self.opened.towers),
             dataset=describe_dataset(self.opened.test.dataset, len(self.opened.test.texts)),
-            config=config | {"run": self.model.name, "k": self.model.k},
-            memory={"root": self.memory.store.root, "rows": len(self.memory)},
+            config=config | refined,
+            memory=describe_memory(self.memory),
             extra=extra,
+            asked=asked,
         )

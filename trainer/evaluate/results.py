@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from memory_builder.errors import CorruptMemoryError
+from memory_builder.manifest import config_hash
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.metrics import Answers, Figures
 
 if TYPE_CHECKING:
+    from memory_builder.memory import Memory
     from trainer.evaluate.towers import Towers  # open_clip takes seconds to import
 
 FOLDER = "eval"
@@ -36,10 +38,12 @@ class Result:
     """root, rows, snapshot, and memory rows by class where they were counted."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Controls and tests that belong to this result: each a plain dictionary."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    """What the command named that changes the figures and is not in ``name``: ``memory``, ``k``, ``dev`` and so on."""
 
     @property
     def name(self) -> str:
-        """The file's name: no two results of one run share it."""
+        """The file's name, unless it is another command's; see ``write_result``."""
         shots = f"-{self.config['shots']}" if "shots" in self.config else ""
         place = sha256(self.dataset["root"].encode())[:6]  # two sets may be folders of one name
         return f"{self.task}-{self.method}{shots}-{self.dataset['name']}-{place}-{self.dataset['split']}".replace(
@@ -75,11 +79,31 @@ def describe_model(towers: "Towers") -> dict[str, str]:
     return {"name": towers.name, "fingerprint": towers.fingerprint}
 
 
+def describe_memory(memory: "Memory") -> dict[str, Any]:
+    """What a result says of the memory it rests on, and of its state then."""
+    return {"root": memory.store.root, "rows": len(memory), "snapshot": memory.snapshot.number}
+
+
 def write_result(run: Store, result: Result, predictions: pa.Table | None = None) -> None:
-    """Write predictions first and the record last."""
+    """Write predictions first and the record last; over what the same command wrote, beside what another did."""
+    name = _own_name(run, result)
     if predictions is not None:
-        run.put(f"{FOLDER}/{result.name}.predictions.parquet", parquet_bytes(predictions))
-    run.put(f"{FOLDER}/{result.name}.json", json.dumps(asdict(result), indent=1).encode())
+        run.put(f"{FOLDER}/{name}.predictions.parquet", parquet_bytes(predictions))
+    run.put(f"{FOLDER}/{name}.json", json.dumps(asdict(result), indent=1).encode())
+
+
+def _own_name(run: Store, result: Result) -> str:
+    """Where it lies already, or goes: what an older record does not know of itself is taken to be as asked."""
+    beside = f"{result.name}-{config_hash(result.asked)[:6]}"
+    told = told_of(run.read_json(f"{FOLDER}/{result.name}.json") or {})
+    is_own = all(told.get(name, value) == value for name, value in result.asked.items())
+    return result.name if is_own and not run.exists(f"{FOLDER}/{beside}.json") else beside
+
+
+def told_of(result: dict[str, Any]) -> dict[str, Any]:
+    """What a record says it was asked for; older ones know less."""
+    memory = {"memory": result["memory"]["root"]} if result.get("memory") else {}
+    return {**memory, **result.get("config", {}), **result.get("asked", {})}
 
 
 def predictions_table(keys: Sequence[str], rounds: Sequence[Answers], **columns: Any) -> pa.Table:

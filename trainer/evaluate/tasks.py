@@ -56,6 +56,7 @@ def evaluate_retrieval(setting: Setting, positives: Positives) -> list[Result]:
         model=describe_model(opened.towers),
         dataset=describe_dataset(opened.test.dataset, len(opened.test.texts)),
         config={"batch_size": setting.batch_size, "precision": "fp32", "positives": positives},
+        asked={"positives": positives},
     )
     write_result(opened.run, result, table)
     return [result]

@@ -1,6 +1,7 @@
 """The whole of ``evaluate baselines`` on a memory of shapes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from sets import CLASSES
 
 from memory_builder.build import embed
+from memory_builder.cli import main
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.memory import Memory
@@ -115,6 +117,31 @@ def test_without_pictures_of_the_memory_pixels_are_left_out_and_said(memory, sha
     assert "pixel" not in {line["method"] for line in ran.lines}
     configs = [result["config"] for result in read_results(Store(tmp_path)) if result["config"]]
     assert {config["chosen_on"] for config in configs} == {"nothing: published defaults"}
+
+
+def test_two_memories_in_one_run_keep_their_results_and_say_in_which_state_they_were(
+    memory, shapes, dev_shapes, evaluate, tmp_path
+):
+    other, out = Path(shutil.copytree(memory, tmp_path / "other")), tmp_path / "run"
+    opened = Memory.open(other)
+    opened.delete(ids=opened.row_ids(0)[:40])
+    given = ("--dataset", shapes, "--out", out, "--no-pixels")
+    for root in (memory, other, memory, other):
+        assert evaluate("baselines", "--memory", root, *given).code == 0
+    results = [result for result in read_results(Store(out)) if result["method"] != "zero-shot"]
+    assert len(results) == 2 * 7
+    for result in results:
+        there = Memory.open(result["memory"]["root"])
+        assert (result["memory"]["rows"], result["memory"]["snapshot"]) == (len(there), there.snapshot.number)
+    assert len({result["memory"]["snapshot"] for result in results}) == 2
+    main(["report", str(out), "--out", str(tmp_path / "report.html")])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count('<th scope="row">zero-shot</th>') == 1
+    for name in ("memory", "other"):
+        assert f'<th scope="row">knn, memory {name}</th>' in page
+        assert f"{name} rows a class" in page
+    assert evaluate("baselines", "--memory", memory, *given, "--dev", dev_shapes).code == 0
+    assert [result["method"] for result in read_results(Store(out))].count("knn") == 3
 
 
 def test_a_memory_of_another_model_is_refused(shapes, evaluate, write_memory, tmp_path):

@@ -162,6 +162,31 @@ def test_a_run_on_an_object_store_keeps_its_answers_there(home, shapes, s3, tmp_
     assert {path.name for path in tmp_path.iterdir()} <= {"cache"}
 
 
+def k_of_both(run):
+    return sorted(result["config"]["k"] for result in read_results(Store(run)) if result["method"] == "reco-both")
+
+
+@pytest.mark.usefixtures("printed")
+def test_results_asked_for_otherwise_lie_side_by_side_and_the_same_command_writes_over_its_own(home, tmp_path):
+    run = Path(shutil.copytree(home / "run", tmp_path / "run"))
+    given = ["evaluate", "reco", "--run", str(run), "--memory", str(home / "memory"), "--dataset", str(home / "shapes")]
+    for path in (run / "eval").glob("*.json"):  # as they were written before
+        old = json.loads(path.read_text().replace(str(home / "run"), str(run)))
+        del old["asked"], old["memory"]["snapshot"], old["config"]["average"]
+        path.write_text(json.dumps(old))
+    with contextlib.redirect_stdout(io.StringIO()):
+        for asked, there in ((["-k", "1"], [1, 10]), (["-k", "1"], [1, 10]), ([], [1, 10]), (["-k", "2"], [1, 2, 10])):
+            assert main([*given, *asked]) == 0
+            assert k_of_both(run) == there
+        (path,) = (run / "eval").glob("reco-reco-both-*-test.json")
+        assert json.loads(path.read_text())["asked"]["k"] == 10, "under the name it had"
+        assert len(read_results(Store(run))) == 3 * 3 + 1, "the model alone is the same for every k"
+        assert main(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th>', (tmp_path / "report.html").read_text())
+    assert rows.count("zero-shot") == 1
+    assert {f"reco-both, k {k}" for k in (1, 2, 10)} < set(rows)
+
+
 @pytest.mark.usefixtures("printed")
 def test_fewer_neighbours_can_be_asked_for(home, shapes, tmp_path, capsys):
     given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", str(home / "memory"), "--dataset", str(shapes)]

@@ -144,6 +144,11 @@ def test_equal_captions_of_other_pictures_count_when_asked(evaluate, tmp_path):
     for name, value in own["metrics"].items():
         assert group["metrics"][name] >= value
     assert group["metrics"]["text_to_image_recall@1"] > own["metrics"]["text_to_image_recall@1"]
+    evaluate("retrieval", "--dataset", root, "--out", tmp_path)
+    results = {result["config"]["positives"]: result for result in read_results(Store(tmp_path))}
+    assert results["own"]["figures"]["metrics"] == own["metrics"]
+    assert results["group"]["figures"]["metrics"] == group["metrics"]
+    assert len(read_results(Store(tmp_path))) == 2
 
 
 def test_sets_in_folders_of_one_name_do_not_overwrite_each_other(evaluate, tmp_path):

@@ -52,7 +52,7 @@ def shots_curve(group: Group) -> str:
     shots = list(dict.fromkeys(entry.shots or "" for entry in learnt))
     lines: dict[str, list[Entry]] = {}
     for entry in learnt:
-        lines.setdefault(entry.method + (f" ({entry.run_name})" if entry.run_name else ""), []).append(entry)
+        lines.setdefault(entry.curve, []).append(entry)
     ends = [_ends(entry, "all") for entry in learnt] + ([_ends(group.zero_shot, "all")] if group.zero_shot else [])
     low, high = np.floor(10 * min(end[1] for end in ends)) / 10, np.ceil(10 * max(end[2] for end in ends)) / 10
     high = max(high, low + 0.1)

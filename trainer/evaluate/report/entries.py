@@ -1,7 +1,7 @@
 """Results of runs as the report needs them: grouped by set, each with its difference from zero-shot."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from memory_builder.storage import Store
 from trainer.evaluate.arrays import Labels
 from trainer.evaluate.intervals import Difference, Reals, paired_difference
 from trainer.evaluate.metrics import class_sums
-from trainer.evaluate.results import read_predictions, read_results
+from trainer.evaluate.results import read_predictions, read_results, told_of
 
 METHODS = ("zero-shot", "knn", "priming", "cache", "wise-head", "mean-fusion", "knn-name", "name-centroid", "pixel")
 """In the order of the report; others follow."""
@@ -28,6 +28,8 @@ class Entry:
     result: dict[str, Any]
     run_name: str
     """Short, distinct; empty where there is only one run."""
+    difference: str = ""
+    """What it was asked for, as far as it differs from others of the same method."""
 
     @property
     def task(self) -> str:
@@ -45,7 +47,12 @@ class Entry:
     @property
     def label(self) -> str:
         shots = f", {self.shots} {'shot' if self.shots == '1' else 'shots'}" if self.shots else ""
-        return f"{self.method}{shots}" + (f" ({self.run_name})" if self.run_name else "")
+        return self._label(shots)
+
+    @property
+    def curve(self) -> str:
+        """The label of all numbers of shots together."""
+        return self._label("")
 
     @cached_property
     def predictions(self) -> pa.Table | None:
@@ -67,6 +74,10 @@ class Entry:
         """i64[n] the truth of a classification."""
         table = self.predictions
         return None if table is None or "label" not in table.column_names else np.array(table["label"])
+
+    def _label(self, shots: str) -> str:
+        difference = f", {self.difference}" if self.difference else ""
+        return f"{self.method}{shots}{difference}" + (f" ({self.run_name})" if self.run_name else "")
 
     def right(self) -> Reals:
         """f64[n] the share of seeds in which each picture is right."""
@@ -95,10 +106,10 @@ class Group:
         return next((entry for entry in self.entries if entry.method == "zero-shot" and entry.labels is not None), None)
 
     def of(self, *tasks: str) -> list[Entry]:
-        """The results of these tasks; zero-shot once for each run, though two tasks measure it."""
+        """The results of these tasks; zero-shot once for each run, though several tasks measure it."""
         chosen, seen = [], set()
         for entry in self.entries:
-            named = (entry.run.root, entry.method, entry.shots)
+            named = (entry.run.root, entry.label)
             if entry.task in tasks and named not in seen:
                 seen.add(named)
                 chosen.append(entry)
@@ -122,7 +133,30 @@ def read_groups(runs: Sequence[str]) -> list[Group]:
         for result in results:
             entry = Entry(run=run, result=result, run_name=name)
             groups.setdefault(result["dataset"]["digest"], []).append(entry)
-    return [Group(dataset=entries[0].result["dataset"], entries=_ordered(entries)) for entries in groups.values()]
+    return [
+        Group(dataset=entries[0].result["dataset"], entries=_ordered(_told_apart(entries)))
+        for entries in groups.values()
+    ]
+
+
+def _told_apart(entries: list[Entry]) -> list[Entry]:
+    """Of several with one label, each says what it was asked for that the others were not."""
+    return [
+        replace(entry, difference=_difference(entry, [other for other in entries if other.label == entry.label]))
+        for entry in entries
+    ]
+
+
+def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
+    told, own = [told_of(other.result) for other in alike], told_of(entry.result)
+    names = dict.fromkeys(name for other in alike for name in other.result.get("asked", {}))
+    differing = [name for name in names if len({str(some[name]) for some in told if name in some}) > 1]
+    return ", ".join(f"{name.replace('_', ' ')} {_short(own[name])}" for name in differing if name in own)
+
+
+def _short(value: object) -> str:
+    """The last part of a path, or what else it is."""
+    return "none" if value is None else str(value).rstrip("/").rsplit("/", 1)[-1]
 
 
 def _ordered(entries: list[Entry]) -> tuple[Entry, ...]:

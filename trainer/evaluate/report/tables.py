@@ -90,16 +90,20 @@ def measured_table(group: Group) -> str:
         counted_captions = (entry.result["dataset"].get("n_captions") for entry in group.entries)  # not by older runs
         captions = next((f"{n:,}" for n in counted_captions if n is not None), "not counted")
         return table(["pictures", "captions"], [[f"{figures['n']:,}", captions]], MEASURED)
-    counted = [entry.result["memory"] for entry in group.entries if "rows_by_class" in entry.result["memory"]]
-    counts = np.array(counted[0]["rows_by_class"]) if counted else None
+    memories = [entry.result["memory"] for entry in group.entries if "rows_by_class" in entry.result["memory"]]
+    counts = {memory["root"]: np.array(memory["rows_by_class"]) for memory in memories}
     tiers = np.array(group.dataset["tiers"])
     rows = []
     for name, some in {"all": figures, **figures["tiers"]}.items():
         inside = np.ones(len(group.dataset["classes"]), np.bool_) if name == "all" else tiers == name
-        held = [] if counts is None else [f"{np.median(counts[inside]):g}", f"{int((counts[inside] == 0).sum()):,}"]
-        rows.append([escape(name), f"{some['n_classes']:,}", f"{some['n']:,}", *held])
-    held_head = [] if counts is None else ["memory rows a class (median)", "classes the memory does not name"]
-    return table(["classes", "number", "pictures", *held_head], rows, MEASURED)
+        held = [(np.median(held[inside]), (held[inside] == 0).sum()) for held in counts.values()]
+        cells = [cell for median, missing in held for cell in (f"{median:g}", f"{missing:,}")]
+        rows.append([escape(name), f"{some['n_classes']:,}", f"{some['n']:,}", *cells])
+    head = ["classes", "number", "pictures"]
+    for root in counts:
+        name = escape(root.rsplit("/", 1)[-1]) if len(counts) > 1 else "memory"
+        head += [f"{name} rows a class (median)", f"classes the {name} does not name"]
+    return table(head, rows, MEASURED)
 
 
 def _cell(figures: dict[str, Any] | None, name: str) -> str:
