@@ -7,7 +7,6 @@ thousands of them. What lies between is scanned with a selector, which looks at 
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -16,15 +15,14 @@ from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores, best_of
 
-if TYPE_CHECKING:
-    from memory_builder.search import OpenIndex
-
 FEW_ROWS = 10_000
 """As many as an index scans without lists."""
 WIDEST = 2_000
 """Candidates at which a wider scan costs what a selector does (measured on PQ codes)."""
 SELECTOR_ROWS = 1_000_000
 """A selector's hash set takes 44 bytes a row; beyond this the scan is widened, however wide it gets."""
+LEAST_LIST = 0.1
+"""Share of a list that is not worth scanning one more: a single deleted row changes nothing."""
 
 Scan = Callable[[Scores, int], tuple[Scores, Ids]]
 """(queries f32[q, d], width) → that many candidates, best first: scores f32[q, width], ids i64[q, width]."""
@@ -40,9 +38,13 @@ def is_selective(allowed: RowSet, k: int, n_rows: int) -> bool:
     return len(allowed) <= SELECTOR_ROWS and _first_width(allowed, k, n_rows) > WIDEST
 
 
-def lists_for(allowed: RowSet, nprobe: int, index: "OpenIndex") -> int:
-    """Lists to scan so that they hold as many allowed rows as ``nprobe`` lists hold rows: the recall stays the same."""
-    return min(index.n_lists, math.ceil(nprobe * index.n_rows / max(1, len(allowed))))
+def lists_for(n_rows: float, nprobe: int, n_tuned: int, n_lists: int) -> int:
+    """Lists to scan, of ``n_lists`` over which ``n_rows`` rows may answer, so that the recall stays what it was.
+
+    They hold as many of these rows as ``nprobe`` lists did of the ``n_tuned`` that there were in tuning.
+    """
+    raised = math.ceil(nprobe * n_tuned / max(1, n_rows) - LEAST_LIST)
+    return min(n_lists, max(nprobe, raised))
 
 
 def score_all(queries: Scores, k: int, rows: Rows, keys: Keys, allowed: RowSet) -> tuple[Scores, Ids]:

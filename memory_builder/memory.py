@@ -68,6 +68,7 @@ class Memory:
         self._index = lru_cache(maxsize=2)(self._open_index)
         self._matching = lru_cache(FILTERS_KEPT)(self._find_matching)
         self._allowed = lru_cache(FILTERS_KEPT)(self._find_allowed)
+        self._share = lru_cache(maxsize=2)(self._find_share)
 
     @staticmethod
     def open(
@@ -151,8 +152,9 @@ class Memory:
         index = self.index(keys)
         allowed = self._allowed(keys, where)
         effort = self._effort(keys, kind or side, index)
-        if where is not None and allowed is not None:
-            effort = replace(effort, nprobe=lists_for(allowed, effort.nprobe, index))
+        if allowed is not None:
+            n_rows = len(allowed) * self._share(keys)
+            effort = replace(effort, nprobe=lists_for(n_rows, effort.nprobe, index.n_tuned, index.n_lists))
         if nprobe is not None:
             effort = replace(effort, nprobe=_at_least("nprobe", nprobe, 1))
         if refine is not None:
@@ -269,6 +271,11 @@ class Memory:
             return None
         kept = None if where is None else self._matching(where)
         return remaining_rows(self._rows.commits, self.index(keys).ordinals, self._deleted, kept)
+
+    def _find_share(self, keys: Keys) -> float:
+        """Of the rows in the shards of an index, those that have its modality; any set of them is taken to be alike."""
+        commits = [self.commits[ordinal] for ordinal in self.index(keys).ordinals]
+        return sum(commit.n_present(keys) for commit in commits) / max(1, sum(commit.n_written for commit in commits))
 
     @cached_property
     def _tuned(self) -> dict[Keys, dict[str, Any]]:

@@ -18,9 +18,10 @@ import numpy as np
 
 from memory_builder.dense import Kept
 from memory_builder.errors import UsageError
+from memory_builder.filtered import lists_for
 from memory_builder.manifest import Manifest, config_hash
 from memory_builder.ondisk import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
-from memory_builder.parts import read_faiss, write_faiss
+from memory_builder.parts import read_faiss, trained_record, write_faiss
 from memory_builder.progress import Progress, say
 from memory_builder.rows import Ids, Keys
 from memory_builder.runner import Runner, run_all
@@ -162,11 +163,13 @@ def plan_ranges(sizes: Ids, code_bytes: int, range_bytes: int) -> list[ListRange
 
 
 def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Keys) -> Any:
-    """Let whoever opens the index scan as many lists as searches of the memory do; returns the index."""
+    """Let whoever opens the filled index scan as many lists as searches of the memory do; returns the index."""
     view = snapshot.indexes[keys]
     sides = (store.read_json(f"{view.index}/{view.tuning}") or {"sides": {}})["sides"].values()
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
-    ivf.nprobe = max((side["nprobe"] for side in sides), default=ivf.nlist)
+    nprobe = max((side["nprobe"] for side in sides), default=ivf.nlist)
+    n_tuned = trained_record(store, view.index).get("n_rows", index.ntotal)
+    ivf.nprobe = lists_for(index.ntotal, nprobe, n_tuned, ivf.nlist)
     quantizer = faiss.downcast_index(ivf.quantizer)
     if isinstance(quantizer, faiss.IndexHNSW):
         quantizer.hnsw.efSearch = graph_effort(ivf.nprobe)

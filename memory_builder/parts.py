@@ -106,13 +106,22 @@ def part_record(store: Store, folder: str, name: str) -> PartRecord:
     return record
 
 
-def read_quantizer_hash(store: Store, folder: str) -> str:
-    """SHA-256 of the trained quantizer, as its record ``trained.json`` says."""
+def trained_record(store: Store, folder: str) -> dict[str, Any]:
+    """``trained.json``, of which ``sha256`` is there for sure.
+
+    Raises:
+        CorruptMemoryError: it is missing or damaged.
+    """
     path = f"{folder}/trained.json"
     record = store.read_json(path)
     if record is None or "sha256" not in record:
         raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged: build the index again")
-    return str(record["sha256"])
+    return record
+
+
+def read_quantizer_hash(store: Store, folder: str) -> str:
+    """SHA-256 of the trained quantizer, as its record ``trained.json`` says."""
+    return str(trained_record(store, folder)["sha256"])
 
 
 def read_faiss(path: Path, what: str, flags: int = 0) -> Any:

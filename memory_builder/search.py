@@ -13,7 +13,7 @@ from memory_builder.coarse import transformed
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.filtered import is_few, is_selective, score_all, widen
 from memory_builder.ondisk import Codes, read_list
-from memory_builder.parts import PART_MISSING, PartRecord, part_record, read_faiss, read_quantizer_hash
+from memory_builder.parts import PART_MISSING, PartRecord, part_record, read_faiss, trained_record
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores, best_of, exact_scores
@@ -64,11 +64,13 @@ class OpenIndex:
     ) -> None:
         trained = f"{folder}/trained.faiss"
         self._trained = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
-        quantizer = read_quantizer_hash(store, folder)
-        records = [_read_record(store, folder, name, quantizer) for name in parts]
+        trained_as = trained_record(store, folder)
+        records = [_read_record(store, folder, name, trained_as["sha256"]) for name in parts]
         self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
         """Shards whose rows it holds."""
         self.n_rows = sum(record.n_rows for record in records)
+        self.n_tuned = int(trained_as.get("n_rows", self.n_rows))
+        """Rows there were when it was trained and tuned."""
         self._elsewhere = elsewhere
         self._parts = [] if elsewhere else [_open_part(store, folder, record) for record in records]
         self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
