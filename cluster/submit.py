@@ -21,8 +21,13 @@ from cluster.runtime import check_port
 from memory_builder.errors import UsageError, WorkerError
 from memory_builder.manifest import config_hash
 
-STAGES = frozenset({"embed", "index", "import", "retrieve", "train", "evaluate"})
-"""Commands whose work is spread over a runner."""
+STAGES = frozenset(
+    {
+        *("embed", "import", "index", "append", "compact", "verify", "merge", "export", "retrieve"),
+        *("train react", "train reco"),
+    }
+)
+"""Commands that take ``--runner``."""
 NOT_UPLOADED = (".git", ".venv", "venv", "data", "__pycache__", "*.tar", "*.npy", "*.faiss")
 MAX_FAILURES = 20
 POLL_S = 1.0
@@ -85,7 +90,8 @@ def on_cluster(command: Sequence[str]) -> list[str]:
     """The arguments as the job needs them: a stage runs on the cluster it finds itself in."""
     arguments = list(command[1:] if command and command[0] == "memory-builder" else command)
     flags = {argument.partition("=")[0] for argument in arguments}
-    if arguments and arguments[0] in STAGES and not flags & {"--runner", "--address"}:
+    stages = {" ".join(arguments[:words]) for words in (1, 2)}
+    if stages & STAGES and not flags & {"--runner", "--address"}:
         arguments += ["--runner", "ray", "--address", "auto"]
     return arguments
 
