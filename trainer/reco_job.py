@@ -9,11 +9,12 @@ import torch
 from memory_builder.build import embed
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import EncoderError, SourceError, UsageError
-from memory_builder.manifest import Description, read_description
+from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError, UsageError
+from memory_builder.manifest import Description, Manifest, read_description
 from memory_builder.memory import Memory
 from memory_builder.progress import Progress, say
 from memory_builder.runner import Runner, available_threads, run_all
+from memory_builder.sources import find_sources
 from memory_builder.storage import Store
 from trainer.checkpoint import last_state
 from trainer.fusion import Reco
@@ -156,9 +157,11 @@ def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> 
 
     Raises:
         SourceError, EncoderError: see ``memory_builder.build.embed``; SourceError also if a shard failed.
+        ConfigMismatchError: what lies at ``out`` was made of something else, or with another model.
     """
     if Store(source).exists("memory.json"):
         return source
+    _refuse_other_pairs(source, out)
     description = read_description(Store(memory))
     encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
     report = embed([source], out, encoder=encoder, config=EmbedConfig(), runner=runner)
@@ -166,6 +169,18 @@ def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> 
         uri, reason = next(iter(report.failed.items()))
         raise SourceError(f"{len(report.failed)} shards of {source} cannot be embedded, such as {uri}: {reason}")
     return out
+
+
+def _refuse_other_pairs(source: str, out: str) -> None:
+    """All that lies at ``out`` is trained on, so it must be of this source as it is now."""
+    asked = {(found.uri, found.etag) for found in find_sources([source])}
+    held = ((commit.uri, commit.etag) for commit in Manifest.read(Store(out)).commits.values())
+    others = [uri for uri, etag in held if (uri, etag) not in asked]
+    if others:
+        raise ConfigMismatchError(
+            f"{Store(out).root} holds the pairs of {len(others)} shards that are not, or no longer so, in {source}, "
+            f"such as {others[0]}: they would be trained on too. Remove {Store(out).root}, or name another --out"
+        )
 
 
 def _check_models(asked: Description, learnt: Description, memory: str, train: str) -> None:

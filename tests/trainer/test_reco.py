@@ -1,6 +1,7 @@
 """RECO in this process: what it learns from, killed and resumed, alike on two workers, and the model it makes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from tiny_runs import bytes_of, killed_at
+from tiny_runs import bytes_of, killed_at, write_subset
 from torch.nn.functional import cross_entropy, normalize
 
 from memory_builder.build import embed, index
@@ -146,6 +147,28 @@ def test_training_pairs_are_embedded_with_the_memorys_model(memory, subset, tmp_
     (tmp_path / "broken" / "0.tar").write_bytes(b"no tar")
     with pytest.raises(SourceError, match=r"broken"):
         embed_training_pairs(memory, str(tmp_path / "broken"), str(tmp_path / "other"), LocalRunner())
+
+
+def test_training_pairs_of_another_source_are_not_mixed_in(memory, icons, tmp_path):
+    def embedded():
+        return embed_training_pairs(memory, str(tmp_path / "pairs"), str(tmp_path / "run/train"), LocalRunner())
+
+    write_subset(tmp_path / "pairs", icons[:20])
+    shutil.copytree(tmp_path / "pairs", tmp_path / "before")
+    n_shards = len(Memory.open(embedded()).commits)
+    shutil.copy(tmp_path / "pairs" / "00000.tar", tmp_path / "pairs" / "00009.tar")
+    assert len(Memory.open(embedded()).commits) == n_shards + 1, "what is added to a source is embedded too"
+    (tmp_path / "pairs" / "00009.tar").unlink()
+    with pytest.raises(ConfigMismatchError, match=r"run/train holds the pairs of 1 shards .*00009\.tar: .*Remove"):
+        embedded()
+    shutil.rmtree(tmp_path / "run")
+    embedded()
+    shutil.rmtree(tmp_path / "pairs")
+    write_subset(tmp_path / "pairs", icons[20:])
+    with pytest.raises(ConfigMismatchError, match=r"no longer so, in .*pairs, such as"):
+        embedded()
+    with pytest.raises(ConfigMismatchError, match=r"or name another --out"):
+        embed_training_pairs(memory, str(tmp_path / "before"), str(tmp_path / "run/train"), LocalRunner())
 
 
 def test_training_pairs_of_another_model_are_refused(memory, tmp_path, write_memory):
