@@ -4,6 +4,7 @@
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +20,39 @@ from memory_builder.tables import parquet_bytes
 ROWS_A_FILE = 1_000_000
 
 
-def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> tuple[int, int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Listed:
+    """Rows of a list of URLs, and those that are not in it."""
+
+    n_written: int
+    n_without_url: int
+    n_deleted: int
+    """Asked for by their ids, and deleted since."""
+
+
+def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
     """Write ``OUT/00000.parquet`` …: url, caption, key and row id, a million rows a file.
 
     ``img2dataset --url_list OUT --input_format parquet --url_col url --caption_col caption`` reads them.
 
     Args:
-        ids: i64[n] the rows, each once; None for all that are not deleted.
-
-    Returns:
-        (rows written, rows left out because they have no URL).
+        ids: i64[n] the rows, each once; None for all. Deleted rows are left out.
     """
     store = Store(out)
-    n_written = n_without = 0
+    n_written = n_without = n_deleted = 0
     every = (memory.row_ids(ordinal) for ordinal in memory.commits)
-    pieces = in_blocks(every, ROWS_A_FILE) if ids is None else iter([np.asarray(ids, np.int64)])
+    if ids is None:
+        pieces = in_blocks(every, ROWS_A_FILE)
+    else:
+        kept = ids[~memory.is_deleted(ids)]
+        pieces, n_deleted = iter([kept]), len(ids) - len(kept)
     for number, piece in enumerate(pieces):
         table = memory.rows(piece)
         listed = table.filter(pc.is_valid(table["url"])).select(["url", "caption", "key", "id"])
         n_written += listed.num_rows
         n_without += table.num_rows - listed.num_rows
         store.put(f"{number:05d}.parquet", parquet_bytes(listed))
-    return n_written, n_without
+    return Listed(n_written=n_written, n_without_url=n_without, n_deleted=n_deleted)
 
 
 def read_hits(path: Path) -> Ids:

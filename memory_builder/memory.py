@@ -184,6 +184,10 @@ class Memory:
         ids = row_ids(ordinal, np.arange(self.commits[ordinal].n_written))
         return np.setdiff1d(ids, self._deleted, assume_unique=True)
 
+    def is_deleted(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """i64[n] ids → bool[n]."""
+        return np.isin(np.asarray(ids, np.int64), self._deleted)
+
     def source(self, row_id: int) -> str:
         """The shard a row came from."""
         return self._rows.source(row_id)

@@ -103,9 +103,10 @@ class Export:
         if self.format == "clip-retrieval":
             return self._for_clip_retrieval()
         ids = read_hits(self.hits) if self.hits else None
-        n_written, n_without = export_urls(Memory.open(self.memory), self.out, ids)
-        left_out = f"; {n_without:,} rows have no URL and were left out" if n_without else ""
-        print(f"{n_written:,} URLs in {self.out}{left_out}")
+        listed = export_urls(Memory.open(self.memory), self.out, ids)
+        left_out = {"have no URL": listed.n_without_url, "are deleted": listed.n_deleted}
+        told = [f"; {n:,} rows {why} and were left out" for why, n in left_out.items() if n]
+        print(f"{listed.n_written:,} URLs in {self.out}{''.join(told)}")
         return 0
 
     def _for_clip_retrieval(self) -> int:

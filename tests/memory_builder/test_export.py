@@ -42,6 +42,21 @@ def test_the_urls_of_all_rows_or_of_hits(memory: Path, tmp_path: Path, capsys: p
     assert table["url"].to_pylist()[0] == "0-0"
 
 
+def test_hits_that_were_deleted_since_are_left_out_and_counted(
+    memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = tmp_path / "hits.jsonl"
+    hits.write_text(json.dumps({"query": 0, "hits": [{"id": row} for row in (5, 2, 0, 1 << 32)]}))
+    Memory.open(memory).delete(ids=[2, 1 << 32])
+    assert main(["export", str(memory), str(tmp_path / "out"), "--as", "img2dataset", "--hits", str(hits)]) == 0
+    assert pq.read_table(tmp_path / "out" / "00000.parquet")["id"].to_pylist() == [5, 0]
+    assert "2 URLs in" in (said := capsys.readouterr().out)
+    assert "2 rows are deleted and were left out" in said
+    Memory.open(memory).delete(ids=[0, 5])
+    assert main(["export", str(memory), str(tmp_path / "none"), "--as", "img2dataset", "--hits", str(hits)]) == 0
+    assert pq.read_table(tmp_path / "none" / "00000.parquet").num_rows == 0
+
+
 def test_hits_that_are_none(memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "hits").write_text('{"query": 0}')
     assert (
