@@ -179,6 +179,11 @@ class Memory:
         """Shard ordinal → commit record."""
         return self._rows.commits
 
+    @property
+    def image_key(self) -> str | None:
+        """The column of its tables that pictures were read from, where ``--image-key`` named one."""
+        return self.description.config.get("image_key")
+
     def row_ids(self, ordinal: int) -> Ids:
         """i64[n] ids of the rows of one shard that are not deleted."""
         ids = row_ids(ordinal, np.arange(self.commits[ordinal].n_written))

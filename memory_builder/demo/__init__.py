@@ -89,4 +89,4 @@ def image_queries(memory: Memory) -> list[Query]:
 def picture_of(memory: Memory, row_id: int) -> bytes:
     """A row's encoded picture, from its shard."""
     member: str = memory.metadata([row_id], ["member"])["member"][0].as_py()
-    return read_member(memory.source(row_id), member)
+    return read_member(memory.source(row_id), member, memory.image_key)

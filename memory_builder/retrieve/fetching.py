@@ -75,7 +75,8 @@ def _fetch(piece: pa.Table, memory: Memory) -> Iterator[_Fetched]:
     for of_source in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1):
         rows = memory.metadata(of_source).to_pylist()
         places = [Place(row["member"], row["url"]) for row in rows]
-        for which, picture in _in_order(read_pictures(memory.source(int(of_source[0])), places)):
+        source = memory.source(int(of_source[0]))
+        for which, picture in _in_order(read_pictures(source, places, memory.image_key)):
             row_id = int(of_source[which])
             yield row_id, claims[row_id], rows[which], shown[first + which], picture
         first += len(of_source)

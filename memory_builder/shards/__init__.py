@@ -67,8 +67,12 @@ def _read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     return webdataset.read(path, rules)
 
 
-def read_member(uri: str, member: str) -> bytes:
+def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
     """A pair's picture as its shard holds it, by the ``member`` of its metadata.
+
+    Args:
+        uri, member: the shard, and where in it.
+        image_key: ``Memory.image_key``.
 
     Raises:
         SourceError: the shard or the member is gone.
@@ -78,7 +82,7 @@ def read_member(uri: str, member: str) -> bytes:
         if part.folder is not None:
             return links.fetch(*open_filesystem(posixpath.join(path, part.folder, member)))
         if path.endswith(parquet.SUFFIXES) and member.startswith("row "):
-            return parquet.read_row(path, int(member.removeprefix("row ")))
+            return parquet.read_row(path, int(member.removeprefix("row ")), image_key)
         if path.endswith(parquet.SUFFIXES + listing.SUFFIXES):
             return links.fetch(*open_filesystem(links.resolve(member, path)))
         return webdataset.read_member(path, member)

@@ -77,18 +77,21 @@ def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str]:
     return [f.name for f in schema if f.name == columns.image or not any(is_kind(f.type) for is_kind in binary)]
 
 
-def read_row(path: str, number: int) -> bytes:
+def read_row(path: str, number: int, image_key: str | None = None) -> bytes:
     """The picture in one row; FileNotFoundError when there is none."""
-    for _, image in read_rows(path, [number]):
+    for _, image in read_rows(path, [number], image_key):
         return image
     raise FileNotFoundError(f"row {number} of {path}")
 
 
-def read_rows(path: str, numbers: Sequence[int]) -> Iterator[tuple[int, bytes]]:
-    """(number, picture) of those of these rows, ascending, that hold one; each row group is read once at most."""
+def read_rows(path: str, numbers: Sequence[int], image_key: str | None = None) -> Iterator[tuple[int, bytes]]:
+    """(number, picture) of those of these rows, ascending, that hold one; each row group is read once at most.
+
+    In column ``image_key``, or unless it is given in the first of usual name.
+    """
     wanted = set(numbers)
     with _open_parquet(path) as table:
-        columns = Columns(table.schema_arrow.names, PairRules(require="image"), path)
+        columns = Columns(table.schema_arrow.names, PairRules(require="image", image_key=image_key), path)
         end = 0
         for group in range(table.num_row_groups):
             start, end = end, end + table.metadata.row_group(group).num_rows

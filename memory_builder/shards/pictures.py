@@ -31,17 +31,24 @@ class Missing:
     reason: str
 
 
-def read_pictures(uri: str, places: Sequence[Place]) -> Iterator[tuple[int, bytes | Missing]]:
+def read_pictures(
+    uri: str, places: Sequence[Place], image_key: str | None = None
+) -> Iterator[tuple[int, bytes | Missing]]:
     """(which of ``places``, the picture) for each place once, those that are missing among or after the others.
 
     A tar is walked once, from header to header, and only the wanted members are read; links are fetched some ahead.
+
+    Args:
+        uri: the shard.
+        places: of the pictures.
+        image_key: ``Memory.image_key``.
 
     Raises:
         SourceError: the shard is there and reading it fails.
     """
     left = set(range(len(places)))
     try:
-        for which, picture in _read(uri, places):
+        for which, picture in _read(uri, places, image_key):
             left.discard(which)
             yield which, picture
         reason = NOT_THERE
@@ -53,7 +60,7 @@ def read_pictures(uri: str, places: Sequence[Place]) -> Iterator[tuple[int, byte
         yield which, Missing(reason)
 
 
-def _read(uri: str, places: Sequence[Place]) -> Iterator[tuple[int, bytes | Missing]]:
+def _read(uri: str, places: Sequence[Place], image_key: str | None) -> Iterator[tuple[int, bytes | Missing]]:
     path, part = split_uri(uri)
     inside = {place.member: i for i, place in enumerate(places) if _is_inside(path, part, place)}
     linked = sorted(set(range(len(places))).difference(inside.values()))
@@ -63,7 +70,7 @@ def _read(uri: str, places: Sequence[Place]) -> Iterator[tuple[int, bytes | Miss
         return
     if path.endswith(parquet.SUFFIXES):
         rows = {int(str(member).removeprefix("row ")): i for member, i in inside.items()}
-        yield from ((rows[number], image) for number, image in parquet.read_rows(path, sorted(rows)))
+        yield from ((rows[number], image) for number, image in parquet.read_rows(path, sorted(rows), image_key))
     else:
         wanted = {str(member): i for member, i in inside.items()}
         yield from ((wanted[name], data) for name, data in webdataset.read_wanted(path, wanted))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder.shards import tars
+from memory_builder.shards import read_member, tars
 from memory_builder.shards.pictures import Missing, Place, read_pictures
 from memory_builder.uris import Part, join_uri
 
@@ -78,6 +78,14 @@ def test_rows_of_a_table_and_files_it_names(tmp_path: Path) -> None:
         "link leaves its folder",
         "no address known",
     ]
+
+
+def test_rows_of_a_table_whose_pictures_are_in_a_column_of_another_name(tmp_path: Path) -> None:
+    table = pa.table({"image": ["elsewhere.png"] * 3, "bild": [b"a", b"b", b"c"]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = dict(read_pictures(str(tmp_path / "t.parquet"), [Place("row 2"), Place("row 0")], "bild"))
+    assert found == {0: b"c", 1: b"a"}
+    assert read_member(str(tmp_path / "t.parquet"), "row 1", "bild") == b"b"
 
 
 def test_folders_and_the_addresses_of_published_vectors(tmp_path: Path) -> None:

@@ -14,8 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder import Memory
+from memory_builder import Memory, build
+from memory_builder.describe import EmbedConfig
+from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, IndexBuildError, UsageError
+from memory_builder.indexing import IndexConfig
 from memory_builder.retrieve.classes import Class
 from memory_builder.retrieve.config import AskConfig, RetrieveConfig
 from memory_builder.retrieve.run import Request, RetrieveError, retrieve
@@ -88,6 +91,25 @@ def test_all_kinds_of_sources_are_read_and_none_is_split(ask: Ask, icon_memory: 
     assert summary.tars == len(list(out.glob("*.tar"))) == 5  # two shards of 60 are more than 100
     ordinals = [{pair.fields["row_id"] >> 32 for pair in read_pairs(str(tar))} for tar in sorted(out.glob("*.tar"))]
     assert sorted(ordinal for some in ordinals for ordinal in some) == sorted(Memory.open(icon_memory).commits)
+
+
+def test_pictures_are_read_again_from_the_column_they_were_embedded_from(
+    ask: Ask, icon_sources: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    table = pq.read_table(icon_sources / "3.parquet").rename_columns({"image": "bild"})
+    pq.write_table(table.append_column("image", [["thumbnail"] * len(table)]), tmp_path / "odd.parquet")
+    build.embed(
+        [str(tmp_path / "odd.parquet")],
+        str(tmp_path / "memory"),
+        encoder=EncoderConfig(model=f"local-dir:{model_dir}"),
+        config=EmbedConfig(image_key="bild"),
+        runner=LocalRunner(),
+    )
+    build.index(str(tmp_path / "memory"), keys=["image"], config=IndexConfig(), runner=LocalRunner())
+    out, summary = ask(memory=tmp_path / "memory")
+    assert summary.pairs > 0
+    assert summary.missing == 0
+    assert {pair.image for pair in pairs_in(out)} <= set(table["bild"].to_pylist())
 
 
 def test_templates_can_be_averaged_and_blocks_do_not_matter(ask: Ask, tmp_path: Path) -> None:
