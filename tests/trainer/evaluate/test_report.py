@@ -7,6 +7,7 @@ import pytest
 from browser import chromium, look
 
 from memory_builder.cli import main
+from memory_builder.memory import Memory
 from memory_builder.plot import COLOURS, FAINT, INK, PAPER
 from memory_builder.storage import Store
 from trainer.evaluate.intervals import paired_difference
@@ -151,6 +152,29 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(run, shapes, memory, tmp_pat
     assert "Rows of the memory are not shown" in text
     assert "Search in the memory" not in text
     assert "wise-head" in text
+
+
+@pytest.mark.parametrize("purge", [False, True])
+def test_rows_that_were_deleted_since_are_not_shown(run, memory, page, tmp_path, purge):
+    copied, other = (Path(shutil.copytree(root, tmp_path / root.name)) for root in (run, memory))
+    for path in (copied / "eval").glob("*.json"):
+        path.write_text(path.read_text().replace(str(memory), str(other)))
+    opened = Memory.open(other)
+    ids = opened.row_ids(0)
+    gone = ids[: len(ids) // 2]
+    captions = [str(caption) for caption in opened.rows(gone)["caption"].to_pylist() if caption != "untitled"]
+    shown = re.findall(r"<figcaption>(drawing[^<]*)</figcaption>", page.read_text())
+    assert set(shown) & set(captions)
+    left = opened.delete(ids=gone)
+    if purge:
+        left.compact(purge=True)
+    assert main(["report", str(copied), "--out", str(tmp_path / "report.html")]) == 0
+    text = (tmp_path / "report.html").read_text()
+    n_gone = sum(caption in captions for caption in shown)
+    assert text.count('<span class="gone" aria-hidden="true"></span><figcaption>deleted</figcaption>') >= n_gone
+    assert not set(captions) & set(re.findall(r"<figcaption>([^<]*)</figcaption>", text))
+    assert text.count("data:image/webp") <= page.read_text().count("data:image/webp") - n_gone
+    assert f"Rows of the memory are not shown that were deleted since: {other}" in text
 
 
 def test_two_runs_stand_side_by_side_under_their_names(run, tmp_path):

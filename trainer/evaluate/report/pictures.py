@@ -1,21 +1,25 @@
-"""Thumbnails of what was asked about and of rows of memories, as far as they are still there."""
+"""Thumbnails of what was asked about and of rows of memories, as far as they are still there and not deleted."""
 
 import base64
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.images import BadImageError, decode_image
 from memory_builder.memory import Memory
+from memory_builder.rows import Ids
 from memory_builder.shards import Pair, read_pairs
 from trainer.evaluate.datasets import open_dataset
 from trainer.evaluate.report.entries import Group
 
 SIDE = 128
 """Pixels: twice what a page shows, for fine screens."""
+DELETED = "deleted"
+"""Said in place of a caption."""
 
 
 class Pictures:
@@ -49,14 +53,14 @@ class Pictures:
             self.missing.add(f"Pictures asked about are not shown: {error}")
 
     def read_rows(self, root: str, row_ids: Sequence[int]) -> None:
-        """Read the captions and pictures of these rows of a memory."""
+        """Read the captions and pictures of these rows of a memory; of a deleted one only that it is."""
         try:
             memory = Memory.open(root)
         except MemoryBuilderError as error:
             self.missing.add(f"Rows of the memory are not shown: {error}")
             return
         by_source: dict[str, dict[str, int]] = {}
-        for row in memory.rows(row_ids).to_pylist():
+        for row in memory.rows(self._standing(memory, root, row_ids)).to_pylist():
             self._rows[root, row["id"]] = (None, row["caption"] or "")
             by_source.setdefault(memory.source(row["id"]), {})[row["key"]] = row["id"]
         for uri, ids in by_source.items():
@@ -67,6 +71,15 @@ class Pictures:
                         self._rows[root, row_id] = (thumbnail(pair.image), self._rows[root, row_id][1])
             except (MemoryBuilderError, BadImageError) as error:
                 self.missing.add(f"Some pictures of the memory are not shown: {error}")
+
+    def _standing(self, memory: Memory, root: str, row_ids: Sequence[int]) -> Ids:
+        """i64[m] those that are not deleted; the others are told to be."""
+        ids = np.array(row_ids, np.int64)
+        deleted = memory.is_deleted(ids)
+        if deleted.any():
+            self._rows |= {(root, row_id): (None, DELETED) for row_id in ids[deleted].tolist()}
+            self.missing.add(f"Rows of the memory are not shown that were deleted since: {root}")
+        return ids[~deleted]
 
 
 def thumbnail(data: bytes) -> str:
