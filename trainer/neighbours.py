@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
 from memory_builder.manifest import config_hash, shard_name
 from memory_builder.memory import Memory
 from memory_builder.rows import Ids
@@ -45,15 +45,28 @@ class NeighbourTask:
     folder: str
     """Where they are stored."""
     config: NeighbourConfig
+    state: str
+    """The ``neighbours_hash`` that what is found is stored for."""
     clusters: str | None = None
     wants_gpu: bool = False
 
     def start(self) -> Callable[[int], Counter[str]]:
+        """Open both memories.
+
+        Raises:
+            ConcurrentWriterError: they, or the clusters, are not in that state any more.
+        """
+        memory, train = Memory.open(self.memory), Memory.open(self.train)
+        if neighbours_hash(memory, train, self.config, self.clusters) != self.state:
+            raise ConcurrentWriterError(
+                f"{memory.store.root}, {train.store.root} or the clusters were changed during the look-up of neighbours"
+                "; run the command again: it looks them up in what is there now"
+            )
         return partial(
             find_shard,
             store=Store(self.folder),
-            memory=Memory.open(self.memory),
-            train=Memory.open(self.train),
+            memory=memory,
+            train=train,
             config=self.config,
             clusters=read_clusters(self.clusters),
         )

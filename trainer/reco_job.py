@@ -134,6 +134,7 @@ def find_neighbours(
         EncoderError: the two memories were built with different models.
         SourceError: there are no training pairs.
         UsageError, CorruptMemoryError: a memory or the clusters cannot be used.
+        ConcurrentWriterError: one of them was changed meanwhile.
     """
     asked, learnt = Memory.open(memory), Memory.open(train)
     _check_models(asked.description, learnt.description, memory, train)
@@ -141,8 +142,9 @@ def find_neighbours(
         raise SourceError(f"{train} holds no pairs to train on")
     for side in {config.lookup.image_search, config.lookup.text_search}:
         asked.snapshot.view(side, asked.store.root)
-    place = f"{folder}/{neighbours_hash(asked, learnt, config, clusters)}"
-    task = NeighbourTask(memory=memory, train=train, folder=place, config=config, clusters=clusters)
+    state = neighbours_hash(asked, learnt, config, clusters)
+    place = f"{folder}/{state}"
+    task = NeighbourTask(memory=memory, train=train, folder=place, config=config, state=state, clusters=clusters)
     Store(place).sweep()
     progress = Progress("neighbours", n_planned=len(learnt.commits), n_done=0)
     counts: Counter[str] = Counter()

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memory_builder.build import index as index_memory
-from memory_builder.errors import UsageError
+from memory_builder.errors import ConcurrentWriterError, UsageError
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner, run_all
@@ -18,6 +18,7 @@ from memory_builder.storage import Store
 from trainer.artwork import read_clusters
 from trainer.lookup import SAME_PICTURE, look_up
 from trainer.neighbours import NeighbourTable, NeighbourTask, ids_path, neighbours_hash, pairs_path, vectors_path
+from trainer.reco_job import find_neighbours
 from trainer.reco_settings import SIDES, LookupConfig, NeighbourConfig
 
 N, D, K = 600, 32, 10
@@ -48,7 +49,12 @@ def clusters(tmp_path):
 def find(memory, folder, config, clusters=None):
     """Every shard's neighbours → what was counted in each."""
     task = NeighbourTask(
-        memory=memory.store.root, train=memory.store.root, folder=str(folder), config=config, clusters=clusters
+        memory=memory.store.root,
+        train=memory.store.root,
+        folder=str(folder),
+        config=config,
+        state=neighbours_hash(memory, memory, config, clusters),
+        clusters=clusters,
     )
     return [counts for _, counts in run_all(LocalRunner(), task, list(memory.commits))]
 
@@ -139,6 +145,39 @@ def test_deleted_rows_are_neither_trained_on_nor_found(memory, tmp_path):
     assert [some["pairs"] for some in counts] == [160, 0, 100]
     table = NeighbourTable(Store(tmp_path / "found"), left.commits)
     assert len(table.read(np.arange(len(table)))) == 260
+
+
+class Meanwhile(LocalRunner):
+    """Something happens after the work was planned and before a worker starts."""
+
+    def __init__(self, happens):
+        self.happens = happens
+
+    def run(self, task, items):
+        self.happens()
+        return super().run(task, items)
+
+
+@pytest.mark.parametrize("changed", ["memory", "train", "clusters"])
+def test_what_changes_while_neighbours_are_looked_up_is_not_stored_as_it_was_before(
+    memory, clusters, tmp_path, changed
+):
+    roots = {name: str(shutil.copytree(memory.store.root, tmp_path / name)) for name in ("memory", "train")}
+
+    def change():
+        if changed == "clusters":
+            pq.write_table(pa.table({"key": ["00000100"], "cluster": [1]}), clusters)
+        else:
+            Memory.open(roots[changed]).delete(ids=memory.row_ids(0)[:3])
+
+    def found_by(runner):
+        config = NeighbourConfig(looked_up=K)
+        return find_neighbours(roots["memory"], roots["train"], str(tmp_path / "found"), config, clusters, runner)
+
+    with pytest.raises(ConcurrentWriterError, match="were changed during the look-up of neighbours; run the command"):
+        found_by(Meanwhile(change))
+    assert not list((tmp_path / "found").rglob("records/*.json"))
+    assert found_by(LocalRunner()).counts["pairs"] == N - 40 - 3 * (changed == "train")
 
 
 def test_without_exclusion_a_pair_finds_itself(memory, tmp_path):
