@@ -35,7 +35,7 @@ PART_ROWS = 16_000_000
 
 
 def adopt_index(
-    memory: str, root: str, keys: Keys, published: Path, *, target_recall: float, part_rows: int, runner: Runner
+    memory: Store | str, root: str, keys: Keys, published: Path, *, target_recall: float, part_rows: int, runner: Runner
 ) -> IndexView:
     """Make a published index of all embeddings imported from ``root`` an index of the memory, without deleted rows.
 
@@ -61,7 +61,7 @@ def adopt_index(
     quantizer = read_trained(store, folder) or _empty(folder, index, rows, keys)
     parts = plan_parts(commits.values(), keys, part_rows)
     task = AdoptTask(
-        memory=store.root,
+        memory=store,
         folder=folder,
         keys=keys,
         published=str(published.absolute()),
@@ -147,7 +147,7 @@ def _key(index: Any) -> str:
 class AdoptTask:
     """A worker that gathers parts out of a published index, which lies on a disk it can reach."""
 
-    memory: str
+    memory: Store | str
     folder: str
     keys: Keys
     published: str

@@ -54,7 +54,7 @@ class EmbedReport:
 
 def embed(
     sources: Sequence[str],
-    memory: str,
+    memory: Store | str,
     *,
     encoder: EncoderConfig,
     config: EmbedConfig,
@@ -91,7 +91,7 @@ def embed(
         failures = failed_ordinals(store, manifest.commits)
         shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
     task = EmbedTask(
-        memory=store.root,
+        memory=store,
         encoder=replace(encoder, precision=described.config["precision"]),
         config=config,
         description=described,
@@ -101,7 +101,7 @@ def embed(
 
 
 def import_embeddings(
-    root: str, memory: str, *, encoder: EncoderConfig | None, config: EmbedConfig, runner: Runner
+    root: str, memory: Store | str, *, encoder: EncoderConfig | None, config: EmbedConfig, runner: Runner
 ) -> EmbedReport:
     """Copy published embeddings into ``memory``, as far as it does not hold them yet.
 
@@ -125,7 +125,7 @@ def import_embeddings(
     settle_description(store, described)
     store.sweep()
     shards = _asked(extend_plan(store, found), found)
-    task = EmbedTask(memory=store.root, encoder=None, config=config, description=described, wants_gpu=False)
+    task = EmbedTask(memory=store, encoder=None, config=config, description=described, wants_gpu=False)
     return _do("import", store, Manifest.read(store), task, shards, runner, started)
 
 
@@ -200,7 +200,7 @@ def present_keys(store: Store) -> tuple[Keys, ...]:
     return tuple(there) or ("image", "text")
 
 
-def index(memory: str, *, keys: Sequence[Keys], config: IndexConfig, runner: Runner) -> Snapshot:
+def index(memory: Store | str, *, keys: Sequence[Keys], config: IndexConfig, runner: Runner) -> Snapshot:
     """Index the committed rows by each key modality and make the indexes current, all at once.
 
     Raises:
@@ -213,7 +213,7 @@ def index(memory: str, *, keys: Sequence[Keys], config: IndexConfig, runner: Run
 
 
 def adopt(
-    memory: str, root: str, published: Path, *, keys: Keys, runner: Runner, target_recall: float = TARGET_RECALL
+    memory: Store | str, root: str, published: Path, *, keys: Keys, runner: Runner, target_recall: float = TARGET_RECALL
 ) -> Snapshot:
     """Make an index that was published with the embeddings of ``root`` the memory's.
 

@@ -189,7 +189,7 @@ def _with_segment(
     if not commits:
         return view
     task = FillTask(
-        memory=store.root,
+        memory=store,
         folder=view.index,
         keys=keys,
         quantizer_sha256=read_quantizer_hash(store, view.index),

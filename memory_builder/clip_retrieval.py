@@ -120,9 +120,7 @@ def _write_index(
 
 def _write_lists(memory: Memory, keys: Keys, ordinals: tuple[int, ...], store: Store, target: str) -> int:
     snapshot = memory.snapshot
-    task = MergeTask(
-        memory=memory.store.root, snapshot=snapshot, keys=keys, out=store.root, target=target, numbered=ordinals
-    )
+    task = MergeTask(memory=memory.store, snapshot=snapshot, keys=keys, out=store, target=target, numbered=ordinals)
     lists = open_lists(memory.store, snapshot, keys)
     read = kept_lists(lists, memory.store, task)
     path = f"{snapshot.indexes[keys].index}/trained.faiss"

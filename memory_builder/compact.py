@@ -83,7 +83,7 @@ def _rewrite(store: Store, snapshot: Snapshot, keys: Keys, deleted: Ids, runner:
         if len(group) > 1 or group[0].n_dead(deleted)
     ]
     task = FillTask(
-        memory=store.root,
+        memory=store,
         folder=view.index,
         keys=keys,
         quantizer_sha256=read_quantizer_hash(store, view.index),

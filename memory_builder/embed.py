@@ -40,7 +40,7 @@ BATCHES_AHEAD = 2
 class EmbedTask:
     """A worker with the model loaded, writing into ``memory``."""
 
-    memory: str
+    memory: Store | str
     encoder: EncoderConfig | None
     """None: all shards are published vectors."""
     config: EmbedConfig

@@ -68,7 +68,7 @@ class IndexConfig:
             object.__setattr__(self, "index_key", without_polysemous(self.index_key))
 
 
-def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) -> IndexView:
+def build_index(memory: Store | str, keys: Keys, config: IndexConfig, runner: Runner) -> IndexView:
     """Build, or finish building, the index of one key modality over all committed rows that are not deleted by now.
 
     Raises:
@@ -89,7 +89,7 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     folder = f"index/{_content_hash(description, commits, keys, key, config, state)}"
     say(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
     train = TrainTask(
-        memory=store.root,
+        memory=store,
         folder=folder,
         keys=keys,
         ordinals=tuple(commits),
@@ -102,7 +102,7 @@ def build_index(memory: str, keys: Keys, config: IndexConfig, runner: Runner) ->
     quantizer = run_one(runner, train, key)
     parts = plan_parts(commits.values(), keys, config.part_rows)
     task = FillTask(
-        memory=store.root,
+        memory=store,
         folder=folder,
         keys=keys,
         quantizer_sha256=quantizer.sha256,
@@ -134,7 +134,7 @@ def _choose(
         "target_recall": config.target_recall,
     }
     task = TrialTask(
-        memory=store.root,
+        memory=store,
         folder=f"index/{config_hash(content)}",
         keys=keys,
         ordinals=tuple(commits),

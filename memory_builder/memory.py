@@ -90,7 +90,7 @@ class Memory:
             address: a Ray cluster, as for ray.init (``auto``, HOST:PORT), or ``local`` for one on this machine: the
                 parts of an index are spread over actors there and searched together. The answers are the same.
                 Candidates are re-ranked here. The actors end with this process, or when the memory is let go.
-            storage_options: passed to fsspec.
+            storage_options: passed to fsspec, here and in the workers of ``append`` and ``compact``.
 
         Raises:
             UsageError: there is no memory here, or no such format.

@@ -87,7 +87,7 @@ def merge_into(
     Args:
         numbered: shards whose rows are numbered from 0, as ``Kept`` does it; without it, row ids stay.
     """
-    task = MergeTask(memory=store.root, snapshot=snapshot, keys=keys, out=out.root, target=target, numbered=numbered)
+    task = MergeTask(memory=store, snapshot=snapshot, keys=keys, out=out, target=target, numbered=numbered)
     there = out.read_sound_json(f"{target}/{RECORD}") or {"state": None}
     if there["state"] == task.state and all(out.exists(f"{target}/{name}") for name in (POPULATED, LISTS)):
         _remove_ranges(out, target)
@@ -180,10 +180,10 @@ def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Keys) -> Any:
 class MergeTask:
     """A worker that gathers ranges of inverted lists."""
 
-    memory: str
+    memory: Store | str
     snapshot: Snapshot
     keys: Keys
-    out: str
+    out: Store | str
     target: str
     numbered: tuple[int, ...] | None
     wants_gpu: bool = False

@@ -232,7 +232,7 @@ def _size(store: Store, path: str) -> int | None:
 class FillTask:
     """A worker that fills parts of one index."""
 
-    memory: str
+    memory: Store | str
     folder: str
     keys: Keys
     quantizer_sha256: str

@@ -42,7 +42,7 @@ class Purge:
 def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
     """Blank deleted rows (i64[n], ascending) in the files of their shards."""
     ordinals = np.unique(split_ids(deleted)[0]).tolist()
-    task = PurgeTask(memory=store.root, deleted=tuple(deleted.tolist()))
+    task = PurgeTask(memory=store, deleted=tuple(deleted.tolist()))
     progress = Progress("compact: purged", n_planned=len(ordinals), n_done=0)
     for _ in run_all(runner, task, ordinals):
         progress.advance()
@@ -67,7 +67,7 @@ def read_purge(store: Store, ordinal: int) -> Purge | None:
 class PurgeTask:
     """A worker that blanks rows of shards."""
 
-    memory: str
+    memory: Store | str
     deleted: tuple[int, ...]
     wants_gpu: bool = False
 

@@ -78,7 +78,7 @@ def exact_neighbours(
 class NeighboursTask:
     """A worker that searches shards exactly, with the held-out rows of one side as queries."""
 
-    memory: str
+    memory: Store | str
     keys: Keys
     side: Side
     held_out: tuple[int, ...]
@@ -145,7 +145,7 @@ def ground_truth(
 ) -> tuple[Scores, Ids]:
     """Exact neighbours of the rows i64[q], each without itself: scores f32[q, TRUTH_K], ids i64[q, TRUTH_K]."""
     task = NeighboursTask(
-        memory=store.root,
+        memory=store,
         keys=keys,
         side=side,
         held_out=tuple(own.tolist()),

@@ -62,7 +62,7 @@ def repair(
     if not records and not damaged:
         return Repaired(files=[], problems=problems)
     task = RepairTask(
-        memory=store.root,
+        memory=store,
         embed=_as_embedded(store, read_description(store), encoder, decode_threads),
         damaged=damaged,
     )
@@ -108,7 +108,7 @@ def _as_embedded(
     if encoder is None and description.fingerprint:  # without one, all its vectors were imported
         encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
     return EmbedTask(
-        memory=store.root,
+        memory=store,
         encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),
         config=EmbedConfig(**_settings(EmbedConfig, description.config)),
         description=description,
@@ -127,7 +127,7 @@ def _settings(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
 class RepairTask:
     """A worker with the memory's model loaded."""
 
-    memory: str
+    memory: Store | str
     embed: EmbedTask
     damaged: dict[int, list[str]]
     """Files to put again, by the ordinal of their shard."""

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -34,20 +35,25 @@ def sha256(data: bytes) -> str:
 
 
 class Store:
-    """A folder at ``root``: a local path or any fsspec URL (``s3://bucket/prefix``).
+    """A folder at ``root``: a local path or any fsspec URL (``s3://bucket/prefix``), with options for fsspec.
 
-    Listings are never cached: another process may be writing.
+    Or where another store is, with its options. Listings are never cached: another process may be writing.
     """
 
-    def __init__(self, root: str | Path, **options: Any) -> None:
-        self.options = options
-        self.fs, self.path = open_filesystem(str(root), **options)
+    def __init__(self, root: "str | Path | Store", **options: Any) -> None:
+        self.options: dict[str, Any] = root.options | options if isinstance(root, Store) else options
+        place = root.root if isinstance(root, Store) else str(root)
+        self.fs, self.path = open_filesystem(place, **self.options)
         self.path = self.path.rstrip("/")
         self.is_local = isinstance(self.fs, LocalFileSystem)
-        self.root = self.path if self.is_local else self.fs.unstrip_protocol(self.path)
+        self.root: str = self.path if self.is_local else self.fs.unstrip_protocol(self.path)
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tasks take a store along: it is opened anew where they are done."""
+        return partial(Store, **self.options), (self.root,)
 
     def full(self, path: str) -> str:
         """The path as the filesystem knows it."""

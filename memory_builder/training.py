@@ -38,7 +38,7 @@ class Quantizer:
 class TrainTask:
     """A worker that draws the sample and trains the quantizer, unless its record lies there already."""
 
-    memory: str
+    memory: Store | str
     folder: str
     keys: Keys
     ordinals: tuple[int, ...]

@@ -95,7 +95,7 @@ def index_bytes(key: str, n_rows: int, d: int) -> int:
 class TrialTask:
     """A worker that builds and tunes keys over a sample; what it finds is recorded in ``folder``."""
 
-    memory: str
+    memory: Store | str
     folder: str
     keys: Keys
     ordinals: tuple[int, ...]

@@ -38,7 +38,7 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
         description = read_description(store)
         commits, problems = read_records(store)
         problems += _plan_problems(store, commits, description.config_hash)
-        for _, found in run_all(runner, VerifyTask(memory=store.root), list(commits.values())):
+        for _, found in run_all(runner, VerifyTask(memory=store), list(commits.values())):
             problems += found
         problems += _foreign_files(store, commits)
         snapshot = read_snapshot(store)
@@ -79,7 +79,7 @@ def read_records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
 class VerifyTask:
     """A worker that reads the files of shards again."""
 
-    memory: str
+    memory: Store | str
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Commit], list[Problem]]:

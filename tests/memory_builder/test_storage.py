@@ -2,17 +2,26 @@
 
 import hashlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from memory_builder import Memory, build
+from memory_builder.indexing import IndexConfig
+from memory_builder.merge import merge
+from memory_builder.runner import LocalRunner
 from memory_builder.storage import TEMPORARY, Store, sha256
+from memory_builder.verify import verify
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -234,3 +243,53 @@ def test_a_store_says_where_it_is(tmp_path: Path, s3: "S3") -> None:
     assert Store(f"file://{tmp_path}/a").root == str(tmp_path / "a")
     assert s3.store("a").root == f"{s3.url}/a"
     assert repr(Store(tmp_path)) == f"Store({str(tmp_path)!r})"
+
+
+class Locked(MemoryFileSystem):  # type: ignore[misc]
+    """A filesystem that does nothing without an option."""
+
+    protocol = "locked"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+
+    def __init__(self, password: str = "", **options: Any) -> None:
+        if password != "sesame":
+            raise PermissionError("locked")
+        super().__init__(**options)
+
+
+@pytest.fixture
+def locked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    fsspec.register_implementation("locked", Locked)
+    yield "locked://memory"
+    Locked.store.clear()
+
+
+def test_a_store_goes_to_another_process_with_its_options(locked: str) -> None:
+    store = Store(locked, password="sesame")
+    store.put("a", b"a")
+    for again in (Store(store), pickle.loads(pickle.dumps(store))):
+        assert (again.root, again.options) == (store.root, {"password": "sesame"})
+        assert again.read("a") == b"a"
+    with pytest.raises(PermissionError, match="locked"):
+        Store(locked)
+
+
+def test_a_memory_opened_with_options_is_changed_with_them(locked: str, write_memory: Any, clustered: Any) -> None:
+    images, texts = clustered(400, 16, seed=0)
+    store = write_memory(locked, images[:300], texts[:300], shard_rows=100, password="sesame")
+    build.index(store, keys=("image",), config=IndexConfig(index_key="IVF4,Flat", train_threads=1), runner=Elsewhere())
+    write_memory(locked, images, texts, shard_rows=100, password="sesame")
+    memory = Memory.open(locked, password="sesame").append(runner=Elsewhere()).delete(ids=[0])
+    memory = memory.compact(purge=True, runner=Elsewhere())
+    assert memory.index("image").n_rows == 399
+    assert merge(memory.store, "image", runner=Elsewhere()).n_rows == 399
+    assert verify(memory.store, Elsewhere()) == []
+
+
+class Elsewhere(LocalRunner):
+    """Hands tasks over as to another process."""
+
+    def run(self, task: Any, items: Any) -> Iterator[Any]:
+        yield from super().run(pickle.loads(pickle.dumps(task)), items)
