@@ -86,6 +86,10 @@ class ExportRun:
         from trainer.released import load_released
 
         if self.model is not None:
+            if self.step is not None or self.ema or self.share != 1:
+                raise UsageError(
+                    "--step, --ema and --share are for a run; a released checkpoint (--model) is one state"
+                )
             model, name = load_released(self.model, self.source), self.model
         else:
             choice = Choice(run=self.source, step=self.step, average=self.ema, share=self.share)

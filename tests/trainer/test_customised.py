@@ -5,6 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from memory_builder.cli import main
 from memory_builder.commands.evaluating import EvaluateOptions
 from memory_builder.errors import EncoderError, UsageError
 from trainer.customised import Choice, load_customised, mixed
@@ -149,6 +150,16 @@ def test_released_checkpoints_are_written_and_read_under_the_names_of_their_auth
     (tmp_path / "none.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"none\.pt is no checkpoint of tensors"):
         read_released(str(tmp_path / "none.pt"))
+
+
+@pytest.mark.parametrize("told", [["--step", "2"], ["--ema"], ["--share", "0.5"]])
+def test_a_released_checkpoint_has_no_states_to_export(run, tiny, tmp_path, capsys, told):
+    export_released(load_customised(Choice(run=str(run))).encoder.model, tmp_path / "react.safetensors")
+    given = ["train", "export", str(tmp_path / "react.safetensors"), "--model", tiny, "--out", str(tmp_path / "out")]
+    assert main([*given, *told]) == 2
+    assert "--step, --ema and --share are for a run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main(given) == 0
 
 
 @pytest.mark.parametrize(
