@@ -94,6 +94,8 @@ class Prepared:
     def _parts(self, what: str, n: int, rows: int, decisive: dict[str, Any]) -> Parts:
         """A folder of the cache, named after all that decides what is in it."""
         decisive = decisive | {"fingerprint": self.encoder.fingerprint, "subset": self.pairs.subset.digest}
+        if self.loop.precision == "fp64":  # of others ``bf16`` tells the pictures, and captions are computed in fp32
+            decisive |= {"fp64": True}
         folder = f"{what}/{sha256(json.dumps(decisive, sort_keys=True).encode())[:16]}"
         return Parts(self.cache, folder, n, rows)
 

@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from memory_builder.errors import (
     StorageFullError,
     UsageError,
 )
-from memory_builder.storage import Store
+from memory_builder.storage import Store, sha256
 from trainer.augment import Look, augmented
 from trainer.checkpoint import Progressed, read_states
 from trainer.loop import LossError
@@ -93,6 +94,25 @@ def test_random_augmentation_is_the_same_for_any_number_of_readers(job, subset, 
     run_job(job(tmp_path / "run", augmentation="react", max_steps=2), Where())
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert np.isfinite(first["loss"])
+
+
+def test_what_is_computed_once_is_kept_for_each_precision(job, tiny_encoder, tmp_path):
+    encoder, cache = tiny_encoder(), tmp_path / "cache"
+
+    def kept(precision):
+        run_job(replace(job(tmp_path / precision, precision=precision, max_steps=1), cache=str(cache)), Where())
+        return {what: {path.name for path in (cache / what).iterdir()} for what in ("images", "texts")}
+
+    single = kept("fp32")
+    decisive = {"fingerprint": encoder.fingerprint, "subset": open_subset(job(tmp_path).subset).digest}
+    images = {"bf16": False, "dtype": "float16", "first": 1} | decisive
+    named = {"images": images, "texts": decisive}  # what is kept already must be found again
+    for what, told in named.items():
+        assert single[what] == {sha256(json.dumps(told, sort_keys=True).encode())[:16]}
+    half, double = kept("bf16"), kept("fp64")
+    assert half["texts"] == single["texts"]
+    assert [len(half["images"]), len(double["images"]), len(double["texts"])] == [2, 3, 2]
+    assert double["images"] > half["images"] > single["images"]
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(whole, job, icons, tmp_path):
