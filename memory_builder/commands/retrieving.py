@@ -11,9 +11,7 @@ from memory_builder.commands.running import RunnerOptions
 from memory_builder.console import print_table
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.config import AskConfig
-from memory_builder.retrieve.selection import SelectConfig
-from memory_builder.retrieve.thresholds import Thresholds
+from memory_builder.retrieve.config import MAX_MISSING, RetrieveConfig
 
 if TYPE_CHECKING:
     from memory_builder.retrieve.summary import Summary
@@ -36,19 +34,8 @@ class Retrieve:
     exclude: tuple[str, ...] = ()
     """Evaluation sets whose pictures, and copies of them, stay out: CLIP_benchmark folders (all splits but train), or
     whatever embed reads."""
-    ask: OmitArgPrefixes[AskConfig] = field(default_factory=AskConfig)
-    select: OmitArgPrefixes[SelectConfig] = field(default_factory=SelectConfig)
-    leaks: OmitArgPrefixes[Thresholds] = field(default_factory=Thresholds)
-    dedup: float | None = None
-    """Cosine of two pictures from which they count as the same one; the better claimed stays. Pictures of the same
-    bytes always do."""
-    shard_pairs: int = 10_000
-    """Pairs of an output tar; what comes of one source shard is not split."""
-    support: int = 16
-    """Pairs of each class in its support set, the best first."""
-    strip: int = 8
-    """Pictures of each class on the page."""
-    max_missing: float = 0.1
+    config: OmitArgPrefixes[RetrieveConfig] = field(default_factory=RetrieveConfig)
+    max_missing: float = MAX_MISSING
     """Share of the chosen pairs whose pictures may be gone; more is a failure."""
     model: str | None = None
     """Where the memory's model is now, if not where it was; weights must be the same."""
@@ -60,29 +47,19 @@ class Retrieve:
 
     def run(self) -> int:
         from memory_builder.retrieve.classes import read_captions, read_classes
-        from memory_builder.retrieve.config import RetrieveConfig
         from memory_builder.retrieve.run import Request, retrieve
         from memory_builder.retrieve.templates import read_templates
 
         if (self.classes is None) == (self.captions is None):
             raise UsageError("give either --classes or --captions")
         classes = read_classes(self.classes) if self.classes else read_captions(self.captions or Path())
-        config = RetrieveConfig(
-            ask=self.ask,
-            select=self.select,
-            leaks=self.leaks,
-            dedup=self.dedup,
-            shard_pairs=self.shard_pairs,
-            support=self.support,
-            strip=self.strip,
-        )
         request = Request(
             memory=self.memory,
             out=self.out,
             classes=tuple(classes),
             templates=read_templates(self.templates) if self.classes else ("{c}",),
             exclude=self.exclude,
-            config=config,
+            config=self.config,
             encoder=EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None,
             max_missing=self.max_missing,
         )

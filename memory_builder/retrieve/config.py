@@ -11,6 +11,7 @@ from memory_builder.rows import Keys
 Mode = Literal["t2i", "t2t", "i2i", "i2t"]
 MODES: tuple[Mode, ...] = ("t2i", "t2t", "i2i", "i2t")
 BOTH: tuple[Mode, ...] = ("t2i", "t2t")
+MAX_MISSING = 0.1
 
 
 def query_side(mode: Mode) -> Keys:
@@ -81,8 +82,8 @@ class RetrieveConfig:
     select: SelectConfig = field(default_factory=SelectConfig)
     leaks: Thresholds = field(default_factory=Thresholds)
     dedup: float | None = None
-    """Cosine of two pictures from which they count as the same one; the better claimed stays. The same bytes always
-    do."""
+    """Cosine of two pictures from which they count as the same one; the better claimed stays. Pictures of the same
+    bytes always do."""
     shard_pairs: int = 10_000
     """Pairs of an output tar; what comes of one source shard is not split."""
     support: int = 16

@@ -13,7 +13,7 @@ from memory_builder.memory import Memory
 from memory_builder.progress import Progress
 from memory_builder.retrieve.choosing import Chosen, choose, read_chosen, write_all_hits
 from memory_builder.retrieve.classes import Class
-from memory_builder.retrieve.config import RetrieveConfig, key_side
+from memory_builder.retrieve.config import MAX_MISSING, RetrieveConfig, key_side
 from memory_builder.retrieve.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
 from memory_builder.retrieve.page import write_page
 from memory_builder.retrieve.prompts import Block, blocks_of
@@ -44,8 +44,8 @@ class Request:
     config: RetrieveConfig
     encoder: EncoderConfig | None = None
     """Where the memory's model is now, if not where it was."""
-    max_missing: float = 0.5
-    """Share of the chosen pairs whose pictures may be gone."""
+    max_missing: float = MAX_MISSING
+    """Share of the chosen pairs whose pictures may be gone; more is a failure."""
 
 
 def retrieve(request: Request, runner: Runner) -> Summary:

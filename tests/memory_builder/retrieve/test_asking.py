@@ -7,12 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 
+from memory_builder.commands.retrieving import Retrieve
 from memory_builder.errors import UsageError
 from memory_builder.retrieve.charts import histogram
 from memory_builder.retrieve.classes import Class, read_captions
 from memory_builder.retrieve.config import AskConfig, RetrieveConfig
 from memory_builder.retrieve.prompts import blocks_of
+from memory_builder.retrieve.run import Request
 from memory_builder.retrieve.tars import TarWriter
 from memory_builder.retrieve.templates import read_templates
 from memory_builder.shards import Pair, read_pairs
@@ -112,3 +115,14 @@ def test_histograms_count_everything_once() -> None:
         told = [int(piece.split(": ")[1].split("<")[0].replace(",", "")) for piece in drawn.split("<title>")[1:]]
         assert sum(told) == len(values)
     assert histogram(np.zeros(0), title="t", across="a", up="u") == ""
+
+
+def test_the_command_asks_as_the_library_does() -> None:
+    asked = tyro.cli(Retrieve, args=["m", "--out", "o"])
+    request = Request(memory="m", out="o", classes=(), templates=(), config=RetrieveConfig())
+    assert (asked.config, asked.max_missing) == (request.config, request.max_missing)
+    assert request.max_missing == 0.1
+    flags = "--per-query 7 --max-per-class 3 --leak-pixels 0.9 --dedup 0.95 --shard-pairs 5 --support 4 --strip 2"
+    config = tyro.cli(Retrieve, args=["m", "--out", "o", *flags.split()]).config
+    assert (config.ask.per_query, config.select.max_per_class, config.leaks.leak_pixels) == (7, 3, 0.9)
+    assert (config.dedup, config.shard_pairs, config.support, config.strip) == (0.95, 5, 4, 2)
