@@ -32,8 +32,8 @@ _PASSING = ("checkpoint_every", "keep", "log_every")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Found:
-    """The neighbours of the training pairs, stored."""
+class StoredNeighbours:
+    """Where the neighbours of the training pairs lie."""
 
     folder: str
     ordinals: tuple[int, ...]
@@ -48,7 +48,7 @@ class RecoJob:
 
     memory: str
     out: str
-    found: Found
+    found: StoredNeighbours
     neighbours: NeighbourConfig
     fusion: FusionConfig = field(default_factory=FusionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -119,7 +119,7 @@ class RecoJob:
 
 def find_neighbours(
     memory: str, train: str, folder: str, config: NeighbourConfig, clusters: str | None, runner: Runner
-) -> Found:
+) -> StoredNeighbours:
     """Look up the neighbours of every training pair that has not been looked up yet.
 
     Args:
@@ -151,7 +151,7 @@ def find_neighbours(
     for _, some in run_all(runner, task, list(learnt.commits)):
         counts.update(some)
         progress.advance(n_pairs=some["pairs"])
-    return Found(folder=place, ordinals=tuple(learnt.commits), counts=dict(counts))
+    return StoredNeighbours(folder=place, ordinals=tuple(learnt.commits), counts=dict(counts))
 
 
 def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> str:

@@ -37,11 +37,10 @@ from trainer.evaluate.results import (
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.shots import choose
 from trainer.evaluate.tasks import require
+from trainer.lookup import SAME_PICTURE
 
 SHOWN = 8
 """Rows kept for each picture as the reason of its answer."""
-SAME = 0.999
-"""Cosine from which a row of the memory counts as the very picture that is asked about."""
 
 
 class Baseline(Protocol):
@@ -133,9 +132,9 @@ def _scene(opened: Opened, memory: Memory) -> Scene:
     test, classifier = opened.test, opened.classifier(opened.test)
     names, n_classes = Names(test.dataset.classes), len(test.dataset.classes)
     evidence, permutation = gather(memory, test, classifier), derangement(n_classes)
-    same = int((evidence.similarity[:, 0] >= SAME).sum())
+    same = int((evidence.similarity[:, 0] >= SAME_PICTURE).sum())
     if same:
-        say(f"warning: {same:,} of {len(test):,} pictures have a row of cosine {SAME} or more in the memory")
+        say(f"warning: {same:,} of {len(test):,} pictures have a row of cosine {SAME_PICTURE} or more in the memory")
     consistent, broken = scramble(evidence, names, opened.towers, permutation)
     return Scene(
         opened=opened,
@@ -224,7 +223,7 @@ def _write(
         | {
             "rows_by_class": counts.tolist(),
             "classes_without_rows": int((counts == 0).sum()),
-            "pictures_in_memory": int((scene.evidence.similarity[:, 0] >= SAME).sum()),
+            "pictures_in_memory": int((scene.evidence.similarity[:, 0] >= SAME_PICTURE).sum()),
         },
         extra=controls | {"against_zero_shot": compared(found, scene.zero_shot, dataset.tiers)},
         asked=asked,
