@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from memory_builder.drift import warn_of_drift
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
+from memory_builder.locks import turn
 from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.parts import FillTask, PartRecord, fill, part_record, plan_parts, read_quantizer_hash
 from memory_builder.progress import say
@@ -143,7 +144,7 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
         ConcurrentWriterError: another writer took the number, or removed a file meanwhile.
     """
     snapshot = replace(snapshot, written_s=time.time())
-    with store.turn(LOCK):
+    with turn(store, LOCK):
         for view in snapshot.indexes.values():
             there = set(store.list(f"{view.index}/parts"))
             names = [name for segment in view.segments for name in segment]

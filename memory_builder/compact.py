@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from memory_builder.changes import LOCK, PART_ROWS, records_of, settle
 from memory_builder.errors import ConcurrentWriterError
+from memory_builder.locks import turn
 from memory_builder.manifest import Manifest
 from memory_builder.merge import remove_merged
 from memory_builder.parts import FillTask, PartRecord, fill, part_of, read_quantizer_hash
@@ -135,7 +136,7 @@ def remove_unused(
 
     In the folders of the current indexes, unless others are given: one that is being built elsewhere has no state yet.
     """
-    with store.turn(LOCK):
+    with turn(store, LOCK):
         kept = _kept_states(store, keep_s, states_kept)
         views = [view for snapshot in kept for view in snapshot.indexes.values()]
         named = {f"{v.index}/parts/{name}" for v in views for segment in v.segments for name in segment}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from memory_builder.errors import UsageError
+from memory_builder.locks import turn
 from memory_builder.manifest import Commit, Manifest, reading
 from memory_builder.progress import say
 from memory_builder.storage import Store
@@ -56,7 +57,7 @@ def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
     planned = {(shard.uri, shard.etag) for shard in plan}
     if all((source.uri, source.etag) in planned for source in sources):
         return plan
-    with store.turn("plan.lock"):
+    with turn(store, "plan.lock"):
         plan = read_plan(store)
         committed = Manifest.read(store).commits
         n_again = _extend(plan, sources, committed)

@@ -13,7 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,6 @@ from memory_builder.errors import CorruptMemoryError, StorageError, StorageFullE
 from memory_builder.retry import ATTEMPTS, open_filesystem
 
 TEMPORARY = ".tmp"
-LOCK_S = 60
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -228,33 +227,13 @@ class Store:
                 digest.update(piece)
         return digest.hexdigest()
 
-    @contextmanager
-    def turn(self, name: str) -> Iterator[None]:
-        """Hold a lock file for a moment. One whose holder died, or that is a minute old, is taken over."""
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "since_s": time.time()}
-        while True:
-            try:
-                self.create(name, json.dumps(me).encode())
-                break
-            except FileExistsError:
-                with suppress(FileNotFoundError):
-                    if _is_abandoned(json.loads(self.read(name))):
-                        self.remove(name)
-                        continue
-                time.sleep(0.1)
-        try:
-            yield
-        finally:
-            with suppress(FileNotFoundError):
-                self.remove(name)
-
     def sweep(self) -> None:
         """Remove temporary files of writers of this machine that are no longer alive."""
         if not self.is_local:
             return
         for file in Path(self.full(TEMPORARY)).glob("*"):
             host, _, pid = file.name.rpartition("-")[0].rpartition("-")
-            if host == socket.gethostname() and not _is_alive(int(pid)):
+            if host == socket.gethostname() and not is_alive(int(pid)):
                 file.unlink(missing_ok=True)
 
     @contextmanager
@@ -296,13 +275,8 @@ def etag_of(info: dict[str, Any]) -> str | None:
     return None if version is None else str(version).strip('"')
 
 
-def _is_abandoned(holder: dict[str, Any]) -> bool:
-    if time.time() - holder["since_s"] > LOCK_S:
-        return True
-    return bool(holder["host"] == socket.gethostname() and not _is_alive(holder["pid"]))
-
-
-def _is_alive(pid: int) -> bool:
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine is still there."""
     try:
         os.kill(pid, 0)  # signal 0 only asks
     except ProcessLookupError:
