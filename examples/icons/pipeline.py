@@ -94,9 +94,10 @@ def steps_of(config: Pipeline) -> list[Step]:
         command = memory_builder("evaluate", "baselines", *named, "--memory", memory, *given)
         steps.append(Step(name=f"baselines-{tier}", command=command))
         runs.append(out / "runs" / tier)
-    steps += few_shot_steps(config, named)
-    steps += react_steps(config, named) + reco_steps(config) + both_steps(config)
-    steps += few_shot_steps(config, ("--run", out / "react"), "-react")
+    customised = ("--run", out / "react")
+    steps += few_shot_steps(config, "few-shot", named) + react_steps(config, named) + reco_steps(config)
+    steps += both_steps(config) + few_shot_steps(config, "few-shot-react", customised)
+    steps += fine_tune_steps(config, "few-shot", named) + fine_tune_steps(config, "few-shot-react", customised)
     runs += [] if config.sample else [out / "runs" / "few-shot", out / "runs" / "few-shot-react"]
     runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
@@ -112,21 +113,26 @@ def tiers(config: Pipeline) -> tuple[str, ...]:
     return TIERS[-1:] if config.sample else TIERS
 
 
-def few_shot_steps(config: Pipeline, model: Sequence[object], on: str = "") -> list[Step]:
-    """Return the steps that learn from a few pictures of each class: a linear probe, and the image tower with it.
+def few_shot_steps(config: Pipeline, name: str, model: Sequence[object]) -> list[Step]:
+    """Return the step that learns a linear probe from a few pictures of each class; the sample has no such sets.
 
     Args:
-        config: the pipeline's; the sample has no such sets.
+        config: the pipeline's.
+        name: of the step, and of the folder of its answers.
         model: flags that name it.
-        on: what its folder's name ends with, where the model is not the base.
     """
-    sets, answers = config.out / "benchmark", config.out / "runs" / f"few-shot{on}"
+    sets, answers = config.out / "benchmark", config.out / "runs" / name
     given = (*model, "--dataset", sets / "test-few-shot", "--dev", sets / "dev-few-shot", "--out", answers)
-    steps = [
-        Step(name=f"few-shot{on}", command=memory_builder("evaluate", "linear-probe", *given, "--shots", *SHOTS)),
-        Step(name=f"fine-tune{on}", command=memory_builder("evaluate", "few-shot", *given, "--shots", "4", "all")),
-    ]
-    return [] if config.sample else steps
+    command = memory_builder("evaluate", "linear-probe", *given, "--shots", *SHOTS)
+    return [] if config.sample else [Step(name=name, command=command)]
+
+
+def fine_tune_steps(config: Pipeline, name: str, model: Sequence[object]) -> list[Step]:
+    """Return the step in which the image tower learns too, from one draw of pictures; see ``few_shot_steps``."""
+    sets, answers = config.out / "benchmark", config.out / "runs" / name
+    given = (*model, "--dataset", sets / "test-few-shot", "--dev", sets / "dev-few-shot", "--out", answers)
+    command = memory_builder("evaluate", "few-shot", *given, "--shots", "4", "all", "--n-seeds", 1)
+    return [] if config.sample else [Step(name=name.replace("few-shot", "fine-tune"), command=command)]
 
 
 def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
