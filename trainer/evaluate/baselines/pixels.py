@@ -74,7 +74,8 @@ def _named_pictures(memory: Memory, census: Census) -> Iterator[tuple[Floats, in
         wanted.setdefault(memory.source(row_id), {})[key] = label
     with ThreadPoolExecutor(available_threads()) as threads:
         for uri, by_key in wanted.items():
-            pairs = (pair for pair in read_pairs(uri, require="image") if isinstance(pair, Pair) and pair.key in by_key)
+            read = read_pairs(uri, require="image", image_key=memory.image_key)
+            pairs = (pair for pair in read if isinstance(pair, Pair) and pair.key in by_key)
             for key, pixels in map_ahead(_of_pair, pairs, threads, 64):
                 if pixels is not None:
                     yield pixels, by_key[key]

@@ -65,7 +65,7 @@ class Pictures:
             by_source.setdefault(memory.source(row["id"]), {})[row["key"]] = row["id"]
         for uri, ids in by_source.items():
             try:
-                for pair in read_pairs(uri, require="image", only=frozenset(ids)):
+                for pair in read_pairs(uri, require="image", only=frozenset(ids), image_key=memory.image_key):
                     if isinstance(pair, Pair) and pair.image:
                         row_id = ids[pair.key]
                         self._rows[root, row_id] = (thumbnail(pair.image), self._rows[root, row_id][1])
