@@ -21,19 +21,11 @@ from typing import Any
 import open_clip
 import torch
 import tyro
-from base_data import SIDE, Pairs, batch_of, decode, load_pairs, read_set
+from base_data import Pairs, batch_of, decode, load_pairs
+from base_model import DEV_SETS, accuracy, card, export, new_model, tokenize
 from iconify import IconsError
-from open_clip.model import CLIP
-from safetensors.torch import load_file, save_file
-from torch.nn import functional
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-# 9.7 M parameters, 6.3 M of them the word embeddings of open_clip's own tokenizer: 19 MB in float16.
-# Patches of 16 give 17 tokens for 64 px: a quarter of the time of patches of 8, here and wherever the model is used.
-VISION = {"image_size": SIDE, "layers": 6, "width": 192, "head_width": 32, "patch_size": 16}
-TEXT = {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 4, "layers": 3}
-MODEL = {"embed_dim": 192, "vision_cfg": VISION, "text_cfg": TEXT}  # as in open_clip_config.json
-DEV_SETS = ("dev-common", "dev-rare", "dev-absent")  # generic things, and brands; never a test set
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,18 +92,13 @@ def fast_matrices(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def tokenize(texts: list[str]) -> torch.Tensor:
-    """Return texts as i64[n, context]."""
-    return open_clip.SimpleTokenizer(context_length=TEXT["context_length"])(texts)
-
-
 class Training:
     """The model, its optimizer and the step they have reached."""
 
     def __init__(self, config: Pretrain, device: torch.device) -> None:
         self.config, self.device, self.step = config, device, 0
         torch.manual_seed(config.seed)
-        self.model = CLIP(**MODEL).to(device)
+        self.model = new_model().to(device)
         if config.start_from:
             weights = load_file(config.start_from / "open_clip_model.safetensors")
             self.model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
@@ -180,60 +167,12 @@ class Training:
         self.step = state["step"]
 
 
-@torch.no_grad()
-def accuracy(model: CLIP, folder: Path, device: torch.device) -> float:
-    """Return the top-1 accuracy on an evaluation set, with the bare class name as the prompt."""
-    names, pictures, labels = read_set(folder)
-    model.eval()
-    text = functional.normalize(model.encode_text(tokenize(names).to(device)), dim=1)
-    image = torch.cat([model.encode_image(part.to(device)) for part in pictures.split(256)])
-    model.train()
-    return float((functional.normalize(image, dim=1) @ text.T).argmax(1).cpu().eq(labels).float().mean())
-
-
-def export(model: CLIP, folder: Path) -> None:
-    """Write an open_clip local-dir folder, float16."""
-    folder.mkdir(parents=True, exist_ok=True)
-    half = {name: tensor.detach().to("cpu", torch.float16).contiguous() for name, tensor in model.state_dict().items()}
-    save_file(half, folder / "open_clip_model.tmp")
-    about = {
-        "model_cfg": MODEL,
-        "preprocess_cfg": {
-            "size": SIDE, "mean": [0.5] * 3, "std": [0.5] * 3,
-            "interpolation": "bicubic", "resize_mode": "shortest", "fill_color": 255,
-        },
-    }  # fmt: skip
-    (folder / "open_clip_config.json").write_text(json.dumps(about, indent=2) + "\n")
-    (folder / "open_clip_model.tmp").replace(folder / "open_clip_model.safetensors")
-
-
 def record(out: Path, values: dict[str, Any]) -> None:
     """Add a line to `metrics.jsonl` and show it."""
     line = json.dumps(values)
     with (out / "metrics.jsonl").open("a") as stream:
         stream.write(line + "\n")
     print(line, file=sys.stderr, flush=True)
-
-
-def card(config: Pretrain, values: dict[str, Any]) -> str:
-    """Return the model card."""
-    dev = "\n".join(f"| {name} | {values[name]:.1%} |" for name in DEV_SETS)
-    start = "from scratch" if config.start_from is None else f"from the weights of {config.start_from.name}"
-    return f"""# icon-clip
-
-A small CLIP in open_clip's `local-dir:` layout: ViT {SIDE} px, patch {VISION["patch_size"]}, width {VISION["width"]},
-{VISION["layers"]} layers; text width {TEXT["width"]}, {TEXT["layers"]} layers, context {TEXT["context_length"]};
-d = 192; float16. Trained {start} by `examples/icons/pretrain.py`, seed {config.seed}, on the base-training split of the
-icons benchmark and nothing else: {values["pairs"]:,} pairs seen.
-
-Brands that the benchmark asks about are absent from what it was trained on, or occur one to four times, by tier.
-
-| Dev set, bare class name as the prompt | Top-1 |
-|---|---:|
-{dev}
-
-The pictures belong to their icon sets' artists, under each set's licence; logos are their owners' trade marks.
-"""
 
 
 def speed(training: Training, since: tuple[int, float]) -> float:
@@ -249,7 +188,7 @@ def measure(training: Training, config: Pretrain, since: tuple[int, float], loss
     for name in DEV_SETS:
         values[name] = round(accuracy(training.model, config.dev / name, training.device), 4)
     export(training.model, config.out / "model")
-    (config.out / "model" / "README.md").write_text(card(config, values), encoding="utf-8")
+    (config.out / "model" / "README.md").write_text(card(config.start_from, config.seed, values), encoding="utf-8")
     record(config.out, values)
 
 

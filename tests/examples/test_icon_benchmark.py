@@ -6,6 +6,7 @@ import tarfile
 from dataclasses import replace
 from pathlib import Path
 
+import base_model
 import benchmark
 import numpy as np
 import open_clip
@@ -99,8 +100,8 @@ def test_the_same_bytes_for_any_number_of_workers(built: benchmark.Benchmark, tm
 def small(built: benchmark.Benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pretrain.Pretrain:
     """Return the config of a training of four steps, with a model a hundredth of the size."""
     vision = {"image_size": 64, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
-    text = pretrain.TEXT | {"width": 16, "heads": 2, "layers": 1}
-    monkeypatch.setattr(pretrain, "MODEL", pretrain.MODEL | {"vision_cfg": vision, "text_cfg": text})
+    text = base_model.TEXT | {"width": 16, "heads": 2, "layers": 1}
+    monkeypatch.setattr(base_model, "MODEL", base_model.MODEL | {"vision_cfg": vision, "text_cfg": text})
     return pretrain.Pretrain(
         pairs=built.out / "base", dev=built.out, out=tmp_path / "whole", batch=8, pairs_seen=32, warmup_steps=2,
         evaluate_pairs=16, threads=1,
