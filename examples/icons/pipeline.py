@@ -95,9 +95,12 @@ def steps_of(config: Pipeline) -> list[Step]:
         steps.append(Step(name=f"baselines-{tier}", command=command))
         runs.append(out / "runs" / tier)
     customised = ("--run", out / "react")
-    steps += few_shot_steps(config, "few-shot", named) + react_steps(config, named) + reco_steps(config)
-    steps += both_steps(config) + few_shot_steps(config, "few-shot-react", customised)
-    steps += fine_tune_steps(config, "few-shot", named) + fine_tune_steps(config, "few-shot-react", customised)
+    probe, tune = ("--shots", *SHOTS), ("--shots", "4", "all", "--n-seeds", 1)
+    steps += few_shot_step(config, "few-shot", "linear-probe", named, *probe)
+    steps += react_steps(config, named) + reco_steps(config) + both_steps(config)
+    steps += few_shot_step(config, "few-shot-react", "linear-probe", customised, *probe)
+    steps += few_shot_step(config, "few-shot", "few-shot", named, *tune)
+    steps += few_shot_step(config, "few-shot-react", "few-shot", customised, *tune)
     runs += [] if config.sample else [out / "runs" / "few-shot", out / "runs" / "few-shot-react"]
     runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
@@ -113,26 +116,23 @@ def tiers(config: Pipeline) -> tuple[str, ...]:
     return TIERS[-1:] if config.sample else TIERS
 
 
-def few_shot_steps(config: Pipeline, name: str, model: Sequence[object]) -> list[Step]:
-    """Return the step that learns a linear probe from a few pictures of each class; the sample has no such sets.
+def few_shot_step(config: Pipeline, name: str, task: str, model: Sequence[object], *length: object) -> list[Step]:
+    """Return the step that learns from a few pictures of each class; the sample has no such sets.
 
     Args:
         config: the pipeline's.
-        name: of the step, and of the folder of its answers.
+        name: of the folder of its answers.
+        task: of ``memory-builder evaluate``.
         model: flags that name it.
+        length: flags that say from how many pictures.
     """
     sets, answers = config.out / "benchmark", config.out / "runs" / name
     given = (*model, "--dataset", sets / "test-few-shot", "--dev", sets / "dev-few-shot", "--out", answers)
-    command = memory_builder("evaluate", "linear-probe", *given, "--shots", *SHOTS)
-    return [] if config.sample else [Step(name=name, command=command)]
-
-
-def fine_tune_steps(config: Pipeline, name: str, model: Sequence[object]) -> list[Step]:
-    """Return the step in which the image tower learns too, from one draw of pictures; see ``few_shot_steps``."""
-    sets, answers = config.out / "benchmark", config.out / "runs" / name
-    given = (*model, "--dataset", sets / "test-few-shot", "--dev", sets / "dev-few-shot", "--out", answers)
-    command = memory_builder("evaluate", "few-shot", *given, "--shots", "4", "all", "--n-seeds", 1)
-    return [] if config.sample else [Step(name=name.replace("few-shot", "fine-tune"), command=command)]
+    step = Step(
+        name=name if task == "linear-probe" else name.replace("few-shot", "fine-tune"),
+        command=memory_builder("evaluate", task, *given, *length),
+    )
+    return [] if config.sample else [step]
 
 
 def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
