@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stopping import Stopping
 
 from memory_builder.build import index as index_memory
 from memory_builder.changes import append, delete
@@ -115,20 +116,6 @@ def test_purging_changes_neither_the_folder_nor_a_byte_of_it(store: Store, tmp_p
     ]
     assert files[0] == files[1]
     assert len(files[0]) == 2 * (3 + 3)  # quantizer, its record, held-out rows, and three parts
-
-
-class Stopping(LocalRunner):
-    """Stops the driver after so many pieces of work, as kill -9 does."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def run(self, task: Any, items: Any) -> Iterator[Any]:
-        for item, result in super().run(task, items):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield item, result
 
 
 @pytest.mark.parametrize("after", [0, 1, 3, 5, 9])

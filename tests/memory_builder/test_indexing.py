@@ -2,12 +2,13 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from stopping import Stopping
 
 from memory_builder.build import index as index_memory
 from memory_builder.errors import CorruptMemoryError, IndexBuildError, UsageError
@@ -70,20 +71,6 @@ def test_another_setting_is_another_index_beside_the_first(memory: Store) -> Non
     assert second.number == 2
     assert second.indexes["image"].index != first.indexes["image"].index
     assert Path(memory.full(first.indexes["image"].index)).exists()
-
-
-class Stopping(LocalRunner):
-    """Stops the driver after so many pieces of work, as kill -9 does."""
-
-    def __init__(self, after: int) -> None:
-        self.left = after
-
-    def run(self, task: Any, items: Any) -> Iterator[Any]:
-        for item, result in super().run(task, items):
-            if self.left == 0:
-                raise KeyboardInterrupt
-            self.left -= 1
-            yield item, result
 
 
 @pytest.mark.parametrize("after", range(6))
