@@ -1,8 +1,8 @@
 """From nothing to the tables of docs/results.md: every step in its order, each done once.
 
-    uv run python examples/icons/pipeline.py --out ~/icons                 # the benchmark, with the bundled base model
-    uv run python examples/icons/pipeline.py --out ~/icons --retrain       # train the base model too: hours on a CPU
-    uv run python examples/icons/pipeline.py --out ~/icons/sample --sample # the bundled sample: minutes, no download
+    examples/icons/run.sh --out ~/icons                 # the benchmark, with the bundled base model
+    examples/icons/run.sh --out ~/icons --retrain       # train the base model too: hours on a CPU
+    examples/icons/run.sh --out ~/icons/sample --sample # the bundled sample: minutes, no download
 
 Killed at any moment, the same command goes on: a step that ended is skipped, as long as neither it nor a step before it
 is asked for with other arguments, and the steps go on by themselves where they stopped.
