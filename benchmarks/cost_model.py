@@ -79,6 +79,8 @@ def tell(kept: dict[str, Any], d: int) -> Iterator[str]:
     for stage in STAGES if len(kept) > 2 and "fill" in kept[str(largest)] else ():
         said, took = predicted(kept, stage, largest, d), kept[str(largest)][stage]["cpu_s"]
         yield f"{stage} of {largest:,} rows: {said:,.0f} core s predicted, {took:,.0f} taken, {said / took:.2f}"
+    if len(kept) < 2:
+        return  # two counts need two sizes
     yield "| rows | lists | parts | index GB | vectors GB | train, core h | fill, core h | k-means on one GPU, h |"
     yield "|---:|---:|---:|---:|---:|---:|---:|---:|"
     for rows in (100_000_000, 1_000_000_000):

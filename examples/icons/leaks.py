@@ -58,7 +58,7 @@ class Leaks:
     planted: int = 2_000
     """Test pictures that are transformed; of the dev sets all are."""
     clean: int = 60_000
-    """Rows of the memory that are compared as clean pairs, drawn at random; 0: all."""
+    """Rows of the memory that are compared as clean pairs, drawn at random; 0, or more than there are: all."""
     lost: float = 0.002
     """Share of clean pairs that each kind of evidence alone may take for copies."""
     seed: int = 0
@@ -128,7 +128,9 @@ def asked_about(benchmark: Path, side: str) -> dict[str, Image.Image]:
 def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
     """i64[n] row ids, ascending."""
     ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
-    return np.sort(np.random.default_rng(seed).choice(ids, count, replace=False)) if count else ids
+    if not 0 < count < len(ids):
+        return ids
+    return np.sort(np.random.default_rng(seed).choice(ids, count, replace=False))
 
 
 def memory_signs(memory: Memory, ids: np.ndarray) -> Signs:

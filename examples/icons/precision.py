@@ -156,10 +156,11 @@ def measure(config: Precision) -> dict[str, Any]:
             }
         }
         for mode in MODES:
-            places = np.searchsorted(ids, ask(memory, asked, mode, config.templates)).tolist()
-            of_classes = list(zip(asked, places, strict=True))
-            right = np.array([[shows[i] == a.entity for i in some] for a, some in of_classes])
-            exact = np.array([[caption[i] == a.name.lower() for i in some] for a, some in of_classes])
+            hits = ask(memory, asked, mode, config.templates)
+            of_classes = list(zip(asked, np.searchsorted(ids, hits).tolist(), strict=True))
+            is_row = hits >= 0  # a memory of fewer rows than were asked for pads with -1
+            right = np.array([[shows[i] == a.entity for i in some] for a, some in of_classes]) & is_row
+            exact = np.array([[caption[i] == a.name.lower() for i in some] for a, some in of_classes]) & is_row
             of_tier = {tier: (tiers == tier) | (tier == "all") for tier in ("all", *TIERS)}
             found[side][mode] = {tier: figures(right[some], exact[some]) for tier, some in of_tier.items()}
             print(f"{side} {mode}: {found[side][mode]['all']['p@10']}", file=sys.stderr, flush=True)
