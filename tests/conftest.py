@@ -118,6 +118,15 @@ def s3(s3_endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S3:
     return S3(f"s3://memories/test-{next(_PREFIXES)}", options)
 
 
+@pytest.fixture(params=["local", "s3"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    """An empty root on disk, then one on S3."""
+    if request.param == "local":
+        return Store(tmp_path / "root")
+    s3: S3 = request.getfixturevalue("s3")
+    return s3.store()
+
+
 def unit(vectors: Floats) -> Floats:
     """Rows scaled to length 1; a zero row stays zero."""
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)

@@ -14,17 +14,9 @@ from memory_builder.locks import turn
 from memory_builder.storage import Store
 
 if TYPE_CHECKING:
-    from conftest import S3
+    pass
 
 ABANDONED = json.dumps({"host": "elsewhere", "pid": 1, "since_s": 0.0}).encode()
-
-
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(tmp_path / "root")
-    s3: S3 = request.getfixturevalue("s3")
-    return s3.store()
 
 
 @pytest.mark.parametrize("abandoned", [False, True])

@@ -49,14 +49,6 @@ for n in range(40):
 """
 
 
-@pytest.fixture(params=["local", "s3"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    if request.param == "local":
-        return Store(tmp_path / "root")
-    s3: S3 = request.getfixturevalue("s3")
-    return s3.store()
-
-
 def test_what_is_put_is_read_back_and_replaced(store: Store) -> None:
     store.put("a/b.bin", b"one")
     store.put("a/b.bin", b"two!")
