@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         WorkerError,
     )
     from memory_builder.memory import Hits, Memory
+    from memory_builder.remote import RemoteMemory
 
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _HOMES = {
     "IndexBuildError": "errors",
     "Memory": "memory",
     "MemoryBuilderError": "errors",
+    "RemoteMemory": "remote",
     "RequestError": "errors",
     "SourceError": "errors",
     "UsageError": "errors",
@@ -56,6 +58,7 @@ __all__ = [
     "IndexBuildError",
     "Memory",
     "MemoryBuilderError",
+    "RemoteMemory",
     "RequestError",
     "SourceError",
     "UsageError",

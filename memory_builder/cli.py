@@ -19,6 +19,7 @@ from memory_builder.commands.evaluating import Evaluate, Report
 from memory_builder.commands.keeping import Export, Merge, Verify
 from memory_builder.commands.retrieving import Retrieve
 from memory_builder.commands.running import FAILED
+from memory_builder.commands.serving import Serve
 from memory_builder.commands.submitting import Submit
 from memory_builder.commands.training import Train
 from memory_builder.errors import MemoryBuilderError
@@ -42,6 +43,7 @@ Command = (
     | Annotated[Train, subcommand("train")]
     | Annotated[Evaluate, subcommand("evaluate")]
     | Annotated[Report, subcommand("report")]
+    | Annotated[Serve, subcommand("serve")]
     | Annotated[Submit, subcommand("submit")]
 )
 

@@ -202,7 +202,7 @@ class Memory:
         from memory_builder.changes import append
 
         append(self.store, keys=keys, runner=runner or LocalRunner())
-        return self._anew()
+        return self.latest()
 
     def delete(
         self, *, ids: npt.ArrayLike | None = None, keys: Sequence[str] | None = None, where: str | None = None
@@ -214,14 +214,14 @@ class Memory:
         from memory_builder.changes import delete
 
         delete(self.store, ids=ids, keys=keys, where=where)
-        return self._anew()
+        return self.latest()
 
     def compact(self, *, purge: bool = False, runner: Runner | None = None) -> "Memory":
         """Leave deleted rows out of the index; see ``compact.compact``. Returns the memory as it is then."""
         from memory_builder.compact import compact
 
         compact(self.store, purge=purge, runner=runner or LocalRunner())
-        return self._anew()
+        return self.latest()
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -252,7 +252,7 @@ class Memory:
             raise CorruptMemoryError(f"{self.store.root}/{path} is missing: build the index again")
         return tuning
 
-    def _anew(self) -> "Memory":
+    def latest(self) -> "Memory":
         """The memory in its current state, with the model that is loaded here."""
         memory = Memory._read(self.store, self._encoder_config, self._serve_format, self._address)
         if "encoder" in self.__dict__:

@@ -28,10 +28,14 @@ SAME_PICTURE = 0.999
 
 
 class Searched(Protocol):
-    """What is asked: a ``Memory``, or whatever answers as one."""
+    """What is asked: a ``Memory``, a ``RemoteMemory``, or whatever answers as one."""
 
     description: Description
-    snapshot: Snapshot
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The state that answers."""
+        ...
 
     def search(self, *, vectors: npt.ArrayLike, side: Side, keys: Keys, k: int) -> Hits:
         """See ``Memory.search``."""

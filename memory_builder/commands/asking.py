@@ -11,7 +11,7 @@ from memory_builder.console import print_curves, print_indexes, print_table
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.progress import duration
-from memory_builder.rows import NO_ROW, Keys
+from memory_builder.rows import Keys
 from memory_builder.serving import ServeFormat
 from memory_builder.storage import Store
 from memory_builder.tables import read_npy
@@ -51,6 +51,7 @@ class Search:
     """One JSON object a query."""
 
     def run(self) -> int:
+        from memory_builder.answers import answers
         from memory_builder.memory import Memory
 
         encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
@@ -65,14 +66,11 @@ class Search:
             nprobe=self.nprobe,
             refine=self.refine,
         )
-        n_queries, k = hits.ids.shape
-        rows = memory.rows(hits.ids).to_pylist()
-        names = self.text or self.image or tuple(f"vector {i}" for i in range(n_queries))
-        for i in range(n_queries):
+        names = self.text or self.image or tuple(f"vector {i}" for i in range(len(hits.ids)))
+        for i, answer in enumerate(answers(memory, hits)):
             found = [
-                {"id": row["id"], "score": round(float(score), 6), "key": row["key"], "caption": row["caption"]}
-                for row, score in zip(rows[i * k : (i + 1) * k], hits.scores[i], strict=True)
-                if row["id"] != NO_ROW
+                {"id": row["id"], "score": round(row["score"], 6), "key": row["key"], "caption": row["caption"]}
+                for row in answer
             ]
             if self.json:
                 print(json.dumps({"query": i, "hits": found}, ensure_ascii=False))

@@ -1,0 +1,154 @@
+"""What a service answers: the memory in its latest state, and what may be asked of it at a time."""
+
+import base64
+import binascii
+import threading
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from memory_builder.answers import answers, stated_recall
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+from memory_builder.memory import Hits, Memory
+from memory_builder.scores import Scores
+from memory_builder.serving import ServeFormat
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.snapshots import snapshot_numbers
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceConfig:
+    """What is served, and how much may be asked of it at a time."""
+
+    memory: str
+    """Local path or fsspec URL."""
+    encoder: EncoderConfig | None = None
+    """Where the memory's model is now, if not where it was."""
+    serve_format: ServeFormat = "plain"
+    """See ``Memory.open``."""
+    address: str | None = None
+    """Ray cluster whose actors hold the index's parts; None: this process holds them."""
+    max_k: int = 10_000
+    """Rows a query."""
+    max_queries: int = 65_536
+    """Queries a request."""
+    max_body_bytes: int = 256 << 20
+    """Of a request."""
+    refresh_s: float = 10.0
+    """Seconds after which a request looks whether the memory has a newer state."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_k", "max_queries", "max_body_bytes"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
+        if not self.refresh_s >= 0:
+            raise UsageError(f"refresh_s {self.refresh_s}: expected at least 0")
+
+
+class Settings(BaseModel):
+    """How to search: the arguments of ``Memory.search`` of these names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    k: int = 10
+    keys: Literal["image", "text"] = "image"
+    side: Literal["image", "text"] | None = None
+    where: str | None = None
+    nprobe: int | None = None
+    refine: int | None = None
+
+
+class Question(Settings):
+    """``POST /search``: exactly one of text, image and vectors."""
+
+    text: str | list[str] | None = None
+    image: str | list[str] | None = Field(None, description="encoded pictures, in base64")
+    vectors: list[list[float]] | None = None
+
+
+class Served:
+    """A memory in its latest state. Safe to ask from several threads.
+
+    Raises:
+        MemoryBuilderError: as ``Memory.open``, and what it answers as ``Memory``.
+    """
+
+    def __init__(self, config: ServiceConfig) -> None:
+        self.config = config
+        self._memory = Memory.open(
+            config.memory, encoder=config.encoder, serve_format=config.serve_format, address=config.address
+        )
+        self._looked_s = time.monotonic()
+        self._one_looks = threading.Lock()
+
+    def memory(self) -> Memory:
+        """The memory; one request in ``refresh_s`` looks for a newer state, the others take what is there."""
+        if time.monotonic() - self._looked_s >= self.config.refresh_s and self._one_looks.acquire(blocking=False):
+            try:
+                numbers = snapshot_numbers(self._memory.store)
+                if numbers and numbers[-1] != self._memory.snapshot.number:
+                    self._memory = self._memory.latest()
+            finally:
+                self._looked_s = time.monotonic()
+                self._one_looks.release()
+        return self._memory
+
+    def answer(self, question: Question) -> dict[str, Any]:
+        """Hits of each query, the recall that is stated of such queries, and the state that was asked."""
+        memory, settings = self.memory(), question.model_dump(include=set(Settings.model_fields))
+        image = None if question.image is None else [_picture(one) for one in _listed(question.image)]
+        self._check(_listed(question.text) or image or question.vectors or (), question.k)
+        hits = memory.search(text=question.text, image=image, vectors=question.vectors, **settings)
+        side = "text" if question.text is not None else "image" if image is not None else question.side
+        tuned = question.nprobe is None and question.refine is None
+        return {
+            "queries": [{"query": i, "hits": found} for i, found in enumerate(answers(memory, hits))],
+            "stated": stated_recall(memory, question.keys, side) if tuned else None,
+            "snapshot": memory.snapshot.number,
+        }
+
+    def search(self, vectors: Scores, settings: Settings) -> Hits:
+        """f32[q, d] → hits."""
+        self._check(vectors, settings.k)
+        return self.memory().search(vectors=vectors, **settings.model_dump())
+
+    def info(self) -> dict[str, Any]:
+        """What is served, and the recall that is stated of it."""
+        memory = self.memory()
+        indexes = {keys: memory.tuning(keys)["sides"] for keys in memory.snapshot.modalities}
+        described = {"description": asdict(memory.description), "snapshot": asdict(memory.snapshot)}
+        return {"rows": len(memory), "indexes": indexes} | described
+
+    def picture(self, row_id: int) -> bytes | Missing:
+        """The picture of a row, from the shard it was embedded from."""
+        memory = self.memory()
+        commit = memory.commits.get(row_id >> 32)
+        if commit is None or row_id & 0xFFFFFFFF >= commit.n_written or memory.is_deleted([row_id])[0]:
+            return Missing("of no row there is")
+        (row,) = memory.metadata([row_id], ["member", "url"]).to_pylist()
+        places = [Place(row["member"], row["url"])]
+        ((_, picture),) = read_pictures(memory.source(row_id), places, memory.image_key)
+        return picture
+
+    def _check(self, queries: Any, k: int) -> None:
+        """Refuse what one request may not ask."""
+        if k > self.config.max_k:
+            raise UsageError(f"k {k}: this service gives at most {self.config.max_k:,} rows a query")
+        if len(queries) > self.config.max_queries:
+            raise UsageError(
+                f"{len(queries):,} queries: this service takes at most {self.config.max_queries:,} a request"
+            )
+
+
+def _listed(given: str | list[str] | None) -> list[str]:
+    return [given] if isinstance(given, str) else given or []
+
+
+def _picture(encoded: str) -> bytes:
+    try:
+        return base64.b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        raise UsageError("the query image is not base64: send the file's bytes, encoded") from None

@@ -1,0 +1,41 @@
+"""Hits as people and programs read them: a list of rows for each query."""
+
+from typing import Any
+
+from memory_builder.memory import Hits, Memory
+from memory_builder.rows import NO_ROW, Keys
+from memory_builder.tables import LOOKUP_FIELDS
+
+Answer = list[dict[str, Any]]
+"""The rows found for one query, best first: ``score``, and the fields of ``Memory.rows``."""
+
+
+def answers(memory: Memory, hits: Hits) -> list[Answer]:
+    """One answer for each of the queries of f32[q, k] hits; padding is left out."""
+    n_queries, k = hits.ids.shape
+    rows = memory.rows(hits.ids, LOOKUP_FIELDS).to_pylist()
+    return [
+        [
+            {"score": float(score)} | row
+            for row, score in zip(rows[i * k : (i + 1) * k], hits.scores[i], strict=True)
+            if row["id"] != NO_ROW
+        ]
+        for i in range(n_queries)
+    ]
+
+
+def stated_recall(memory: Memory, keys: Keys, side: str | None) -> dict[str, float] | None:
+    """``recall@10``, tie-aware, and ``strict_recall@10`` that were measured for such queries at the tuned settings.
+
+    Args:
+        memory: that is asked.
+        keys: what is searched.
+        side: what the queries are; for bare vectors (None), the lesser of both.
+
+    Returns:
+        None: too few rows to measure with.
+    """
+    measured = memory.tuning(keys)["sides"]
+    chosen = [measured[side]] if side in measured else list(measured.values())
+    names = ("recall@10", "strict_recall@10")
+    return {name: round(min(one[name] for one in chosen), 4) for name in names} if chosen else None

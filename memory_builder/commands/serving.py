@@ -1,0 +1,85 @@
+"""The command that answers over HTTP. The one door to the service."""
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import Positional, arg
+
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
+from memory_builder.serving import ServeFormat
+
+if TYPE_CHECKING:
+    from cluster.served import ServiceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Serve:
+    """Answer questions to a memory over HTTP, until interrupted."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    host: str = "127.0.0.1"
+    """Address to listen at; 0.0.0.0: any. There is no log-in: whoever reaches it may ask."""
+    port: int = 8000
+    """Port to listen at; 0: any that is free, which is told."""
+    model: str | None = None
+    """Where the memory's model is now, if not where it was; weights must be the same."""
+    pretrained: str | None = None
+    """Pretrained tag or weights file of --model."""
+    serve_format: ServeFormat = "plain"
+    """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
+    address: str | None = None
+    """Ray cluster: auto, HOST:PORT, or local for one on this machine. Its actors hold the index's parts, or it runs the
+    --replicas."""
+    replicas: int | None = None
+    """Run so many copies of the service on the Ray cluster, by Ray Serve, each with the whole index."""
+    max_k: int = 10_000
+    """Most rows a query."""
+    refresh_s: float = 10.0
+    """Seconds after which a request looks whether the memory has a newer state."""
+
+    def run(self) -> int:
+        from cluster.served import ServiceConfig
+
+        config = ServiceConfig(
+            memory=self.memory,
+            encoder=EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None,
+            serve_format=self.serve_format,
+            address=self.address if self.replicas is None else None,
+            max_k=self.max_k,
+            refresh_s=self.refresh_s,
+        )
+        if self.replicas is None:
+            return self._run_here(config)
+        if self.port == 0:
+            raise UsageError("--port 0: replicas need a port of which you know the number")
+        from cluster.replicas import deploy, wait
+
+        deploy(config, address=self.address, replicas=self.replicas, host=self.host, port=self.port)
+        self._tell(self.port)
+        wait()
+        return 0
+
+    def _run_here(self, config: "ServiceConfig") -> int:
+        import socket
+
+        import uvicorn
+
+        from cluster.service import create_app
+
+        app = create_app(config)
+        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as listening:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listening.bind((self.host, self.port))
+            except OSError as error:
+                raise UsageError(f"cannot listen at --host {self.host} --port {self.port}: {error.strerror}") from None
+            listening.listen()  # who asks as soon as it is told waits in line
+            self._tell(listening.getsockname()[1])
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+        return 0
+
+    def _tell(self, port: int) -> None:
+        print(f"serving {self.memory} at http://{self.host}:{port}", file=sys.stderr, flush=True)

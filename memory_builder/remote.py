@@ -1,0 +1,165 @@
+"""A memory that ``memory-builder serve`` answers for, asked as one that is here."""
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import urllib3
+from PIL import Image
+
+from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.manifest import Description
+from memory_builder.memory import Hits, Picture
+from memory_builder.rows import NO_ROW, Keys, Side
+from memory_builder.scores import Scores
+from memory_builder.snapshots import IndexView, Snapshot
+from memory_builder.tables import LOOKUP_FIELDS
+
+RETRIES = 3
+"""Of a request that found no one, or a service that is about to start: nothing that is asked changes anything."""
+
+
+class RemoteMemory:
+    """Asks a service; safe to use from several threads. Use ``RemoteMemory.open``.
+
+    It can stand wherever a ``Memory`` is only asked, as in ``RecoModel.encode_image``. The model runs in the service.
+    """
+
+    def __init__(self, url: str, timeout_s: float) -> None:
+        retries = urllib3.Retry(RETRIES, allowed_methods=None, status_forcelist=(502, 504), backoff_factor=0.2)
+        self._url, self._pool = url.rstrip("/"), urllib3.PoolManager(retries=retries, timeout=timeout_s)
+        self.description = Description(**self.info()["description"])
+
+    @staticmethod
+    def open(url: str, *, timeout_s: float = 60.0) -> "RemoteMemory":
+        """Ask the service at ``http://HOST:PORT`` what it serves.
+
+        Raises:
+            UsageError: no such service answers there.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise UsageError(f"{url}: expected the http:// address of a memory-builder serve")
+        return RemoteMemory(url, timeout_s)
+
+    def __len__(self) -> int:
+        """Rows that are not deleted, now."""
+        return int(self.info()["rows"])
+
+    def __repr__(self) -> str:
+        return f"RemoteMemory({self._url!r})"
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """The state that the service answers from now."""
+        fields = self.info()["snapshot"]
+        views = {keys: IndexView(**view) for keys, view in fields.pop("indexes").items()}
+        return Snapshot(indexes=views, **fields)
+
+    def info(self) -> dict[str, Any]:
+        """What is served: rows, description, snapshot, and the settings and the recall of each index."""
+        told: dict[str, Any] = json.loads(self._ask("GET", "/info"))
+        return told
+
+    def search(
+        self,
+        *,
+        text: str | Sequence[str] | None = None,
+        image: Picture | Sequence[Picture] | None = None,
+        vectors: npt.ArrayLike | None = None,
+        k: int = 10,
+        side: Side | None = None,
+        keys: Keys = "image",
+        where: str | None = None,
+        nprobe: int | None = None,
+        refine: int | None = None,
+    ) -> Hits:
+        """As ``Memory.search``, in the service's latest state.
+
+        Raises:
+            UsageError: the service refuses the question.
+            MemoryBuilderError: it cannot be reached, or cannot answer now.
+        """
+        how = {"k": k, "side": side, "keys": keys, "where": where, "nprobe": nprobe, "refine": refine}
+        how = {name: value for name, value in how.items() if value is not None}
+        if vectors is not None and text is None and image is None:
+            with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, _npy(vectors)))) as told:
+                return Hits(scores=told["scores"], ids=told["ids"])
+        question = how | ({} if text is None else {"text": text if isinstance(text, str) else list(text)})
+        if image is not None:
+            pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image
+            question["image"] = [_encoded(picture) for picture in pictures]
+        if vectors is not None:
+            question["vectors"] = np.atleast_2d(np.asarray(vectors)).tolist()
+        told = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
+        return _hits([answer["hits"] for answer in told["queries"]], k)
+
+    def rows(self, ids: npt.ArrayLike, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
+        """As ``Memory.rows``."""
+        body = self._ask("POST", "/bulk/rows", {"columns": list(columns)}, _npy(np.asarray(ids, np.int64)))
+        return pa.ipc.open_stream(body).read_all()
+
+    def vectors(self, ids: npt.ArrayLike, keys: Keys = "image") -> Scores:
+        """As ``Memory.vectors``."""
+        body = self._ask("POST", "/bulk/vectors", {"keys": keys}, _npy(np.asarray(ids, np.int64)))
+        found: Scores = np.load(io.BytesIO(body))
+        return found
+
+    def picture(self, row_id: int) -> bytes:
+        """The encoded picture of a row.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return self._ask("GET", f"/pictures/{row_id}")
+
+    def _ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
+        url = f"{self._url}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
+        try:
+            response = self._pool.request(method, url, body=body, headers={"content-type": "application/json"})
+        except urllib3.exceptions.HTTPError as error:
+            raise UsageError(f"no service answers at {self._url}: {error}") from None
+        if response.status == 200:
+            return response.data
+        try:
+            said = json.loads(response.data)["error"]
+        except (ValueError, LookupError, TypeError):
+            said = f"not a memory-builder service: it says {response.status} {response.data[:100]!r}"
+        kind = UsageError if 400 <= response.status < 500 else MemoryBuilderError
+        raise kind(f"{self._url}: {said}")
+
+
+def _npy(array: npt.ArrayLike) -> bytes:
+    stream = io.BytesIO()
+    given = np.asarray(array)
+    if given.dtype.kind == "O":
+        raise UsageError("query vectors are not numbers")
+    np.save(stream, given)
+    return stream.getvalue()
+
+
+def _encoded(picture: Picture) -> str:
+    if isinstance(picture, Image.Image):
+        picture.save(stream := io.BytesIO(), "png")
+        data = stream.getvalue()
+    else:
+        try:
+            data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
+        except (OSError, TypeError) as error:
+            raise UsageError(f"cannot read the query image: {error}") from None
+    return base64.b64encode(data).decode()
+
+
+def _hits(answers: Sequence[Sequence[Mapping[str, Any]]], k: int) -> Hits:
+    ids = np.full((len(answers), k), NO_ROW, np.int64)
+    scores = np.full((len(answers), k), -np.inf, np.float32)
+    for i, answer in enumerate(answers):
+        ids[i, : len(answer)] = [hit["id"] for hit in answer]
+        scores[i, : len(answer)] = [hit["score"] for hit in answer]
+    return Hits(scores=scores, ids=ids)
