@@ -19,7 +19,7 @@ from memory_builder.rows import NO_ROW, Ids, Keys, Side
 from memory_builder.scores import Scores
 from memory_builder.snapshots import Snapshot
 from trainer.artwork import NO_CLUSTER, Clusters
-from trainer.reco_settings import LookupConfig, NeighbourConfig
+from trainer.reco_settings import SPARE, LookupConfig, NeighbourConfig
 
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.object_]
@@ -59,11 +59,16 @@ class Found:
 def look_up(memory: Searched, queries: Scores, side: Side, lookup: LookupConfig, k: int) -> Found:
     """The k nearest rows of unit rows f32[n, d], without those that lack what is to be fused.
 
-    Float16, as they are stored: what is refined at test time must be what was trained on.
+    Float16, as they are stored: what is refined at test time must be what was trained on. Where some are dropped,
+    more are searched, as in training.
     """
-    ids = memory.search(vectors=queries, side=side, keys=lookup.search(side), k=k).ids
-    vectors = memory.vectors(ids, lookup.fuse(side)).reshape(*ids.shape, queries.shape[1])
-    return _keep(ids, vectors, np.asarray(vectors.any(axis=2)), k)
+    for n_rows in (k, k + SPARE):
+        ids = memory.search(vectors=queries, side=side, keys=lookup.search(side), k=n_rows).ids
+        vectors = memory.vectors(ids, lookup.fuse(side)).reshape(*ids.shape, queries.shape[1])
+        there = np.asarray(vectors.any(axis=2))
+        if (there == (ids != NO_ROW)).all():
+            break
+    return _keep(ids, vectors, there, k)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

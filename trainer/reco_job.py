@@ -9,7 +9,7 @@ import torch
 from memory_builder.build import embed
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError, UsageError
+from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError
 from memory_builder.manifest import Description, Manifest, read_description
 from memory_builder.memory import Memory
 from memory_builder.progress import Progress, say
@@ -21,7 +21,7 @@ from trainer.fusion import Reco
 from trainer.loop import Report, order_of, train
 from trainer.neighbours import NeighbourTable, NeighbourTask, neighbours_hash
 from trainer.reco import RecoLearner, TableSource
-from trainer.reco_settings import RATE, FusionConfig, NeighbourConfig, Positives
+from trainer.reco_settings import RATE, FusionConfig, NeighbourConfig, Positives, check_enough
 from trainer.record import read_record, refuse_other, settle_record
 from trainer.settings import LoopConfig
 from trainer.world import world
@@ -55,8 +55,7 @@ class RecoJob:
     positives: Positives = "own"
 
     def __post_init__(self) -> None:
-        if self.fusion.k > self.neighbours.looked_up:
-            raise UsageError(f"-k {self.fusion.k}: more than --looked-up {self.neighbours.looked_up}")
+        check_enough(self.fusion, self.neighbours)
 
     def settle(self) -> bool:
         """Before any worker starts: whether there is anything left to do.

@@ -12,6 +12,8 @@ SIDES: tuple[Side, ...] = ("image", "text")
 Positives = Literal["own", "caption"]
 RATE, WEIGHT_DECAY, EPOCHS = 1e-3, 1e-5, 10
 """As published."""
+SPARE = 40
+"""Rows searched beyond those that are used, as some are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,7 @@ class NeighbourConfig:
     lookup: LookupConfig = field(default_factory=LookupConfig)
     looked_up: int = 10
     """Neighbours stored for each side of a pair; runs that share them may use fewer."""
-    spare: int = 40
+    spare: int = SPARE
     """Rows searched beyond those, as some are dropped."""
     exclude: bool = True
     """Drop rows that are the pair itself, its picture, or its artwork. --no-exclude only to measure what that does."""
@@ -85,3 +87,13 @@ class NeighbourConfig:
             raise UsageError(f"--looked-up {self.looked_up} at least 1, --spare {self.spare} at least 0")
         if not 0 < self.near_duplicate <= 1:
             raise UsageError(f"--near-duplicate {self.near_duplicate}: a cosine, more than 0 and at most 1")
+
+
+def check_enough(fusion: FusionConfig, neighbours: NeighbourConfig) -> None:
+    """Refuse a fusion of more neighbours than are looked up.
+
+    Raises:
+        UsageError
+    """
+    if fusion.k > neighbours.looked_up:
+        raise UsageError(f"-k {fusion.k}: more than --looked-up {neighbours.looked_up}")

@@ -111,12 +111,20 @@ class RecoModel:
             EncoderError: the memory was built with another model.
             UsageError, IndexBuildError: the memory has no index of what this side searches.
         """
+        self.check(memory)
+        return self.fuse(vectors, self.find(vectors, side, memory).vectors, side)
+
+    def check(self, memory: Searched) -> None:
+        """Refuse a memory whose vectors are not those of the model that is refined.
+
+        Raises:
+            EncoderError
+        """
         if memory.description.fingerprint != self.fingerprint:
             raise EncoderError(
                 f"{self.name} refines a model with fingerprint {self.fingerprint[:12]}, the memory was built with "
                 f"{memory.description.model} ({memory.description.fingerprint[:12]}): build it with the same model"
             )
-        return self.fuse(vectors, self.find(vectors, side, memory).vectors, side)
 
     def find(self, vectors: Scores, side: Side, memory: Searched) -> Found:
         """What f32[n, d] unit rows are refined with."""

@@ -7,7 +7,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.commands.running import RunnerOptions
 from memory_builder.console import print_table
-from trainer.reco_settings import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives
+from trainer.reco_settings import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives, check_enough
 from trainer.settings import LoopConfig, OptimizerConfig, Where
 
 
@@ -40,6 +40,7 @@ class Reco:
         from trainer.reco_job import RecoJob, embed_training_pairs, find_neighbours
         from trainer.run import run_job
 
+        check_enough(self.fusion, self.found)  # before hours of embedding and looking up
         where = RunnerOptions(
             runner=self.on.runner, address=self.on.address, cpus_per_worker=self.on.cpus_per_worker
         ).start()

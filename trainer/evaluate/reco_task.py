@@ -26,6 +26,7 @@ from trainer.evaluate.results import (
 from trainer.evaluate.retrieval import Positives, retrieval
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.tasks import require
+from trainer.lookup import SAME_PICTURE
 from trainer.reco_settings import SIDES
 from trainer.record import read_run
 from trainer.refined import Order, RecoModel
@@ -75,7 +76,9 @@ def evaluate_reco(setting: Setting, refinement: Refinement, positives: Positives
     require(opened, "classification", "retrieval")
     memory = Memory.open(refinement.memory)
     check_memory(memory, opened.towers)
-    asked = _Asked(opened, model, memory, refinement)
+    model.check(memory)
+    nearest = memory.search(vectors=opened.test.images, side="image", k=1).scores[:, 0]
+    asked = _Asked(opened, model, memory, refinement, int((nearest >= SAME_PICTURE).sum()))
     return asked.classification() if opened.test.dataset.kind == "classification" else asked.retrieval(positives)
 
 
@@ -85,6 +88,8 @@ class _Asked:
     model: RecoModel
     memory: Memory
     refinement: Refinement
+    n_in_memory: int
+    """Pictures asked about that have a row which looks the same to the model."""
 
     def classification(self) -> list[Result]:
         test = self.opened.test
@@ -94,7 +99,10 @@ class _Asked:
         controls = refined.controls()
         for method, pair in refined.methods().items():
             figures = {name: self._figures(self._ask(*pairs[method])) for name, pairs in controls.items()}
-            results.append(self._write(method, self._ask(*pair), plain, figures, refined.by_image.ids[:, :SHOWN]))
+            found = self._ask(*pair)
+            # Where the picture was not refined, the answered class was.
+            behind = refined.by_class.ids[found.top[:, 0]] if method == "reco-text" else refined.by_image.ids
+            results.append(self._write(method, found, plain, figures, behind[:, :SHOWN]))
         return results
 
     def retrieval(self, positives: Positives) -> list[Result]:
@@ -146,7 +154,7 @@ class _Asked:
             model=describe_model(self.opened.towers),
             dataset=describe_dataset(self.opened.test.dataset, len(self.opened.test.texts)),
             config=config | refined,
-            memory=describe_memory(self.memory),
+            memory=describe_memory(self.memory) | {"pictures_in_memory": self.n_in_memory},
             extra=extra,
             asked=asked,
         )

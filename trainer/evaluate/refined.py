@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.memory import Memory
+from memory_builder.scores import unit_rows
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.evidence import BATCH, derangement
 from trainer.evaluate.features import Embedded
@@ -36,6 +37,11 @@ class Refined:
     def by_image(self) -> Found:
         """What the pictures find."""
         return self._model.find(self._test.images, "image", self._memory)
+
+    @cached_property
+    def by_class(self) -> Found:
+        """What the classes find, each with the mean of its prompts."""
+        return self._model.find(unit_rows(self._prompts.mean(axis=1)), "text", self._memory)
 
     def methods(self) -> dict[str, Pair]:
         """Method → what is compared."""

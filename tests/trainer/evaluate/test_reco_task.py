@@ -93,6 +93,7 @@ def test_every_answer_is_compared_and_shows_its_rows(results, home):
         assert set(results[method]["extra"]) == {"against_zero_shot", "names_scrambled", "memory_scrambled"}
         table = read_predictions(Store(home / "run"), results[method]["file"])
         assert len(table["reasons"][0]) == 8
+        assert results[method]["memory"]["pictures_in_memory"] == 0
     opened, names = Memory.open(home / "memory"), Names(CLASSES)
     table = read_predictions(Store(home / "run"), results["reco-image"]["file"])
     shown = [
@@ -100,6 +101,11 @@ def test_every_answer_is_compared_and_shows_its_rows(results, home):
         for text in opened.rows([ids[0] for ids in table["reasons"].to_pylist()])["caption"].to_pylist()
     ]
     assert np.mean(np.array(shown) == np.array(table["label"])) > 0.3
+    table = read_predictions(Store(home / "run"), results["reco-text"]["file"])
+    given = zip(table["top_0"].to_pylist(), table["reasons"].to_pylist(), strict=True)
+    answered = [(top[0], tuple(ids)) for top, ids in given]
+    assert all(dict(answered)[answer] == ids for answer, ids in answered), "what the class found, whatever the picture"
+    assert len({ids for _, ids in answered}) > 1
 
 
 def test_captions_with_wrong_names_do_not_help(results):

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -61,6 +62,24 @@ def test_numbers_of_the_page_are_those_of_the_results(run, page):
         assert shown in text
     assert [entry.method for entry in group.of("zero-shot")] == ["zero-shot"]
     assert len(group.of("zero-shot", "baselines")) == 9, "zero-shot, though two tasks measured it, once"
+
+
+def test_what_differs_only_in_its_folders_is_told_apart_and_all_of_it_is_shown(run, tmp_path):
+    roots = [str(shutil.copytree(run, tmp_path / place / "run")) for place in ("a", "b")]
+    groups = [group for group in read_groups([*roots, roots[0]]) if group.dataset["name"] == "shapes"]
+    labels = [entry.label for entry in groups[0].of("baselines")]
+    assert sum(label.startswith("knn (") for label in labels) == 2
+    assert {"knn (a/run)", "knn (b/run)"} < set(labels)
+    (path,) = [
+        path for path in (tmp_path / "a" / "run" / "eval").glob("baselines-knn-*.json") if "name" not in path.name
+    ]
+    result = json.loads(path.read_text())
+    result["asked"]["memory"] = "/elsewhere/" + str(result["asked"]["memory"]).rsplit("/", 1)[-1]
+    path.with_name("baselines-knn-of-another-test.json").write_text(json.dumps(result))
+    (group,) = [group for group in read_groups(roots[:1]) if group.dataset["name"] == "shapes"]
+    both = [entry.label for entry in group.of("baselines") if entry.method == "knn"]
+    assert len(set(both)) == 2
+    assert any("memory elsewhere/" in label for label in both)
 
 
 def test_differences_are_paired_by_picture(run):

@@ -109,9 +109,9 @@ class Group:
         """The results of these tasks; zero-shot once for each run, though several tasks measure it."""
         chosen, seen = [], set()
         for entry in self.entries:
-            named = (entry.run.root, entry.label)
-            if entry.task in tasks and named not in seen:
-                seen.add(named)
+            again = entry.method == "zero-shot" and (entry.run.root, entry.label) in seen
+            if entry.task in tasks and not again:
+                seen.add((entry.run.root, entry.label))
                 chosen.append(entry)
         return chosen
 
@@ -124,12 +124,12 @@ def read_groups(runs: Sequence[str]) -> list[Group]:
         CorruptMemoryError: a result cannot be read.
     """
     groups: dict[str, list[Entry]] = {}
-    for root in runs:
-        run = Store(root)
+    stores = [Store(root) for root in dict.fromkeys(runs)]
+    names = shortened([run.root for run in stores]) if len(stores) > 1 else [""]
+    for run, name in zip(stores, names, strict=True):
         results = read_results(run)
         if not results:
-            raise UsageError(f"{run.root} holds no result: run memory-builder evaluate with --out {root} first")
-        name = run.root.rstrip("/").rsplit("/", 1)[-1] if len(runs) > 1 else ""
+            raise UsageError(f"{run.root} holds no result: run memory-builder evaluate with --out {run.root} first")
         for result in results:
             entry = Entry(run=run, result=result, run_name=name)
             groups.setdefault(result["dataset"]["digest"], []).append(entry)
@@ -150,13 +150,26 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
 def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
     told, own = [told_of(other.result) for other in alike], told_of(entry.result)
     names = dict.fromkeys(name for other in alike for name in other.result.get("asked", {}))
-    differing = [name for name in names if len({str(some[name]) for some in told if name in some}) > 1]
-    return ", ".join(f"{name.replace('_', ' ')} {_short(own[name])}" for name in differing if name in own)
+    said = []
+    for name in names:
+        values = list(dict.fromkeys(_said(some[name]) for some in told if name in some))
+        if len(values) > 1 and name in own:
+            said.append(f"{name.replace('_', ' ')} {shortened(values)[values.index(_said(own[name]))]}")
+    return ", ".join(said)
 
 
-def _short(value: object) -> str:
-    """The last part of a path, or what else it is."""
-    return "none" if value is None else str(value).rstrip("/").rsplit("/", 1)[-1]
+def _said(value: object) -> str:
+    return "none" if value is None else str(value)
+
+
+def shortened(paths: Sequence[str]) -> list[str]:
+    """Of distinct paths, or what else they are, so many last parts that they are told apart."""
+    parts = [path.rstrip("/").split("/") for path in paths]
+    for n_last in range(1, max(map(len, parts), default=0) + 1):
+        short = ["/".join(some[-n_last:]) for some in parts]
+        if len(set(short)) == len(short):
+            return short
+    return list(paths)
 
 
 def _ordered(entries: list[Entry]) -> tuple[Entry, ...]:
