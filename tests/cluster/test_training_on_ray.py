@@ -1,10 +1,10 @@
-"""The same training on two workers of a cluster, one of which dies, as in this process."""
+"""The same training on two workers of a cluster, one of which dies, as on two that live, and as in this process."""
 
 import json
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -13,42 +13,80 @@ from safetensors.torch import load_file
 sys.path.append(str(Path(__file__).parents[1] / "trainer"))
 from tiny_runs import bundled_pairs, write_subset, write_tiny_model
 
+from cluster.runner import RayRunner
+from memory_builder import build
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
+from memory_builder.indexing import IndexConfig
+from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 from trainer.checkpoint import read_states
 from trainer.react_job import ReactJob
+from trainer.reco_job import RecoJob, find_neighbours
+from trainer.reco_settings import FusionConfig, NeighbourConfig
 from trainer.run import run_job
 from trainer.settings import DataConfig, GatedConfig, LoopConfig, ReactConfig, Where
 from trainer.world import world
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+LOOP = LoopConfig(batch_size=8, max_steps=4, checkpoint_every=2, log_every=1, precision="fp64")
+LAST = "checkpoints/00000004/trainable.safetensors"
+
+
+def killing(report, mark):
+    """A report of figures that kills the second worker after the first checkpoint, unless a file says that it did."""
+
+    def report_and_die(figures):
+        report(figures)
+        if world().rank == 1 and not os.path.exists(mark):
+            Path(mark).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return report_and_die
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DiesOnce(ReactJob):
-    """A job one of whose workers is killed after the first checkpoint, unless a file says that it was."""
+class DyingReact(ReactJob):
+    """One of its workers is killed once."""
 
     mark: str
 
     def work(self, report):
-        def report_and_die(figures):
-            report(figures)
-            if world().rank == 1 and not os.path.exists(self.mark):
-                Path(self.mark).touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        ReactJob.work(self, report_and_die)
+        ReactJob.work(self, killing(report, self.mark))
 
 
-def job(kind, tmp_path, name, **told):
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DyingReco(RecoJob):
+    """One of its workers is killed once."""
+
+    mark: str
+
+    def work(self, report):
+        RecoJob.work(self, killing(report, self.mark))
+
+
+def react(folder, out, kind=ReactJob, **told):
     return kind(
-        subset=str(tmp_path / "subset"),
-        out=str(tmp_path / name),
-        encoder=EncoderConfig(model=f"local-dir:{tmp_path / 'model'}"),
+        subset=str(folder / "subset"),
+        out=str(out),
+        encoder=EncoderConfig(model=f"local-dir:{folder / 'model'}"),
         react=ReactConfig(gated=GatedConfig(last_k=2)),
         data=DataConfig(augmentation="none", readers=1, cache_dtype="float32"),
-        loop=LoopConfig(batch_size=8, max_steps=4, checkpoint_every=2, log_every=1, precision="fp64"),
+        loop=LOOP,
         **told,
+    )
+
+
+def reco(folder, out, kind=RecoJob, **told):
+    """Neighbours are looked up by workers of the cluster, once."""
+    memory, config = str(folder / "memory"), NeighbourConfig(looked_up=3)
+    if not (folder / "memory").exists():
+        encoder = EncoderConfig(model=f"local-dir:{folder / 'model'}")
+        build.embed([str(folder / "subset")], memory, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+        build.index(memory, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    found = find_neighbours(memory, memory, str(folder / "neighbours"), config, None, RayRunner())
+    return kind(
+        memory=memory, out=str(out), found=found, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP, **told
     )
 
 
@@ -58,19 +96,21 @@ def losses(run):
 
 # Ray warns of settings of its own that it deprecates.
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_two_workers_one_of_which_dies_train_as_this_process_does(tmp_path):
+@pytest.mark.parametrize(("job", "dying"), [(react, DyingReact), (reco, DyingReco)], ids=["react", "reco"])
+def test_two_workers_one_of_which_dies_train_as_two_that_live_and_as_this_process(job, dying, tmp_path):
     (tmp_path / "model").mkdir()
     write_tiny_model(tmp_path / "model")
     write_subset(tmp_path / "subset", bundled_pairs())
-    two = job(DiesOnce, tmp_path, "two", mark=str(tmp_path / "died"))
+    two = job(tmp_path, tmp_path / "two", dying, mark=str(tmp_path / "died"))
     on = Where(runner="ray", workers=2, max_failures=1)
     assert run_job(two, on)
     assert (tmp_path / "died").exists()
     assert sorted(read_states(Store(two.out))) == ["00000002", "00000004"]
     assert not run_job(two, on)  # finished: no worker is started
-    run_job(job(ReactJob, tmp_path, "one"), Where())
+    assert run_job(replace(two, out=str(tmp_path / "living")), on)  # the file stands: none is killed
+    assert (tmp_path / "living" / LAST).read_bytes() == (tmp_path / "two" / LAST).read_bytes()
+    run_job(job(tmp_path, tmp_path / "one"), Where())
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
-    last = "checkpoints/00000004/trainable.safetensors"
-    ours, theirs = (load_file(tmp_path / name / last) for name in ("one", "two"))
+    ours, theirs = (load_file(tmp_path / name / LAST) for name in ("one", "two"))
     for name, tensor in ours.items():
         assert (tensor - theirs[name]).abs().max() < 1e-6, name
