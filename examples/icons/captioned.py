@@ -15,8 +15,8 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import tyro
+from deal import TIERS
 from iconify import IconsError
-from study import TIERS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

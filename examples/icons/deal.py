@@ -14,6 +14,7 @@ from names import BRANDS
 
 BASE, MEMORY, DEV, TEST, SHOTS, DROPPED = "base", "memory", "dev", "test", "shots", "dropped"
 SPLITS = (BASE, MEMORY, DEV, TEST, SHOTS, DROPPED)
+TIERS = ("absent", "rare", "common")
 MOST_RARE = 4  # occurrences in base training of an entity that is rare
 # Brands whose name some sets give to another thing: twins of the zodiac, hands and faces among emoji, a grid of four.
 AMBIGUOUS = frozenset({"gemini", "openhands", "huggingface", "uservoice", "pinboard", "appstore", "foursquare"})

@@ -8,14 +8,12 @@ is what of the picture is not ground.
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from prepare import pool
 from render import DARK, LIGHT, colours_of
 
 from memory_builder.retrieve.aligned import boxed
@@ -85,10 +83,3 @@ def glyphs_of_tar(tar: Path, *, seed: int) -> tuple[list[str], np.ndarray]:
     """Return the keys of a tar and their glyphs, u8[n, 2, 32, 32]."""
     pairs = list(read_tar(tar))
     return [pair.key for pair in pairs], np.stack([glyph_of(pair, seed) for pair in pairs])
-
-
-def read_glyphs(tars: Iterable[Path], *, seed: int, workers: int) -> tuple[list[str], np.ndarray]:
-    """Return the keys of the tars in their order, and their glyphs, u8[n, 2, 32, 32]."""
-    with pool(workers) as map_:
-        parts = list(map_(partial(glyphs_of_tar, seed=seed), tars))
-    return [key for keys, _ in parts for key in keys], np.concatenate([glyphs for _, glyphs in parts])

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
+from deal import TIERS
 from leak_curves import judge
 from PIL import Image, ImageOps
 from prepare import put_json
@@ -36,7 +37,6 @@ from memory_builder.retrieve.miniature import miniature_of
 from memory_builder.shards import Pair, read_pairs
 from memory_builder.shards.pictures import Place, read_pictures
 
-TIERS = ("absent", "rare", "common")
 BATCH = 1_024
 LEAST = 0.75  # correlation from which the operating curve is right
 

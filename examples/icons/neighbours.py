@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
-from deal import MEMORY
+from deal import MEMORY, TIERS
 from prepare import put_json
 from sheet import draw, short
 
@@ -75,7 +75,7 @@ def measure(config: Neighbours) -> dict[str, Any]:
     vectors = descriptors(ink[[row_of[row["key"]] for row in memory]])
     found: dict[str, Any] = {}
     close: list[tuple[float, str, str]] = []
-    for tier in ("absent", "rare", "common"):
+    for tier in TIERS:
         asked = [row for row in rows if row["split"] == config.side and row["tier"] == tier]
         truth = np.array([row["entity"] for row in asked])
         queries = descriptors(ink[[row_of[row["key"]] for row in asked]])

@@ -1,7 +1,7 @@
 """From nothing to the tables of docs/results.md: every step in its order, each done once.
 
     examples/icons/run.sh --out ~/icons                 # the benchmark, with the bundled base model
-    examples/icons/run.sh --out ~/icons --retrain       # train the base model too: hours on a CPU
+    examples/icons/run.sh --out ~/icons --retrain       # train the base model too: an hour or more on two cores
     examples/icons/run.sh --out ~/icons/sample --sample # the bundled sample: minutes, no download
 
 Killed at any moment, the same command goes on: a step that ended is skipped, as long as neither it nor a step before it
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
+from deal import TIERS
 from prepare import put_json
 
 HERE = Path(__file__).resolve().parent
 BUNDLED = HERE.parents[1] / "memory_builder" / "demo" / "model"
-TIERS = ("absent", "rare", "common")
 SHOTS = ("1", "2", "4", "8", "16", "all")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 from charts import COLOURS, ChartLine, line_chart
-from leaks import TIERS
+from deal import TIERS
 from prepare import put_json
 
 from memory_builder import Memory

@@ -20,10 +20,10 @@ from typing import Literal
 
 import tyro
 from charts import COLOURS, ChartLine, line_chart
+from deal import TIERS
 from study import (
     CAPTIONED,
     SETS,
-    TIERS,
     Variant,
     do_once,
     lines_of,

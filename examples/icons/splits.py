@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 from captions import SHARES, Thing, aliases_of, caption_of, spoken_words
-from deal import BASE, MEMORY, SPLITS, Class, Row, Rules, deal, draw, names_in
+from deal import BASE, MEMORY, SPLITS, TIERS, Class, Row, Rules, deal, draw, names_in
 from iconify import PACKAGE, VERSION, IconsError, open_package, read_sets
 from prepare import put_json
 
@@ -158,7 +158,7 @@ def manifest_of(table: pa.Table, rules: Rules) -> dict[str, Any]:
         "package": f"{PACKAGE}@{VERSION}",
         "rules": asdict(rules),
         "splits": splits,
-        "tiers": [tier_counts(rows, side, tier) for side in ("dev", "test") for tier in ("absent", "rare", "common")],
+        "tiers": [tier_counts(rows, side, tier) for side in ("dev", "test") for tier in TIERS],
         "says": {
             split: dict(Counter(row["says"] for row in rows if row["split"] == split)) for split in (BASE, MEMORY)
         },

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from deal import TIERS
 from iconify import IconsError
 
 from memory_builder.errors import MemoryBuilderError
@@ -23,7 +24,6 @@ from trainer.evaluate.metrics import class_sums
 from trainer.evaluate.report.entries import Entry, read_groups
 from trainer.evaluate.results import read_results
 
-TIERS = ("absent", "rare", "common")
 SIDES = ("dev", "test")
 SETS = tuple(f"{side}-{tier}" for side in SIDES for tier in TIERS)
 CAPTIONED = tuple(f"{side}-captioned" for side in SIDES)
