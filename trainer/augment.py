@@ -36,8 +36,8 @@ class Look:
 def augmented(picture: bytes, look: Look, epoch: int, pair: int) -> npt.NDArray[np.float32]:
     """An encoded picture → f32[3, size, size], normalised; not for threads.
 
-    The settings are those of the official repository: crop 8 to 100 %, flip, colour jitter 0.4, RandAugment
-    rand-m9-mstd0.5-inc1, random erasing 0.25.
+    The settings are those of the official repository: crop 8 to 100 %, flip, RandAugment rand-m9-mstd0.5-inc1, random
+    erasing 0.25. They name a colour jitter of 0.4 too, which timm leaves out beside RandAugment.
     """
     transform = _transform(look)
     entropy = np.random.SeedSequence((look.seed, epoch, pair)).generate_state(3)

@@ -1,4 +1,4 @@
-"""``RUN/checkpoints/<step>/``: what learns and what it takes to go on, never a frozen tensor.
+"""``RUN/checkpoints/<step>/``: what was added or learns and what it takes to go on, never a tensor of the frozen model.
 
 Data first, ``state.json`` last; a folder without it does not exist. Nothing draws from a random generator's state:
 order and augmentation follow from seed, epoch and pair, so a step's number is all there is to go on from.
@@ -76,7 +76,8 @@ class Progressed:
 
     def __init__(self, parameters: Parameters, config: LoopConfig) -> None:
         self.parameters, self.step = parameters, 0
-        self.optimizer = make_optimizer(parameters, config.optimizer)
+        self.learning: Parameters = {name: some for name, some in parameters.items() if some.requires_grad}
+        self.optimizer = make_optimizer(self.learning, config.optimizer)
         self.average: dict[str, Tensor] | None = None
         if config.optimizer.ema is not None:
             self.average = {name: some.detach().clone() for name, some in parameters.items()}
@@ -92,7 +93,7 @@ class Progressed:
         progress, state = cls(parameters, config), last_state(run)
         if state is not None:
             assign(parameters, read_tensors(run, state, TRAINABLE), run.root)
-            restore_optimizer(progress.optimizer, parameters, read_tensors(run, state, OPTIMIZER))
+            restore_optimizer(progress.optimizer, progress.learning, read_tensors(run, state, OPTIMIZER))
             if progress.average is not None:
                 progress.average.update(read_tensors(run, state, AVERAGE))
                 progress.average = {name: some.to(parameters[name].device) for name, some in progress.average.items()}
@@ -108,7 +109,7 @@ class Progressed:
     def save(self, run: Store, n_steps: int, loss: float, keep: int) -> None:
         """Write a checkpoint, then remove all but the newest ``keep``."""
         folder = f"{self.step:08d}"
-        files = {TRAINABLE: pack(self.parameters), OPTIMIZER: pack(optimizer_tensors(self.optimizer, self.parameters))}
+        files = {TRAINABLE: pack(self.parameters), OPTIMIZER: pack(optimizer_tensors(self.optimizer, self.learning))}
         if self.average is not None:
             files[AVERAGE] = pack(self.average)
         for name, data in files.items():

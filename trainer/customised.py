@@ -65,7 +65,8 @@ def load_customised(choice: Choice) -> Customised:
             f"then, {encoder.fingerprint[:12]} now): bring that one back"
         )
     told = dict(record["react"])
-    config = ReactConfig(**told | {"gated": GatedConfig(**told["gated"]), "compile": False})
+    for_use = {"compile": False, "activation_checkpointing": False}
+    config = ReactConfig(**told | for_use | {"gated": GatedConfig(**told["gated"])})
     learner = ReactLearner(encoder.model, config, encoder.config.model)
     learnt = read_tensors(run, state, AVERAGE if choice.average else TRAINABLE)
     before = {name: some.detach().clone() for name, some in learner.parameters.items()}

@@ -41,7 +41,7 @@ class Source(Protocol):
 
 
 class LossError(MemoryBuilderError):
-    """The loss is not a finite number."""
+    """The loss, or its gradient's length, is not a finite number."""
 
 
 def order_of(config: LoopConfig, n_pairs: int) -> Order:
@@ -88,7 +88,7 @@ def train(
         report: called by every worker at every checkpoint.
 
     Raises:
-        LossError: the loss is not finite; the last checkpoint is as it was.
+        LossError: the loss or its gradient is not finite; the last checkpoint is as it was.
         SourceError, UsageError: there are too few pairs for the batch.
         StorageFullError: no room for a checkpoint; the one before is as it was.
     """
@@ -126,13 +126,19 @@ def _step(
     """Take one; what came of it."""
     on_device = {name: rows.to(device, non_blocking=True) for name, rows in batch.items()}
     loss = float(compute_gradients(learner, on_device, config.micro_batch, partial(autocast, config, device)))
-    if not math.isfinite(loss):
-        raise LossError(
-            f"the loss of step {progress.step + 1:,} is {loss}, at learning rate {learning_rate:.1e}: the checkpoints "
-            f"in {run.root} are as they were. Train into another --out with a lower --learning-rate, a longer --warmup "
-            "or --max-norm 1"
-        )
+    refuse = partial(_refuse_infinite, step=progress.step + 1, learning_rate=learning_rate, run=run)
+    refuse("loss", loss)
     norm = take_step(progress.optimizer, learner.parameters, config.optimizer, learning_rate)
+    refuse("gradient's length", norm)
     learner.after_step()
     progress.advance(config.optimizer.ema)
     return {"loss": loss, "lr": learning_rate, "gradient_norm": norm}
+
+
+def _refuse_infinite(what: str, value: float, *, step: int, learning_rate: float, run: Store) -> None:
+    if not math.isfinite(value):
+        raise LossError(
+            f"the {what} of step {step:,} is {value}, at learning rate {learning_rate:.1e}: the checkpoints in "
+            f"{run.root} are as they were. Train into another --out with a lower --learning-rate, a longer --warmup or "
+            "--max-norm 1"
+        )

@@ -23,8 +23,8 @@ def rate(config: OptimizerConfig, peak: float, step: int, n_steps: int) -> float
 def make_optimizer(parameters: Parameters, config: OptimizerConfig) -> torch.optim.AdamW:
     """AdamW over the parameters in their order; matrices decay, what has fewer dimensions does not."""
     groups = [
-        {"params": [some], "weight_decay": config.weight_decay if some.ndim >= 2 else 0.0}
-        for some in parameters.values()
+        {"params": [some for some in parameters.values() if some.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [some for some in parameters.values() if some.ndim < 2], "weight_decay": 0.0},
     ]
     on_gpu = any(some.is_cuda for some in parameters.values())
     return torch.optim.AdamW(groups, lr=0.0, betas=(config.beta1, config.beta2), eps=config.eps, fused=on_gpu)
@@ -33,14 +33,18 @@ def make_optimizer(parameters: Parameters, config: OptimizerConfig) -> torch.opt
 def take_step(
     optimizer: torch.optim.AdamW, parameters: Parameters, config: OptimizerConfig, learning_rate: float
 ) -> float:
-    """Move the parameters along their gradients, and forget those; returns the gradient's length before any cut."""
+    """Move the parameters along their gradients, and forget those; returns the gradient's length before any cut.
+
+    Where that is no finite number nothing moves.
+    """
     limit = math.inf if config.max_norm is None else config.max_norm
-    norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit)
+    norm = float(torch.nn.utils.clip_grad_norm_(list(parameters.values()), limit))
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
-    optimizer.step()
+    if math.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad()
-    return float(norm)
+    return norm
 
 
 def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Parameters) -> dict[str, Tensor]:
@@ -55,10 +59,10 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Parameters) -> d
 def restore_optimizer(optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Tensors) -> None:
     """Continue from what ``optimizer_tensors`` gave."""
     for name, parameter in parameters.items():
-        for what in ("step", "exp_avg", "exp_avg_sq"):
-            value = tensors[f"{name}/{what}"]
-            on = parameter.device if what != "step" or parameter.is_cuda else value.device
-            optimizer.state[parameter][what] = value.to(on)
+        state, step = optimizer.state[parameter], tensors[f"{name}/step"]
+        state["step"] = step.to(parameter.device) if parameter.is_cuda else step
+        for what in ("exp_avg", "exp_avg_sq"):  # laid out as the parameter is: the fused AdamW insists on it
+            state[what] = torch.empty_like(parameter).copy_(tensors[f"{name}/{what}"])
 
 
 def update_average(average: dict[str, Tensor], parameters: Parameters, decay: float) -> None:

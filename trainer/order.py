@@ -57,9 +57,7 @@ class Order:
         Raises:
             UsageError: the batch cannot be shared out equally.
         """
-        if self.batch_size % world.size:
-            raise UsageError(f"--batch-size {self.batch_size} cannot be shared equally by {world.size} workers")
-        share = self.batch_size // world.size
+        share = share_of(self.batch_size, world)
         epoch, order = -1, np.zeros(0, np.int64)
         for step in range(start, self.n_steps):
             if step // self.steps_per_epoch != epoch:
@@ -67,3 +65,14 @@ class Order:
                 order = np.random.default_rng((self.seed, epoch)).permutation(self.n_pairs)
             first = step % self.steps_per_epoch * self.batch_size + world.rank * share
             yield Slice(epoch, order[first : first + share])
+
+
+def share_of(batch_size: int, world: World) -> int:
+    """How many pairs of a batch each worker takes.
+
+    Raises:
+        UsageError: they cannot be shared out equally.
+    """
+    if batch_size % world.size:
+        raise UsageError(f"--batch-size {batch_size} cannot be shared equally by {world.size} workers")
+    return batch_size // world.size

@@ -1,6 +1,7 @@
 """Rows computed once and kept: a folder of .npy parts, filled by all workers, memory-mapped by whoever reads."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,9 @@ from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes, read_npy
 from trainer.world import wait_for_all, world
 
+OPEN_FILES = 256
+"""Of a folder, of which a run reads two; each holds a descriptor, of which 1,024 is a common limit."""
+
 Array = npt.NDArray[np.generic]
 
 
@@ -19,7 +23,7 @@ class Parts:
 
     def __init__(self, store: Store, folder: str, n: int, rows_per_part: int) -> None:
         self._store, self._folder, self.n, self._rows = store, folder, n, rows_per_part
-        self._open: dict[int, Array] = {}
+        self._part = lru_cache(OPEN_FILES)(self._map)
 
     def fill(self, what: str, compute: Callable[[Ids], Array]) -> None:
         """Compute the parts that are not there, each by one of the workers; all return when all are there.
@@ -48,10 +52,8 @@ class Parts:
             found[here] = self._part(int(part))[rows[here]]
         return found
 
-    def _part(self, part: int) -> Array:
-        if part not in self._open:
-            self._open[part] = read_npy(self._store.fetch(self._name(part)), mapped=True)
-        return self._open[part]
+    def _map(self, part: int) -> Array:
+        return read_npy(self._store.fetch(self._name(part)), mapped=True)
 
     def _name(self, part: int) -> str:
         return f"{self._folder}/{part:05d}.npy"

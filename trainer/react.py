@@ -5,13 +5,17 @@ Liu et al., Learning Customized Visual Models with Retrieval-Augmented Knowledge
 text tower learns, as in LiT), ``full``. The logit scale learns in all of them unless it is frozen.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import ResidualAttentionBlock
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from memory_builder.errors import EncoderError
+from memory_builder.text_tower import trimming
 from trainer.backbone import ImageTower, Parameters, freeze_but, open_tower
 from trainer.gated import NAME, gates, insert_gated_blocks
 from trainer.losses import Gathered, clamp_logit_scale, info_nce
@@ -28,7 +32,7 @@ class ReactLearner:
         name: of the model, for errors.
 
     Raises:
-        EncoderError: ``gated-image`` and the image tower is no ViT.
+        EncoderError: ``gated-image`` and the image tower is no ViT; a tower cannot be checkpointed.
         UsageError: it has fewer blocks than are to be gated.
     """
 
@@ -45,9 +49,17 @@ class ReactLearner:
             self.first = config.gated.first(len(self.tower.blocks))
         elif config.activation_checkpointing and config.learns_images:
             self.tower = open_tower(model.visual, name)
-        self.parameters: Parameters = freeze_but(model, _learning(model, config))
+        if config.activation_checkpointing and config.learns_texts:
+            _checkpoint_texts(model, name)
+        freeze_but(model, _learning(model, config))
+        self.parameters: Parameters = {
+            name: some for name, some in model.named_parameters() if some.requires_grad or f".{NAME}." in name
+        }
+        """What learns, and the rest of the gated blocks where the gates alone do."""
         self._from_pixels, self._from_features = self._whole_image, self._upper
+        self._from_tokens: Callable[[Tensor], Tensor] = trimming(model) or model.encode_text
         if config.compile:
+            self._from_tokens = torch.compile(self._from_tokens, dynamic=True)
             self._from_pixels = torch.compile(self._whole_image)
             self._from_features = torch.compile(self._upper)
 
@@ -59,7 +71,7 @@ class ReactLearner:
         """
         image, text = batch["image"], batch["text"]
         images = self._images(image)
-        texts = text if text.is_floating_point() else self.model.encode_text(text)
+        texts = text if text.is_floating_point() else self._from_tokens(text)
         return _unit(images, self._dtype), _unit(texts, self._dtype)
 
     def frozen_images(self, pixels: Tensor) -> Tensor:
@@ -116,6 +128,14 @@ class ReactLearner:
 
 def _unit(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
     return normalize(embeddings.to(dtype), dim=-1)
+
+
+def _checkpoint_texts(model: Any, name: str) -> None:
+    """Compute the blocks of the text tower twice instead of keeping what they computed."""
+    transformer = getattr(model, "text", model).transformer
+    if not all(type(block) is ResidualAttentionBlock for block in getattr(transformer, "resblocks", [None])):
+        raise EncoderError(f"the text tower of {name} cannot be checkpointed: leave out --activation-checkpointing")
+    transformer.grad_checkpointing = True
 
 
 def _learning(model: Any, config: ReactConfig) -> set[str]:

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 
 from memory_builder.encoder import Encoder, EncoderConfig
-from memory_builder.errors import MemoryBuilderError
+from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.progress import say
 from memory_builder.runner import available_threads
 from memory_builder.storage import Store
 from trainer.backbone import frozen_digest
 from trainer.checkpoint import last_state
 from trainer.loop import Report, order_of, train
+from trainer.order import share_of
 from trainer.prepare import Prepared
 from trainer.react import ReactLearner
 from trainer.record import read_record, refuse_other, settle_record
@@ -42,6 +43,10 @@ class ReactJob:
     """Where what is computed once is kept, for several runs to share; in the run's folder unless given."""
     any_encoder: bool = False
 
+    def __post_init__(self) -> None:
+        if self.react.gates_only and self.start_from is None:
+            raise UsageError("--gates-only needs --start-from: gates over random blocks learn nothing of use")
+
     def settle(self) -> bool:
         """Before any worker starts: whether there is anything left to do.
 
@@ -68,6 +73,7 @@ class ReactJob:
             RequestError: model, subset and settings do not go together.
             MemoryBuilderError: see ``trainer.loop.train``.
         """
+        share_of(self.loop.batch_size, world())  # refused here, not after hours of reading
         run, subset = Store(self.out), open_subset(self.subset)
         cache = Store(self.cache or f"{run.root}/cache")
         encoder = Encoder(EncoderConfig(model=self.encoder.model, pretrained=self.encoder.pretrained, precision="fp32"))
@@ -82,8 +88,9 @@ class ReactJob:
             settle_record(run, self._asked(subset) | {"kind": KIND, "fingerprint": encoder.fingerprint})
             wait_for_all()
         learner = self.learner(encoder)
-        if self.start_from is not None:
-            start_from(self.start_from, learner.parameters, encoder.fingerprint)
+        if self.start_from is not None:  # a run that goes on began there: its start may be another by now
+            source = self.start_from if last_state(run) is None else self.out
+            start_from(source, learner, encoder.fingerprint)
         frozen = frozen_digest(encoder.model)
         prepared = Prepared(encoder=encoder, learner=learner, pairs=pairs, cache=cache, data=self.data, loop=self.loop)
         train(

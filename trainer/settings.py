@@ -52,7 +52,7 @@ class ReactConfig:
     tower. full: both."""
     gated: GatedConfig = field(default_factory=GatedConfig)
     gates_only: bool = False
-    """Of the gated blocks only the gates learn; with --start-from."""
+    """Of the gated blocks only the gates learn; needs --start-from, which the rest of them comes from."""
     logit_scale: Literal["trainable", "frozen"] = "trainable"
     """Whether the temperature learns; it stays between 1 and 100."""
     activation_checkpointing: bool = False

@@ -2,37 +2,62 @@
 
 from pathlib import Path
 
-from memory_builder.errors import EncoderError
+import torch
+from torch import Tensor
+
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.progress import say
 from memory_builder.storage import Store
-from trainer.backbone import Parameters
-from trainer.checkpoint import TRAINABLE, assign, last_state, read_tensors
+from trainer.checkpoint import TRAINABLE, assign, chosen_state, read_tensors
+from trainer.react import ReactLearner
 from trainer.record import read_run
 from trainer.released import read_released
 
+Tensors = dict[str, Tensor]
 
-def start_from(source: str, parameters: Parameters, fingerprint: str) -> None:
+
+def start_from(source: str, learner: ReactLearner, fingerprint: str) -> None:
     """Set the parameters that are found in ``source``, and say which are not.
 
     Raises:
         EncoderError: they were trained in another frozen model.
-        UsageError: it is neither a run nor a checkpoint.
+        UsageError: it is neither a run nor a checkpoint, or lacks what cannot be learnt here.
         ConfigMismatchError: shapes differ.
     """
     if Path(source).is_file():
         found = read_released(source)
+        _refuse_other_model(source, found, learner)
     else:
-        run = Store(source)
-        record = read_run(run, "react")
-        if record["fingerprint"] != fingerprint:
-            raise EncoderError(
-                f"{run.root} was trained in {record['encoder']['model']} ({record['fingerprint'][:12]}), and this is "
-                f"another model ({fingerprint[:12]})"
-            )
-        state = last_state(run)
-        found = {} if state is None else read_tensors(run, state, TRAINABLE)
+        found = _of_run(Store(source), fingerprint)
+    parameters = learner.parameters
     here = {name: parameter for name, parameter in parameters.items() if name in found}
-    assign(here, {name: found[name] for name in here}, source)
     missing = [name for name in parameters if name not in found]
+    stay = [name for name in missing if not parameters[name].requires_grad]
+    if stay or not here.keys() - {"logit_scale"}:
+        raise UsageError(
+            f"{source} does not hold {(stay or missing)[0]} and others that are to begin with: name a run, or a "
+            "released checkpoint, that trained what is trained here"
+        )
+    assign(here, {name: found[name] for name in here}, source)
     if missing:
         say(f"{source} sets {len(here)} of {len(parameters)} parameters; {missing[0]} and others start as they were")
+
+
+def _of_run(run: Store, fingerprint: str) -> Tensors:
+    record = read_run(run, "react")
+    if record["fingerprint"] != fingerprint:
+        raise EncoderError(
+            f"{run.root} was trained in {record['encoder']['model']} ({record['fingerprint'][:12]}), and this is "
+            f"another model ({fingerprint[:12]})"
+        )
+    return read_tensors(run, chosen_state(run), TRAINABLE)
+
+
+def _refuse_other_model(source: str, found: Tensors, learner: ReactLearner) -> None:
+    """Compare what is frozen here, as far as the file holds it; the scale learnt there, frozen here or not."""
+    for name, here in learner.model.named_parameters():
+        if name not in found or name in learner.parameters or name == "logit_scale":
+            continue
+        there = found[name]
+        if there.shape != here.shape or not torch.allclose(here.detach().cpu().to(there.dtype), there):
+            raise EncoderError(f"{source} was trained in another --model: {name} is not the same there and here")

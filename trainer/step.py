@@ -25,7 +25,7 @@ class Learner(Protocol):
 
     @property
     def parameters(self) -> Parameters:
-        """What learns, by the name that checkpoints keep it under; always in the same order."""
+        """What checkpoints keep, by name, always in the same order; what of it requires a gradient learns."""
         ...
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
@@ -46,7 +46,7 @@ class Learner(Protocol):
 
 
 def compute_gradients(learner: Learner, batch: Batch, micro_batch: int | None, autocast: Autocast) -> Tensor:
-    """Set every parameter's gradient to that of the loss over all workers' pairs; returns that loss.
+    """Set the gradient of every parameter that learns to that of the loss over all workers' pairs; returns that loss.
 
     Args:
         learner: what is trained.
@@ -93,7 +93,7 @@ def _pass_on(ours: tuple[Tensor, ...], leaves: tuple[Tensor, ...], start: int) -
 
 def _add_up(parameters: Parameters, loss: Tensor) -> Tensor:
     for parameter in parameters.values():
-        if parameter.grad is None:
+        if parameter.requires_grad and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     add_up([*(parameter.grad for parameter in parameters.values() if parameter.grad is not None), loss])
     return loss

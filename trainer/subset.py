@@ -24,6 +24,7 @@ from memory_builder.progress import say
 from memory_builder.retry import open_filesystem
 from memory_builder.runner import available_threads
 from memory_builder.shards import Break, Pair, Reject, read_pairs
+from memory_builder.shards.pairs import printable
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import parquet_bytes, read_parquet
 
@@ -208,7 +209,7 @@ def _places(uri: str) -> dict[str, tuple[int, int]]:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for info in tar:
-                    places.setdefault(info.name, (info.offset_data, info.size))
+                    places.setdefault(printable(info.name), (info.offset_data, info.size))
         except tarfile.TarError:
             pass  # read_pairs says what is wrong with it
     return places

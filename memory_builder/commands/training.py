@@ -66,7 +66,7 @@ class ExportRun:
 
     source: Annotated[str, Positional, arg(metavar="RUN")]
     """Folder of a run of train react, or with --model a checkpoint that REACT's authors released."""
-    out: Path
+    out: str
     """The folder, or for react the .safetensors file, to write."""
     as_: Annotated[Literal["open-clip", "react"], arg(name="as")] = "open-clip"
     """open-clip: a local-dir: folder with a deeper plain ViT, which open_clip loads by itself. react: a checkpoint as
@@ -85,6 +85,11 @@ class ExportRun:
         from trainer.export import export_plain, export_released
         from trainer.released import load_released
 
+        if "://" in self.out:
+            raise UsageError(
+                f"--out {self.out}: name a path on this machine, and copy what is written to where it belongs"
+            )
+        out = Path(self.out)
         if self.model is not None:
             if self.step is not None or self.ema or self.share != 1:
                 raise UsageError(
@@ -96,10 +101,10 @@ class ExportRun:
             encoder = load_customised(choice).encoder
             model, name = encoder.model, encoder.config.model
         if self.as_ == "react":
-            export_released(model, self.out)
+            export_released(model, out)
         else:
-            export_plain(model, name, self.out)
-        print(f"model: {self.out}" if self.as_ == "react" else f"model: local-dir:{self.out}")
+            export_plain(model, name, out)
+        print(f"model: {out}" if self.as_ == "react" else f"model: local-dir:{out}")
         return 0
 
 

@@ -1,5 +1,7 @@
 """A run as a model: loaded, mixed, exported, evaluated."""
 
+from dataclasses import replace
+
 import open_clip
 import pytest
 import torch
@@ -11,6 +13,7 @@ from memory_builder.errors import EncoderError, UsageError
 from trainer.customised import Choice, load_customised, mixed
 from trainer.export import export_plain, export_released
 from trainer.gated import GatedConfig, gates, insert_gated_blocks
+from trainer.react_job import ReactJob
 from trainer.released import gated_layers, load_released, read_released
 from trainer.run import run_job
 from trainer.settings import Where
@@ -24,6 +27,15 @@ def run(job, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "run"
     run_job(job(folder, learning_rate=0.05, ema=0.5, max_steps=4), Where())
     return folder
+
+
+def test_a_run_of_gates_alone_is_what_was_trained(run, job, tmp_path, monkeypatch):
+    trained, make = [], ReactJob.learner
+    monkeypatch.setattr(ReactJob, "learner", lambda self, encoder: trained.append(make(self, encoder)) or trained[0])
+    run_job(job(tmp_path / "gates", react={"gates_only": True}, start_from=str(run), learning_rate=0.05), Where())
+    state, expected = load_customised(Choice(run=str(tmp_path / "gates"))).encoder.model, trained[0].model
+    assert torch.equal(images(state), images(expected))
+    assert not torch.allclose(images(state), images(load_customised(Choice(run=str(run))).encoder.model), atol=1e-3)
 
 
 def pixels():
@@ -147,6 +159,13 @@ def test_released_checkpoints_are_written_and_read_under_the_names_of_their_auth
     run_job(started, Where())
     began = load_customised(Choice(run=str(tmp_path / "run"))).encoder.model
     assert torch.allclose(images(began), images(customised.model), atol=1e-6)
+    half = {name: tensor.half() for name, tensor in read.items()}
+    torch.save(half | {"visual.proj": half["visual.proj"] * 1.01}, tmp_path / "other.pt")
+    other = job(tmp_path / "other", start_from=str(tmp_path / "other.pt"))
+    with pytest.raises(EncoderError, match=r"other\.pt was trained in another --model: visual\.proj is not the same"):
+        run_job(other, Where())
+    torch.save(half, tmp_path / "half.pt")
+    run_job(replace(started, out=str(tmp_path / "half"), start_from=str(tmp_path / "half.pt")), Where())
     (tmp_path / "none.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"none\.pt is no checkpoint of tensors"):
         read_released(str(tmp_path / "none.pt"))
@@ -160,6 +179,13 @@ def test_a_released_checkpoint_has_no_states_to_export(run, tiny, tmp_path, caps
     assert "--step, --ema and --share are for a run" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main(given) == 0
+
+
+def test_an_export_to_a_url_is_refused(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", "export", str(run), "--out", "s3://bucket/model"]) == 2
+    assert "--out s3://bucket/model: name a path on this machine" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 from contextlib import nullcontext
 from functools import partial
 
+import open_clip
 import pytest
 import torch
 from torch.nn.functional import normalize
 
-from memory_builder.errors import UsageError
+from memory_builder.errors import EncoderError, UsageError
 from trainer.backbone import frozen_digest
 from trainer.gated import NAME, gates
 from trainer.losses import MAX_LOGIT_SCALE
@@ -29,6 +30,18 @@ def batch(n=8):
         "image": torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator),
         "text": normalize(torch.randn(n, 16, generator=generator), dim=-1),
     }
+
+
+def captions(n=8):
+    """Token ids of one to six words behind which there is only padding."""
+    return open_clip.get_tokenizer("ViT-B-32")([" ".join(["cat"] * (i % 6 + 1)) for i in range(n)], context_length=16)
+
+
+def open_gates(learner, alpha=0.3):
+    with torch.no_grad():
+        for name, some in learner.parameters.items():
+            if "alpha" in name:
+                some.fill_(alpha)
 
 
 def steps(learner, n):
@@ -98,10 +111,7 @@ def test_the_logit_scale_may_be_frozen_and_never_leaves_its_bounds(tiny_encoder)
 
 def test_cached_layers_and_checkpointing_give_the_same_gradients(tiny_encoder):
     whole = learner_of(tiny_encoder())
-    with torch.no_grad():
-        for name, some in whole.parameters.items():
-            if "alpha" in name:
-                some.fill_(0.3)
+    open_gates(whole)
     losses, gradients = [], []
     for cached, checkpointing in ((False, False), (True, False), (False, True)):
         learner = learner_of(tiny_encoder(), activation_checkpointing=checkpointing)
@@ -118,9 +128,48 @@ def test_cached_layers_and_checkpointing_give_the_same_gradients(tiny_encoder):
         assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
 
 
-def test_only_gates_learn_if_asked(tiny_encoder):
+@pytest.mark.parametrize("mode", ["locked-image", "full"])
+def test_a_text_tower_that_learns_is_checkpointed_with_the_same_gradients(tiny_encoder, monkeypatch, mode):
+    calls, losses, gradients = [], [], []
+    plain = open_clip.transformer.checkpoint
+    monkeypatch.setattr(open_clip.transformer, "checkpoint", lambda *a, **k: calls.append(a[0]) or plain(*a, **k))
+    for checkpointing in (False, True):
+        learner = learner_of(tiny_encoder(), mode=mode, activation_checkpointing=checkpointing)
+        assert not calls
+        losses.append(compute_gradients(learner, batch() | {"text": captions()}, None, nullcontext))
+        gradients.append([some.grad for some in learner.parameters.values()])
+    assert calls == list(learner.model.transformer.resblocks)
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_text_tower_that_cannot_be_checkpointed_is_refused(tiny_encoder):
+    encoder = tiny_encoder()
+    encoder.model.transformer = open_clip.transformer.Transformer(16, 1, 2, qk_norm=True)
+    with pytest.raises(EncoderError, match=r"the text tower of the model cannot be checkpointed: leave out --activ"):
+        learner_of(encoder, mode="locked-image", activation_checkpointing=True)
+
+
+def test_captions_are_read_without_their_padding_for_the_same_gradients(tiny_encoder):
+    lengths, found = [], []
+    for trims in (True, False):
+        encoder = tiny_encoder()
+        encoder.model.double()
+        learner = learner_of(encoder, mode="full")
+        learner._from_tokens = learner._from_tokens if trims else learner.model.encode_text
+        learner.model.transformer.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+        loss = compute_gradients(learner, batch() | {"text": captions()}, None, nullcontext)
+        found.append([loss, *(some.grad for some in learner.parameters.values())])
+    assert lengths == [8, 16]
+    for one, other in zip(*found, strict=True):
+        assert torch.allclose(one, other, rtol=1e-9, atol=1e-15)
+
+
+def test_only_gates_learn_if_asked_and_their_blocks_are_kept_beside_them(tiny_encoder):
     learner = learner_of(tiny_encoder(), gates_only=True)
-    assert set(learner.parameters) == set(gates(learner.model)) | {"logit_scale"}
+    learns = {name for name, some in learner.parameters.items() if some.requires_grad}
+    assert learns == set(gates(learner.model)) | {"logit_scale"}
+    assert learner.parameters.keys() == learner_of(tiny_encoder()).parameters.keys()
     with pytest.raises(UsageError, match="--gates-only is for --mode gated-image, not full"):
         ReactConfig(mode="full", gates_only=True)
 
@@ -131,10 +180,7 @@ def test_pieces_give_the_gradients_of_the_whole_batch(tiny_encoder):
         encoder = tiny_encoder()
         encoder.model.double()
         learner = learner_of(encoder)
-        with torch.no_grad():
-            for name, some in learner.parameters.items():
-                if "alpha" in name:
-                    some.fill_(0.5)
+        open_gates(learner, 0.5)
         loss = compute_gradients(learner, batch(), size, nullcontext)
         found.append([loss, *(some.grad for some in learner.parameters.values())])
     for one, other in zip(*found, strict=True):
@@ -144,6 +190,20 @@ def test_pieces_give_the_gradients_of_the_whole_batch(tiny_encoder):
 def test_it_can_be_compiled_through_gates_and_all(tiny_encoder, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))  # no compiler's wait
     plain, compiled = learner_of(tiny_encoder()), learner_of(tiny_encoder(), compile=True)
+    closed = plain.embed(batch())[0]
+    for learner in (plain, compiled):
+        open_gates(learner)
+    assert not torch.allclose(plain.embed(batch())[0], closed, atol=1e-3)
     assert torch.allclose(plain.embed(batch())[0], compiled.embed(batch())[0], atol=1e-6)
     cached = batch() | {"image": plain.frozen_images(batch()["image"])}
     assert torch.allclose(plain.embed(cached)[0], compiled.embed(cached)[0], atol=1e-6)
+
+
+def test_a_text_tower_that_learns_is_compiled(tiny_encoder, monkeypatch):
+    graphs = []
+    backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    plain, compiled = (learner_of(tiny_encoder(), mode="locked-image", compile=some) for some in (False, True))
+    data = {"image": batch()["text"], "text": captions()}
+    assert torch.allclose(plain.embed(data)[1], compiled.embed(data)[1], atol=1e-6)
+    assert graphs

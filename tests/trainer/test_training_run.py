@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import signal
 from dataclasses import replace
 
@@ -21,14 +22,17 @@ from memory_builder.errors import (
     UsageError,
 )
 from memory_builder.storage import Store, sha256
+from trainer import react_job
 from trainer.augment import Look, augmented
 from trainer.checkpoint import Progressed, read_states
 from trainer.loop import LossError
 from trainer.losses import info_nce
+from trainer.optimizer import make_optimizer, take_step
 from trainer.react import ReactLearner
 from trainer.run import run_job
-from trainer.settings import LoopConfig, Where
+from trainer.settings import GatedConfig, LoopConfig, OptimizerConfig, Where
 from trainer.subset import open_subset, prepare_pairs, read_picture
+from trainer.world import World
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,6 +70,26 @@ def test_the_newest_checkpoints_stay_as_many_as_were_asked_for(keep, tmp_path):
         progress.save(run, 13, 0.0, keep)
         newest = range(max(1, step + 1 - keep), step + 1)
         assert list(read_states(run)) == run.list("checkpoints", "directory") == [f"{some:08d}" for some in newest]
+
+
+def test_the_optimizers_state_comes_back_laid_out_as_its_parameters(tmp_path):
+    parameters = {"conv": torch.nn.Parameter(torch.randn(4, 3, 2, 2).to(memory_format=torch.channels_last))}
+    progress = Progressed(parameters, LoopConfig())
+    parameters["conv"].grad = torch.randn_like(parameters["conv"])
+    take_step(progress.optimizer, parameters, OptimizerConfig(), 0.1)
+    progress.save(Store(tmp_path), 1, 0.0, 1)
+    before = progress.optimizer.state[parameters["conv"]]
+    after = Progressed.resume(Store(tmp_path), parameters, LoopConfig()).optimizer.state[parameters["conv"]]
+    assert before.keys() == after.keys()
+    for what, tensor in after.items():
+        assert torch.equal(tensor, before[what])
+        assert tensor.stride() == before[what].stride(), what
+
+
+def test_parameters_are_moved_in_two_groups_not_one_by_one():
+    parameters = {str(i): torch.nn.Parameter(torch.zeros([2] * (i % 3))) for i in range(9)}
+    groups = make_optimizer(parameters, OptimizerConfig()).param_groups
+    assert [(group["weight_decay"], len(group["params"])) for group in groups] == [(0.1, 3), (0.0, 6)]
 
 
 def test_a_finished_run_is_left_alone(whole, job, capsys):
@@ -135,15 +159,22 @@ def test_a_damaged_checkpoint_is_named(job, tmp_path):
         run_job(asked, Where())
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        ReactLearner,
-        "loss",
-        lambda self, gathered: ReactLearner.plain(self, gathered) * (float("nan") if self.n == 5 else 1),
-    )
+@pytest.mark.parametrize(
+    ("what", "spoilt"),
+    [
+        ("loss", lambda loss: loss * float("nan")),
+        ("gradient's length", lambda loss: loss + (loss - loss.detach()).sqrt()),  # whose slope at 0 has no end
+    ],
+)
+def test_what_is_no_number_ends_the_run_and_keeps_the_last_checkpoint(job, tmp_path, monkeypatch, what, spoilt):
+    def loss(self, gathered):
+        plain = ReactLearner.plain(self, gathered)
+        return spoilt(plain) if self.n == 5 else plain
+
+    monkeypatch.setattr(ReactLearner, "loss", loss)
     monkeypatch.setattr(ReactLearner, "plain", _count, raising=False)
     monkeypatch.setattr(ReactLearner, "n", 0, raising=False)
-    with pytest.raises(LossError, match=r"the loss of step 5 is nan, at learning rate .*lower --learning-rate"):
+    with pytest.raises(LossError, match=rf"the {what} of step 5 is (nan|inf), at .*lower --learning-rate"):
         run_job(job(tmp_path / "run"), Where())
     states = read_states(Store(tmp_path / "run"))
     assert sorted(states) == ["00000002", "00000004"]
@@ -167,6 +198,13 @@ def test_batches_that_cannot_be_made_are_refused(job, tmp_path, asked, error, me
         run_job(job(tmp_path / "run", **asked), Where())
 
 
+def test_a_batch_that_workers_cannot_share_is_refused_before_anything_is_computed(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(react_job, "world", lambda: World(0, 3))
+    with pytest.raises(UsageError, match="--batch-size 8 cannot be shared equally by 3 workers"):
+        replace(job(tmp_path / "run"), cache=str(tmp_path / "cache")).work(lambda _: None)
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_subset_without_tars_or_pairs_is_refused(job, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"empty holds no \.tar: name a folder that memory-builder retrieve wrote"):
@@ -181,6 +219,12 @@ def test_pairs_without_caption_or_picture_are_counted_and_left_out(job, icons, t
     write_subset(tmp_path / "spoilt", spoilt)
     run_job(job(tmp_path / "run", subset=str(tmp_path / "spoilt"), max_steps=1), Where())
     assert "28 pairs; left out: 1 image is damaged, 1 no caption" in capsys.readouterr().err
+
+
+def test_pairs_whose_names_are_no_utf8_are_found(icons, tmp_path):
+    subset = open_subset(str(write_subset(tmp_path / "named", icons[:4], stem="caf\udce9 ")))
+    pairs = prepare_pairs(subset, Store(tmp_path / "cache"))
+    assert [read_picture(place) for place in pairs.places(np.arange(4))] == [icons[i]["png"] for i in (0, 2, 1, 3)]
 
 
 def test_a_subset_of_another_encoder_is_refused_unless_it_is_meant(job, icons, tmp_path):
@@ -222,6 +266,31 @@ def test_another_run_may_be_the_start(whole, job, tmp_path, model_dir):
     other = EncoderConfig(model=f"local-dir:{model_dir}")
     with pytest.raises(EncoderError, match=r"was trained in .*and this is another model"):
         run_job(job(tmp_path / "other", start_from=str(whole), encoder=other, any_encoder=True), Where())
+
+
+def test_a_start_that_holds_nothing_of_what_learns_is_refused(whole, job, tmp_path):
+    with pytest.raises(UsageError, match=r"does not hold visual\.\S+ and others that are to begin with"):
+        run_job(job(tmp_path / "run", start_from=str(whole), react={"mode": "locked-text"}), Where())
+
+
+def test_gates_alone_learn_over_the_blocks_of_another_run_through_any_kill(whole, job, tmp_path):
+    with pytest.raises(UsageError, match="--gates-only needs --start-from"):
+        job(tmp_path / "none", react={"gates_only": True})
+    alone = job(tmp_path / "alone", react={"gates_only": True}, start_from=str(whole), ema=0.9)
+    run_job(alone, Where())
+    last = "checkpoints/00000006/trainable.safetensors"
+    began, tensors = load_file(whole / last), load_file(tmp_path / "alone" / last)
+    moved = {name for name, tensor in tensors.items() if not torch.equal(tensor, began[name])}
+    assert moved == {name for name in began if "alpha" in name or name == "logit_scale"}
+    shutil.copytree(whole, tmp_path / "start")
+    again = replace(alone, out=str(tmp_path / "again"), start_from=str(tmp_path / "start"))
+    killed_at(again, 4, tmp_path)
+    shutil.rmtree(tmp_path / "start")  # what was begun with it needs it no more
+    run_job(again, Where())
+    assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "alone")
+    more = job(tmp_path / "more", react={"gates_only": True, "gated": GatedConfig(last_k=3)}, start_from=str(whole))
+    with pytest.raises(UsageError, match=r"does not hold visual\.transformer\.resblocks\.0\.gated_attn_block\.\S+ and"):
+        run_job(more, Where())
 
 
 def test_flags_of_ray_need_ray():

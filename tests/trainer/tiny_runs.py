@@ -51,14 +51,14 @@ def bundled_pairs() -> list[dict[str, bytes]]:
     ]
 
 
-def write_subset(folder: Path, pairs: list[dict[str, bytes]], n_tars: int = 2) -> Path:
-    """Tars of pairs, each its files by suffix."""
+def write_subset(folder: Path, pairs: list[dict[str, bytes]], n_tars: int = 2, stem: str = "") -> Path:
+    """Tars of pairs, each its files by suffix; ``stem`` begins their names."""
     folder.mkdir(parents=True)
     for number in range(n_tars):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for i, files in list(enumerate(pairs))[number::n_tars]:
                 for suffix, data in files.items():
-                    info = tarfile.TarInfo(f"{i:05d}.{suffix}")
+                    info = tarfile.TarInfo(f"{stem}{i:05d}.{suffix}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
     return folder
