@@ -21,6 +21,9 @@ MAX_ASPECT = 100  # models scale the short side up: a line of 1 × 60,000 pixels
 # What browsers show under these suffixes. Pillow knows more, some of it by starting other programs.
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
 
+# What Pillow's decoders raise on broken files.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, RuntimeError)
+
 
 class BadImageError(ValueError):
     """The bytes are no usable picture; the message is the reason kept in the rejects table."""
@@ -51,8 +54,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int |
         raise BadImageError("decompression bomb") from None
     except UnidentifiedImageError:
         raise BadImageError("not an image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error):
-        raise BadImageError("image is damaged") from None  # Pillow's decoders raise all of these on broken files
+    except DAMAGE:
+        raise BadImageError("image is damaged") from None
     except MemoryError:
         raise BadImageError("image does not fit in memory") from None
 

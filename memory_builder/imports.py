@@ -24,6 +24,7 @@ from memory_builder.manifest import Commit
 from memory_builder.plan import Shard, Source
 from memory_builder.retry import open_filesystem
 from memory_builder.shard_files import commit_shard
+from memory_builder.shards.tables import python_rows
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import metadata_table, read_npy, read_parquet
 from memory_builder.uris import Part, join_uri, split_uri
@@ -129,7 +130,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, column_types: dict[str, 
     vectors: dict[str, Vectors] = {side: np.zeros((n, d), np.float16) for side in SIDES}
     vectors |= {side: _unit(array, side, notes) for side, array in sides.items()}
     has = {side: np.asarray(vectors[side].any(axis=1)) for side in SIDES}
-    rows = _rows(table, n, str(part.embeddings), has)
+    rows = _rows(table, n, str(part.embeddings), has, notes)
     return commit_shard(
         store,
         shard,
@@ -193,19 +194,21 @@ def _unit(array: npt.NDArray[Any], side: str, notes: dict[str, int]) -> Vectors:
 
 
 def _rows(
-    table: pa.Table | None, n: int, name: str, has: dict[str, npt.NDArray[Any]]
+    table: pa.Table | None, n: int, name: str, has: dict[str, npt.NDArray[Any]], notes: dict[str, int]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(fixed columns, everything else the metadata says) of every row."""
+    """(fixed columns, everything else the metadata says) of every row; cells that cannot be read count as absent."""
     key = next((column for column in KEY_COLUMNS if table is not None and column in table.column_names), None)
-    given = table.to_pylist() if table is not None else [{} for _ in range(n)]
-    for i, fields in enumerate(given):
+    given = python_rows(table) if table is not None else [({}, None) for _ in range(n)]
+    for i, (fields, fault) in enumerate(given):
+        if fault:
+            notes[fault] = notes.get(fault, 0) + 1
         own_key = fields.pop(key, None) if key else None
         caption = fields.pop("caption", None)
         found = {
             "key": f"{name}/{i:09d}" if own_key is None else str(own_key),
             "caption": caption if isinstance(caption, str) else None,
-            "width": _whole(fields.pop("width", fields.pop("original_width", None))),
-            "height": _whole(fields.pop("height", fields.pop("original_height", None))),
+            "width": _size(fields, "width"),
+            "height": _size(fields, "height"),
             "sha256": None,
             "member": None,
             "has_image": bool(has["image"][i]),
@@ -214,5 +217,13 @@ def _rows(
         yield found, fields
 
 
-def _whole(value: Any) -> int | None:
-    return int(value) if isinstance(value, int | float) and 0 <= value < 2**31 else None
+def _size(fields: dict[str, Any], side: str) -> int | None:
+    """A picture's width or height, taken out of what the metadata says; what is no such number stays there."""
+    for name in (side, f"original_{side}"):
+        value = fields.pop(name, None)
+        if isinstance(value, int | float) and 0 <= value < 2**31:
+            return int(value)
+        if value is not None:
+            fields[name] = value
+            break
+    return None

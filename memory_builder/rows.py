@@ -217,7 +217,9 @@ class Rows:
     def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
         path = self.store.fetch(f"rows/rows_{shard_name(ordinal)}.arrow")
         try:
-            return pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+            file = pa.ipc.open_file(pa.memory_map(str(path)))
+            # of a shard without rows there is no batch
+            return file.get_batch(0) if file.num_record_batches else pa.RecordBatch.from_pylist([], file.schema)
         except (OSError, pa.ArrowException) as error:
             raise CorruptMemoryError(f"{path} cannot be read ({error}): run verify") from None
 

@@ -15,7 +15,6 @@ from memory_builder.plan import Source
 from memory_builder.retry import open_filesystem
 from memory_builder.shards import folder, listing, parquet, webdataset
 from memory_builder.shards.pairs import IMAGE_SUFFIXES
-from memory_builder.shards.tars import split_name
 from memory_builder.storage import etag_of
 from memory_builder.uris import Part, join_uri, split_uri
 
@@ -81,7 +80,7 @@ def _kind(name: str) -> int | None:
 
 
 def _has_pictures(names: Any) -> bool:
-    return any(split_name(name)[1] in IMAGE_SUFFIXES for name in names)
+    return any(folder.split_file_name(name)[1] in IMAGE_SUFFIXES for name in names)
 
 
 def _folders(fs: Any, path: str) -> list[Source]:

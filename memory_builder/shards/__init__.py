@@ -8,7 +8,6 @@ import posixpath
 from collections.abc import Generator, Iterator
 
 from memory_builder.errors import SourceError
-from memory_builder.retry import open_filesystem
 from memory_builder.shards import folder, links, listing, parquet, webdataset
 from memory_builder.shards.pairs import CAPTION, BadPairError, Break, Pair, PairRules, Reject, Require
 from memory_builder.uris import split_uri
@@ -25,6 +24,7 @@ def read_pairs(
     caption_key: str = CAPTION,
     image_key: str | None = None,
     only: frozenset[str] | None = None,
+    pictures_only: bool = False,
 ) -> Generator[Pair | Reject | Break, None, None]:
     """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Break, last.
 
@@ -33,18 +33,21 @@ def read_pairs(
         require: the sides a pair must have.
         caption_key, image_key: see ``EmbedConfig``.
         only: the keys of the pairs that are wanted, each once; None for all.
+        pictures_only: see ``PairRules``; then keys may come again.
 
     Raises:
         SourceError: the shard cannot be opened, or reading it fails for another reason than its content.
     """
-    rules = PairRules(require=require, caption_key=caption_key, image_key=image_key, only=only)
+    rules = PairRules(
+        require=require, caption_key=caption_key, image_key=image_key, only=only, pictures_only=pictures_only
+    )
     seen: set[str] = set()
     try:
         for item in _read(uri, rules):
             if isinstance(item, Break):
                 yield item
                 return
-            is_again = item.key in seen
+            is_again = item.key in seen and not pictures_only
             seen.add(item.key)
             if only is None:
                 yield Reject(key=item.key, reason=DUPLICATE_KEY) if is_again else item
@@ -75,16 +78,18 @@ def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
         image_key: ``Memory.image_key``.
 
     Raises:
-        SourceError: the shard or the member is gone.
+        SourceError: the shard or the member is gone, or what is needed to fetch it is not installed.
     """
     path, part = split_uri(uri)
     try:
         if part.folder is not None:
-            return links.fetch(*open_filesystem(posixpath.join(path, part.folder, member)))
+            return links.fetch_link(posixpath.join(path, part.folder, member))
         if path.endswith(parquet.SUFFIXES) and member.startswith("row "):
             return parquet.read_row(path, int(member.removeprefix("row ")), image_key)
         if path.endswith(parquet.SUFFIXES + listing.SUFFIXES):
-            return links.fetch(*open_filesystem(links.resolve(member, path)))
+            return links.fetch_link(links.resolve(member, path))
         return webdataset.read_member(path, member)
-    except (FileNotFoundError, BadPairError):
+    except FileNotFoundError:
         raise SourceError(f"{member} is not in {uri} any more") from None
+    except BadPairError as bad:
+        raise SourceError(f"{member} of {uri} cannot be had any more: {bad}") from None

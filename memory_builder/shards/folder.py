@@ -20,7 +20,6 @@ from memory_builder.shards.pairs import (
     pair_of_files,
     printable,
 )
-from memory_builder.shards.tars import split_name
 from memory_builder.storage import sha256, version_of
 from memory_builder.uris import PAIRS_A_SHARD, Part
 
@@ -58,6 +57,12 @@ def measure(fs: Any, path: str, part: Part) -> tuple[int, str]:
     return sum(size for _, size, _ in entries), sha256(repr(entries).encode())[:32]
 
 
+def split_file_name(name: str) -> tuple[str, str]:
+    """``a/10.12.PNG`` → (``a/10.12``, ``png``): unlike in a tar, at the last dot, as people name their files."""
+    stem, suffix = posixpath.splitext(name)
+    return stem, suffix[1:].lower()
+
+
 def _below(path: str, part: Part) -> str:
     return posixpath.join(path, part.folder) if part.folder else path
 
@@ -69,7 +74,7 @@ def _names(fs: Any, path: str, part: Part) -> dict[str, list[_Entry]]:
         if info["type"] != "file":
             continue
         name = posixpath.basename(info["name"])
-        stem, suffix = split_name(name)
+        stem, suffix = split_file_name(name)
         if suffix in _SUFFIXES and not name.startswith("."):
             version = version_of(info)
             names.setdefault(stem, []).append((name, info["size"] or 0, version))
@@ -82,7 +87,7 @@ def _pair(named: tuple[str, list[_Entry]], *, fs: Any, folder: str, below: str, 
     files = Files(posixpath.join(below, stem))
     try:
         for name, _, _ in entries:
-            files.members[split_name(name)[1]] = (name, fetch(fs, posixpath.join(folder, name)))
+            files.members[split_file_name(name)[1]] = (name, fetch(fs, posixpath.join(folder, name)))
     except BadPairError as bad:
         return Reject(key=printable(files.key), reason=str(bad))
     return pair_of_files(files, rules)

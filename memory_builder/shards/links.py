@@ -56,10 +56,10 @@ def _pair(row: Row | Break, *, table: str, rules: PairRules) -> Pair | Reject | 
         return row
     key = printable(row.key)
     try:
-        if row.fault:
+        if row.fault and not rules.pictures_only:
             raise BadPairError(row.fault)
         caption = caption_of({}, row.fields, rules)
-        image = row.image if row.link is None else fetch(*open_filesystem(resolve(row.link, table)))
+        image = row.image if row.link is None else fetch_link(resolve(row.link, table))
         if image is not None and not image:
             raise BadPairError("empty image file")
         check_sides(image is not None, caption is not None, rules)
@@ -95,6 +95,19 @@ def resolve(link: str, table: str) -> str:
         raise BadPairError("link leaves its folder")
     beside = posixpath.join(posixpath.dirname(path), link)
     return beside if is_local else str(fs.unstrip_protocol(beside))
+
+
+def fetch_link(link: str) -> bytes:
+    """What lies at a path or URI.
+
+    Raises:
+        BadPairError: as ``fetch``, or what is needed to go there is not installed.
+    """
+    try:
+        fs, path = open_filesystem(link)
+    except ImportError as error:  # fsspec says of which package
+        raise BadPairError(f"file cannot be fetched ({error})") from None
+    return fetch(fs, path)
 
 
 def fetch(fs: Any, path: str) -> bytes:

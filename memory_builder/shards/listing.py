@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, BinaryIO
 
 from memory_builder.errors import SourceError
@@ -14,6 +15,8 @@ from memory_builder.shards.tables import Columns, row_of
 from memory_builder.uris import PAIRS_A_SHARD, Part
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
+ROWS_LOOKED_AT = 1_000
+"""Of a JSONL, to learn its columns: any row may lack some."""
 Record = list[str] | str  # cells of a CSV row; a line of JSON
 
 csv.field_size_limit(64 << 20)
@@ -55,11 +58,12 @@ class _Listing:
         self.size = file.seek(0, 2)
         self.is_json = path.endswith((".jsonl", ".ndjson"))
         self.position = 0
-        first = next((record for _, record in self.records(0, self.size)), None)
-        if first is None:
+        n_first = ROWS_LOOKED_AT if self.is_json else 1
+        first = [record for _, record in islice(self.records(0, self.size), n_first)]
+        if not first:
             raise SourceError(f"{path} is empty: nothing to embed in it")
         self.begin = 0 if self.is_json else self.position
-        self.names = list(_json_row(first)[0]) if isinstance(first, str) else first
+        self.names = first[0] if isinstance(first[0], list) else _names_of_rows(map(str, first))
 
     @staticmethod
     @contextmanager
@@ -95,6 +99,11 @@ class _Listing:
                 yield Row(row.key, row.image, row.link, row.fields, fault=fault or row.fault, member=row.member)
         except csv.Error as error:
             yield Break(reason=f"breaks off behind row {number}: {error}", offset=self.position)
+
+
+def _names_of_rows(lines: Iterable[str]) -> list[str]:
+    """Every name in these lines of JSON, once."""
+    return list(dict.fromkeys(name for line in lines for name in _json_row(line)[0]))
 
 
 def _csv_row(cells: list[str], names: list[str]) -> tuple[dict[str, Any], str | None]:

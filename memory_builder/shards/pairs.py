@@ -56,6 +56,8 @@ class PairRules:
     image_key: str | None = None
     only: frozenset[str] | None = None
     """Keys of the pairs that are wanted; None for all."""
+    pictures_only: bool = False
+    """Take every picture, whatever is wrong with its key or with what is said of it, which is not read."""
 
     def wants(self, key: str) -> bool:
         """Whether a pair of this key is to be read."""
@@ -80,10 +82,10 @@ class Files:
 def pair_of_files(files: Files, rules: PairRules) -> Pair | Reject:
     """A pair, or why there is none."""
     try:
-        if files.fault:
+        if files.fault and not rules.pictures_only:  # a picture with a fault is empty
             raise BadPairError(files.fault)
         image_name, image = _image(files)
-        fields = files.fields | _json_fields(files)
+        fields = {} if rules.pictures_only else files.fields | _json_fields(files)
         caption = caption_of({suffix: data for suffix, (_, data) in files.members.items()}, fields, rules)
         check_sides(image is not None, caption is not None, rules)
     except BadPairError as bad:
@@ -107,6 +109,8 @@ def caption_of(files: Mapping[str, bytes], fields: Mapping[str, Any], rules: Pai
 
     Of a list of captions it is the first that says something; the field keeps them all.
     """
+    if rules.pictures_only:
+        return None
     name = "txt" if rules.caption_key == CAPTION and "txt" in files else rules.caption_key
     if name in files and name != "json":
         try:

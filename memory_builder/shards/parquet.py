@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ from memory_builder.errors import SourceError
 from memory_builder.retry import open_filesystem
 from memory_builder.shards.links import Row, pairs_of_rows
 from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
-from memory_builder.shards.tables import Columns, row_of
+from memory_builder.shards.tables import Columns, python_rows, row_of
 from memory_builder.uris import PAIRS_A_SHARD, Part
 
 SUFFIXES = (".parquet",)
@@ -63,8 +64,9 @@ def _rows(table: pq.ParquetFile, part: Part, columns: Columns) -> Iterator[Row |
         try:
             for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted, use_threads=False):
                 here = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
-                for i, values in enumerate(here.to_pylist(), max(start, at)):
-                    yield row_of(values, i, columns)
+                for i, (values, fault) in enumerate(python_rows(here), max(start, at)):
+                    row = row_of(values, i, columns)
+                    yield replace(row, fault=fault) if fault else row
                 at += batch.num_rows
         except (pa.ArrowException, OSError) as error:
             yield Break(reason=f"breaks off at row {at}: {error}", offset=at)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from memory_builder.errors import SourceError
-from memory_builder.retry import open_filesystem
 from memory_builder.shards import links, listing, parquet, webdataset
 from memory_builder.shards.pairs import BadPairError
 from memory_builder.uris import Part, split_uri
@@ -89,10 +88,10 @@ def _fetch(which: int, *, path: str, part: Part, places: Sequence[Place]) -> tup
     place = places[which]
     try:
         if part.folder is not None and place.member is not None:
-            return which, links.fetch(*open_filesystem(posixpath.join(path, part.folder, place.member)))
+            return which, links.fetch_link(posixpath.join(path, part.folder, place.member))
         link = place.member or place.url
         if link is None:
             return which, Missing(NOWHERE)
-        return which, links.fetch(*open_filesystem(links.resolve(link, path)))
+        return which, links.fetch_link(links.resolve(link, path))
     except BadPairError as error:
         return which, Missing(str(error))

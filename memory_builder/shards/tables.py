@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from memory_builder.errors import SourceError
 from memory_builder.shards.links import Row
 from memory_builder.shards.pairs import CAPTION, PairRules
@@ -16,6 +18,7 @@ IMAGE_COLUMNS = (
 )
 CAPTION_COLUMNS = ("caption", "text", "TEXT", "txt", "alt", "title")
 KEY_COLUMNS = ("key", "__key__")
+_NO_VALUE = (ValueError, OverflowError)  # what Arrow raises of a cell that Python cannot hold
 
 
 class Columns:
@@ -41,6 +44,27 @@ class Columns:
     def rules(self, rules: PairRules) -> PairRules:
         """The rules, with what was found out."""
         return replace(rules, caption_key=self.caption or CAPTION)
+
+
+def python_rows(table: pa.Table | pa.RecordBatch) -> list[tuple[dict[str, Any], str | None]]:
+    """(values, fault) of each row; a cell that Python cannot hold, as text that is not UTF-8, is its row's fault."""
+    try:
+        return [(values, None) for values in table.to_pylist()]
+    except _NO_VALUE:
+        if table.num_rows == 1:
+            return [_sound_cells(table)]
+    half = table.num_rows // 2
+    return python_rows(table.slice(0, half)) + python_rows(table.slice(half))
+
+
+def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
+    values, bad = {}, []
+    for name, column in zip(row.column_names, row.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except _NO_VALUE:
+            bad.append(name)
+    return values, f"column {', '.join(bad)} cannot be read"
 
 
 def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:

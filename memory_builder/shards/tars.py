@@ -30,6 +30,8 @@ _DAMAGE = (
     RecursionError,
 )
 
+_ONE_WAY: tuple[type, ...] = (gzip.GzipFile,)  # to look ahead and go back is to unzip all of it anew
+
 
 def open_tar(uri: str) -> Any:
     """An fsspec file to be opened with ``with``; unzipped where its name says so."""
@@ -69,6 +71,7 @@ def read_members(file: BinaryIO, wants: Callable[[str], bool] | None = None) -> 
 
     Headers are taken one by one, because ``tarfile``'s own iteration takes a damaged header for the archive's end.
     """
+    skips = None if isinstance(file, _ONE_WAY) else wants
     offset = 0
     key: str | None = None
     try:
@@ -83,7 +86,7 @@ def read_members(file: BinaryIO, wants: Callable[[str], bool] | None = None) -> 
                 if member is not None:
                     yield member
                 offset, key = tar.offset, None
-                while wants is not None and _passes_over(tar, file, wants):
+                while skips is not None and _passes_over(tar, file, skips):
                     offset = tar.offset
                 info = _next_header(tar, file)
         key = ""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from memory_builder.errors import SourceError
 from memory_builder.retry import open_filesystem
 from memory_builder.shards.pairs import Break, Files, Pair, PairRules, Reject, pair_of_files, printable
+from memory_builder.shards.tables import python_rows
 from memory_builder.shards.tars import Cut, Member, open_tar, read_members, split_name
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -33,7 +34,8 @@ def read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
             if isinstance(group, Break):
                 yield group if group.offset else replace(group, reason=f"not a tar ({group.reason})")
                 return
-            group.fields = described.get(printable(group.key), {})
+            group.fields, fault = described.get(printable(group.key), ({}, None))
+            group.fault = group.fault or fault
             yield pair_of_files(group, rules)
 
 
@@ -60,8 +62,8 @@ def read_wanted(uri: str, members: Collection[str]) -> Iterator[tuple[str, bytes
                 return
 
 
-def _read_table(uri: str) -> dict[str, dict[str, Any]]:
-    """Key → row; empty where there is no table, or one without keys, which is not img2dataset's."""
+def _read_table(uri: str) -> dict[str, tuple[dict[str, Any], str | None]]:
+    """Key → row and its fault; empty where there is no table, or one without keys, which is not img2dataset's."""
     if uri.startswith(("http://", "https://")):  # a web server may answer anything to a name it does not know
         return {}
     fs, path = open_filesystem(uri)
@@ -72,15 +74,19 @@ def _read_table(uri: str) -> dict[str, dict[str, Any]]:
             table = pq.ParquetFile(file, pre_buffer=False)
             if "key" not in table.schema_arrow.names:
                 return {}
-            rows = table.read(use_threads=False).to_pylist()
+            rows = python_rows(table.read(use_threads=False))
     except (pa.ArrowException, OSError) as error:
         raise SourceError(f"{uri}, the table beside its tar, cannot be read ({error}): mend it or move it") from error
-    return {str(row.pop("key")): {name: value for name, value in row.items() if value is not None} for row in rows}
+    return {
+        str(row.pop("key", None)): ({name: value for name, value in row.items() if value is not None}, fault)
+        for row, fault in rows
+    }
 
 
 def _groups(file: BinaryIO, rules: PairRules) -> Iterator[Files | Break]:
     group: Files | None = None
-    for member in read_members(file, lambda name: rules.wants(printable(split_name(name)[0]))):
+    wants = None if rules.only is None else lambda name: rules.wants(printable(split_name(name)[0]))
+    for member in read_members(file, wants):
         if isinstance(member, Cut):
             # A group that may go on past the break is part of what is unknown.
             if group is not None and member.next_key not in (None, group.key):

@@ -97,6 +97,26 @@ def test_odd_vectors_are_normalised_or_left_blank_and_counted(tmp_path: Path) ->
     assert memory.metadata([2])["has_image"].to_pylist() == [False]
 
 
+def test_metadata_that_has_no_column_of_its_own_is_kept_and_what_cannot_be_read_counted(tmp_path: Path) -> None:
+    publish(tmp_path / "laion", [3])
+    table = {
+        "caption": pa.array([b"one", b"caf\xe9", b"three"], pa.binary()).view(pa.string()),
+        "width": ["unknown", "64", None],
+        "height": [20.0, None, None],
+        "original_height": [200, 200, 200],
+    }
+    pq.write_table(pa.table(table), tmp_path / "laion" / "metadata" / "metadata_0000.parquet")
+    assert run(tmp_path / "laion", tmp_path / "memory").notes == {"column caption cannot be read": 1}
+    rows = Memory.open(tmp_path / "memory").metadata(np.arange(3)).to_pylist()
+    assert [row["caption"] for row in rows] == ["one", None, "three"]
+    assert [(row["width"], row["height"]) for row in rows] == [(None, 20), (None, 200), (None, 200)]
+    assert [json.loads(row["extra"]) for row in rows] == [
+        {"width": "unknown", "original_height": 200},
+        {"width": "64"},
+        {},
+    ]
+
+
 def test_a_shard_whose_files_do_not_belong_together_fails_alone(tmp_path: Path) -> None:
     publish(tmp_path / "laion", [6, 6, 6, 6])
     images = tmp_path / "laion" / "img_emb"

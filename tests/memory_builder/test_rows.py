@@ -12,6 +12,7 @@ from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import Manifest
 from memory_builder.rows import MAPPED_FILES, NO_ROW, Rows, open_vectors, present_rows, row_ids, split_ids
 from memory_builder.storage import Store
+from memory_builder.tables import arrow_bytes
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -108,6 +109,14 @@ def test_an_id_that_is_not_there_is_an_error_that_names_it(rows: Rows) -> None:
             with pytest.raises(UsageError, match=f"row id {wrong} is not in"):
                 ask(np.array([0, wrong, -1]))
     assert rows.table(np.array([last]))["key"].to_pylist() == [f"{N - 1:08d}"]
+
+
+def test_rows_are_found_by_their_keys_beside_a_shard_without_rows(rows: Rows) -> None:
+    name = "rows/rows_00001.arrow"
+    rows.store.put(name, arrow_bytes(rows.table(np.zeros(0, np.int64)).drop_columns("id")))
+    ids, unknown = rows.with_keys(["00000003", f"{N - 1:08d}", "nobody"])
+    assert ids.tolist() == ids_of(np.array([3, N - 1])).tolist()
+    assert unknown == ["nobody"]
 
 
 def test_an_unknown_column_is_an_error_that_names_those_there_are(rows: Rows) -> None:

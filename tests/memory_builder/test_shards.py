@@ -499,6 +499,21 @@ def test_reading_streams(monkeypatch: pytest.MonkeyPatch, shard: Callable[..., P
     assert sum(read) < len(whole.getvalue()) / 10
 
 
+@pytest.mark.parametrize("only", [None, frozenset(f"{n:03d}" for n in range(0, 400, 2))], ids=["all", "every second"])
+def test_a_zipped_tar_is_unzipped_once(monkeypatch: pytest.MonkeyPatch, only: frozenset[str] | None) -> None:
+    packed = gzip.compress(tar_bytes(good_pairs([f"{n:03d}" for n in range(400)])))
+    rewinds: list[int] = []
+
+    class Watched(io.BytesIO):
+        def seek(self, offset: int, whence: int = 0) -> int:
+            rewinds.append(offset)
+            return super().seek(offset, whence)
+
+    monkeypatch.setattr("memory_builder.shards.webdataset.open_tar", lambda _: gzip.GzipFile(fileobj=Watched(packed)))
+    assert len(list(read_pairs("shard.tar.gz", only=only))) == len(only or range(400))
+    assert rewinds == []
+
+
 def _odd_tar(kind: int) -> bytes:
     """Plain members between those that only tarfile knows: long names, folders, links, names that are no ASCII."""
     members: list[Member] = [

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from tars import good_pairs, picture, tar_bytes
 
 from memory_builder.errors import SourceError
 from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.shards.pictures import Missing, Place, read_pictures
 from memory_builder.sources import current_etag, find_sources
 from memory_builder.uris import PAIRS_A_SHARD, split_uri
 
@@ -135,6 +137,16 @@ def test_jsonl_rows_stand_on_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("first", ['{"path": "pictures/9.png"', '{"path": "pictures/9.png"}', "[]"])
+def test_a_jsonls_first_line_may_be_damaged_or_lack_what_others_have(tmp_path: Path, first: str) -> None:
+    rows = [json.dumps({"path": f"pictures/{i}.png", "text": CAPTIONS[i]}) for i in range(5)]
+    (tmp_path / "x.jsonl").write_text("\n".join([first, *rows]))
+    pairs, rejects, _ = read(tmp_path / "x.jsonl", require="image")
+    assert [pair.caption for pair in pairs] == CAPTIONS
+    assert [key for key, _ in rejects] == ["000000000"]
+
+
+@pytest.mark.usefixtures("pictures")
 def test_csv_quotes_gaps_and_its_encoding(tmp_path: Path) -> None:
     text = (
         b"\xef\xbb\xbfpath,caption\r\n"
@@ -179,6 +191,21 @@ def test_a_table_from_afar_must_not_name_files_of_this_machine(tmp_path: Path, s
         "link to a local file in a table that is not local",
         "link of a kind that is not followed (file)",
     ]
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_link_that_nothing_installed_can_follow_is_refused_with_what_is_lacking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    table = write_csv(tmp_path / "x.csv", [["path", "caption"], ["gs://bucket/x.png", "x"], ["pictures/0.png", "y"]])
+    pairs, rejects, _ = read(table)
+    assert [pair.caption for pair in pairs] == ["y"]
+    ((_, lacking),) = rejects
+    assert "install gcsfs" in lacking
+    assert dict(read_pictures(str(table), [Place("gs://bucket/x.png")])) == {0: Missing(lacking)}
+    with pytest.raises(SourceError, match="install gcsfs"):
+        read_member(str(table), "gs://bucket/x.png")
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "parquet, one group"])
@@ -238,6 +265,23 @@ def test_a_parquet_file_damaged_half_way_keeps_what_came_before(tmp_path: Path) 
     assert breaks[0].reason.startswith("breaks off at row 600: ")
 
 
+def not_utf8(texts: list[bytes]) -> pa.Array:
+    """A column as careless writers leave it."""
+    return pa.array(texts, pa.binary()).view(pa.string())
+
+
+def test_a_cell_that_cannot_be_read_costs_its_row_alone(tmp_path: Path) -> None:
+    columns = {
+        "key": ["a", "b", "c", "d", "e"],
+        "caption": not_utf8([b"one", b"caf\xe9", b"three", b"four", b"five"]),
+        "taken": pa.array([0, 0, 1 << 60, 0, 0], pa.timestamp("us")),
+    }
+    pairs, rejects, breaks = read(write_parquet(tmp_path / "x.parquet", columns), require="text")
+    assert [(pair.key, pair.caption) for pair in pairs] == [("a", "one"), ("d", "four"), ("e", "five")]
+    assert rejects == [("b", "column caption cannot be read"), ("c", "column taken cannot be read")]
+    assert breaks == []
+
+
 def test_folders_are_shards_and_changes_show(pictures: Path) -> None:
     (pictures / "cats").mkdir()
     (pictures / "cats" / "a.JPG").write_bytes(picture(kind="JPEG"))
@@ -263,6 +307,21 @@ def test_folders_are_shards_and_changes_show(pictures: Path) -> None:
     assert current_etag(root.uri) == root.etag
 
 
+def test_files_of_a_folder_may_have_dots_in_their_names(tmp_path: Path) -> None:
+    for i, name in enumerate(("at 10.11.12", "at 10.11.13", "at 10.11")):
+        (tmp_path / f"{name}.PNG").write_bytes(PICTURES[i])
+        (tmp_path / f"{name}.txt").write_text(CAPTIONS[i])
+    (tmp_path / "list.csv").write_text("it,describes,them\n")
+    (tmp_path / "png").write_bytes(b"a name without a suffix")
+    pairs, rejects, _ = read(tmp_path)
+    assert [(pair.key, pair.caption, pair.image) for pair in pairs] == [
+        ("at 10.11", CAPTIONS[2], PICTURES[2]),
+        ("at 10.11.12", CAPTIONS[0], PICTURES[0]),
+        ("at 10.11.13", CAPTIONS[1], PICTURES[1]),
+    ]
+    assert rejects == []
+
+
 def test_folders_on_an_object_store(s3: "S3") -> None:
     root = s3.url
     fs, path = fsspec.core.url_to_fs(root)
@@ -280,6 +339,14 @@ def test_a_damaged_table_beside_a_tar_fails_the_shard_and_one_without_keys_is_no
     write_parquet(tmp_path / "00000.parquet", {"caption": ["something else"]})
     pairs, _, _ = read(tmp_path)
     assert [(pair.key, pair.caption) for pair in pairs] == [("a", "a picture called a")]
+
+
+def test_a_cell_that_cannot_be_read_beside_a_tar_costs_its_pair_alone(tmp_path: Path) -> None:
+    (tmp_path / "00000.tar").write_bytes(tar_bytes(good_pairs(["a", "b", "c"])))
+    write_parquet(tmp_path / "00000.parquet", {"key": ["a", "b", "c"], "title": not_utf8([b"x", b"caf\xe9", b"z"])})
+    pairs, rejects, _ = read(tmp_path)
+    assert [(pair.key, pair.fields["title"]) for pair in pairs] == [("a", "x"), ("c", "z")]
+    assert rejects == [("b", "column title cannot be read")]
 
 
 def test_the_table_beside_a_tar_is_joined_by_key(tmp_path: Path) -> None:
