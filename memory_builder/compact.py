@@ -102,7 +102,7 @@ def _groups(records: list[PartRecord], deleted: Ids, part_rows: int) -> list[lis
     groups: list[list[PartRecord]] = []
     room = 0
     for record in sorted(records, key=lambda record: record.ordinals):
-        n_rows = record.n_rows - record.n_dead(deleted)
+        n_rows = max(0, record.n_rows - record.n_dead(deleted))
         is_small = 2 * n_rows <= part_rows
         if room and is_small and n_rows <= room:
             groups[-1].append(record)

@@ -63,7 +63,7 @@ def read_hits(path: Path) -> Ids:
     """
     ids: dict[int, None] = {}
     try:
-        for line in path.read_text().splitlines():
+        for line in filter(None, path.read_text(encoding="utf-8").split("\n")):  # a caption may hold other line ends
             found: dict[str, Any] = json.loads(line)
             ids |= dict.fromkeys(int(hit["id"]) for hit in found["hits"])
     except (OSError, ValueError, LookupError, TypeError) as error:

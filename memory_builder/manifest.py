@@ -21,6 +21,7 @@ from memory_builder.errors import (
     CorruptMemoryError,
     UsageError,
 )
+from memory_builder.locks import turn
 from memory_builder.retry import RETRIES
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
@@ -216,16 +217,17 @@ class Manifest:
 
         The records stay where they are: they are the truth, this is a faster way to read them.
         """
-        there = Manifest.read_folded(store)
-        self.commits = dict(sorted((there.commits | self.commits).items()))
-        if there.folded == self.commits.keys():
-            self.version, self.folded = there.version, there.folded
-            return
-        rows = [_to_row(commit) for commit in self.commits.values()]
-        self.version = max(self.version, there.version) + 1
-        schema = MANIFEST_SCHEMA.with_metadata({"version": str(self.version), "format": str(FORMAT_VERSION)})
-        store.put("manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
-        self.folded = frozenset(self.commits)
+        with turn(store, "manifest.lock"):
+            there = Manifest.read_folded(store)
+            self.commits = dict(sorted((there.commits | self.commits).items()))
+            if there.folded == self.commits.keys():
+                self.version, self.folded = there.version, there.folded
+                return
+            rows = [_to_row(commit) for commit in self.commits.values()]
+            self.version = max(self.version, there.version) + 1
+            schema = MANIFEST_SCHEMA.with_metadata({"version": str(self.version), "format": str(FORMAT_VERSION)})
+            store.put("manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
+            self.folded = frozenset(self.commits)
 
     @property
     def n_rows(self) -> int:

@@ -77,6 +77,7 @@ class Memory:
         encoder: EncoderConfig | None = None,
         serve_format: ServeFormat = "plain",
         address: str | None = None,
+        snapshot: Snapshot | None = None,
         **storage_options: Any,
     ) -> "Memory":
         """Open the memory at a local path or fsspec URL. Reads a handful of files, however many shards there are.
@@ -90,18 +91,26 @@ class Memory:
             address: a Ray cluster, as for ray.init (``auto``, HOST:PORT), or ``local`` for one on this machine: the
                 parts of an index are spread over actors there and searched together. The answers are the same.
                 Candidates are re-ranked here. The actors end with this process, or when the memory is let go.
+            snapshot: a state of this memory, for workers that are to see what their driver sees; without it, the
+                current one.
             storage_options: passed to fsspec, here and in the workers of ``append`` and ``compact``.
 
         Raises:
             UsageError: there is no memory here, or no such format.
             CorruptMemoryError: a file is missing or damaged.
         """
-        return Memory._read(Store(root, **storage_options), encoder, check_format(serve_format), address)
+        return Memory._read(Store(root, **storage_options), encoder, check_format(serve_format), address, snapshot)
 
     @staticmethod
-    def _read(store: Store, encoder: EncoderConfig | None, serve_format: ServeFormat, address: str | None) -> "Memory":
+    def _read(
+        store: Store,
+        encoder: EncoderConfig | None,
+        serve_format: ServeFormat,
+        address: str | None,
+        snapshot: Snapshot | None = None,
+    ) -> "Memory":
         description = read_description(store)
-        snapshot = read_snapshot(store)
+        snapshot = snapshot or read_snapshot(store)
         manifest = Manifest.read_folded(store)
         if manifest.version < snapshot.manifest_version:  # lost or overwritten: the commit records say the same
             manifest = Manifest.read(store)

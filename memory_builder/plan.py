@@ -71,15 +71,17 @@ def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
 def _extend(plan: list[Shard], sources: Sequence[Source], committed: dict[int, Commit]) -> int:
     """Extend a plan in place; how many sources are planned again behind their committed selves."""
     known = {shard.uri: shard for shard in plan}
+    planned = {(shard.uri, shard.etag) for shard in plan}
     n_again = 0
     for source in sources:
-        old = known.get(source.uri)
-        if old is not None and old.etag == source.etag:
+        if (source.uri, source.etag) in planned:
             continue
+        old = known.get(source.uri)
         replaces = old is not None and old.ordinal not in committed
         ordinal = old.ordinal if old is not None and replaces else len(plan)
         shard = Shard(ordinal=ordinal, uri=source.uri, bytes=source.bytes, etag=source.etag)
         plan[ordinal : ordinal + 1] = [shard]
         known[source.uri] = shard
+        planned.add((source.uri, source.etag))
         n_again += old is not None and not replaces
     return n_again

@@ -6,8 +6,10 @@ whose rejects they are. The same pair twice is not tried again: the second never
 
 from collections import Counter
 from collections.abc import Collection, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
+from memory_builder.errors import SourceError
 from memory_builder.manifest import Commit
 from memory_builder.plan import Source
 from memory_builder.shards import DUPLICATE_KEY
@@ -18,8 +20,7 @@ from memory_builder.uris import join_uri, split_uri
 def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = None) -> list[Source]:
     """A source for the rejects of each shard that were not tried again yet; ``named``: only of those uris.
 
-    Raises:
-        SourceError: a shard is gone.
+    Of a shard that is gone too: that one then fails, and the others are tried.
     """
     commits = list(commits)
     tried = _tried_again(commits)
@@ -29,8 +30,10 @@ def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = 
         path, part = split_uri(commit.uri)
         is_named = named is None or join_uri(path, replace(part, rejects=None)) in named
         if n and is_named and commit.ordinal not in tried:
-            uri = join_uri(path, replace(part, rejects=commit.ordinal))
-            found.append(Source(uri=uri, bytes=0, etag=current_etag(uri)))
+            uri, etag = join_uri(path, replace(part, rejects=commit.ordinal)), commit.etag
+            with suppress(SourceError):
+                etag = current_etag(uri)
+            found.append(Source(uri=uri, bytes=0, etag=etag))
     return found
 
 

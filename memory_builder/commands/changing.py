@@ -1,5 +1,6 @@
 """Commands that change what a memory holds: append, delete, compact."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -46,7 +47,7 @@ class Delete:
         from memory_builder.changes import delete
 
         keys = _read_keys(self.keys)
-        delete(Store(self.memory), ids=self.ids or None, keys=keys or None, where=self.where)
+        delete(Store(self.memory), ids=self.ids or None, keys=keys if self.keys else None, where=self.where)
         print_state(self.memory)
         return 0
 
@@ -71,6 +72,6 @@ class Compact:
 
 def _read_keys(keys: tuple[str, ...]) -> list[str]:
     """Keys as they were given, or those in the one file that was named."""
-    if len(keys) == 1 and Path(keys[0]).is_file():
-        return [line for line in Path(keys[0]).read_text().splitlines() if line]
+    if len(keys) == 1 and os.path.isfile(keys[0]):  # unlike Path, it takes a key that is too long for a name
+        return [line for line in Path(keys[0]).read_text(encoding="utf-8").split("\n") if line]
     return list(keys)

@@ -100,8 +100,8 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
     values = comparable(found.scores, found.modes) if several else found.scores
     claims = best_claims(found.labels, found.ids, values)
     rows, _ = row_scores(claims)
-    facts = memory.metadata(rows, ["has_image", "has_text", "sha256"])
-    complete = facts["has_image"].to_numpy() & facts["has_text"].to_numpy()
+    facts = memory.metadata(rows, ["has_image", "caption", "sha256"])
+    complete = facts["has_image"].to_numpy() & facts["caption"].is_valid().to_numpy()
     distinct = complete.copy()
     hashes = facts["sha256"].to_pylist()
     distinct[complete] = first_of_each([hashes[i] for i in np.flatnonzero(complete)])

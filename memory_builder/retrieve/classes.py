@@ -52,7 +52,7 @@ def read_captions(path: Path) -> list[Class]:
         UsageError: the file cannot be read or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--captions {path} cannot be read: {error}") from None
     if not lines:

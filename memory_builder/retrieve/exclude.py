@@ -21,7 +21,7 @@ from memory_builder.retrieve.evidence import Compared, Signs
 from memory_builder.retrieve.miniature import Miniatures, miniature_of
 from memory_builder.retry import open_filesystem
 from memory_builder.runner import available_threads
-from memory_builder.shards import Break, Pair, read_pairs
+from memory_builder.shards import Break, Pair, Reject, read_pairs
 from memory_builder.sources import find_sources
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
@@ -49,6 +49,7 @@ class ExcludedRecord:
     uri: str
     n_pictures: int
     n_unreadable: int
+    """What holds no picture that can be decoded, and so cannot be looked for."""
 
 
 def find_excluded(named: Sequence[str]) -> list[Excluded]:
@@ -133,15 +134,16 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
     return record
 
 
-def _pairs(uri: str) -> Iterator[Pair]:
-    for found in read_pairs(uri, require="image"):
+def _pairs(uri: str) -> Iterator[Pair | Reject]:
+    for found in read_pairs(uri, require="image", pictures_only=True):
         if isinstance(found, Break):
             raise SourceError(f"evaluation set {uri} {found.reason}: fetch it again")
-        if isinstance(found, Pair):
-            yield found
+        yield found
 
 
-def _prepare(pair: Pair, *, encoder: Encoder) -> _Picture | None:
+def _prepare(pair: Pair | Reject, *, encoder: Encoder) -> _Picture | None:
+    if isinstance(pair, Reject):
+        return None
     data = pair.image or b""
     try:
         image = decode_image(data)

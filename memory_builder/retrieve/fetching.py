@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from memory_builder.ahead import map_ahead
-from memory_builder.images import FORMATS, BadImageError, decode_image
+from memory_builder.images import DAMAGE, FORMATS, decode_image
 from memory_builder.memory import Memory
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.choosing import claims_of
@@ -27,6 +27,7 @@ AHEAD = 256
 THUMBNAIL = 96
 """Pixels."""
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+SUFFIXES |= {"MPO": "jpg"}  # what Pillow calls a JPEG that phones put more pictures behind
 CHANGED, NO_PICTURE = "changed since it was embedded", "no picture any more"
 
 
@@ -108,7 +109,7 @@ def _look(fetched: _Fetched, *, looks: bool) -> Pair:
         if not looks and not shown:
             return pair()
         decoded = decode_image(picture)
-    except (BadImageError, OSError, LookupError):  # of an imported memory, whose pictures nobody has seen
+    except (*DAMAGE, Image.DecompressionBombError):  # of an imported memory, whose pictures nobody has seen
         return partial(Pair, id=row_id, claims=claims, about=about, shown=shown)(picture=Missing(NO_PICTURE))
     pair = partial(pair, thumbnail=thumbnail(decoded))
     return pair(glyph=glyph_of(decoded), miniature=miniature_of(decoded)) if looks else pair()

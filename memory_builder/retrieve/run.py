@@ -65,14 +65,15 @@ def retrieve(request: Request, runner: Runner) -> Summary:
     _settle(store, _description(request, memory, excluded))
     store.sweep()
     root = memory.store.root
-    search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask)
+    state = memory.snapshot
+    search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask, snapshot=state)
     found = done_blocks(store)
     _do("search", runner, search, [block for block in blocks if block.number not in found], len(blocks))
     if excluded:
         _read_excluded(request, memory, store, excluded, runner)
     chosen = read_chosen(store) or _choose(store, blocks, memory, request.config)
     names = tuple(c.name for c in request.classes)
-    write = WriteTask(memory=root, out=store.root, limits=request.config.leaks, class_names=names)
+    write = WriteTask(memory=root, out=store.root, limits=request.config.leaks, class_names=names, snapshot=state)
     done = done_pieces(store)
     pieces = [number for number in range(len(chosen.pieces)) if number not in done]
     _do("write", runner, write, pieces, len(chosen.pieces), unit="tars")

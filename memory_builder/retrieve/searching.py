@@ -20,6 +20,7 @@ from memory_builder.retrieve.config import AskConfig, key_side, query_side
 from memory_builder.retrieve.prompts import Block, Query
 from memory_builder.retry import open_filesystem
 from memory_builder.scores import Scores
+from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet
 
@@ -62,10 +63,12 @@ class SearchTask:
     encoder: EncoderConfig | None
     """Where the memory's model is now, if not where it was."""
     ask: AskConfig
+    snapshot: Snapshot
+    """The state that is searched."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Block], BlockRecord]:
-        memory = Memory.open(self.memory, encoder=self.encoder)
+        memory = Memory.open(self.memory, encoder=self.encoder, snapshot=self.snapshot)
         return partial(search_block, memory=memory, store=Store(self.out), ask=self.ask)
 
 
@@ -145,7 +148,7 @@ def _picture(path: str) -> bytes:
     try:
         fs, place = open_filesystem(path)
         data: bytes = fs.cat_file(place)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"example picture {path} of --classes cannot be read: {error}") from None
     return data
 

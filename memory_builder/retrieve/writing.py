@@ -19,7 +19,9 @@ from memory_builder.retrieve.fetching import Pair, read_piece_pairs
 from memory_builder.retrieve.leaving_out import LeftOut, left_out, out_table
 from memory_builder.retrieve.tars import TarWriter
 from memory_builder.retrieve.thresholds import Thresholds
+from memory_builder.shards.pairs import printable
 from memory_builder.shards.pictures import Missing
+from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
 from memory_builder.tables import FIXED_FIELDS, parquet_bytes
 
@@ -53,13 +55,15 @@ class WriteTask:
     out: str
     limits: Thresholds
     class_names: tuple[str, ...]
+    snapshot: Snapshot
+    """The state that was searched."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[int], PieceRecord]:
         store = Store(self.out)
         return partial(
             write_piece,
-            memory=Memory.open(self.memory),
+            memory=Memory.open(self.memory, snapshot=self.snapshot),
             store=store,
             evaluation=Evaluation.read(store),
             limits=self.limits,
@@ -140,7 +144,7 @@ def members(pair: Pair, class_names: Sequence[str]) -> Iterator[tuple[str, bytes
     fields |= {"claims": claims, "row_id": pair.id, "source_key": pair.about["key"]}
     yield f"{key}.{pair.suffix}", pair.picture
     yield f"{key}.txt", pair.about["caption"].encode()
-    yield f"{key}.json", json.dumps(fields, sort_keys=True, ensure_ascii=False).encode()
+    yield f"{key}.json", printable(json.dumps(fields, sort_keys=True, ensure_ascii=False)).encode()
 
 
 _OWN = {name for name, _ in FIXED_FIELDS} - {"url"} | {"extra"}

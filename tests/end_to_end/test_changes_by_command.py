@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from PIL import Image
 
 
 def state(command, memory):
@@ -42,6 +43,22 @@ def test_a_memory_grows_shrinks_and_is_compacted(command, memory_copy, small_sha
     assert f"deleted: {deleted} rows" in ran.out
 
 
+def test_keys_come_from_a_file_a_line_each(command, model, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i, key in enumerate(("one\u2028two", "three")):
+        Image.new("RGB", (30, 30), (i, i, i)).save(tmp_path / "pictures" / f"{key}.png")
+        (tmp_path / "pictures" / f"{key}.txt").write_text(key)
+    memory, keys = tmp_path / "memory", tmp_path / "keys.txt"
+    assert command("embed", tmp_path / "pictures", "--memory", memory, "--model", model).code == 0
+    keys.write_text("one\u2028two\n", encoding="utf-8")
+    assert command("delete", memory, "--keys", keys).code == 0
+    assert json.loads(command("info", memory, "--json").out)["deleted"] == 1
+    keys.write_text("\n")
+    ran = command("delete", memory, "--keys", keys)
+    assert ran.code == 2
+    assert "nothing to delete" in ran.err
+
+
 def test_a_filter_on_the_command_line(command, built_memory):
     every = found(command, built_memory)
     keys = sorted(every.values())[:7]
@@ -58,6 +75,7 @@ def test_a_filter_on_the_command_line(command, built_memory):
         (("delete",), "exactly one of ids, keys and where"),
         (("delete", "--ids", "123456"), "123456 not in"),
         (("delete", "--keys", "nobody"), "nothing to delete"),
+        (("delete", "--keys", "nobody" * 99), "nothing to delete"),
     ],
 )
 def test_wrong_filters_and_deletions(command, built_memory, arguments, says):

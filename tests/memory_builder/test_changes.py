@@ -136,6 +136,18 @@ def test_large_clean_parts_are_left_alone(growing: Growing) -> None:
     assert [part_record(growing.store, view.index, name).n_rows for name in after.segments[0]] == [100, 99, 100, 100]
 
 
+def test_deleted_rows_that_lack_the_modality_make_no_room_in_a_part(
+    tmp_path: Path, write_memory: Write, clustered: Any
+) -> None:
+    growing = Growing(tmp_path / "memory", write_memory, clustered)
+    growing.images[np.arange(N) % SHARD >= 90] = growing.images[11:SHARD] = 0
+    growing.grow(400)
+    view = growing.index("IVF8,Flat").indexes["image"]
+    delete(growing.store, ids=[row_id(i) for i in range(11, SHARD)])
+    after = compact(growing.store, runner=LOCAL, part_rows=2 * SHARD).indexes["image"]
+    assert [part_record(growing.store, view.index, name).n_rows for name in after.segments[0]] == [191, 90]
+
+
 def test_rows_are_deleted_by_key_by_filter_and_once(growing: Growing, capsys: pytest.CaptureFixture[str]) -> None:
     growing.index("IVF8,Flat")
     delete(growing.store, keys=["00000003", "00000150", "nobody"])

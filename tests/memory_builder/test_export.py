@@ -46,7 +46,8 @@ def test_hits_that_were_deleted_since_are_left_out_and_counted(
     memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hits = tmp_path / "hits.jsonl"
-    hits.write_text(json.dumps({"query": 0, "hits": [{"id": row} for row in (5, 2, 0, 1 << 32)]}))
+    found = [{"id": row, "caption": "one\u2028two\u2029\x85"} for row in (5, 2, 0, 1 << 32)]
+    hits.write_text(json.dumps({"query": 0, "hits": found}, ensure_ascii=False) + "\n", encoding="utf-8")
     Memory.open(memory).delete(ids=[2, 1 << 32])
     assert main(["export", str(memory), str(tmp_path / "out"), "--as", "img2dataset", "--hits", str(hits)]) == 0
     assert pq.read_table(tmp_path / "out" / "00000.parquet")["id"].to_pylist() == [5, 0]

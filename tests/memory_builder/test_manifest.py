@@ -140,6 +140,15 @@ def test_a_changed_source_replaces_its_entry_until_that_is_committed(tmp_path: P
     assert read_plan(store)[0].etag == "1"
 
 
+def test_a_source_that_is_again_what_it_was_is_not_planned_again(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for ordinal, etag in enumerate(("1", "2")):
+        extend_plan(store, [source("a", etag)])
+        write_commit(store, commit_of(ordinal, "/in/a.tar", etag))
+    plan = extend_plan(store, [source("a", "1"), source("b")])
+    assert [(shard.uri, shard.etag) for shard in plan] == [("/in/a.tar", "1"), ("/in/a.tar", "2"), ("/in/b.tar", "1")]
+
+
 def test_an_ordinal_fits_a_row_id_that_is_exact_in_javascript() -> None:
     assert Shard(ordinal=MAX_ORDINAL - 1, uri="x", bytes=1, etag="").ordinal << 32 < 1 << 53
     for ordinal in (-1, MAX_ORDINAL):
@@ -335,6 +344,19 @@ def test_a_driver_folds_what_another_folded_meanwhile(tmp_path: Path) -> None:
     mine.fold(store)
     assert list(Manifest.read_folded(store).commits) == [0, 1, 2]
     assert Manifest.read_folded(store).version == 2
+
+
+def test_drivers_that_fold_at_the_same_time_lose_no_commit(tmp_path: Path) -> None:
+    def fold(n: int) -> None:
+        mine = Manifest({}, 0, frozenset())
+        mine.add(write_commit(Store(tmp_path), commit_of(n)))
+        mine.fold(Store(tmp_path))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(fold, range(8)))
+    folded = Manifest.read_folded(Store(tmp_path))
+    assert (list(folded.commits), folded.version) == (list(range(8)), 8)
+    assert not Store(tmp_path).exists("manifest.lock")
 
 
 def test_drivers_that_plan_at_the_same_time_lose_no_shard(tmp_path: Path) -> None:

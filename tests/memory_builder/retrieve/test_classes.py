@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.classes import Class, read_classes
+from memory_builder.retrieve.classes import Class, read_captions, read_classes
 from memory_builder.retrieve.templates import built_in_templates, fill, read_templates
 
 
@@ -19,6 +19,11 @@ def written(path: Path, content: Any) -> Path:
 def test_a_name_a_line_with_repeated_names_and_slashes_kept_apart(tmp_path: Path) -> None:
     classes = read_classes(written(tmp_path / "classnames.txt", "missile\nAC/DC  adapter\nmissile\ncafé\n"))
     assert [(c.label, c.name) for c in classes] == [(0, "missile"), (1, "AC/DC adapter"), (2, "missile"), (3, "café")]
+
+
+def test_captions_are_a_line_each_whatever_else_ends_lines(tmp_path: Path) -> None:
+    captions = read_captions(written(tmp_path / "c.txt", "a\u2028cat\r\n\n a dog\x85too \n"))
+    assert [c.name for c in captions] == ["a\u2028cat", "a dog\x85too"]
 
 
 def test_json_lists_hold_names_synonyms_and_pictures(tmp_path: Path) -> None:

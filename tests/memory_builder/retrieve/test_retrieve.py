@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from memory_builder import Memory, build
 from memory_builder.describe import EmbedConfig
@@ -112,6 +114,39 @@ def test_pictures_are_read_again_from_the_column_they_were_embedded_from(
     assert {pair.image for pair in pairs_in(out)} <= set(table["bild"].to_pylist())
 
 
+def test_what_a_pairs_json_says_is_written_whatever_it_is(ask: Ask, model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (30, 30), "teal").save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "pictures" / "0.json").write_text(r'{"caption": "a cat", "title": "caf\u00e9 \ud83d"}')
+    encoder, runner, memory = EncoderConfig(model=f"local-dir:{model_dir}"), LocalRunner(), tmp_path / "memory"
+    build.embed([str(tmp_path / "pictures")], str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
+    build.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
+    out, _ = ask(memory=memory)
+    assert [pair.fields["title"] for pair in pairs_in(out)] == ["café ?"]
+
+
+def test_of_an_imported_memory_what_makes_no_pair_is_left_out(ask: Ask, model_dir: Path, tmp_path: Path) -> None:
+    image = Image.new("RGB", (30, 30), "teal")
+    image.save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=[image])
+    image.save(tmp_path / "good.png")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "bomb.png")
+    files = ["phone.jpg", "good.png", "bomb.png"]
+    vectors = np.eye(len(files), 192, dtype=np.float16)
+    for name in ("img_emb", "text_emb"):
+        (tmp_path / "laion" / name).mkdir(parents=True)
+        np.save(tmp_path / "laion" / name / f"{name}_0.npy", vectors)
+    (tmp_path / "laion" / "metadata").mkdir()
+    about = {"url": [f"file://{tmp_path}/{file}" for file in files], "caption": ["a cat", None, "a cat"]}
+    pq.write_table(pa.table(about), tmp_path / "laion" / "metadata" / "metadata_0.parquet")
+    encoder, runner, memory = EncoderConfig(model=f"local-dir:{model_dir}"), LocalRunner(), tmp_path / "memory"
+    build.import_embeddings(str(tmp_path / "laion"), str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
+    build.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
+    out, summary = ask(memory=memory, max_missing=0.9)
+    assert summary.chosen.n_incomplete == 1
+    assert summary.missing_by_reason == {"no picture any more": 1}
+    assert [(pair.member, pair.caption) for pair in pairs_in(out)] == [("00000-000000.jpg", "a cat")]
+
+
 def test_templates_can_be_averaged_and_blocks_do_not_matter(ask: Ask, tmp_path: Path) -> None:
     one, _ = ask(looking={"average": True, "block_queries": 2})
     other, summary = ask(out=tmp_path / "other", looking={"average": True, "block_queries": 100})
@@ -180,6 +215,20 @@ def test_deleted_rows_and_k_beyond_the_memory(ask: Ask, icon_memory: Path, tmp_p
     out, summary = ask(memory=memory, looking={"per_query": 10_000})
     assert (summary.pairs, summary.chosen.n_hits, summary.short_queries) == (left, 10 * left, 10)
     assert not any("cat" in (pair.caption or "") for pair in pairs_in(out))
+
+
+def test_rows_that_are_deleted_meanwhile_are_of_another_state(ask: Ask, icon_memory: Path, tmp_path: Path) -> None:
+    memory = Path(shutil.copytree(icon_memory, tmp_path / "memory"))
+    _, expected = ask(memory=memory, out=tmp_path / "undisturbed")
+
+    class Meanwhile(LocalRunner):
+        """Another writer deletes every row."""
+
+        def run(self, task: Any, items: Sequence[Any]) -> Iterator[tuple[Any, Any]]:
+            Memory.open(memory).delete(where="has_image")
+            yield from super().run(task, items)
+
+    assert ask(memory=memory, runner=Meanwhile())[1] == expected
 
 
 def test_the_same_picture_twice_and_near_duplicates(ask: Ask, icon_memory: Path, tmp_path: Path) -> None:
