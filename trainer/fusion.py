@@ -100,18 +100,15 @@ def _attention(attention: nn.MultiheadAttention, query: Tensor, read: Tensor, mi
     heads, width = attention.num_heads, d // attention.num_heads
     to_query, to_key, to_value = attention.in_proj_weight.chunk(3)  # [d, d] each
     query_bias, _, value_bias = attention.in_proj_bias.chunk(3)  # a bias of keys is the same for all: softmax drops it
-    asked = linear(query, to_query, query_bias).view(b, heads, width)
-    folded = torch.einsum("bhe,hed->bhd", asked, to_key.view(heads, width, d)) / math.sqrt(width)
-    scores = torch.bmm(folded, read.transpose(1, 2)).masked_fill(missing[:, None], -torch.inf)  # [b, heads, k]
+    asked = linear(query, to_query, query_bias).view(b, heads, width) / math.sqrt(width)
+    folded = torch.einsum("bhe,hed->bhd", asked, to_key.view(heads, width, d))
     if itself:
-        scores = torch.cat([torch.einsum("bhd,bd->bh", folded, query)[..., None], scores], dim=2)
-    else:  # a query that has no neighbour looks at nothing
+        read = torch.cat([query[:, None], read], dim=1)
+        missing = torch.cat([missing.new_zeros(b, 1), missing], dim=1)
+    scores = torch.bmm(folded, read.transpose(1, 2)).masked_fill(missing[:, None], -torch.inf)  # [b, heads, read]
+    if not itself:  # a query that has no neighbour looks at nothing
         scores = torch.where(missing.all(1)[:, None, None], torch.zeros_like(scores), scores)
-    weights = torch.softmax(scores, dim=2)
-    if itself:
-        mixed = weights[..., :1] * query[:, None] + torch.bmm(weights[..., 1:], read)  # [b, heads, d]
-    else:
-        mixed = torch.bmm(weights, read)
+    mixed = torch.bmm(torch.softmax(scores, dim=2), read)  # [b, heads, d]
     values = torch.einsum("bhd,hed->bhe", mixed, to_value.view(heads, width, d)).reshape(b, d) + value_bias
     out: Tensor = attention.out_proj(values)
     return out

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, log_softmax
 
 from trainer.world import gather, world
 
@@ -55,22 +54,23 @@ def info_nce(gathered: Gathered, a: int, b: int, scale: Tensor) -> Tensor:
     """
     n = len(gathered.everyones[a])
     one = scale * gathered.ours[a] @ gathered.everyones[b].T  # [rows of ours, n]
-    # Alone, the other way round is the same matrix: half of the loss's work.
-    other = one.T if world().size == 1 else scale * gathered.ours[b] @ gathered.everyones[a].T
-    if gathered.group is None or gathered.groups is None:
-        target = gathered.place
-        total = cross_entropy(one, target, reduction="sum") + cross_entropy(other, target, reduction="sum")
+    if world().size == 1:  # alone, the other way round is the same matrix: half of the loss's work
+        other, rows = one, 0
     else:
-        right = _right_answers(gathered.group, gathered.groups, gathered.place)
-        total = -(right * (log_softmax(one, dim=1) + log_softmax(other, dim=1))).sum()
-    return total / (2 * n)
+        other, rows = scale * gathered.ours[b] @ gathered.everyones[a].T, 1
+    all_answers = torch.logsumexp(one, dim=1).sum() + torch.logsumexp(other, dim=rows).sum()
+    return (all_answers - _right_answers(gathered, a, b, scale, one, other if rows else other.T)) / (2 * n)
 
 
-def _right_answers(group: Tensor, groups: Tensor, place: Tensor) -> Tensor:
-    """[b, n] the share of each answer; rows add up to 1."""
-    right = (group[:, None] == groups[None, :]) & (group != NO_GROUP)[:, None]
+def _right_answers(gathered: Gathered, a: int, b: int, scale: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """The logits of the right answers both ways, summed: of the pair itself, or the mean of its group's."""
+    if gathered.group is None or gathered.groups is None:
+        return 2 * scale * (gathered.ours[a] * gathered.ours[b]).sum()
+    place = gathered.place
+    right = (gathered.group[:, None] == gathered.groups[None, :]) & (gathered.group != NO_GROUP)[:, None]
     right[torch.arange(len(place), device=place.device), place] = True
-    return right / right.sum(dim=1, keepdim=True)
+    share = right / right.sum(dim=1, keepdim=True)  # [rows of ours, n], rows add up to 1
+    return (share * (one + other)).sum()
 
 
 def clamp_logit_scale(logit_scale: nn.Parameter) -> None:
