@@ -6,7 +6,6 @@ statistics, and a frozen part that is not in evaluation mode is not frozen. torc
 """
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -19,8 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from memory_builder.errors import EncoderError
-
-Parameters = Mapping[str, nn.Parameter]
+from trainer.optimizer import Parameters
 
 
 class ImageTower(Protocol):

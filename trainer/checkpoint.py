@@ -16,8 +16,7 @@ from torch import Tensor
 
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, UsageError
 from memory_builder.storage import Store, sha256
-from trainer.backbone import Parameters
-from trainer.optimizer import make_optimizer, optimizer_tensors, restore_optimizer, update_average
+from trainer.optimizer import Parameters, make_optimizer, optimizer_tensors, restore_optimizer, update_average
 from trainer.settings import LoopConfig
 
 FOLDER = "checkpoints"

@@ -4,12 +4,12 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainer.backbone import Parameters
 from trainer.settings import OptimizerConfig
 
 Tensors = Mapping[str, Tensor]
+Parameters = Mapping[str, nn.Parameter]
 
 
 def rate(config: OptimizerConfig, peak: float, step: int, n_steps: int) -> float:

@@ -16,9 +16,10 @@ from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError
 from memory_builder.text_tower import trimming
-from trainer.backbone import ImageTower, Parameters, freeze_but, open_tower
+from trainer.backbone import ImageTower, freeze_but, open_tower
 from trainer.gated import NAME, gates, insert_gated_blocks
 from trainer.losses import Gathered, clamp_logit_scale, info_nce
+from trainer.optimizer import Parameters
 from trainer.settings import ReactConfig
 from trainer.step import Batch
 

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from memory_builder.ahead import map_ahead
-from trainer.backbone import Parameters
 from trainer.fusion import Reco
 from trainer.losses import Gathered, clamp_logit_scale, info_nce
 from trainer.neighbours import NeighbourTable
+from trainer.optimizer import Parameters
 from trainer.order import Slice
 from trainer.reco_settings import Positives
 from trainer.step import Batch

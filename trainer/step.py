@@ -11,8 +11,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trainer.backbone import Parameters
 from trainer.losses import Gathered, gather_all
+from trainer.optimizer import Parameters
 from trainer.world import add_up
 
 Batch = Mapping[str, Tensor]

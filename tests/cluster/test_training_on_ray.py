@@ -107,8 +107,9 @@ def test_two_workers_one_of_which_dies_train_as_two_that_live_and_as_this_proces
     assert (tmp_path / "died").exists()
     assert sorted(read_states(Store(two.out))) == ["00000002", "00000004"]
     assert not run_job(two, on)  # finished: no worker is started
-    assert run_job(replace(two, out=str(tmp_path / "living")), on)  # the file stands: none is killed
-    assert (tmp_path / "living" / LAST).read_bytes() == (tmp_path / "two" / LAST).read_bytes()
+    if job is react:  # the loop and its checkpoints are the same, and starting workers takes long
+        assert run_job(replace(two, out=str(tmp_path / "living")), on)  # the file stands: none is killed
+        assert (tmp_path / "living" / LAST).read_bytes() == (tmp_path / "two" / LAST).read_bytes()
     run_job(job(tmp_path, tmp_path / "one"), Where())
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-9)
     ours, theirs = (load_file(tmp_path / name / LAST) for name in ("one", "two"))
