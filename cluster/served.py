@@ -4,15 +4,18 @@ import base64
 import binascii
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory_builder.answers import answers, stated_recall
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.memory import Hits, Memory
+from memory_builder.rows import Ids, Keys
 from memory_builder.scores import Scores
 from memory_builder.serving import ServeFormat
 from memory_builder.shards.pictures import Missing, Place, read_pictures
@@ -33,15 +36,17 @@ class ServiceConfig:
     """Ray cluster whose actors hold the index's parts; None: this process holds them."""
     max_k: int = 10_000
     """Rows a query."""
-    max_queries: int = 65_536
-    """Queries a request."""
+    max_rows: int = 2_000_000
+    """Rows a request: of all its queries together, or by id."""
+    max_told: int = 100_000
+    """Rows a request that is answered in JSON."""
     max_body_bytes: int = 256 << 20
     """Of a request."""
     refresh_s: float = 10.0
     """Seconds after which a request looks whether the memory has a newer state."""
 
     def __post_init__(self) -> None:
-        for name in ("max_k", "max_queries", "max_body_bytes"):
+        for name in ("max_k", "max_rows", "max_told", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
         if not self.refresh_s >= 0:
@@ -100,7 +105,8 @@ class Served:
         """Hits of each query, the recall that is stated of such queries, and the state that was asked."""
         memory, settings = self.memory(), question.model_dump(include=set(Settings.model_fields))
         image = None if question.image is None else [_picture(one) for one in _listed(question.image)]
-        self._check(_listed(question.text) or image or question.vectors or (), question.k)
+        n_queries = len(_listed(question.text) or image or question.vectors or ())
+        self._check(n_queries, question.k, self.config.max_told)
         hits = memory.search(text=question.text, image=image, vectors=question.vectors, **settings)
         side = "text" if question.text is not None else "image" if image is not None else question.side
         tuned = question.nprobe is None and question.refine is None
@@ -112,8 +118,18 @@ class Served:
 
     def search(self, vectors: Scores, settings: Settings) -> Hits:
         """f32[q, d] → hits."""
-        self._check(vectors, settings.k)
+        self._check(len(vectors) if vectors.ndim > 1 else 1, settings.k, self.config.max_rows)
         return self.memory().search(vectors=vectors, **settings.model_dump())
+
+    def vectors(self, ids: Ids, keys: Keys) -> Scores:
+        """i64[n] ids → f32[n, d]."""
+        self._check(ids.size, 1, self.config.max_rows)
+        return self.memory().vectors(ids, keys)
+
+    def rows(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
+        """i64[n] ids → one row for each, as ``Memory.rows``."""
+        self._check(ids.size, 1, self.config.max_rows)
+        return self.memory().rows(ids, columns)
 
     def info(self) -> dict[str, Any]:
         """What is served, and the recall that is stated of it."""
@@ -133,14 +149,12 @@ class Served:
         ((_, picture),) = read_pictures(memory.source(row_id), places, memory.image_key)
         return picture
 
-    def _check(self, queries: Any, k: int) -> None:
+    def _check(self, n_queries: int, k: int, most: int) -> None:
         """Refuse what one request may not ask."""
         if k > self.config.max_k:
             raise UsageError(f"k {k}: this service gives at most {self.config.max_k:,} rows a query")
-        if len(queries) > self.config.max_queries:
-            raise UsageError(
-                f"{len(queries):,} queries: this service takes at most {self.config.max_queries:,} a request"
-            )
+        if n_queries * k > most:
+            raise UsageError(f"{n_queries * k:,} rows: a request like this gets at most {most:,}: ask in several")
 
 
 def _listed(given: str | list[str] | None) -> list[str]:

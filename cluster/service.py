@@ -80,7 +80,7 @@ def _add_bulk(app: FastAPI, served: Served) -> None:
 
         def answer() -> bytes:
             stream = io.BytesIO()
-            np.save(stream, served.memory().vectors(ids, keys))
+            np.save(stream, served.vectors(ids, keys))
             return stream.getvalue()
 
         return Response(await run_in_threadpool(answer), media_type="application/x-npy")
@@ -90,7 +90,7 @@ def _add_bulk(app: FastAPI, served: Served) -> None:
         ids = _array(await request.body(), "iu")
 
         def answer() -> bytes:
-            table, sink = served.memory().rows(ids, columns), pa.BufferOutputStream()
+            table, sink = served.rows(ids, columns), pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
             return bytes(sink.getvalue())

@@ -22,6 +22,8 @@ from memory_builder.scores import Scores
 from memory_builder.snapshots import IndexView, Snapshot
 from memory_builder.tables import LOOKUP_FIELDS
 
+ROWS = 200_000
+"""That one request asks for at most; what is more goes out in several."""
 RETRIES = 3
 """Of a request that found no one, or a service that is about to start: nothing that is asked changes anything."""
 
@@ -89,8 +91,7 @@ class RemoteMemory:
         how = {"k": k, "side": side, "keys": keys, "where": where, "nprobe": nprobe, "refine": refine}
         how = {name: value for name, value in how.items() if value is not None}
         if vectors is not None and text is None and image is None:
-            with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, _npy(vectors)))) as told:
-                return Hits(scores=told["scores"], ids=told["ids"])
+            return _one([self._search(some, how) for some in _blocks(_numbers(vectors), k)])
         question = how | ({} if text is None else {"text": text if isinstance(text, str) else list(text)})
         if image is not None:
             pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image
@@ -102,13 +103,15 @@ class RemoteMemory:
 
     def rows(self, ids: npt.ArrayLike, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
-        body = self._ask("POST", "/bulk/rows", {"columns": list(columns)}, _npy(np.asarray(ids, np.int64)))
-        return pa.ipc.open_stream(body).read_all()
+        query = {"columns": list(columns)}
+        blocks = [self._ask("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))]
+        return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
 
     def vectors(self, ids: npt.ArrayLike, keys: Keys = "image") -> Scores:
         """As ``Memory.vectors``."""
-        body = self._ask("POST", "/bulk/vectors", {"keys": keys}, _npy(np.asarray(ids, np.int64)))
-        found: Scores = np.load(io.BytesIO(body))
+        bodies = _blocks(np.ravel(np.asarray(ids, np.int64)))
+        blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", {"keys": keys}, body))) for body in bodies]
+        found: Scores = np.concatenate(blocks)
         return found
 
     def picture(self, row_id: int) -> bytes:
@@ -118,6 +121,10 @@ class RemoteMemory:
             UsageError: there is none.
         """
         return self._ask("GET", f"/pictures/{row_id}")
+
+    def _search(self, body: bytes, how: Mapping[str, Any]) -> Hits:
+        with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, body))) as told:
+            return Hits(scores=told["scores"], ids=told["ids"])
 
     def _ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
         url = f"{self._url}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
@@ -135,13 +142,31 @@ class RemoteMemory:
         raise kind(f"{self._url}: {said}")
 
 
-def _npy(array: npt.ArrayLike) -> bytes:
-    stream = io.BytesIO()
-    given = np.asarray(array)
+def _numbers(vectors: npt.ArrayLike) -> npt.NDArray[Any]:
+    try:
+        given = np.atleast_2d(np.asarray(vectors))
+    except ValueError as error:
+        raise UsageError(f"query vectors are not numbers: {error}") from None
     if given.dtype.kind == "O":
         raise UsageError("query vectors are not numbers")
-    np.save(stream, given)
+    return given
+
+
+def _blocks(array: npt.NDArray[Any], k: int = 1) -> list[bytes]:
+    """Bodies of requests, each with so much of the array as asks for ``ROWS`` at k for each; at least one."""
+    size = max(1, ROWS // k) if isinstance(k, int | np.integer) and k > 0 else 1
+    return [_npy(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
+
+
+def _npy(array: npt.NDArray[Any]) -> bytes:
+    np.save(stream := io.BytesIO(), array)
     return stream.getvalue()
+
+
+def _one(found: Sequence[Hits]) -> Hits:
+    return Hits(
+        scores=np.concatenate([hits.scores for hits in found]), ids=np.concatenate([hits.ids for hits in found])
+    )
 
 
 def _encoded(picture: Picture) -> str:

@@ -116,6 +116,21 @@ def test_python_asks_it_as_it_asks_a_memory(there: RemoteMemory, here: Memory, s
     assert there.picture(first) == pairs[here.rows([first])["key"][0].as_py()].image
 
 
+def test_more_than_a_request_may_ask_for_goes_out_in_several(
+    there: RemoteMemory, here: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = here.vectors(here.row_ids(1))
+    monkeypatch.setattr("memory_builder.remote.ROWS", 30)
+    mine, theirs = here.search(vectors=vectors, k=7), there.search(vectors=vectors, k=7)
+    np.testing.assert_array_equal(theirs.ids, mine.ids)
+    np.testing.assert_array_equal(theirs.scores, mine.scores)
+    assert there.rows(mine.ids).equals(here.rows(mine.ids))
+    np.testing.assert_array_equal(there.vectors(mine.ids), here.vectors(mine.ids))
+    assert there.search(vectors=vectors[0], k=50).ids.shape == (1, 50)
+    assert there.vectors([]).shape == (0, here.description.d)
+    assert there.rows([]).num_rows == 0
+
+
 def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here: Memory) -> None:
     words = [f"{word} {i}" for i in range(10) for word in ("cat", "bus", "tree")]
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
@@ -129,6 +144,7 @@ def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here:
         ({"text": "cat", "image": "AA=="}, "exactly one of text, image and vectors"),
         ({}, "exactly one"),
         ({"text": ["cat"], "k": 101}, "at most 100 rows a query"),
+        ({"text": ["cat"] * 1_001, "k": 100}, "100,100 rows: a request like this gets at most 100,000: ask in several"),
         ({"text": "cat", "k": 0}, "at least 1"),
         ({"text": "cat", "keys": "sound"}, "keys: Input should be 'image' or 'text'"),
         ({"text": "cat", "colour": "red"}, "colour: Extra inputs are not permitted"),
@@ -150,8 +166,13 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
     for path, array in (("search", np.array([["a"]])), ("vectors", np.zeros(2)), ("rows?columns=key", np.zeros(2))):
         with pytest.raises(UsageError, match="the body holds"):
             there._ask("POST", f"/bulk/{path}", body=_npy(array))
+    for path, array in (("search?k=100", np.zeros((20_001, 2))), ("vectors", np.zeros(2_000_001, np.int8))):
+        with pytest.raises(UsageError, match="rows: a request like this gets at most 2,000,000"):
+            there._ask("POST", f"/bulk/{path}", body=_npy(array))
     with pytest.raises(UsageError, match="not in"):
         there.vectors([1 << 40])
+    with pytest.raises(UsageError, match="query vectors are not numbers"):
+        there.search(vectors=[[1.0], [1.0, 2.0]])
     with pytest.raises(UsageError, match="its picture is of no row there is"):
         there.picture(1 << 40)
     with pytest.raises(UsageError, match="rows\\(\\) knows"):
