@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -12,6 +13,7 @@ import boto3
 import numpy as np
 import numpy.typing as npt
 import pytest
+from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 from xdist.scheduler import LoadScopeScheduling
@@ -86,6 +88,17 @@ class S3:
         return Store(f"{self.url}/{path}".rstrip("/"), **self.options)
 
 
+def one_at_a_time(put: Callable[..., Any]) -> Callable[..., Any]:
+    """S3 decides a conditional put at once; the server looks, then puts, and two of its threads may both win."""
+    lock = threading.Lock()
+
+    def put_in_turn(*args: Any, **named: Any) -> Any:
+        with lock:
+            return put(*args, **named)
+
+    return put_in_turn
+
+
 @pytest.fixture(scope="session")
 def s3_endpoint() -> Iterator[str]:
     """Where the server listens; the environment leads there too, for code that opens URLs without options."""
@@ -94,6 +107,7 @@ def s3_endpoint() -> Iterator[str]:
     host, port = server.get_host_and_port()
     endpoint = f"http://{host}:{port}"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Response, "_key_response_put", one_at_a_time(S3Response._key_response_put))
         patch.setenv("AWS_ENDPOINT_URL", endpoint)
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")

@@ -21,6 +21,8 @@ import tyro
 from deal import TIERS
 from prepare import put_json
 
+from memory_builder.cli import main
+
 HERE = Path(__file__).resolve().parent
 BUNDLED = HERE.parents[1] / "memory_builder" / "demo" / "model"
 SHOTS = ("1", "2", "4", "8", "16", "all")
@@ -47,15 +49,21 @@ class Step:
     name: str
     command: tuple[str, ...]
 
+    def run(self) -> int:
+        """Return the exit code. Loading torch takes seconds, so memory-builder runs in this process, which has it."""
+        if self.command[0] == "memory-builder":
+            return main(self.command[1:])
+        return subprocess.run([sys.executable, *self.command]).returncode
+
 
 def script(name: str, *arguments: object) -> tuple[str, ...]:
     """Return the command that runs a script of this folder."""
-    return (sys.executable, str(HERE / f"{name}.py"), *map(str, arguments))
+    return (str(HERE / f"{name}.py"), *map(str, arguments))
 
 
 def memory_builder(*arguments: object) -> tuple[str, ...]:
-    """Return the command that runs memory-builder."""
-    return (sys.executable, "-m", "memory_builder.cli", *map(str, arguments))
+    """Return a command of memory-builder."""
+    return ("memory-builder", *map(str, arguments))
 
 
 def benchmark_steps(config: Pipeline) -> list[Step]:
@@ -204,7 +212,7 @@ def run_step(step: Step, record: Path) -> bool:
     """Run a step and record it; return whether it did what it should."""
     print(f"== {step.name}: {shlex.join(step.command)}", file=sys.stderr, flush=True)
     started = time.monotonic()
-    code = subprocess.run(step.command).returncode
+    code = step.run()
     if code:
         print(
             f"error: {step.name} ended with {code}; see above. The same command goes on from there",
@@ -212,18 +220,13 @@ def run_step(step: Step, record: Path) -> bool:
             flush=True,
         )
         return False
-    put_json(record, {"command": asked(step), "seconds": round(time.monotonic() - started, 1)})
+    put_json(record, {"command": step.command, "seconds": round(time.monotonic() - started, 1)})
     return True
 
 
 def is_done(step: Step, record: Path) -> bool:
     """Whether the step has ended before, with these arguments."""
-    return record.exists() and json.loads(record.read_bytes())["command"] == asked(step)
-
-
-def asked(step: Step) -> list[str]:
-    """Return what a step was asked for: its command without the interpreter, which another one may replace."""
-    return list(step.command[1:])
+    return record.exists() and json.loads(record.read_bytes())["command"] == list(step.command)
 
 
 def run(config: Pipeline) -> int:

@@ -5,9 +5,10 @@ picture, intervals are over classes, and differences are paired. Variants are co
 sets lists all of them.
 """
 
-import subprocess
+import io
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,7 @@ import numpy as np
 from deal import TIERS
 from iconify import IconsError
 
+from memory_builder.cli import main
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.storage import Store
 from trainer.evaluate.arrays import Labels
@@ -62,11 +64,13 @@ class Line:
 
 
 def memory_builder(*arguments: object) -> None:
-    """Run a command of memory-builder; its failure ends the study."""
-    command = [sys.executable, "-m", "memory_builder.cli", *map(str, arguments)]
-    print(f"== {' '.join(command[3:])}", file=sys.stderr, flush=True)
-    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        raise IconsError(f"failed, see above: {' '.join(command[3:])}\nThe same command goes on from there")
+    """Run a command of memory-builder, in this process, which has loaded torch; its failure ends the study."""
+    command = [*map(str, arguments)]
+    print(f"== {' '.join(command)}", file=sys.stderr, flush=True)
+    with redirect_stdout(io.StringIO()):
+        code = main(command)
+    if code:
+        raise IconsError(f"failed, see above: {' '.join(command)}\nThe same command goes on from there")
 
 
 def run_once(done: Path, *arguments: object) -> None:

@@ -38,6 +38,9 @@ def ray_cluster() -> Iterator[SmallCluster]:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         patch.delenv("RAY_ADDRESS", raising=False)
+        # Other tests run beside these, and Ray's workers would let them go first.
+        patch.setenv("RAY_worker_niceness", "0")
+        patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for every run
         context = ray.init(
             address="local",
             num_cpus=2,

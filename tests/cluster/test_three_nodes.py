@@ -36,6 +36,7 @@ def came(work, sample, model) -> dict[str, Any]:
     shutil.copy(sample[4], shards / "00002-poison.tar.gz")
     # A process joins one cluster only, and this one may have joined the small one.
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    env["RAY_worker_niceness"] = "0"  # see conftest.py
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [env.get("PYTHONPATH")])])
     script = [sys.executable, HERE / "three_nodes.py", work, shards, model]
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=540, check=False)

@@ -83,7 +83,7 @@ def study(name: str, made_by_pipeline: Path, out: Path, *flags: object) -> str:
 def test_a_study_of_reco_compares_variants_and_smaller_memories(made: tuple[Path, str], tmp_path: Path) -> None:
     out, _ = made
     flags = ("--unasked", out / "memory", "--train", out / "memory", "--steps", 4, "--batch-size", 256)
-    tables = study("reco", out, tmp_path, *flags, "--only", "published", "10 % of the memory")
+    tables = study("reco", out, tmp_path, *flags, "--only", "published", "10 % of the memory", "30 % of the memory")
     heads = [line.removeprefix("### ") for line in tables.splitlines() if line.startswith("###")]
     assert heads == ["dev, all tiers", "test, all tiers", "dev-common", "test-common"]
     labels = [line.split(" | ")[0].removeprefix("| ") for line in tables.splitlines()]
@@ -94,7 +94,7 @@ def test_a_study_of_reco_compares_variants_and_smaller_memories(made: tuple[Path
     assert len(list((out / "memory" / "snapshots").glob("*.json"))) == 1  # the memory itself is as it was
     chart = (tmp_path / "by-memory.svg").read_text()
     assert chart.count("<polyline") == 1  # the sample has one tier
-    assert [f">{place}<" in chart for place in ("frozen", "10", "100", "common")] == [True] * 4
+    assert [f">{place}<" in chart for place in ("frozen", "10", "30", "100", "common")] == [True] * 5
     assert not (tmp_path / "by-k.svg").exists()
 
 
