@@ -25,6 +25,8 @@ from memory_builder.runner import Item, Result, Runner, Task
 from memory_builder.storage import Store
 
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
+NAMED = ("memory", "model", "pretrained")
+"""Where things were, which decides nothing: what they are, snapshot and fingerprint say."""
 
 
 class RetrieveError(MemoryBuilderError):
@@ -136,6 +138,7 @@ def _description(request: Request, memory: Memory, excluded: Sequence[Excluded])
     return {
         "memory": memory.store.root,
         "model": memory.description.model,
+        "pretrained": memory.description.pretrained,
         "fingerprint": memory.description.fingerprint,
         "snapshot": snapshot,
         "classes": [asdict(c) for c in request.classes],
@@ -148,7 +151,7 @@ def _description(request: Request, memory: Memory, excluded: Sequence[Excluded])
 def _settle(store: Store, description: dict[str, Any]) -> None:
     """Write what is asked for; where something lies already, check that it was the same."""
     description = json.loads(json.dumps(description))
-    decisive = {name: value for name, value in description.items() if name not in ("memory", "model")}
+    decisive = {name: value for name, value in description.items() if name not in NAMED}
     record = description | {"config_hash": config_hash(decisive), "started_s": time.time()}
     try:
         store.create(DESCRIPTION, json.dumps(record, indent=1, ensure_ascii=False).encode())

@@ -60,6 +60,19 @@ def pairs_in(subset: Path) -> list[Pair]:
     return [pair for pair in found if isinstance(pair, Pair)]
 
 
+def test_the_record_names_the_model_with_its_weights_for_who_trains_it(
+    ask: Ask, icon_memory: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    memory = tmp_path / "memory"
+    shutil.copytree(icon_memory, memory)
+    described = json.loads((memory / "memory.json").read_text())
+    (memory / "memory.json").write_text(json.dumps(described | {"model": "ViT-B-32", "pretrained": "openai"}))
+    out, _ = ask(memory, encoder=EncoderConfig(model=f"local-dir:{model_dir}"), looking={"per_query": 2})
+    record = json.loads((out / "retrieve.json").read_text())
+    assert (record["model"], record["pretrained"]) == ("ViT-B-32", "openai")
+    ask(icon_memory, out, looking={"per_query": 2})  # the same memory elsewhere: what it chose stands
+
+
 def test_every_pair_is_what_the_memory_holds_and_every_claim_a_hit(ask: Ask, icon_memory: Path) -> None:
     out, summary = ask(looking={"mode": ("both",)})
     memory = Memory.open(icon_memory)
