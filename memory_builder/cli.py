@@ -4,6 +4,7 @@ Results go to standard output, progress and errors to standard error. Exit code 
 be done as asked.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,6 +26,8 @@ from memory_builder.commands.training import Train
 from memory_builder.errors import MemoryBuilderError
 
 INTERRUPTED = 130
+CUT = 141
+"""As the shell says of a program whose reader has gone."""
 
 Command = (
     Annotated[Demo, subcommand("demo")]
@@ -65,12 +68,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(command, Submit):
             command = replace(command, command=submitted)
         code: int = command.run()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; there is no one to tell
-        return 0
+        # There is no one to tell, nor at exit, when what is left would be written.
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        return CUT
     except Exception as error:
         if debug:
             raise

@@ -262,6 +262,14 @@ def test_wrong_usage_exits_with_2(command, built_memory):
     assert command("info", built_memory / "nowhere").code == 2
 
 
+def test_a_command_whose_reader_has_gone_is_not_done(built_memory):
+    arguments = [sys.executable, "-m", "memory_builder.cli", "info", str(built_memory)]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
+
+
 def test_debug_shows_where(built_memory):
     arguments = [sys.executable, "-m", "memory_builder.cli", "info", f"{built_memory}/nowhere"]
     plain = subprocess.run(arguments, capture_output=True, text=True, check=False)
