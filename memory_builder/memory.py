@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,8 @@ from memory_builder.tombstones import current_tombstones
 
 FILTERS_KEPT = 8
 """Filters whose rows are remembered; each takes a bit a row."""
+ONE_LOADS = Lock()
+"""Of a model: threads that ask at once would each load it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,11 +68,13 @@ class Memory:
         self._encoder_config = encoder
         self._serve_format = serve_format
         self._address = address
-        # Bounded, and one an instance: what is open must go when the memory goes.
-        self._index = lru_cache(maxsize=2)(self._open_index)
-        self._matching = lru_cache(FILTERS_KEPT)(self._find_matching)
-        self._allowed = lru_cache(FILTERS_KEPT)(self._find_allowed)
-        self._share = lru_cache(maxsize=2)(self._find_share)
+        self._indexes: dict[Keys, OpenIndex] = {}
+        self._one_opens = Lock()
+        # What is open goes with the memory, at once: nothing it holds may hold it.
+        me = proxy(self)
+        self._matching = lru_cache(FILTERS_KEPT)(partial(Memory._find_matching, me))
+        self._allowed = lru_cache(FILTERS_KEPT)(partial(Memory._find_allowed, me))
+        self._share = lru_cache(maxsize=2)(partial(Memory._find_share, me))
 
     @staticmethod
     def open(
@@ -239,7 +245,8 @@ class Memory:
             raise EncoderError(
                 f"{self.store.root} was imported without a model: ask it with vectors, or import again with --model"
             )
-        encoder = load_encoder(self._encoder_config)
+        with ONE_LOADS:
+            encoder = load_encoder(self._encoder_config)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
                 f"{encoder.config.model} has fingerprint {encoder.fingerprint[:12]}, {self.store.root} was built with "
@@ -248,9 +255,11 @@ class Memory:
         return encoder
 
     def index(self, keys: Keys) -> OpenIndex:
-        """The opened index of a key modality."""
-        index: OpenIndex = self._index(keys)
-        return index
+        """The index of a key modality; opened once, whoever asks first."""
+        with self._one_opens:
+            if keys not in self._indexes:
+                self._indexes[keys] = self._open_index(keys)
+            return self._indexes[keys]
 
     def tuning(self, keys: Keys) -> dict[str, Any]:
         """What was measured of an index: settings, recall, curves (``tuning.json``)."""

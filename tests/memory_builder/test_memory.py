@@ -1,7 +1,12 @@
 """A memory answers texts, pictures and vectors, and says clearly what it cannot do."""
 
+import gc
 import io
+import threading
+import time
+import weakref
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,6 +188,37 @@ def test_a_model_that_is_gone_is_an_error_and_another_place_may_be_named(root: P
     with pytest.raises(EncoderError, match="/nowhere"):
         elsewhere.search(text="clock")
     assert Memory.open(root, encoder=encoder.config).search(text="clock", k=1, keys="text").ids.tolist() == [[1]]
+
+
+def test_an_index_is_opened_once_however_many_ask(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened, open_index, all_ask = [], Memory._open_index, threading.Barrier(8)
+
+    def slowly(memory: Memory, keys: Any) -> Any:
+        opened.append(keys)
+        time.sleep(0.1)
+        return open_index(memory, keys)
+
+    def ask(_: int) -> list[int]:
+        all_ask.wait()
+        return memory.search(vectors=np.ones(192), k=1).ids[0].tolist()
+
+    monkeypatch.setattr(Memory, "_open_index", slowly)
+    memory = Memory.open(root)
+    with ThreadPoolExecutor(8) as threads:
+        assert len({str(found) for found in threads.map(ask, range(8))}) == 1
+    assert opened == ["image"]
+
+
+def test_what_is_open_goes_with_the_memory(root: Path) -> None:
+    memory = Memory.open(root)
+    memory.search(vectors=np.ones(192), where="caption LIKE '%a%'")
+    index = weakref.ref(memory.index("image"))
+    gc.disable()
+    try:
+        del memory
+        assert index() is None  # at once: it may be large, or hold actors that others wait for
+    finally:
+        gc.enable()
 
 
 def test_a_memory_says_what_it_is(memory: Memory, root: Path) -> None:
