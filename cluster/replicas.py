@@ -1,23 +1,28 @@
 """The service on a Ray cluster: replicas behind one address, each with the whole memory."""
 
-import time
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from fastapi import FastAPI
 from ray import serve
 from ray.serve.config import HTTPOptions
+from ray.serve.exceptions import RayServeException
 
-from cluster.runtime import connect, live_nodes, plan_pool
+from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
 from cluster.served import ServiceConfig
 from cluster.service import create_app
 from memory_builder.errors import UsageError
+from memory_builder.progress import say
 
 NAME = "memory-builder"
 AT_ONCE = 64
 """Requests that a replica works on at a time."""
 
 
-def deploy(config: ServiceConfig, *, address: str | None, replicas: int, host: str, port: int) -> None:
-    """Start replicas; returns once they answer. A replica that dies is replaced.
+@contextmanager
+def deployed(config: ServiceConfig, *, address: str | None, replicas: int, host: str, port: int) -> Iterator[None]:
+    """Replicas that answer, and end with the block; one that dies is replaced. Other applications of the cluster stay.
 
     Each has a whole GPU where the cluster has GPUs, and a node's CPUs divided among those that it holds.
 
@@ -29,12 +34,12 @@ def deploy(config: ServiceConfig, *, address: str | None, replicas: int, host: s
         port: likewise.
 
     Raises:
-        UsageError: no cluster answers, or the memory cannot be served.
+        UsageError: no cluster answers, it serves something else there, or the memory cannot be served.
     """
     if replicas < 1:
         raise UsageError(f"--replicas {replicas}: expected at least 1")
     connect(address)
-    plan = plan_pool(live_nodes(), replicas, wants_gpu=True, n_workers=replicas)
+    plan = plan_replicas(live_nodes(), replicas)
     serve.start(http_options=HTTPOptions(host=host, port=port))
     deployment = serve.deployment(
         name=NAME,
@@ -46,16 +51,30 @@ def deploy(config: ServiceConfig, *, address: str | None, replicas: int, host: s
     def build() -> FastAPI:  # Ray takes a plain function alone for a builder, and calls it in the replica
         return create_app(config)
 
+    if NAME in serve.status().applications:
+        raise UsageError("this cluster serves a memory already: end that service first")
     try:
-        serve.run(deployment(serve.ingress(build)()).bind(), name=NAME)
-    except RuntimeError as error:
-        raise UsageError(f"the replicas did not start: {error}") from error
-
-
-def wait() -> None:
-    """Until interrupted; then the replicas end."""
-    try:
-        while True:
-            time.sleep(3600)
+        try:
+            serve.run(deployment(serve.ingress(build)()).bind(), name=NAME)
+        except (RuntimeError, RayServeException) as error:
+            raise UsageError(f"the replicas did not start: {error}") from error
+        yield
     finally:
-        serve.shutdown()
+        serve.delete(NAME)
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def plan_replicas(nodes: Sequence[Mapping[str, float]], replicas: int) -> PoolPlan:
+    """What each takes of these nodes; where they have no room for so many, more are waited for, which is told."""
+    plan = plan_pool(nodes, replicas, wants_gpu=True)
+    largest = int(max((node.get("CPU", 0) for node in nodes), default=0))
+    shared = max(1, largest // math.ceil(replicas / max(1, len(nodes))))
+    for cpus in () if plan.num_gpus else (shared, 1):  # 1: where nodes are too unequal to share alike
+        plan = plan_pool(nodes, replicas, wants_gpu=False, cpus_per_worker=cpus)
+        if plan.size == replicas:
+            break
+    if plan.size < replicas:
+        what = "GPUs" if plan.num_gpus else "CPUs"
+        say(f"the cluster has {what} for {plan.size} of {replicas} replicas: waiting for more nodes")
+    return plan

@@ -13,8 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from memory_builder.answers import answers, stated_recall
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import UsageError
+from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.memory import Hits, Memory
+from memory_builder.progress import say
 from memory_builder.rows import Ids, Keys
 from memory_builder.scores import Scores
 from memory_builder.serving import ServeFormat
@@ -40,13 +41,15 @@ class ServiceConfig:
     """Rows a request: of all its queries together, or by id."""
     max_told: int = 100_000
     """Rows a request that is answered in JSON."""
+    max_candidates: int = 200_000
+    """Rows a query that are rescored exactly, where the request says how many."""
     max_body_bytes: int = 256 << 20
     """Of a request."""
     refresh_s: float = 10.0
     """Seconds after which a request looks whether the memory has a newer state."""
 
     def __post_init__(self) -> None:
-        for name in ("max_k", "max_rows", "max_told", "max_body_bytes"):
+        for name in ("max_k", "max_rows", "max_told", "max_candidates", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
         if not self.refresh_s >= 0:
@@ -88,25 +91,38 @@ class Served:
         )
         self._looked_s = time.monotonic()
         self._one_looks = threading.Lock()
+        self._asked: set[Keys] = set()
+        """Kinds of keys that were searched."""
 
     def memory(self) -> Memory:
         """The memory; one request in ``refresh_s`` looks for a newer state, the others take what is there."""
         if time.monotonic() - self._looked_s >= self.config.refresh_s and self._one_looks.acquire(blocking=False):
             try:
-                numbers = snapshot_numbers(self._memory.store)
-                if numbers and numbers[-1] != self._memory.snapshot.number:
-                    self._memory = self._memory.latest()
+                self._look()
+            except MemoryBuilderError as error:  # what is open answers on
+                say(f"{self.config.memory}: its latest state cannot be read: {error}")
             finally:
                 self._looked_s = time.monotonic()
                 self._one_looks.release()
         return self._memory
+
+    def _look(self) -> None:
+        numbers = snapshot_numbers(self._memory.store)
+        if not numbers or numbers[-1] == self._memory.snapshot.number:
+            return
+        latest = self._memory.latest()
+        # Whoever asks meanwhile is answered from the state before. Actors have no room for two states: theirs opens
+        # when the one before has gone.
+        for keys in self._asked & set(latest.snapshot.modalities) if self.config.address is None else ():
+            latest.index(keys)
+        self._memory = latest
 
     def answer(self, question: Question) -> dict[str, Any]:
         """Hits of each query, the recall that is stated of such queries, and the state that was asked."""
         memory, settings = self.memory(), question.model_dump(include=set(Settings.model_fields))
         image = None if question.image is None else [_picture(one) for one in _listed(question.image)]
         n_queries = len(_listed(question.text) or image or question.vectors or ())
-        self._check(n_queries, question.k, self.config.max_told)
+        self._check(n_queries, question, self.config.max_told)
         hits = memory.search(text=question.text, image=image, vectors=question.vectors, **settings)
         side = "text" if question.text is not None else "image" if image is not None else question.side
         tuned = question.nprobe is None and question.refine is None
@@ -118,17 +134,18 @@ class Served:
 
     def search(self, vectors: Scores, settings: Settings) -> Hits:
         """f32[q, d] → hits."""
-        self._check(len(vectors) if vectors.ndim > 1 else 1, settings.k, self.config.max_rows)
+        self._check(len(vectors) if vectors.ndim > 1 else 1, settings, self.config.max_rows)
         return self.memory().search(vectors=vectors, **settings.model_dump())
 
     def vectors(self, ids: Ids, keys: Keys) -> Scores:
         """i64[n] ids → f32[n, d]."""
-        self._check(ids.size, 1, self.config.max_rows)
-        return self.memory().vectors(ids, keys)
+        memory = self.memory()
+        self._check_rows(ids.size, min(self.config.max_rows, self.config.max_body_bytes // (4 * memory.description.d)))
+        return memory.vectors(ids, keys)
 
     def rows(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         """i64[n] ids → one row for each, as ``Memory.rows``."""
-        self._check(ids.size, 1, self.config.max_rows)
+        self._check_rows(ids.size, self.config.max_rows)
         return self.memory().rows(ids, columns)
 
     def info(self) -> dict[str, Any]:
@@ -149,12 +166,19 @@ class Served:
         ((_, picture),) = read_pictures(memory.source(row_id), places, memory.image_key)
         return picture
 
-    def _check(self, n_queries: int, k: int, most: int) -> None:
+    def _check(self, n_queries: int, settings: Settings, most: int) -> None:
         """Refuse what one request may not ask."""
+        k, refine, candidates = settings.k, settings.refine or 0, self.config.max_candidates
         if k > self.config.max_k:
             raise UsageError(f"k {k}: this service gives at most {self.config.max_k:,} rows a query")
-        if n_queries * k > most:
-            raise UsageError(f"{n_queries * k:,} rows: a request like this gets at most {most:,}: ask in several")
+        if k * refine > candidates:
+            raise UsageError(f"refine {refine} at k {k}: this service rescores at most {candidates:,} rows a query")
+        self._check_rows(n_queries * k, most)
+        self._asked.add(settings.keys)
+
+    def _check_rows(self, n_rows: int, most: int) -> None:
+        if n_rows > most:
+            raise UsageError(f"{n_rows:,} rows: a request like this gets at most {most:,}: ask in several")
 
 
 def _listed(given: str | list[str] | None) -> list[str]:

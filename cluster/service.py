@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cluster.served import Question, Served, ServiceConfig, Settings
 from memory_builder.errors import MemoryBuilderError, RequestError, UsageError
+from memory_builder.images import DAMAGE
 from memory_builder.shards.pictures import Missing
 
 
@@ -122,13 +123,11 @@ class BodyLimit:
 def _array(body: bytes, kinds: str) -> npt.NDArray[Any]:
     """The .npy file of a body, if it holds numbers of these kinds."""
     try:
-        array: npt.NDArray[Any] = np.load(io.BytesIO(body), allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+        array: npt.NDArray[Any] = np.lib.format.read_array(io.BytesIO(body), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
         raise UsageError(f"the body is not a .npy file: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
-        raise UsageError(
-            f"the body holds {getattr(array, 'dtype', 'several arrays')}: expected numbers of another kind"
-        )
+    if array.dtype.kind not in kinds:
+        raise UsageError(f"the body holds {array.dtype}: expected numbers of another kind")
     return array
 
 
@@ -136,7 +135,7 @@ def _media_type(picture: bytes) -> str:
     try:
         with Image.open(io.BytesIO(picture)) as image:
             return image.get_format_mimetype() or "application/octet-stream"
-    except (OSError, ValueError):
+    except (*DAMAGE, Image.DecompressionBombError):
         return "application/octet-stream"
 
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import urllib3
 from PIL import Image
 
 from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.images import to_rgb
 from memory_builder.manifest import Description
 from memory_builder.memory import Hits, Picture
 from memory_builder.rows import NO_ROW, Keys, Side
@@ -22,10 +24,10 @@ from memory_builder.scores import Scores
 from memory_builder.snapshots import IndexView, Snapshot
 from memory_builder.tables import LOOKUP_FIELDS
 
-ROWS = 200_000
-"""That one request asks for at most; what is more goes out in several."""
+ROWS, BYTES = 200_000, 64 << 20
+"""That one request asks for, sends or gets at most; what is more goes out in several."""
 RETRIES = 3
-"""Of a request that found no one, or a service that is about to start: nothing that is asked changes anything."""
+"""Of a request that found no one, or a service that is about to start; a slow answer is not asked for again."""
 
 
 class RemoteMemory:
@@ -35,7 +37,7 @@ class RemoteMemory:
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
-        retries = urllib3.Retry(RETRIES, allowed_methods=None, status_forcelist=(502, 504), backoff_factor=0.2)
+        retries = urllib3.Retry(RETRIES, read=0, allowed_methods=None, status_forcelist=(502, 504), backoff_factor=0.2)
         self._url, self._pool = url.rstrip("/"), urllib3.PoolManager(retries=retries, timeout=timeout_s)
         self.description = Description(**self.info()["description"])
 
@@ -66,7 +68,12 @@ class RemoteMemory:
 
     def info(self) -> dict[str, Any]:
         """What is served: rows, description, snapshot, and the settings and the recall of each index."""
-        told: dict[str, Any] = json.loads(self._ask("GET", "/info"))
+        body = self._ask("GET", "/info")
+        try:
+            told: dict[str, Any] = json.loads(body)
+            told["description"], told["snapshot"]
+        except (ValueError, LookupError, TypeError):
+            raise UsageError(f"{self._url} is not a memory-builder service: it says {body[:100]!r}") from None
         return told
 
     def search(
@@ -89,7 +96,7 @@ class RemoteMemory:
             MemoryBuilderError: it cannot be reached, or cannot answer now.
         """
         how = {"k": k, "side": side, "keys": keys, "where": where, "nprobe": nprobe, "refine": refine}
-        how = {name: value for name, value in how.items() if value is not None}
+        how = {name: _plain(value) for name, value in how.items() if value is not None}
         if vectors is not None and text is None and image is None:
             return _one([self._search(some, how) for some in _blocks(_numbers(vectors), k)])
         question = how | ({} if text is None else {"text": text if isinstance(text, str) else list(text)})
@@ -109,7 +116,7 @@ class RemoteMemory:
 
     def vectors(self, ids: npt.ArrayLike, keys: Keys = "image") -> Scores:
         """As ``Memory.vectors``."""
-        bodies = _blocks(np.ravel(np.asarray(ids, np.int64)))
+        bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
         blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", {"keys": keys}, body))) for body in bodies]
         found: Scores = np.concatenate(blocks)
         return found
@@ -142,6 +149,10 @@ class RemoteMemory:
         raise kind(f"{self._url}: {said}")
 
 
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _numbers(vectors: npt.ArrayLike) -> npt.NDArray[Any]:
     try:
         given = np.atleast_2d(np.asarray(vectors))
@@ -152,9 +163,14 @@ def _numbers(vectors: npt.ArrayLike) -> npt.NDArray[Any]:
     return given
 
 
-def _blocks(array: npt.NDArray[Any], k: int = 1) -> list[bytes]:
-    """Bodies of requests, each with so much of the array as asks for ``ROWS`` at k for each; at least one."""
-    size = max(1, ROWS // k) if isinstance(k, int | np.integer) and k > 0 else 1
+def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[bytes]:
+    """Bodies of requests, each with so much of the array as keeps ``ROWS`` at k for each, and ``BYTES``; at least one.
+
+    ``row_bytes``: what the answer has for each.
+    """
+    rows = ROWS // k if isinstance(k, int | np.integer) and k > 0 else 1
+    row_bytes = max(row_bytes, array.itemsize * math.prod(array.shape[1:]))
+    size = max(1, min(rows, BYTES // max(1, row_bytes)))
     return [_npy(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
 
 
@@ -171,7 +187,7 @@ def _one(found: Sequence[Hits]) -> Hits:
 
 def _encoded(picture: Picture) -> str:
     if isinstance(picture, Image.Image):
-        picture.save(stream := io.BytesIO(), "png")
+        to_rgb(picture).save(stream := io.BytesIO(), "png")
         data = stream.getvalue()
     else:
         try:

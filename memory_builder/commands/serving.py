@@ -1,6 +1,7 @@
 """The command that answers over HTTP. The one door to the service."""
 
 import sys
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -55,12 +56,12 @@ class Serve:
             return self._run_here(config)
         if self.port == 0:
             raise UsageError("--port 0: replicas need a port of which you know the number")
-        from cluster.replicas import deploy, wait
+        from cluster.replicas import deployed
 
-        deploy(config, address=self.address, replicas=self.replicas, host=self.host, port=self.port)
-        self._tell(self.port)
-        wait()
-        return 0
+        with deployed(config, address=self.address, replicas=self.replicas, host=self.host, port=self.port):
+            self._tell(self.port)
+            while True:
+                time.sleep(3600)
 
     def _run_here(self, config: "ServiceConfig") -> int:
         import socket

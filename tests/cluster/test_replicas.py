@@ -36,17 +36,21 @@ def there(memory: str, ray_cluster: object) -> Iterator[RemoteMemory]:
     assert ray_cluster
     from ray import serve
 
-    from cluster.replicas import deploy
+    from cluster.replicas import deployed
     from cluster.served import ServiceConfig
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(UsageError, match="expected at least 1"):
-        deploy(ServiceConfig(memory=memory), address=None, replicas=0, host="127.0.0.1", port=port)
-    deploy(ServiceConfig(memory=memory), address=None, replicas=1, host="127.0.0.1", port=port)
-    yield RemoteMemory.open(f"http://127.0.0.1:{port}")
-    serve.shutdown()
+    at = {"address": None, "host": "127.0.0.1", "port": port}
+    config = ServiceConfig(memory=memory)
+    with pytest.raises(UsageError, match="expected at least 1"), deployed(config, replicas=0, **at):
+        pass
+    with deployed(config, replicas=1, **at):
+        with pytest.raises(UsageError, match="already"), deployed(config, replicas=1, **at):
+            pass
+        yield RemoteMemory.open(f"http://127.0.0.1:{port}")
+    assert not serve.status().applications
 
 
 def test_a_replica_answers_as_the_memory_does_and_one_that_dies_is_replaced(there: RemoteMemory, memory: str) -> None:
@@ -72,3 +76,36 @@ def soon(ask: Callable[[], Hits]) -> Hits:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.5)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "plan"),
+    [
+        pytest.param([{"CPU": 2.0}], 1, (1, 2, 0), id="alone it has the node"),
+        pytest.param([{"CPU": 2.0}], 2, (2, 1, 0), id="two share a small node"),
+        pytest.param([{"CPU": 32.0}, {"CPU": 32.0}], 4, (4, 16, 0), id="two a node"),
+        pytest.param([{"CPU": 32.0}, {"CPU": 4.0}], 4, (4, 1, 0), id="unequal nodes"),
+        pytest.param([{"CPU": 64.0, "GPU": 8.0}], 2, (2, 8, 1), id="a gpu each"),
+    ],
+)
+def test_replicas_share_what_there_is(
+    nodes: list[dict[str, float]], replicas: int, plan: tuple[int, int, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cluster.replicas import PoolPlan, plan_replicas
+
+    size, num_cpus, num_gpus = plan
+    assert plan_replicas(nodes, replicas) == PoolPlan(size=size, num_cpus=num_cpus, num_gpus=num_gpus)
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "told"),
+    [([{"CPU": 2.0}], 3, "CPUs for 2 of 3"), ([{"CPU": 4.0, "GPU": 1.0}], 2, "GPUs for 1 of 2")],
+)
+def test_replicas_that_have_no_room_are_told_of(
+    nodes: list[dict[str, float]], replicas: int, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cluster.replicas import plan_replicas
+
+    plan_replicas(nodes, replicas)
+    assert f"the cluster has {told} replicas: waiting for more nodes" in capsys.readouterr().err

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import io
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ import numpy as np
 import pytest
 from browser import chromium
 from conftest import ROOT
+from PIL import Image
 
 from memory_builder import Memory, MemoryBuilderError, RemoteMemory, UsageError
 from memory_builder.shards import Pair, read_pairs
@@ -127,6 +129,10 @@ def test_more_than_a_request_may_ask_for_goes_out_in_several(
     assert there.rows(mine.ids).equals(here.rows(mine.ids))
     np.testing.assert_array_equal(there.vectors(mine.ids), here.vectors(mine.ids))
     assert there.search(vectors=vectors[0], k=50).ids.shape == (1, 50)
+    monkeypatch.setattr("memory_builder.remote.BYTES", 5 * 4 * here.description.d)  # five vectors a request
+    np.testing.assert_array_equal(there.search(vectors=vectors, k=2).ids, mine.ids[:, :2])
+    np.testing.assert_array_equal(there.vectors(mine.ids), here.vectors(mine.ids))
+    assert there.search(text="cat", k=np.int64(3)).ids.shape == (1, 3)
     assert there.vectors([]).shape == (0, here.description.d)
     assert there.rows([]).num_rows == 0
 
@@ -145,6 +151,7 @@ def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here:
         ({}, "exactly one"),
         ({"text": ["cat"], "k": 101}, "at most 100 rows a query"),
         ({"text": ["cat"] * 1_001, "k": 100}, "100,100 rows: a request like this gets at most 100,000: ask in several"),
+        ({"text": "cat", "k": 100, "refine": 2_001}, "rescores at most 200,000 rows a query"),
         ({"text": "cat", "k": 0}, "at least 1"),
         ({"text": "cat", "keys": "sound"}, "keys: Input should be 'image' or 'text'"),
         ({"text": "cat", "colour": "red"}, "colour: Extra inputs are not permitted"),
@@ -166,9 +173,14 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
     for path, array in (("search", np.array([["a"]])), ("vectors", np.zeros(2)), ("rows?columns=key", np.zeros(2))):
         with pytest.raises(UsageError, match="the body holds"):
             there._ask("POST", f"/bulk/{path}", body=_npy(array))
-    for path, array in (("search?k=100", np.zeros((20_001, 2))), ("vectors", np.zeros(2_000_001, np.int8))):
-        with pytest.raises(UsageError, match="rows: a request like this gets at most 2,000,000"):
+    for path, array, most in (
+        ("search?k=100", np.zeros((20_001, 2)), "2,000,000"),
+        ("rows?columns=key", np.zeros(2_000_001, np.int8), "2,000,000"),
+        ("vectors", np.zeros(349_526, np.int8), "349,525"),  # 256 MiB of 192 floats
+    ):
+        with pytest.raises(UsageError, match=f"rows: a request like this gets at most {most}"):
             there._ask("POST", f"/bulk/{path}", body=_npy(array))
+    assert post(f"{url}/bulk/search", b"PK\x03\x04 no archive")[1]["error"].startswith("the body is not a .npy file")
     with pytest.raises(UsageError, match="not in"):
         there.vectors([1 << 40])
     with pytest.raises(UsageError, match="query vectors are not numbers"):
@@ -205,6 +217,17 @@ def test_who_is_not_there_or_is_something_else() -> None:
         RemoteMemory.open("http://127.0.0.1:9", timeout_s=1)
     with pytest.raises(UsageError, match="expected the http:// address"):
         RemoteMemory.open("memory")
+
+
+def test_a_picture_that_is_turned_is_asked_for_as_it_is_seen(
+    there: RemoteMemory, here: Memory, small_shards: Path
+) -> None:
+    data = next(iter(pairs_of(small_shards / "00000.tar").values())).image
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    Image.open(io.BytesIO(data)).convert("CMYK").save(stream := io.BytesIO(), "jpeg", exif=exif)
+    turned = Image.open(stream)
+    np.testing.assert_array_equal(there.search(image=turned).ids, here.search(image=turned).ids)
 
 
 def test_it_cannot_be_started_so(command, built_memory: Path, tmp_path: Path) -> None:
