@@ -141,8 +141,7 @@ def searching(config: Bench, memory: Memory) -> None:
     setting = memory.tuning("image")["sides"]["image"]
     parts = [
         faiss.read_index(str(Path(Store(memory.store.root).full(view.index)) / "parts" / f"{name}.faiss"))
-        for segment in view.segments
-        for name in segment
+        for name in view.parts
     ]
     for part in parts:
         faiss.extract_index_ivf(part).nprobe = setting["nprobe"]

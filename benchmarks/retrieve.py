@@ -72,7 +72,7 @@ def bare(memory: Memory, vectors: np.ndarray, k: int) -> np.ndarray:
     index = memory.index("image")
     wanted = k * max(1, 0 if index.has_exact_codes else tuned["refine"])
     best = faiss.ResultHeap(len(vectors), wanted, keep_max=True)
-    for part in (name for segment in view.segments for name in segment):
+    for part in view.parts:
         path = memory.store.fetch(f"{view.index}/parts/{part}.faiss")
         opened = read_faiss(path, str(path), faiss.IO_FLAG_MMAP)
         if not index.is_exact:

@@ -3,7 +3,6 @@
 Only small records cross between driver and workers: a worker reads its shard and writes its files itself.
 """
 
-import sys
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from cluster.actors import Worker
 from cluster.metrics import EmbedMetrics
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
 from memory_builder.errors import WorkerError
+from memory_builder.progress import say
 from memory_builder.runner import ITEMS_ON_A_GPU, Item, Result, Task
 
 IN_FLIGHT = 1
@@ -165,11 +165,8 @@ class _Pool:
             if done:
                 return calls[done[0]]
             if all(worker.node is None for worker in self.workers):
-                print(
-                    f"waiting for the cluster to start a worker ({self.plan.num_cpus} CPUs, {self.plan.num_gpus} GPUs)",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                wanted = f"{self.plan.num_cpus} CPUs, {self.plan.num_gpus} GPUs"
+                say(f"waiting for the cluster to start a worker ({wanted})")
 
     def _settle(self, worker: _Hired) -> tuple[int, Any] | None:
         """Take note of the worker's oldest call; return what it finished."""

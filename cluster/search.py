@@ -5,7 +5,6 @@ An actor that dies is replaced by one that opens the same parts, and is asked ag
 
 import heapq
 import os
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from cluster.runner import DEATHS, PATIENCE_S, last_line, original_error
 from cluster.runtime import connect, live_nodes, plan_pool
 from memory_builder.errors import WorkerError
 from memory_builder.parts import part_record
+from memory_builder.progress import say
 from memory_builder.rows import Ids
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores
@@ -163,4 +163,4 @@ def _wait_for(calls: list[Any]) -> None:
         _, waiting = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
         if not waiting:
             return
-        print(f"waiting for the cluster to start {len(waiting)} search actors", file=sys.stderr, flush=True)
+        say(f"waiting for the cluster to start {len(waiting)} search actors")

@@ -14,10 +14,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from memory_builder.answers import answers, stated_recall
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
-from memory_builder.memory import Hits, Memory
+from memory_builder.memory import Memory
 from memory_builder.progress import say
-from memory_builder.rows import Ids, Keys
-from memory_builder.scores import Scores
+from memory_builder.rows import Ids, Keys, split_id
+from memory_builder.scores import Hits, Scores
 from memory_builder.serving import ServeFormat
 from memory_builder.shards.pictures import Missing, Place, read_pictures
 from memory_builder.snapshots import snapshot_numbers
@@ -158,8 +158,9 @@ class Served:
     def picture(self, row_id: int) -> bytes | Missing:
         """The picture of a row, from the shard it was embedded from."""
         memory = self.memory()
-        commit = memory.commits.get(row_id >> 32)
-        if commit is None or row_id & 0xFFFFFFFF >= commit.n_written or memory.is_deleted([row_id])[0]:
+        ordinal, number = split_id(row_id)
+        commit = memory.commits.get(ordinal)
+        if commit is None or number >= commit.n_written or memory.is_deleted([row_id])[0]:
             return Missing("of no row there is")
         (row,) = memory.metadata([row_id], ["member", "url"]).to_pylist()
         places = [Place(row["member"], row["url"])]

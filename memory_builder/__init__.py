@@ -16,8 +16,9 @@ if TYPE_CHECKING:
         UsageError,
         WorkerError,
     )
-    from memory_builder.memory import Hits, Memory
+    from memory_builder.memory import Memory
     from memory_builder.remote import RemoteMemory
+    from memory_builder.scores import Hits
 
 __version__ = "0.1.0"
 
@@ -27,7 +28,7 @@ _HOMES = {
     "CorruptMemoryError": "errors",
     "EncoderConfig": "encoder",
     "EncoderError": "errors",
-    "Hits": "memory",
+    "Hits": "scores",
     "IndexBuildError": "errors",
     "Memory": "memory",
     "MemoryBuilderError": "errors",

@@ -19,7 +19,7 @@ from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.indexing import deletions, finish_index
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
 from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
-from memory_builder.parts import Part, PartRecord, fill, finished_part, plan_parts, read_faiss, record_part
+from memory_builder.parts import Part, PartRecord, fill, finished_part, open_trained, plan_parts, record_part
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
 from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids, rows_of
@@ -186,9 +186,8 @@ def adopt_part(
             here = ids[numbers[chosen] - before]
             yield np.ascontiguousarray(codes[chosen[here >= 0]]), here[here >= 0]
 
-    trained = f"{task.folder}/trained.faiss"
-    empty = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
-    filled, n_deleted = with_lists_in_memory(empty, gathered()), sum(len(rows_of(o, deleted)) for o in part.ordinals)
+    filled = with_lists_in_memory(open_trained(store, task.folder), gathered())
+    n_deleted = sum(len(rows_of(ordinal, deleted)) for ordinal in part.ordinals)
     return record_part(store, task.folder, part, filled, task.quantizer_sha256, n_deleted=n_deleted)
 
 

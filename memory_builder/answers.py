@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from memory_builder.memory import Hits, Memory
+from memory_builder.memory import Memory
 from memory_builder.rows import NO_ROW, Keys
+from memory_builder.scores import Hits
+from memory_builder.search import sides_of
 from memory_builder.tables import LOOKUP_FIELDS
 
 Answer = list[dict[str, Any]]
@@ -35,7 +37,6 @@ def stated_recall(memory: Memory, keys: Keys, side: str | None) -> dict[str, flo
     Returns:
         None: too few rows to measure with.
     """
-    measured = memory.tuning(keys)["sides"]
-    chosen = [measured[side]] if side in measured else list(measured.values())
+    chosen = sides_of(memory.tuning(keys)["sides"], side)
     names = ("recall@10", "strict_recall@10")
     return {name: round(min(one[name] for one in chosen), 4) for name in names} if chosen else None

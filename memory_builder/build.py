@@ -1,13 +1,12 @@
-"""The drivers of the two building stages: plan, hand the pending work to a runner, keep the books.
+"""The drivers that make a memory: embed, import, index, adopt. They plan, hand pending work to a runner, keep books.
 
 Each may be killed at any moment and started again; what is committed is not done again.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from memory_builder.adopt import PART_ROWS, adopt_index
@@ -209,7 +208,7 @@ def index(memory: Store | str, *, keys: Sequence[Keys], config: IndexConfig, run
     """
     store = Store(memory)
     store.sweep()
-    return _make_current(store, lambda: {modality: build_index(memory, modality, config, runner) for modality in keys})
+    return _make_current(store, {modality: build_index(memory, modality, config, runner) for modality in keys})
 
 
 def adopt(
@@ -223,13 +222,12 @@ def adopt(
         ConcurrentWriterError: another writer changed the memory's state meanwhile.
     """
     store = Store(memory)
-    make = partial(adopt_index, memory, root, keys, published, target_recall=target_recall, runner=runner)
-    return _make_current(store, lambda: {keys: make(part_rows=PART_ROWS)})
+    view = adopt_index(memory, root, keys, published, part_rows=PART_ROWS, target_recall=target_recall, runner=runner)
+    return _make_current(store, {keys: view})
 
 
-def _make_current(store: Store, make: Callable[[], Mapping[str, IndexView]]) -> Snapshot:
+def _make_current(store: Store, views: Mapping[str, IndexView]) -> Snapshot:
     """Write the state with these indexes in the place of those there were."""
-    views = make()
     version = Manifest.read_folded(store).version
 
     def replaced(before: Snapshot) -> Snapshot:

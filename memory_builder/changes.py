@@ -147,8 +147,7 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
     with turn(store, LOCK):
         for view in snapshot.indexes.values():
             there = set(store.list(f"{view.index}/parts"))
-            names = [name for segment in view.segments for name in segment]
-            missing = [name for name in names if not {f"{name}.json", f"{name}.faiss"} <= there]
+            missing = [name for name in view.parts if not {f"{name}.json", f"{name}.faiss"} <= there]
             if missing:
                 raise ConcurrentWriterError(
                     f"{store.root}/{view.index}: another writer removed {some(missing)} meanwhile; run this again"

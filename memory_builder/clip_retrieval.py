@@ -18,7 +18,7 @@ from memory_builder.manifest import Description
 from memory_builder.memory import Memory
 from memory_builder.merge import MergeTask, kept_lists, merge_into, open_lists, set_nprobe
 from memory_builder.ondisk import ID_BYTES, with_lists_in_memory
-from memory_builder.parts import read_faiss, write_faiss
+from memory_builder.parts import open_trained, write_faiss
 from memory_builder.quantizer import memory_bytes
 from memory_builder.rows import Keys, in_blocks
 from memory_builder.runner import Runner
@@ -123,8 +123,7 @@ def _write_lists(memory: Memory, keys: Keys, ordinals: tuple[int, ...], store: S
     task = MergeTask(memory=memory.store, snapshot=snapshot, keys=keys, out=store, target=target, numbered=ordinals)
     lists = open_lists(memory.store, snapshot, keys)
     read = kept_lists(lists, memory.store, task)
-    path = f"{snapshot.indexes[keys].index}/trained.faiss"
-    trained = read_faiss(memory.store.fetch(path), f"{memory.store.root}/{path}")
+    trained = open_trained(memory.store, snapshot.indexes[keys].index)
     whole = with_lists_in_memory(trained, map(read, range(lists.n_lists)))
     write_faiss(store, target, set_nprobe(whole, memory.store, snapshot, keys))
     return int(whole.ntotal)

@@ -115,7 +115,7 @@ def _groups(records: list[PartRecord], deleted: Ids, part_rows: int) -> list[lis
 
 def _replaced(store: Store, view: IndexView | None, rewrite: Rewrite) -> IndexView:
     """An index as it is now, with the new parts in the place of the old ones."""
-    names = {name for segment in view.segments for name in segment} if view is not None else set()
+    names = set(view.parts) if view is not None else set()
     if view is None or view.index != rewrite.index or not rewrite.old <= names:
         raise ConcurrentWriterError(
             f"{store.root}/{rewrite.index}: another writer compacted it or built it anew meanwhile; run compact again"
@@ -139,7 +139,7 @@ def remove_unused(
     with turn(store, LOCK):
         kept = _kept_states(store, keep_s, states_kept)
         views = [view for snapshot in kept for view in snapshot.indexes.values()]
-        named = {f"{v.index}/parts/{name}" for v in views for segment in v.segments for name in segment}
+        named = {f"{view.index}/parts/{name}" for view in views for name in view.parts}
         named |= {snapshot.tombstones.removesuffix(".npy") for snapshot in kept if snapshot.tombstones}
         if folders is None:
             folders = sorted({view.index for view in kept[0].indexes.values()}) if kept else []

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
 from memory_builder.recall import RECALL_AT, Point
 from memory_builder.rows import Keys, Side
-from memory_builder.snapshots import read_snapshot
+from memory_builder.snapshots import read_snapshot, read_tuning
 from memory_builder.storage import Store
 
 BAR_WIDTH = 24
@@ -48,14 +48,12 @@ def read_curves(store: Store) -> list[Curve]:
     """
     curves = []
     for keys, view in read_snapshot(store).indexes.items():
-        path = f"{view.index}/{view.tuning}"
-        tuning = store.read_json(path)
-        if tuning is None:
-            raise CorruptMemoryError(f"{store.root}/{path} is missing: build the index again")
+        tuning = read_tuning(store, view)
         try:
             curves += [_curve(side, keys, points, tuning["sides"][side]) for side, points in tuning["curves"].items()]
         except (LookupError, TypeError, AttributeError) as error:
-            raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error!r}): build the index again") from None
+            place = f"{store.root}/{view.index}/{view.tuning}"
+            raise CorruptMemoryError(f"{place} is damaged ({error!r}): {BUILD_AGAIN}") from None
     return curves
 
 

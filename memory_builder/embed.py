@@ -22,7 +22,7 @@ from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load
 from memory_builder.errors import EncoderError, SourceError
 from memory_builder.images import BadImageError, decode_image, picture_size
 from memory_builder.imports import import_shard
-from memory_builder.manifest import Commit, Description, shard_name
+from memory_builder.manifest import Commit, Description, rejects_path
 from memory_builder.plan import Shard
 from memory_builder.runner import available_threads
 from memory_builder.shard_files import commit_shard
@@ -49,7 +49,7 @@ class EmbedTask:
     wants_gpu: bool = True
 
     def start(self) -> Callable[[Shard], Commit]:
-        adopt = partial(
+        copy = partial(
             import_shard,
             store=Store(self.memory),
             d=self.description.d,
@@ -57,7 +57,7 @@ class EmbedTask:
             hash_of_config=self.description.config_hash,
         )
         if self.encoder is None:
-            return adopt
+            return copy
         encoder = load_encoder(self.encoder)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
@@ -72,7 +72,7 @@ class EmbedTask:
             hash_of_config=self.description.config_hash,
             decode_threads=self.decode_threads or available_threads(),
         )
-        return lambda shard: embed(shard) if split_uri(shard.uri)[1].embeddings is None else adopt(shard)
+        return lambda shard: embed(shard) if split_uri(shard.uri)[1].embeddings is None else copy(shard)
 
 
 def embed_shard(
@@ -131,7 +131,7 @@ def _check_unchanged(shard: Shard) -> None:
 
 def _worth_retrying(store: Store, ordinal: int) -> frozenset[str]:
     """Keys of the pairs that a shard rejected; of the same key twice, the second never was a pair."""
-    rejects = read_parquet(store.read(f"rejects/rejects_{shard_name(ordinal)}.parquet")).to_pylist()
+    rejects = read_parquet(store.read(rejects_path(ordinal))).to_pylist()
     return frozenset(reject["key"] for reject in rejects if reject["reason"] != DUPLICATE_KEY)
 
 

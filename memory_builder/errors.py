@@ -16,6 +16,9 @@ MemoryBuilderError            exit code 1: work failed
 
 from typing import ClassVar
 
+BUILD_AGAIN = "build the index again"
+"""What helps where a file of an index is missing or damaged."""
+
 
 class MemoryBuilderError(Exception):
     """Base class. The message names what is wrong, where, and the fix."""

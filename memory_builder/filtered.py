@@ -24,7 +24,7 @@ SELECTOR_ROWS = 1_000_000
 LEAST_LIST = 0.1
 """Share of a list that is not worth scanning one more: a single deleted row changes nothing."""
 
-Scan = Callable[[Scores, int], tuple[Scores, Ids]]
+WidthScan = Callable[[Scores, int], tuple[Scores, Ids]]
 """(queries f32[q, d], width) → that many candidates, best first: scores f32[q, width], ids i64[q, width]."""
 
 
@@ -60,7 +60,7 @@ def score_all(queries: Scores, k: int, rows: Rows, keys: Keys, allowed: RowSet) 
     return best_of(scores, ids[places], k)
 
 
-def widen(scan: Scan, queries: Scores, k: int, n_rows: int, allowed: RowSet) -> tuple[Scores, Ids]:
+def widen(scan: WidthScan, queries: Scores, k: int, n_rows: int, allowed: RowSet) -> tuple[Scores, Ids]:
     """Ask for more than k candidates until k of them are allowed, or there are no more."""
     scores = np.full((len(queries), k), -np.inf, np.float32)
     ids = np.full((len(queries), k), NO_ROW, np.int64)

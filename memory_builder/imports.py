@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.encoder import Vectors
 from memory_builder.errors import SourceError
 from memory_builder.manifest import Commit
 from memory_builder.plan import Shard, Source
-from memory_builder.retry import open_filesystem
+from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shard_files import commit_shard
 from memory_builder.shards.tables import python_rows
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import metadata_table, read_npy, read_parquet
-from memory_builder.uris import Part, join_uri, split_uri
+from memory_builder.uris import Piece, join_uri, split_uri
 
 FOLDERS = {"image": ("img_emb", ".npy"), "text": ("text_emb", ".npy"), "metadata": ("metadata", ".parquet")}
 SIDES: tuple[str, ...] = ("image", "text")
@@ -55,20 +54,20 @@ def find_embeddings(root: str) -> list[Source]:
                 f"{root} has no {FOLDERS[kind][0]} for {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}, "
                 "which its other folders have: fetch them, or move the others away"
             )
-    base = path if _is_local(fs) else fs.unstrip_protocol(path)
+    base = uri_of(fs, path)
     sources = []
     for name in sorted(names):
         infos = [files[name] for files in kinds.values()]
-        uri = join_uri(base, Part(embeddings=name))
+        uri = join_uri(base, Piece(embeddings=name))
         sources.append(Source(uri=uri, bytes=sum(info["size"] for info in infos), etag=_etag(infos)))
     return sources
 
 
 def embeddings_etag(uri: str) -> str:
     """What changes when a file of this shard does; FileNotFoundError when all are gone."""
-    root, part = split_uri(uri)
+    root, piece = split_uri(uri)
     fs, path = open_filesystem(root)
-    infos = [fs.info(file) for file in _files(fs, path, part).values()]
+    infos = [fs.info(file) for file in _files(fs, path, piece).values()]
     if not infos:
         raise FileNotFoundError(uri)
     return _etag(infos)
@@ -94,12 +93,12 @@ def _numbered(fs: Any, path: str, kind: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _files(fs: Any, path: str, part: Part) -> dict[str, str]:
+def _files(fs: Any, path: str, piece: Piece) -> dict[str, str]:
     """Kind → path of the files of one shard that are there."""
     found: dict[str, str] = {}
     for kind, (folder, suffix) in FOLDERS.items():
         for separator in ("_", ""):
-            file = f"{path}/{folder}/{folder}{separator}{part.embeddings}{suffix}"
+            file = f"{path}/{folder}/{folder}{separator}{piece.embeddings}{suffix}"
             if fs.exists(file):
                 found.setdefault(kind, file)
     return found
@@ -107,9 +106,9 @@ def _files(fs: Any, path: str, part: Part) -> dict[str, str]:
 
 def embeddings_width(source: Source) -> int:
     """d of a shard's vectors."""
-    root, part = split_uri(source.uri)
+    root, piece = split_uri(source.uri)
     fs, path = open_filesystem(root)
-    files = _files(fs, path, part)
+    files = _files(fs, path, piece)
     return int(_load(fs, files.get("image") or files["text"]).shape[1])
 
 
@@ -120,9 +119,9 @@ def import_shard(shard: Shard, *, store: Store, d: int, column_types: dict[str, 
         SourceError: files are gone, of another width, hold no vectors, or do not have the same number of rows.
     """
     started = time.perf_counter()
-    root, part = split_uri(shard.uri)
+    root, piece = split_uri(shard.uri)
     fs, path = open_filesystem(root)
-    files = _files(fs, path, part)
+    files = _files(fs, path, piece)
     sides = {side: _load(fs, files[side]) for side in SIDES if side in files}
     table = read_parquet(fs.cat_file(files["metadata"])) if "metadata" in files else None
     n = _agree(files, sides, table, d)
@@ -130,7 +129,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, column_types: dict[str, 
     vectors: dict[str, Vectors] = {side: np.zeros((n, d), np.float16) for side in SIDES}
     vectors |= {side: _unit(array, side, notes) for side, array in sides.items()}
     has = {side: np.asarray(vectors[side].any(axis=1)) for side in SIDES}
-    rows = _rows(table, n, str(part.embeddings), has, notes)
+    rows = _rows(table, n, str(piece.embeddings), has, notes)
     return commit_shard(
         store,
         shard,
@@ -145,13 +144,9 @@ def import_shard(shard: Shard, *, store: Store, d: int, column_types: dict[str, 
     )
 
 
-def _is_local(fs: Any) -> bool:
-    return isinstance(fs, LocalFileSystem)
-
-
 def _load(fs: Any, file: str) -> npt.NDArray[Any]:
     try:
-        array: Any = read_npy(Path(file), mapped=True) if _is_local(fs) else read_npy(io.BytesIO(fs.cat_file(file)))
+        array: Any = read_npy(Path(file), mapped=True) if is_local(fs) else read_npy(io.BytesIO(fs.cat_file(file)))
     except FileNotFoundError:
         raise
     except (ValueError, EOFError, OSError) as error:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
 from memory_builder.failures import failed_ordinals
 from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.parts import part_record
 from memory_builder.plan import read_plan
 from memory_builder.rejects import standing_reasons
 from memory_builder.rows import Ids
-from memory_builder.snapshots import IndexView, read_snapshot
+from memory_builder.snapshots import IndexView, read_snapshot, read_tuning
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
 
@@ -99,10 +99,9 @@ def _time_left(commits: Sequence[Commit], pending: int, rate: float | None) -> f
 
 
 def _index_info(store: Store, view: IndexView, deleted: Ids) -> dict[str, Any]:
-    record = store.read_json(f"{view.index}/index.json")
-    tuning = store.read_json(f"{view.index}/{view.tuning}")
-    if record is None or tuning is None:
-        raise CorruptMemoryError(f"{store.root}/{view.index} lacks index.json or {view.tuning}: build the index again")
+    record, tuning = store.read_json(f"{view.index}/index.json", fix=BUILD_AGAIN), read_tuning(store, view)
+    if record is None:
+        raise CorruptMemoryError(f"{store.root}/{view.index}/index.json is missing: {BUILD_AGAIN}")
     segments = [[part_record(store, view.index, name) for name in segment] for segment in view.segments]
     parts = [part for segment in segments for part in segment]
     return {

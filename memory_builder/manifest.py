@@ -1,4 +1,4 @@
-"""What a memory's folder says of itself: the plan of shards, the commit records, the snapshots.
+"""What a memory's folder says of itself: ``memory.json``, the commit records, and the manifest they are folded into.
 
 A shard is done when its commit record exists and for no other reason. The driver folds commit records into
 ``manifest.parquet`` so that a reader of a finished memory opens a handful of files, however many shards it has.
@@ -60,6 +60,26 @@ def config_hash(config: dict[str, Any]) -> str:
 def shard_name(ordinal: int) -> str:
     """The number in every file name of a shard: five digits, more when needed."""
     return f"{ordinal:05d}"
+
+
+def commit_path(ordinal: int) -> str:
+    """Where a shard's commit record lies."""
+    return f"commits/{shard_name(ordinal)}.json"
+
+
+def metadata_path(ordinal: int) -> str:
+    """Where all that is known of a shard's pairs lies."""
+    return f"metadata/metadata_{shard_name(ordinal)}.parquet"
+
+
+def lookup_path(ordinal: int) -> str:
+    """Where what is looked up most of a shard's pairs lies."""
+    return f"rows/rows_{shard_name(ordinal)}.arrow"
+
+
+def rejects_path(ordinal: int) -> str:
+    """Where the pairs that a shard rejected are named."""
+    return f"rejects/rejects_{shard_name(ordinal)}.parquet"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +167,11 @@ def reading(store: Store, path: str) -> Iterator[None]:
 
 
 def check_format(store: Store, fields: dict[str, Any]) -> None:
+    """Refuse what a newer version wrote.
+
+    Raises:
+        UsageError: its format is newer than what this version reads.
+    """
     if fields["format_version"] > FORMAT_VERSION:
         raise UsageError(
             f"{store.root} has format {fields['format_version']}, this version reads up to {FORMAT_VERSION}: "
@@ -252,7 +277,7 @@ def write_commit(store: Store, commit: Commit) -> Commit:
         ConcurrentWriterError: another driver committed something else in this place.
     """
     commit = replace(commit, finished_s=time.time(), retries=RETRIES.take())
-    path = f"commits/{shard_name(commit.ordinal)}.json"
+    path = commit_path(commit.ordinal)
     try:
         store.create(path, commit.to_json())
     except FileExistsError:

@@ -1,47 +1,34 @@
 """A memory opened for questions."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
-from weakref import proxy
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memory_builder.allowed import AllowedRows
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.errors import CorruptMemoryError, EncoderError, UsageError
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Commit, Description, Manifest, read_description
 from memory_builder.queries import Picture, query_vectors
-from memory_builder.rows import NO_ROW, Ids, Keys, Rows, Side, row_ids
-from memory_builder.rowset import RowSet, remaining_rows
+from memory_builder.rows import Ids, Keys, Rows, Side, row_ids
 from memory_builder.runner import LocalRunner, Runner
-from memory_builder.scores import Scores
-from memory_builder.search import Effort, OpenIndex
-from memory_builder.serving import ServeFormat, check_format
-from memory_builder.snapshots import Snapshot, read_snapshot
+from memory_builder.scores import Hits, Scores
+from memory_builder.search import OpenIndex, tuned_effort
+from memory_builder.serving import ServeFormat, check_serve_format
+from memory_builder.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.storage import Store
 from memory_builder.tables import LOOKUP_FIELDS
 from memory_builder.tombstones import current_tombstones
 
-FILTERS_KEPT = 8
-"""Filters whose rows are remembered; each takes a bit a row."""
 ONE_LOADS = Lock()
 """Of a model: threads that ask at once would each load it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hits:
-    """Rows found, best first."""
-
-    scores: Scores
-    """f32[q, k] inner products of unit vectors; -inf where there is no hit."""
-    ids: Ids
-    """i64[q, k] row ids; -1 where there is no hit."""
 
 
 class Memory:
@@ -70,11 +57,7 @@ class Memory:
         self._address = address
         self._indexes: dict[Keys, OpenIndex] = {}
         self._one_opens = Lock()
-        # What is open goes with the memory, at once: nothing it holds may hold it.
-        me = proxy(self)
-        self._matching = lru_cache(FILTERS_KEPT)(partial(Memory._find_matching, me))
-        self._allowed = lru_cache(FILTERS_KEPT)(partial(Memory._find_allowed, me))
-        self._share = lru_cache(maxsize=2)(partial(Memory._find_share, me))
+        self._allowed = AllowedRows(self._rows, self._deleted)
 
     @staticmethod
     def open(
@@ -105,7 +88,9 @@ class Memory:
             UsageError: there is no memory here, or no such format.
             CorruptMemoryError: a file is missing or damaged.
         """
-        return Memory._read(Store(root, **storage_options), encoder, check_format(serve_format), address, snapshot)
+        return Memory._read(
+            Store(root, **storage_options), encoder, check_serve_format(serve_format), address, snapshot
+        )
 
     @staticmethod
     def _read(
@@ -165,10 +150,10 @@ class Memory:
         k = _at_least("k", k, 1)
         kind, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
         index = self.index(keys)
-        allowed = self._allowed(keys, where)
-        effort = self._effort(keys, kind or side, index)
+        allowed = self._allowed.of(index, where)
+        effort = tuned_effort(self._tuned[keys], kind or side, index)
         if allowed is not None:
-            n_rows = len(allowed) * self._share(keys)
+            n_rows = len(allowed) * self._allowed.share(index, keys)
             effort = replace(effort, nprobe=lists_for(n_rows, effort.nprobe, index.n_tuned, index.n_lists))
         if nprobe is not None:
             effort = replace(effort, nprobe=_at_least("nprobe", nprobe, 1))
@@ -263,12 +248,7 @@ class Memory:
 
     def tuning(self, keys: Keys) -> dict[str, Any]:
         """What was measured of an index: settings, recall, curves (``tuning.json``)."""
-        view = self.snapshot.view(keys, self.store.root)
-        path = f"{view.index}/{view.tuning}"
-        tuning = self.store.read_json(path)
-        if tuning is None:
-            raise CorruptMemoryError(f"{self.store.root}/{path} is missing: build the index again")
-        return tuning
+        return read_tuning(self.store, self.snapshot.view(keys, self.store.root))
 
     def latest(self) -> "Memory":
         """The memory in its current state, with the model that is loaded here."""
@@ -279,48 +259,19 @@ class Memory:
 
     def _open_index(self, keys: Keys) -> OpenIndex:
         view = self.snapshot.view(keys, self.store.root)
-        parts = [name for segment in view.segments for name in segment]
         if self._address is None:
-            return OpenIndex(self.store, view.index, parts, serve_format=self._serve_format)
+            return OpenIndex(self.store, view.index, view.parts, serve_format=self._serve_format)
         from cluster.search import SearchPool
 
-        pool = SearchPool(self._address, self.store, view.index, parts, serve_format=self._serve_format)
-        return OpenIndex(self.store, view.index, parts, elsewhere=pool.scan)
-
-    def _find_matching(self, where: str) -> RowSet:
-        from memory_builder.where import matching_rows  # its parser takes a while to import
-
-        return matching_rows(self._rows, where)
-
-    def _find_allowed(self, keys: Keys, where: str | None) -> RowSet | None:
-        """The rows that a search may find; None: every row of the index."""
-        if where is None and not len(self._deleted):
-            return None
-        kept = None if where is None else self._matching(where)
-        return remaining_rows(self._rows.commits, self.index(keys).ordinals, self._deleted, kept)
-
-    def _find_share(self, keys: Keys) -> float:
-        """Of the rows in the shards of an index, those that have its modality; any set of them is taken to be alike."""
-        commits = [self.commits[ordinal] for ordinal in self.index(keys).ordinals]
-        return sum(commit.n_present(keys) for commit in commits) / max(1, sum(commit.n_written for commit in commits))
+        pool = SearchPool(self._address, self.store, view.index, view.parts, serve_format=self._serve_format)
+        return OpenIndex(self.store, view.index, view.parts, elsewhere=pool.scan)
 
     @cached_property
     def _tuned(self) -> dict[Keys, dict[str, Any]]:
         return {keys: self.tuning(keys)["sides"] for keys in self.snapshot.modalities}
-
-    def _effort(self, keys: Keys, side: str | None, index: OpenIndex) -> Effort:
-        """As tuned for the query's modality; for bare vectors, the greater effort of both."""
-        sides = self._tuned[keys]
-        tuned = [sides[side]] if side in sides else list(sides.values())
-        if not tuned:  # too few rows to tune on
-            return Effort(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
-        return Effort(nprobe=max(t["nprobe"] for t in tuned), refine=max(t["refine"] for t in tuned))
 
 
 def _at_least(name: str, value: int, least: int) -> int:
     if not isinstance(value, int | np.integer) or value < least:
         raise UsageError(f"{name} {value}: expected a whole number, at least {least}")
     return int(value)
-
-
-__all__ = ["NO_ROW", "Hits", "Memory", "Picture"]

@@ -21,12 +21,12 @@ from memory_builder.errors import UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Manifest, config_hash
 from memory_builder.ondisk import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
-from memory_builder.parts import read_faiss, trained_record, write_faiss
+from memory_builder.parts import open_trained, trained_record, write_faiss
 from memory_builder.progress import Progress, say
 from memory_builder.rows import Ids, Keys
 from memory_builder.runner import Runner, run_all
 from memory_builder.search import OpenIndex, graph_effort
-from memory_builder.snapshots import Snapshot, read_snapshot
+from memory_builder.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes, read_npy
 from memory_builder.tombstones import current_tombstones
@@ -104,8 +104,7 @@ def merge_into(
         n_lists=len(sizes),
         bytes=int(sizes.sum()) * (index.code_bytes + ID_BYTES),
     )
-    trained = f"{snapshot.indexes[keys].index}/trained.faiss"
-    empty = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
+    empty = open_trained(store, snapshot.indexes[keys].index)
     tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, keys)
     _join(out, target, [f"{task.path(some)}.lists" for some in ranges], tuned)
     out.put(f"{target}/{RECORD}", json.dumps(asdict(merged), indent=1).encode())
@@ -138,7 +137,7 @@ def open_lists(store: Store, snapshot: Snapshot, keys: Keys) -> OpenIndex:
         UsageError: it has none.
     """
     view = snapshot.view(keys, store.root)
-    index = OpenIndex(store, view.index, [name for segment in view.segments for name in segment])
+    index = OpenIndex(store, view.index, view.parts)
     if index.is_exact:
         raise UsageError(
             f"the index of {keys} vectors of {store.root} is exact and has no inverted lists to merge: "
@@ -165,7 +164,7 @@ def plan_ranges(sizes: Ids, code_bytes: int, range_bytes: int) -> list[ListRange
 def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Keys) -> Any:
     """Let whoever opens the filled index scan as many lists as searches of the memory do; returns the index."""
     view = snapshot.indexes[keys]
-    sides = (store.read_json(f"{view.index}/{view.tuning}") or {"sides": {}})["sides"].values()
+    sides = read_tuning(store, view)["sides"].values()
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
     nprobe = max((side["nprobe"] for side in sides), default=ivf.nlist)
     n_tuned = trained_record(store, view.index).get("n_rows", index.ntotal)

@@ -17,7 +17,7 @@ import faiss
 import numpy as np
 
 from memory_builder.coarse import Backend, Device, adder, choose_backend
-from memory_builder.errors import CorruptMemoryError, IndexBuildError
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
 from memory_builder.progress import Progress
 from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
@@ -91,7 +91,7 @@ def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
     except FileNotFoundError:
         return None
     except (ValueError, LookupError, TypeError) as error:
-        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): build the index again") from None
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): {BUILD_AGAIN}") from None
 
 
 def part_record(store: Store, folder: str, name: str) -> PartRecord:
@@ -113,9 +113,9 @@ def trained_record(store: Store, folder: str) -> dict[str, Any]:
         CorruptMemoryError: it is missing or damaged.
     """
     path = f"{folder}/trained.json"
-    record = store.read_json(path)
+    record = store.read_json(path, fix=BUILD_AGAIN)
     if record is None or "sha256" not in record:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged: build the index again")
+        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged: {BUILD_AGAIN}")
     return record
 
 
@@ -137,6 +137,16 @@ def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1][-200:]
         raise CorruptMemoryError(f"{what} cannot be read ({reason}): run verify, or build the index again") from None
+
+
+def open_trained(store: Store, folder: str) -> Any:
+    """The trained quantizer of an index, as a faiss index without rows.
+
+    Raises:
+        CorruptMemoryError: it is missing, or faiss cannot read it.
+    """
+    path = f"{folder}/trained.faiss"
+    return read_faiss(store.fetch(path), f"{store.root}/{path}")
 
 
 def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
@@ -211,7 +221,7 @@ def fill_part(
     trained = f"{folder}/trained.faiss"
     if store.checksum(trained) != quantizer_sha256:
         raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
-    index = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
+    index = open_trained(store, folder)
     add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
         vectors = open_vectors(store, commits[ordinal], keys, d)

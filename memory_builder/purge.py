@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Manifest, read_description, shard_name
+from memory_builder.manifest import Commit, Manifest, lookup_path, metadata_path, read_description, shard_name
 from memory_builder.progress import Progress, say
 from memory_builder.rows import Ids, open_vectors, rows_of, split_ids, vectors_path
 from memory_builder.runner import Runner, run_all
@@ -24,6 +24,7 @@ from memory_builder.storage import Store, sha256
 from memory_builder.tables import arrow_bytes, npy_bytes, parquet_bytes
 
 FOLDER = "purges"
+PURGE_AGAIN = "run compact --purge again"
 KEPT = ("key", "width", "height", "sha256", "member")
 """Metadata that stays: what a pair is called and what it was, so that it is known again."""
 
@@ -56,11 +57,11 @@ def read_purge(store: Store, ordinal: int) -> Purge | None:
         CorruptMemoryError: it is damaged.
     """
     path = _record_path(ordinal)
-    record = store.read_json(path)
+    record = store.read_json(path, fix=PURGE_AGAIN)
     try:
         return None if record is None else Purge(**record)
     except TypeError as error:
-        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): run compact --purge again") from None
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): {PURGE_AGAIN}") from None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,12 +86,11 @@ def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
         there = read_purge(store, commit.ordinal)
     if there is not None and there.n_rows == len(rows) and _is_done(store, there):
         return there
-    name = shard_name(commit.ordinal)
     files = {
         vectors_path(commit.ordinal, keys): _blank_vectors(store, commit, keys, d, rows) for keys in ("image", "text")
     }
-    files[f"metadata/metadata_{name}.parquet"] = _blank_metadata(store, name, rows)
-    files[f"rows/rows_{name}.arrow"] = _blank_lookup(store, name, rows)
+    files[metadata_path(commit.ordinal)] = _blank_metadata(store, commit.ordinal, rows)
+    files[lookup_path(commit.ordinal)] = _blank_lookup(store, commit.ordinal, rows)
     purge = Purge(
         ordinal=commit.ordinal, n_rows=len(rows), checksums={path: sha256(data) for path, data in files.items()}
     )
@@ -114,8 +114,8 @@ def _blank_vectors(store: Store, commit: Commit, keys: str, d: int, rows: Ids) -
     return npy_bytes(vectors)
 
 
-def _blank_metadata(store: Store, name: str, rows: Ids) -> bytes:
-    table = pq.read_table(store.fetch(f"metadata/metadata_{name}.parquet"))
+def _blank_metadata(store: Store, ordinal: int, rows: Ids) -> bytes:
+    table = pq.read_table(store.fetch(metadata_path(ordinal)))
     for column, field in enumerate(table.schema):
         if field.name not in KEPT:
             blank = {"has_image": False, "has_text": False, "extra": "{}"}.get(field.name)
@@ -123,8 +123,8 @@ def _blank_metadata(store: Store, name: str, rows: Ids) -> bytes:
     return parquet_bytes(table)
 
 
-def _blank_lookup(store: Store, name: str, rows: Ids) -> bytes:
-    with pa.memory_map(str(store.fetch(f"rows/rows_{name}.arrow"))) as file:
+def _blank_lookup(store: Store, ordinal: int, rows: Ids) -> bytes:
+    with pa.memory_map(str(store.fetch(lookup_path(ordinal)))) as file:
         table = pa.ipc.open_file(file).read_all()
         for column in ("caption", "url"):
             at = table.schema.get_field_index(column)

@@ -27,10 +27,10 @@ def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = 
     found = []
     for commit in commits:
         n = sum(n for reason, n in commit.reasons.items() if reason != DUPLICATE_KEY)
-        path, part = split_uri(commit.uri)
-        is_named = named is None or join_uri(path, replace(part, rejects=None)) in named
+        path, piece = split_uri(commit.uri)
+        is_named = named is None or join_uri(path, replace(piece, rejects=None)) in named
         if n and is_named and commit.ordinal not in tried:
-            uri, etag = join_uri(path, replace(part, rejects=commit.ordinal)), commit.etag
+            uri, etag = join_uri(path, replace(piece, rejects=commit.ordinal)), commit.etag
             with suppress(SourceError):
                 etag = current_etag(uri)
             found.append(Source(uri=uri, bytes=0, etag=etag))

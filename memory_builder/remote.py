@@ -18,9 +18,9 @@ from PIL import Image
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.images import to_rgb
 from memory_builder.manifest import Description
-from memory_builder.memory import Hits, Picture
+from memory_builder.queries import Picture
 from memory_builder.rows import NO_ROW, Keys, Side
-from memory_builder.scores import Scores
+from memory_builder.scores import Hits, Scores
 from memory_builder.snapshots import IndexView, Snapshot
 from memory_builder.tables import LOOKUP_FIELDS
 

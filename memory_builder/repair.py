@@ -15,13 +15,13 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Description, Manifest, read_description, shard_name
+from memory_builder.manifest import Commit, Description, Manifest, commit_path, read_description, rejects_path
 from memory_builder.plan import Shard, read_plan
 from memory_builder.purge import read_purge
 from memory_builder.runner import Runner
 from memory_builder.storage import Store
 from memory_builder.uris import split_uri
-from memory_builder.verify import Problem, commit_path, read_records, verify
+from memory_builder.verify import Problem, read_records, verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,7 +168,7 @@ def repair_shard(
         raise CorruptMemoryError(f"rows of {shard.uri} were purged, and embedding it anew would bring them back")
     retried = split_uri(shard.uri)[1].rejects
     if retried is not None:  # the pairs of such a shard are those that another one rejected
-        rejects = f"rejects/rejects_{shard_name(retried)}.parquet"
+        rejects = rejects_path(retried)
         scratch.put(rejects, store.read(rejects))
     try:
         made = embed(shard).checksums

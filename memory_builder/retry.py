@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
@@ -40,6 +41,16 @@ class Tally:
 
 
 RETRIES = Tally()
+
+
+def is_local(fs: Any) -> bool:
+    """Whether a filesystem is this machine's."""
+    return isinstance(fs, LocalFileSystem)
+
+
+def uri_of(fs: Any, path: str) -> str:
+    """The name by which anyone may find what lies at a path of a filesystem: a local path, or a URL."""
+    return path if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:

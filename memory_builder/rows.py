@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from memory_builder.encoder import Vectors
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.manifest import Commit, shard_name
+from memory_builder.manifest import Commit, lookup_path, metadata_path, shard_name
 from memory_builder.pages import REQUEST_BYTES, PageCache
 from memory_builder.storage import Store
 from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS, read_npy, read_npy_header
@@ -40,6 +40,11 @@ def row_ids(ordinal: int, rows: npt.NDArray[Any]) -> Ids:
 def split_ids(ids: Ids) -> tuple[Ids, Ids]:
     """Ids → (shard ordinals, rows)."""
     return ids >> ROW_BITS, ids & ((1 << ROW_BITS) - 1)
+
+
+def split_id(row_id: int) -> tuple[int, int]:
+    """The same of one id."""
+    return row_id >> ROW_BITS, row_id & ((1 << ROW_BITS) - 1)
 
 
 def rows_of(ordinal: int, ids: Ids) -> Ids:
@@ -215,7 +220,7 @@ class Rows:
         return open_vectors(self.store, self.commits[ordinal], keys, self.d)
 
     def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
-        path = self.store.fetch(f"rows/rows_{shard_name(ordinal)}.arrow")
+        path = self.store.fetch(lookup_path(ordinal))
         try:
             file = pa.ipc.open_file(pa.memory_map(str(path)))
             # of a shard without rows there is no batch
@@ -234,7 +239,7 @@ class Rows:
             UsageError: there is no such column.
             CorruptMemoryError: the file is missing or damaged.
         """
-        path = f"metadata/metadata_{shard_name(ordinal)}.parquet"
+        path = metadata_path(ordinal)
         try:
             with pq.ParquetFile(str(self.store.fetch(path)), pre_buffer=False) as file:
                 names = file.schema_arrow.names

@@ -1,11 +1,23 @@
 """Scores of rows for queries: the best of them in an order that is always the same, and exact ones."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 
 Scores = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hits:
+    """Rows found, best first."""
+
+    scores: Scores
+    """f32[q, k] inner products of unit vectors; -inf where there is no hit."""
+    ids: Ids
+    """i64[q, k] row ids; -1 where there is no hit."""
 
 
 def best_of(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:
@@ -22,8 +34,8 @@ def exact_scores(queries: Scores, ids: Ids, rows: Rows, keys: Keys) -> Scores:
     return scores
 
 
-def unit_rows(rows: Scores) -> Scores:
-    """f32[..., d] → rows scaled to length 1; zero rows stay zero. Stored rows are float16, and so a little off it."""
+def unit_rows(rows: npt.NDArray[np.floating]) -> Scores:
+    """f32 or f64[..., d] → f32[..., d] at length 1; zero rows stay zero. Stored rows are float16, a little off it."""
     norms = np.linalg.norm(rows, axis=-1, keepdims=True)
     units: Scores = (rows / np.where(norms == 0, 1, norms)).astype(np.float32)
     return units

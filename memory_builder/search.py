@@ -13,7 +13,7 @@ from memory_builder.coarse import transformed
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.filtered import is_few, is_selective, score_all, widen
 from memory_builder.ondisk import Codes, read_list
-from memory_builder.parts import PART_MISSING, PartRecord, part_record, read_faiss, trained_record
+from memory_builder.parts import PART_MISSING, PartRecord, open_trained, part_record, read_faiss, trained_record
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores, best_of, exact_scores
@@ -34,6 +34,11 @@ class Effort:
 
     nprobe: int
     refine: int
+
+
+def sides_of(tuned: dict[str, dict[str, Any]], side: str | None) -> list[dict[str, Any]]:
+    """Of what was tuned (query modality → setting), that of this modality; of both for bare vectors (None)."""
+    return [tuned[side]] if side in tuned else list(tuned.values())
 
 
 class OpenIndex:
@@ -62,8 +67,7 @@ class OpenIndex:
         serve_format: ServeFormat = "plain",
         elsewhere: Scan | None = None,
     ) -> None:
-        trained = f"{folder}/trained.faiss"
-        self._trained = read_faiss(store.fetch(trained), f"{store.root}/{trained}")
+        self._trained = open_trained(store, folder)
         trained_as = trained_record(store, folder)
         records = [_read_record(store, folder, name, trained_as["sha256"]) for name in parts]
         self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
@@ -186,6 +190,14 @@ class OpenIndex:
             best_scores, best = best_of(found_scores, found, k)
             scores[here, : best.shape[1]], ids[here, : best.shape[1]] = best_scores, best
         return scores, ids
+
+
+def tuned_effort(tuned: dict[str, dict[str, Any]], side: str | None, index: OpenIndex) -> Effort:
+    """The effort tuned for queries of a modality; for bare vectors (None), the greater of both."""
+    sides = sides_of(tuned, side)
+    if not sides:  # too few rows to tune on
+        return Effort(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
+    return Effort(nprobe=max(one["nprobe"] for one in sides), refine=max(one["refine"] for one in sides))
 
 
 def graph_effort(nprobe: int) -> int:

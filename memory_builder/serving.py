@@ -9,7 +9,7 @@ from memory_builder.errors import UsageError
 ServeFormat = Literal["plain", "fastscan"]
 
 
-def check_format(serve_format: str) -> ServeFormat:
+def check_serve_format(serve_format: str) -> ServeFormat:
     """The format, if there is one of this name."""
     for known in get_args(ServeFormat):
         if serve_format == known:

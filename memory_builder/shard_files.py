@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 
 from memory_builder.encoder import Vectors
-from memory_builder.manifest import Commit, shard_name, write_commit
+from memory_builder.manifest import Commit, lookup_path, metadata_path, rejects_path, write_commit
 from memory_builder.plan import Shard
+from memory_builder.rows import vectors_path
 from memory_builder.shards import Reject
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, npy_bytes, parquet_bytes
@@ -38,14 +39,13 @@ def commit_shard(
         seconds: wall time by what it went into; ``write`` is added.
     """
     started = time.perf_counter()
-    name = shard_name(shard.ordinal)
     refused = {"key": [reject.key for reject in rejects], "reason": [reject.reason for reject in rejects]}
     files = {
-        f"img_emb/img_emb_{name}.npy": npy_bytes(images),
-        f"text_emb/text_emb_{name}.npy": npy_bytes(texts),
-        f"metadata/metadata_{name}.parquet": parquet_bytes(metadata),
-        f"rows/rows_{name}.arrow": arrow_bytes(metadata.select(LOOKUP_FIELDS)),
-        f"rejects/rejects_{name}.parquet": parquet_bytes(pa.table(refused, schema=REJECTS)),
+        vectors_path(shard.ordinal, "image"): npy_bytes(images),
+        vectors_path(shard.ordinal, "text"): npy_bytes(texts),
+        metadata_path(shard.ordinal): parquet_bytes(metadata),
+        lookup_path(shard.ordinal): arrow_bytes(metadata.select(LOOKUP_FIELDS)),
+        rejects_path(shard.ordinal): parquet_bytes(pa.table(refused, schema=REJECTS)),
     }
     for path, data in files.items():
         store.put(path, data)

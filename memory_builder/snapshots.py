@@ -2,9 +2,9 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from memory_builder.errors import ConcurrentWriterError, IndexBuildError
+from memory_builder.errors import BUILD_AGAIN, ConcurrentWriterError, CorruptMemoryError, IndexBuildError
 from memory_builder.manifest import FORMAT_VERSION, check_format, reading
 from memory_builder.storage import Store
 
@@ -20,6 +20,11 @@ class IndexView:
     n_rows: int
     tuning: str = "tuning.json"
     """File in that folder: the settings that searches use."""
+
+    @property
+    def parts(self) -> list[str]:
+        """Part names of all segments."""
+        return [name for segment in self.segments for name in segment]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,19 @@ def read_numbered_snapshot(store: Store, number: int) -> Snapshot:
         check_format(store, fields)
         fields["indexes"] = {keys: IndexView(**view) for keys, view in fields["indexes"].items()}
         return Snapshot(**fields)
+
+
+def read_tuning(store: Store, view: IndexView) -> dict[str, Any]:
+    """What was measured of an index: settings, recall, curves (``tuning.json``).
+
+    Raises:
+        CorruptMemoryError: it is missing or damaged.
+    """
+    path = f"{view.index}/{view.tuning}"
+    tuning = store.read_json(path, fix=BUILD_AGAIN)
+    if tuning is None:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing: {BUILD_AGAIN}")
+    return tuning
 
 
 def write_snapshot(store: Store, snapshot: Snapshot) -> None:

@@ -7,16 +7,15 @@ from contextlib import suppress
 from typing import Any
 
 import bracex
-from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.errors import SourceError
 from memory_builder.imports import embeddings_etag
 from memory_builder.plan import Source
-from memory_builder.retry import open_filesystem
+from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shards import folder, listing, parquet, webdataset
 from memory_builder.shards.pairs import IMAGE_SUFFIXES
 from memory_builder.storage import etag_of
-from memory_builder.uris import Part, join_uri, split_uri
+from memory_builder.uris import Piece, join_uri, split_uri
 
 TABLES_SPLIT_FROM_BYTES = 16 << 20
 """A smaller parquet file is one shard, and its footer need not be read to plan it."""
@@ -56,8 +55,8 @@ def find_sources(patterns: Sequence[str]) -> list[Source]:
 
 
 def _in_order(uri: str) -> tuple[str, str, int]:
-    path, part = split_uri(uri)
-    return path, part.folder or "", part.items[0] if part.items else 0
+    path, piece = split_uri(uri)
+    return path, piece.folder or "", piece.items[0] if piece.items else 0
 
 
 def _match(pattern: str) -> list[Source]:
@@ -84,9 +83,9 @@ def _has_pictures(names: Any) -> bool:
 
 
 def _folders(fs: Any, path: str) -> list[Source]:
-    base = path if isinstance(fs, LocalFileSystem) else fs.unstrip_protocol(path)
+    base = uri_of(fs, path)
     return [
-        Source(uri=join_uri(base, part), bytes=n_bytes, etag=etag) for part, n_bytes, etag in folder.parts(fs, path)
+        Source(uri=join_uri(base, piece), bytes=n_bytes, etag=etag) for piece, n_bytes, etag in folder.pieces(fs, path)
     ]
 
 
@@ -101,43 +100,42 @@ def _shards(fs: Any, entries: dict[str, Any]) -> list[Source]:
 
 def _sources(fs: Any, name: str, entry: dict[str, Any]) -> Iterator[Source]:
     # A local listing tells of a link, not of its target; a remote one saves a request for every shard.
-    info = fs.info(name) if isinstance(fs, LocalFileSystem) else entry
+    info = fs.info(name) if is_local(fs) else entry
     if info["type"] == "directory":
         return
     whole = _source(fs, name, info)
-    parts = _parts(whole)
-    for part in parts:
-        yield Source(uri=join_uri(whole.uri, part), bytes=whole.bytes // len(parts), etag=whole.etag)
+    pieces = _pieces(whole)
+    for piece in pieces:
+        yield Source(uri=join_uri(whole.uri, piece), bytes=whole.bytes // len(pieces), etag=whole.etag)
 
 
-def _parts(source: Source) -> list[Part]:
+def _pieces(source: Source) -> list[Piece]:
     """What a large table is cut into. One that cannot be read is a shard that fails, not a run that does."""
     with suppress(SourceError, OSError):
         return _cut(source)
-    return [Part()]
+    return [Piece()]
 
 
-def _cut(source: Source) -> list[Part]:
+def _cut(source: Source) -> list[Piece]:
     if source.uri.endswith(parquet.SUFFIXES) and source.bytes >= TABLES_SPLIT_FROM_BYTES:
-        return parquet.parts(source.uri)
+        return parquet.pieces(source.uri)
     if source.uri.endswith(listing.SUFFIXES):
-        return listing.parts(source.uri)
-    return [Part()]
+        return listing.pieces(source.uri)
+    return [Piece()]
 
 
 def _source(fs: Any, path: str, info: dict[str, Any]) -> Source:
-    local = isinstance(fs, LocalFileSystem)
-    version = f"{info['size']:x}-{info['mtime']}" if local else etag_of(info) or f"{info['size']}"
-    return Source(uri=path if local else fs.unstrip_protocol(path), bytes=info["size"] or 0, etag=version)
+    version = f"{info['size']:x}-{info['mtime']}" if is_local(fs) else etag_of(info) or f"{info['size']}"
+    return Source(uri=uri_of(fs, path), bytes=info["size"] or 0, etag=version)
 
 
 def current_etag(uri: str) -> str:
     """The etag a source has now; SourceError when it is gone."""
-    named, part = split_uri(uri)
+    named, piece = split_uri(uri)
     fs, path = open_filesystem(named)
     try:
-        if part.embeddings is not None:
+        if piece.embeddings is not None:
             return embeddings_etag(uri)
-        return folder.measure(fs, path, part)[1] if part.folder is not None else _source(fs, path, fs.info(path)).etag
+        return folder.measure(fs, path, piece)[1] if piece.folder is not None else _source(fs, path, fs.info(path)).etag
     except FileNotFoundError:
         raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None

@@ -19,10 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from fsspec.implementations.local import LocalFileSystem
-
 from memory_builder.errors import CorruptMemoryError, StorageError, StorageFullError
-from memory_builder.retry import ATTEMPTS, open_filesystem
+from memory_builder.retry import ATTEMPTS, is_local, open_filesystem, uri_of
 
 TEMPORARY = ".tmp"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,8 +42,8 @@ class Store:
         place = root.root if isinstance(root, Store) else str(root)
         self.fs, self.path = open_filesystem(place, **self.options)
         self.path = self.path.rstrip("/")
-        self.is_local = isinstance(self.fs, LocalFileSystem)
-        self.root: str = self.path if self.is_local else self.fs.unstrip_protocol(self.path)
+        self.is_local = is_local(self.fs)
+        self.root: str = uri_of(self.fs, self.path)
 
     def __repr__(self) -> str:
         return f"Store({self.root!r})"
@@ -64,18 +62,20 @@ class Store:
             data: bytes = self.fs.cat_file(self.full(path))
         return data
 
-    def read_json(self, path: str) -> dict[str, Any] | None:
-        """A record of an index; None when it is not there.
+    def read_json(
+        self, path: str, *, fix: str = "remove it and run the command that writes it again"
+    ) -> dict[str, Any] | None:
+        """A JSON object; None when it is not there.
 
         Raises:
-            CorruptMemoryError: it is there and is no JSON.
+            CorruptMemoryError: it is there and is no JSON object; the message ends with ``fix``.
         """
         try:
             record: dict[str, Any] = dict(json.loads(self.read(path)).items())
         except FileNotFoundError:
             return None
         except (ValueError, AttributeError) as error:  # no JSON, or no object
-            raise CorruptMemoryError(f"{self.root}/{path} is damaged ({error}): build the index again") from None
+            raise CorruptMemoryError(f"{self.root}/{path} is damaged ({error}): {fix}") from None
         return record
 
     def read_sound_json(self, path: str) -> dict[str, Any] | None:

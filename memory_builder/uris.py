@@ -1,6 +1,6 @@
-"""The names of shards. A shard is a file, or a part of something larger: ``pictures#folder=cats&items=0-10000``.
+"""The names of shards. A shard is a file, or a piece of something larger: ``pictures#folder=cats&items=0-10000``.
 
-The part stands behind a ``#``: ``items`` (first and behind the last pair of a table or folder), ``bytes`` (of a
+The piece stands behind a ``#``: ``items`` (first and behind the last pair of a table or folder), ``bytes`` (of a
 listing), ``folder`` (below a folder of pictures), ``embeddings`` (one number of a folder of published vectors),
 ``rejects`` (the pairs that an earlier shard rejected).
 """
@@ -17,7 +17,7 @@ _PART = re.compile(rf"#({_ITEM}(?:&{_ITEM})*)$")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
+class Piece:
     """What of a path is meant; everything, unless something is given."""
 
     folder: str | None = None
@@ -30,31 +30,31 @@ class Part:
     """Ordinal of the shard whose rejects are tried again."""
 
 
-def join_uri(path: str, part: Part) -> str:
-    """The name of a part of what lies at ``path``."""
+def join_uri(path: str, piece: Piece) -> str:
+    """The name of a piece of what lies at ``path``."""
     named = []
-    for field in fields(part):
-        value = getattr(part, field.name)
+    for field in fields(piece):
+        value = getattr(piece, field.name)
         if value is not None:
             text = "-".join(map(str, value)) if isinstance(value, tuple) else quote(str(value))
             named.append(f"{field.name}={text}")
     return f"{path}#{'&'.join(named)}" if named else path
 
 
-def split_uri(uri: str) -> tuple[str, Part]:
+def split_uri(uri: str) -> tuple[str, Piece]:
     """The reverse of ``join_uri``."""
     found = _PART.search(uri)
     if found is None:
-        return uri, Part()
+        return uri, Piece()
     given = dict(item.split("=", 1) for item in found[1].split("&"))
-    part = Part(
+    piece = Piece(
         folder=unquote(given["folder"]) if "folder" in given else None,
         items=_range(given["items"]) if "items" in given else None,
         bytes=_range(given["bytes"]) if "bytes" in given else None,
         embeddings=unquote(given["embeddings"]) if "embeddings" in given else None,
         rejects=int(given["rejects"]) if "rejects" in given else None,
     )
-    return uri[: found.start()], part
+    return uri[: found.start()], piece
 
 
 def _range(text: str) -> tuple[int, int]:

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.manifest import Commit, Manifest, read_description, record_names, shard_name
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, UsageError
+from memory_builder.manifest import Commit, Manifest, commit_path, read_description, record_names
 from memory_builder.parts import read_part_record
 from memory_builder.plan import read_plan
 from memory_builder.purge import read_purge
@@ -47,11 +47,6 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
     except CorruptMemoryError as error:  # so damaged that what hangs on it cannot be looked at
         problems.append(Problem(shard=None, file="", problem=str(error)))
     return sorted(problems, key=lambda problem: (problem.file, problem.problem))
-
-
-def commit_path(ordinal: int) -> str:
-    """Where a shard's commit record lies."""
-    return f"commits/{shard_name(ordinal)}.json"
 
 
 def read_records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
@@ -140,15 +135,14 @@ def _index_problems(store: Store, snapshot: Snapshot) -> Iterator[Problem]:
     for view in snapshot.indexes.values():
         for name in ("trained.json", "index.json", view.tuning):
             try:
-                if store.read_json(f"{view.index}/{name}") is None:
+                if store.read_json(f"{view.index}/{name}", fix=BUILD_AGAIN) is None:
                     yield Problem(shard=None, file=f"{view.index}/{name}", problem="missing")
             except CorruptMemoryError as error:
-                yield Problem(shard=None, file=f"{view.index}/{name}", problem=f"damaged: {error}")
+                yield Problem(shard=None, file=f"{view.index}/{name}", problem=str(error))
         if not store.exists(f"{view.index}/held_out.npy"):
             yield Problem(shard=None, file=f"{view.index}/held_out.npy", problem="missing")
         trained = _checksum(store, f"{view.index}/trained.faiss")
-        names = [name for segment in view.segments for name in segment]
-        for name in names:
+        for name in view.parts:
             yield from _part_problems(store, view.index, name, trained)
         known = _parts_of_all_states(store, view.index)
         for name in store.list(f"{view.index}/parts"):
@@ -161,8 +155,7 @@ def _parts_of_all_states(store: Store, folder: str) -> set[str]:
     """File names of the parts of an index in any state: an earlier one may still be open somewhere."""
     snapshots = (read_numbered_snapshot(store, number) for number in snapshot_numbers(store))
     views = [view for snapshot in snapshots for view in snapshot.indexes.values() if view.index == folder]
-    names = (name for view in views for segment in view.segments for name in segment)
-    return {f"{name}.{suffix}" for name in names for suffix in ("faiss", "json")}
+    return {f"{name}.{suffix}" for view in views for name in view.parts for suffix in ("faiss", "json")}
 
 
 def _tombstone_problems(store: Store, snapshot: Snapshot, commits: dict[int, Commit]) -> Iterator[Problem]:

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.manifest import Description
-from memory_builder.memory import Hits, Memory
+from memory_builder.memory import Memory
 from memory_builder.rows import NO_ROW, Ids, Keys, Side
-from memory_builder.scores import Scores
+from memory_builder.scores import Hits, Scores
 from memory_builder.snapshots import Snapshot
 from trainer.artwork import NO_CLUSTER, Clusters
 from trainer.reco_settings import SPARE, LookupConfig, NeighbourConfig

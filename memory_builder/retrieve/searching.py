@@ -14,12 +14,13 @@ import pyarrow as pa
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import record_names, shard_name
-from memory_builder.memory import NO_ROW, Hits, Memory
+from memory_builder.memory import Memory
 from memory_builder.queries import query_vectors
 from memory_builder.retrieve.config import AskConfig, key_side, query_side
 from memory_builder.retrieve.prompts import Block, Query
 from memory_builder.retry import open_filesystem
-from memory_builder.scores import Scores
+from memory_builder.rows import NO_ROW
+from memory_builder.scores import Hits, Scores
 from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import parquet_bytes, read_parquet

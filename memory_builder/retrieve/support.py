@@ -7,7 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from memory_builder.memory import Memory
+from memory_builder.retrieve.selection import place_in_class
 from memory_builder.rows import Ids
+from memory_builder.scores import Scores, unit_rows
 from memory_builder.storage import Store
 from memory_builder.tables import npy_bytes, parquet_bytes
 
@@ -24,21 +26,17 @@ def write_support(store: Store, memory: Memory, claims: pa.Table, n_classes: int
     """
     labels, ids = claims["label"].to_numpy(), claims["id"].to_numpy()
     store.put("centroids.npy", npy_bytes(centroids(memory, labels, ids, n_classes)))
-    starts = np.flatnonzero(np.diff(labels, prepend=-1))
-    ranks = np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))
+    ranks = place_in_class(labels)
     first = np.flatnonzero(ranks < size)
     table = claims.take(pa.array(first)).append_column("rank", pa.array(ranks[first].astype(np.int32)))
     store.put("support.npy", npy_bytes(memory.vectors(ids[first], "image").astype(np.float16)))
     store.put("support.parquet", parquet_bytes(table.select(SUPPORT.names).cast(SUPPORT)))
 
 
-def centroids(
-    memory: Memory, labels: Ids, ids: Ids, n_classes: int
-) -> "np.ndarray[tuple[int, int], np.dtype[np.float32]]":
+def centroids(memory: Memory, labels: Ids, ids: Ids, n_classes: int) -> Scores:
     """f32[c, d]: the mean of the picture vectors of each class, at unit length; zero for a class without any."""
     sums = np.zeros((n_classes, memory.description.d), np.float64)
     for start in range(0, len(ids), BLOCK):
         here = slice(start, start + BLOCK)
         np.add.at(sums, labels[here], memory.vectors(ids[here], "image"))
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
-    return (sums / np.where(norms == 0, 1, norms)).astype(np.float32)
+    return unit_rows(sums)

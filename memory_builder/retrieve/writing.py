@@ -19,6 +19,7 @@ from memory_builder.retrieve.fetching import Pair, read_piece_pairs
 from memory_builder.retrieve.leaving_out import LeftOut, left_out, out_table
 from memory_builder.retrieve.tars import TarWriter
 from memory_builder.retrieve.thresholds import Thresholds
+from memory_builder.rows import split_id
 from memory_builder.shards.pairs import printable
 from memory_builder.shards.pictures import Missing
 from memory_builder.snapshots import Snapshot
@@ -127,7 +128,7 @@ def write_piece(
 
 def pair_key(row_id: int) -> str:
     """The key of a row's pair: unique in the subset, and without dots and slashes."""
-    ordinal, row = row_id >> 32, row_id & 0xFFFFFFFF
+    ordinal, row = split_id(row_id)
     return f"{ordinal:05d}-{row:06d}"
 
 

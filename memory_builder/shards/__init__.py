@@ -29,7 +29,7 @@ def read_pairs(
     """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Break, last.
 
     Args:
-        uri: a tar, parquet file, listing or folder, or a part of one (``memory_builder.uris``).
+        uri: a tar, parquet file, listing or folder, or a piece of one (``memory_builder.uris``).
         require: the sides a pair must have.
         caption_key, image_key: see ``EmbedConfig``.
         only: the keys of the pairs that are wanted, each once; None for all.
@@ -60,13 +60,13 @@ def read_pairs(
 
 
 def _read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
-    path, part = split_uri(uri)
-    if part.folder is not None:
-        return folder.read(path, part, rules)
+    path, piece = split_uri(uri)
+    if piece.folder is not None:
+        return folder.read(path, piece, rules)
     if path.endswith(parquet.SUFFIXES):
-        return parquet.read(path, part, rules)
+        return parquet.read(path, piece, rules)
     if path.endswith(listing.SUFFIXES):
-        return listing.read(path, part, rules)
+        return listing.read(path, piece, rules)
     return webdataset.read(path, rules)
 
 
@@ -80,10 +80,10 @@ def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
     Raises:
         SourceError: the shard or the member is gone, or what is needed to fetch it is not installed.
     """
-    path, part = split_uri(uri)
+    path, piece = split_uri(uri)
     try:
-        if part.folder is not None:
-            return links.fetch_link(posixpath.join(path, part.folder, member))
+        if piece.folder is not None:
+            return links.fetch_link(posixpath.join(path, piece.folder, member))
         if path.endswith(parquet.SUFFIXES) and member.startswith("row "):
             return parquet.read_row(path, int(member.removeprefix("row ")), image_key)
         if path.endswith(parquet.SUFFIXES + listing.SUFFIXES):

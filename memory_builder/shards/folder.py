@@ -21,39 +21,39 @@ from memory_builder.shards.pairs import (
     printable,
 )
 from memory_builder.storage import sha256, version_of
-from memory_builder.uris import PAIRS_A_SHARD, Part
+from memory_builder.uris import PAIRS_A_SHARD, Piece
 
 _Entry = tuple[str, int, str]  # file name, bytes, what changes with its content
 _SUFFIXES = IMAGE_SUFFIXES | {"txt", "json"}
 
 
-def read(root: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject]:
+def read(root: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject]:
     """The pairs of one folder, or of some of its names."""
     fs, path = open_filesystem(root)
-    names = _names(fs, path, part)
-    below = part.folder or ""
+    names = _names(fs, path, piece)
+    below = piece.folder or ""
     wanted = (named for named in names.items() if rules.wants(printable(posixpath.join(below, named[0]))))
-    return read_ahead(partial(_pair, fs=fs, folder=_below(path, part), below=below, rules=rules), wanted)
+    return read_ahead(partial(_pair, fs=fs, folder=_below(path, piece), below=below, rules=rules), wanted)
 
 
-def parts(fs: Any, path: str) -> list[tuple[Part, int, str]]:
-    """(part, bytes, etag) of every folder at or below a path that holds pictures or texts."""
+def pieces(fs: Any, path: str) -> list[tuple[Piece, int, str]]:
+    """(piece, bytes, etag) of every folder at or below a path that holds pictures or texts."""
     found = []
     for folder in sorted(where for where, _, _ in fs.walk(path)):
         below = folder.removeprefix(path).strip("/")
-        n_names = len(_names(fs, path, Part(folder=below)))
+        n_names = len(_names(fs, path, Piece(folder=below)))
         for start in range(0, n_names, PAIRS_A_SHARD):
             items = (start, start + PAIRS_A_SHARD) if n_names > PAIRS_A_SHARD else None
-            part = Part(folder=below, items=items)
-            found.append((part, *measure(fs, path, part)))
+            piece = Piece(folder=below, items=items)
+            found.append((piece, *measure(fs, path, piece)))
     return found
 
 
-def measure(fs: Any, path: str, part: Part) -> tuple[int, str]:
-    """(bytes, etag) of a part; FileNotFoundError when it is gone."""
-    entries = [entry for files in _names(fs, path, part).values() for entry in files]
+def measure(fs: Any, path: str, piece: Piece) -> tuple[int, str]:
+    """(bytes, etag) of a piece; FileNotFoundError when it is gone."""
+    entries = [entry for files in _names(fs, path, piece).values() for entry in files]
     if not entries:
-        raise FileNotFoundError(_below(path, part))
+        raise FileNotFoundError(_below(path, piece))
     return sum(size for _, size, _ in entries), sha256(repr(entries).encode())[:32]
 
 
@@ -63,14 +63,14 @@ def split_file_name(name: str) -> tuple[str, str]:
     return stem, suffix[1:].lower()
 
 
-def _below(path: str, part: Part) -> str:
-    return posixpath.join(path, part.folder) if part.folder else path
+def _below(path: str, piece: Piece) -> str:
+    return posixpath.join(path, piece.folder) if piece.folder else path
 
 
-def _names(fs: Any, path: str, part: Part) -> dict[str, list[_Entry]]:
+def _names(fs: Any, path: str, piece: Piece) -> dict[str, list[_Entry]]:
     """Name without suffix → its files, in order of the names."""
     names: dict[str, list[_Entry]] = {}
-    for info in fs.ls(_below(path, part), detail=True):
+    for info in fs.ls(_below(path, piece), detail=True):
         if info["type"] != "file":
             continue
         name = posixpath.basename(info["name"])
@@ -78,7 +78,7 @@ def _names(fs: Any, path: str, part: Part) -> dict[str, list[_Entry]]:
         if suffix in _SUFFIXES and not name.startswith("."):
             version = version_of(info)
             names.setdefault(stem, []).append((name, info["size"] or 0, version))
-    start, stop = part.items or (0, None)
+    start, stop = piece.items or (0, None)
     return {stem: sorted(names[stem]) for stem in sorted(names)[start:stop]}
 
 

@@ -12,10 +12,9 @@ from functools import partial
 from typing import Any, TypeVar
 
 import fsspec
-from fsspec.implementations.local import LocalFileSystem
 
 from memory_builder.ahead import map_ahead
-from memory_builder.retry import open_filesystem
+from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shards.pairs import BadPairError, Break, Pair, PairRules, Reject, caption_of, check_sides, printable
 from memory_builder.shards.tars import MAX_MEMBER_BYTES
 
@@ -79,22 +78,20 @@ def resolve(link: str, table: str) -> str:
         BadPairError: to where it must not.
     """
     fs, path = fsspec.core.url_to_fs(table)
-    is_local = isinstance(fs, LocalFileSystem)
+    local = is_local(fs)
     if "://" in link:
         scheme = link.split("://", 1)[0]
-        if scheme not in ("http", "https", "s3", "s3a", "gs", "gcs", "abfs", "az") and not (
-            is_local and scheme == "file"
-        ):
+        if scheme not in ("http", "https", "s3", "s3a", "gs", "gcs", "abfs", "az") and not (local and scheme == "file"):
             raise BadPairError(f"link of a kind that is not followed ({printable(scheme)[:20]})")
         return link
     if posixpath.isabs(link):
-        if not is_local:
+        if not local:
             raise BadPairError("link to a local file in a table that is not local")
         return link
     if ".." in link.split("/"):
         raise BadPairError("link leaves its folder")
     beside = posixpath.join(posixpath.dirname(path), link)
-    return beside if is_local else str(fs.unstrip_protocol(beside))
+    return uri_of(fs, beside)
 
 
 def fetch_link(link: str) -> bytes:

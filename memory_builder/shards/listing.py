@@ -12,7 +12,7 @@ from memory_builder.retry import open_filesystem
 from memory_builder.shards.links import Row, pairs_of_rows
 from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
 from memory_builder.shards.tables import Columns, row_of
-from memory_builder.uris import PAIRS_A_SHARD, Part
+from memory_builder.uris import PAIRS_A_SHARD, Piece
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson")
 ROWS_LOOKED_AT = 1_000
@@ -22,16 +22,16 @@ Record = list[str] | str  # cells of a CSV row; a line of JSON
 csv.field_size_limit(64 << 20)
 
 
-def read(path: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     """The pairs of a piece of a listing; the first line of a CSV or TSV names its columns."""
     with _Listing.open(path) as listing:
         columns = Columns(listing.names, rules, path)
-        start, stop = part.bytes or (listing.begin, listing.size)
-        first = part.items[0] if part.items else 0
+        start, stop = piece.bytes or (listing.begin, listing.size)
+        first = piece.items[0] if piece.items else 0
         yield from pairs_of_rows(listing.rows(start, stop, first, columns), path, columns.rules(rules))
 
 
-def parts(path: str) -> list[Part]:
+def pieces(path: str) -> list[Piece]:
     """Pieces of ten thousand rows, cut between rows. Reads the listing once."""
     with _Listing.open(path) as listing:
         edges = [listing.begin]
@@ -43,10 +43,10 @@ def parts(path: str) -> list[Part]:
         except csv.Error:
             pass  # whoever reads the piece says so
     if len(edges) == 1:
-        return [Part()]
+        return [Piece()]
     stops = [*edges[1:], listing.size]
     items = [(i * PAIRS_A_SHARD, min((i + 1) * PAIRS_A_SHARD, n + 1)) for i in range(len(edges))]
-    return [Part(items=rows, bytes=piece) for rows, piece in zip(items, zip(edges, stops, strict=True), strict=True)]
+    return [Piece(items=rows, bytes=span) for rows, span in zip(items, zip(edges, stops, strict=True), strict=True)]
 
 
 class _Listing:

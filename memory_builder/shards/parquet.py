@@ -13,21 +13,21 @@ from memory_builder.retry import open_filesystem
 from memory_builder.shards.links import Row, pairs_of_rows
 from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
 from memory_builder.shards.tables import Columns, python_rows, row_of
-from memory_builder.uris import PAIRS_A_SHARD, Part
+from memory_builder.uris import PAIRS_A_SHARD, Piece
 
 SUFFIXES = (".parquet",)
 BATCH = 64
 
 
-def read(path: str, part: Part, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     """The pairs of these rows of a parquet file."""
     with _open_parquet(path) as table:
         columns = Columns(table.schema_arrow.names, rules, path)
-        yield from pairs_of_rows(_rows(table, part, columns), path, columns.rules(rules))
+        yield from pairs_of_rows(_rows(table, piece, columns), path, columns.rules(rules))
 
 
-def parts(path: str) -> list[Part]:
-    """A large file's parts: runs of row groups of some ten thousand rows, or pieces of a row group larger than that."""
+def pieces(path: str) -> list[Piece]:
+    """A large file's pieces: runs of row groups of some ten thousand rows, or of the rows of a larger row group."""
     with _open_parquet(path) as table:
         sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
     edges = [0]
@@ -38,7 +38,7 @@ def parts(path: str) -> list[Part]:
         edges += range(edges[-1] + PAIRS_A_SHARD, end + size, PAIRS_A_SHARD) if size > 2 * PAIRS_A_SHARD else []
         end += size
     edges = [*(edge for edge in edges if edge < end), end]
-    return [Part(items=(start, stop)) for start, stop in pairwise(edges)]
+    return [Piece(items=(start, stop)) for start, stop in pairwise(edges)]
 
 
 @contextmanager
@@ -52,8 +52,8 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         yield table
 
 
-def _rows(table: pq.ParquetFile, part: Part, columns: Columns) -> Iterator[Row | Break]:
-    start, stop = part.items or (0, table.metadata.num_rows)
+def _rows(table: pq.ParquetFile, piece: Piece, columns: Columns) -> Iterator[Row | Break]:
+    start, stop = piece.items or (0, table.metadata.num_rows)
     wanted = _useful_columns(table.schema_arrow, columns)
     number = 0
     for group in range(table.num_row_groups):
@@ -100,7 +100,7 @@ def read_rows(path: str, numbers: Sequence[int], image_key: str | None = None) -
             here = sorted(number for number in wanted if start <= number < end)
             if not here:
                 continue
-            part = Part(items=(here[0], here[-1] + 1))
-            for number, row in enumerate(_rows(table, part, columns), here[0]):
+            piece = Piece(items=(here[0], here[-1] + 1))
+            for number, row in enumerate(_rows(table, piece, columns), here[0]):
                 if isinstance(row, Row) and row.image is not None and number in wanted:
                     yield number, row.image

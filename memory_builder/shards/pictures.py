@@ -8,7 +8,7 @@ from functools import partial
 from memory_builder.errors import SourceError
 from memory_builder.shards import links, listing, parquet, webdataset
 from memory_builder.shards.pairs import BadPairError
-from memory_builder.uris import Part, split_uri
+from memory_builder.uris import Piece, split_uri
 
 GONE = "shard is gone"
 NOT_THERE = "not in its shard any more"
@@ -60,11 +60,11 @@ def read_pictures(
 
 
 def _read(uri: str, places: Sequence[Place], image_key: str | None) -> Iterator[tuple[int, bytes | Missing]]:
-    path, part = split_uri(uri)
-    inside = {place.member: i for i, place in enumerate(places) if _is_inside(path, part, place)}
+    path, piece = split_uri(uri)
+    inside = {place.member: i for i, place in enumerate(places) if _is_inside(path, piece, place)}
     linked = sorted(set(range(len(places))).difference(inside.values()))
     if linked:
-        yield from links.read_ahead(partial(_fetch, path=path, part=part, places=places), linked)
+        yield from links.read_ahead(partial(_fetch, path=path, piece=piece, places=places), linked)
     if not inside:
         return
     if path.endswith(parquet.SUFFIXES):
@@ -75,20 +75,20 @@ def _read(uri: str, places: Sequence[Place], image_key: str | None) -> Iterator[
         yield from ((wanted[name], data) for name, data in webdataset.read_wanted(path, wanted))
 
 
-def _is_inside(path: str, part: Part, place: Place) -> bool:
+def _is_inside(path: str, piece: Piece, place: Place) -> bool:
     """Whether the shard's own file holds the picture."""
-    if place.member is None or part.folder is not None or part.embeddings is not None:
+    if place.member is None or piece.folder is not None or piece.embeddings is not None:
         return False
     if path.endswith(parquet.SUFFIXES):
         return place.member.startswith("row ")
     return not path.endswith(listing.SUFFIXES)
 
 
-def _fetch(which: int, *, path: str, part: Part, places: Sequence[Place]) -> tuple[int, bytes | Missing]:
+def _fetch(which: int, *, path: str, piece: Piece, places: Sequence[Place]) -> tuple[int, bytes | Missing]:
     place = places[which]
     try:
-        if part.folder is not None and place.member is not None:
-            return which, links.fetch_link(posixpath.join(path, part.folder, place.member))
+        if piece.folder is not None and place.member is not None:
+            return which, links.fetch_link(posixpath.join(path, piece.folder, place.member))
         link = place.member or place.url
         if link is None:
             return which, Missing(NOWHERE)

@@ -44,7 +44,7 @@ def spread(store, ray_cluster):
     """(the memory with its parts on two actors, the pool)."""
     memory = Memory.open(store.root)
     view = memory.snapshot.indexes["image"]
-    parts = [name for segment in view.segments for name in segment]
+    parts = view.parts
     pool = SearchPool(ray_cluster.address, store, view.index, parts, cpus_per_actor=1)
     assert len(pool._hired) == 2
     memory._indexes["image"] = OpenIndex(store, view.index, parts, elsewhere=pool.scan)

@@ -46,7 +46,9 @@ def test_fastscan_finds_what_plain_codes_find(tmp_path: Path, key: str, write_me
     assert len(set(everything[everything >= 0].tolist())) == N - len(DELETED)
     one = fast.search(vectors=queries[0], nprobe=8, refine=16)
     assert one.ids.shape == (1, 10)
-    selected = fast.index("image").candidates(queries, 5, 8, fast._allowed("image", "number BETWEEN 150 AND 160"))
+    selected = fast.index("image").candidates(
+        queries, 5, 8, fast._allowed.of(fast.index("image"), "number BETWEEN 150 AND 160")
+    )
     assert set(selected[1].ravel().tolist()) <= set(range(150, 161))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from memory_builder.shards import read_member, tars
 from memory_builder.shards.pictures import Missing, Place, read_pictures
-from memory_builder.uris import Part, join_uri
+from memory_builder.uris import Piece, join_uri
 
 FILES = {f"{i}.{suffix}": f"{suffix} {i}".encode() * 300 for i in range(20) for suffix in ("png", "txt")}
 
@@ -64,8 +64,8 @@ def test_a_shard_that_is_gone(tmp_path: Path) -> None:
 def test_rows_of_a_table_and_files_it_names(tmp_path: Path) -> None:
     pictures = [FILES[f"{i}.png"] for i in range(20)]
     pq.write_table(pa.table({"image": pictures, "caption": ["a"] * 20}), tmp_path / "t.parquet", row_group_size=6)
-    part = join_uri(str(tmp_path / "t.parquet"), Part(items=(10, 20)))
-    assert read(part, Place("row 17"), Place("row 11"), Place("row 99")) == [
+    piece = join_uri(str(tmp_path / "t.parquet"), Piece(items=(10, 20)))
+    assert read(piece, Place("row 17"), Place("row 11"), Place("row 99")) == [
         pictures[17],
         pictures[11],
         "not in its shard any more",
@@ -91,8 +91,8 @@ def test_rows_of_a_table_whose_pictures_are_in_a_column_of_another_name(tmp_path
 def test_folders_and_the_addresses_of_published_vectors(tmp_path: Path) -> None:
     (tmp_path / "cats").mkdir()
     (tmp_path / "cats" / "1.png").write_bytes(b"a cat")
-    folder = join_uri(str(tmp_path), Part(folder="cats"))
+    folder = join_uri(str(tmp_path), Piece(folder="cats"))
     assert read(folder, Place("1.png"), Place("2.png")) == [b"a cat", "no such file"]
-    vectors = join_uri(str(tmp_path), Part(embeddings="0"))
+    vectors = join_uri(str(tmp_path), Piece(embeddings="0"))
     asked = [Place(None, f"file://{tmp_path}/cats/1.png"), Place(None, None)]
     assert read(vectors, *asked) == [b"a cat", "no address known"]

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.errors import EncoderError, UsageError
-from memory_builder.memory import NO_ROW, Memory
-from memory_builder.rows import Ids, Keys
+from memory_builder.memory import Memory
+from memory_builder.rows import NO_ROW, Ids, Keys
 from memory_builder.scores import unit_rows
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.features import Embedded

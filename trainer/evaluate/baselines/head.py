@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_builder.memory import NO_ROW
+from memory_builder.rows import NO_ROW
 from trainer.evaluate.baselines.classes import mixed
 from trainer.evaluate.evidence import Evidence
 from trainer.evaluate.heads import HeadParams, train_head

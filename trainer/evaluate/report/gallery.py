@@ -5,7 +5,7 @@ from html import escape
 
 import numpy as np
 
-from memory_builder.memory import NO_ROW
+from memory_builder.rows import NO_ROW
 from trainer.evaluate.report.entries import Entry, Group
 from trainer.evaluate.report.pictures import Pictures
 
