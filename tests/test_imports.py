@@ -1,6 +1,7 @@
 """The architecture's import rules, read from the source."""
 
 import ast
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,16 +71,21 @@ def test_trainer_imports_ray_only_in_run(path):
     assert path.name == "run.py" or not any(name.split(".")[0] == "ray" for name in imports(path))
 
 
-def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray():
+def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray(tmp_path):
+    memory = shutil.copytree(ROOT / "tests" / "fixtures" / "memory-v1", tmp_path / "memory")
     code = (
         "import sys\n"
         "from memory_builder.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "print(sorted({'ray', 'torch', 'open_clip', 'autofaiss'} & set(sys.modules)), file=sys.stderr)\n"
+        "heavy = {'ray', 'torch', 'open_clip', 'autofaiss'}\n"
+        "print('after help', sorted(heavy & set(sys.modules)))\n"
+        "codes = [main([command, sys.argv[1]]) for command in ('info', 'verify', 'compact')]\n"
+        "print('after all', codes, sorted(heavy & set(sys.modules)))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.strip().splitlines()[-1] == "[]"
+    done = subprocess.run([sys.executable, "-c", code, memory], capture_output=True, text=True, check=True)
+    said = [line for line in done.stdout.splitlines() if line.startswith("after ")]
+    assert said == ["after help []", "after all [0, 0, 0] []"]
 
 
 def test_public_names():
