@@ -29,8 +29,8 @@ from memory_builder.images import decode_image
 from memory_builder.storage import Store
 from trainer.augment import Look, augmented
 from trainer.gated import NAME
+from trainer.kept import KeptRows
 from trainer.optimizer import make_optimizer, take_step
-from trainer.parts import Parts
 from trainer.react import ReactLearner
 from trainer.settings import GatedConfig, OptimizerConfig, ReactConfig
 from trainer.step import Batch, compute_gradients
@@ -148,12 +148,12 @@ def pipeline(n: int = 64) -> dict[str, float]:
     look = Look(size=224, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
     resize = open_clip.image_transform(224, is_train=False).transforms[0]
     with TemporaryDirectory() as folder:
-        parts = Parts(Store(Path(folder)), "rows", n, n)
-        parts.fill("lower layers", lambda places: np.zeros((len(places), 50, 768), np.float16))
+        rows = KeptRows(Store(Path(folder)), "rows", n, n)
+        rows.fill("lower layers", lambda places: np.zeros((len(places), 50, 768), np.float16))
         works: dict[str, Callable[[int], object]] = {
             "augmented (react)": lambda i: augmented(buffer.getvalue(), look, 0, i),
             "decoded and resized (none)": lambda _: np.array(resize(decode_image(buffer.getvalue()))),
-            "lower layers read from the cache": lambda i: parts.read(np.array([i])),
+            "lower layers read from the cache": lambda i: rows.read(np.array([i])),
         }
         rates = {}
         for name, work in works.items():

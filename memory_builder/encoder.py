@@ -24,6 +24,8 @@ from memory_builder.errors import EncoderError
 if TYPE_CHECKING:
     import torch
 
+CONFIG = "open_clip_config.json"
+"""Beside the weights in a ``local-dir:`` folder."""
 MAX_READ = 8192
 """Characters of a text that are tokenised: hundreds of times the context of any model, and no hours of a tokenizer."""
 Precision = Literal["auto", "fp32", "bf16"]
@@ -77,12 +79,12 @@ class Encoder:
 
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, model_config, self._tokenizer = _load(config, self.device)
+        self.model, architecture, self._tokenizer = _load(config, self.device)
         if self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         self._resize, self._mean, self._std, preprocess = _preprocessing(self.model, self.device)
         self._bf16 = config.resolved_precision() == "bf16"
-        self.fingerprint = _fingerprint(self.model, model_config, preprocess)
+        self.fingerprint = _fingerprint(self.model, architecture, preprocess)
         self._encode_image: Callable[[torch.Tensor], torch.Tensor] = self.model.encode_image
         self._encode_text = trimming(self.model) or self.model.encode_text
         if config.compile:
@@ -143,7 +145,7 @@ def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any], Call
         model = open_clip.create_model(
             config.model, pretrained=config.pretrained, device=device, require_pretrained=True, pretrained_text=False
         )
-        model_config = _model_config(config.model)
+        architecture = model_config(config.model)
         tokenizer = open_clip.get_tokenizer(config.model)
     except Exception as error:
         raise EncoderError(
@@ -152,17 +154,18 @@ def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any], Call
             "or --model local-dir:FOLDER with open_clip_config.json and open_clip_model.safetensors in it."
         ) from error
     model.eval().requires_grad_(False)
-    return model, model_config, tokenizer
+    return model, architecture, tokenizer
 
 
-def _model_config(model: str) -> dict[str, Any]:
+def model_config(name: str) -> dict[str, Any]:
+    """The architecture of a model that can be loaded, as open_clip describes it: a copy of one's own."""
     import open_clip
 
-    if model.startswith("local-dir:"):
-        text = (Path(model.removeprefix("local-dir:")) / "open_clip_config.json").read_text()
+    if name.startswith("local-dir:"):
+        text = (Path(name.removeprefix("local-dir:")) / CONFIG).read_text()
         config: dict[str, Any] = json.loads(text)["model_cfg"]
         return config
-    return dict(open_clip.get_model_config(model) or {})
+    return dict(open_clip.get_model_config(name) or {})
 
 
 def _preprocessing(model: Any, device: Any) -> tuple[Callable[[Image.Image], Any], Any, Any, dict[str, Any]]:
@@ -182,12 +185,12 @@ def _preprocessing(model: Any, device: Any) -> tuple[Callable[[Image.Image], Any
     return Compose(steps[:cut]), mean, std, settings
 
 
-def _fingerprint(model: Any, model_config: dict[str, Any], preprocess: dict[str, Any]) -> str:
+def _fingerprint(model: Any, architecture: dict[str, Any], preprocess: dict[str, Any]) -> str:
     """SHA-256 over architecture, preprocessing and every weight, as hex."""
     import torch
 
     quick_gelu = any(type(module).__name__ == "QuickGELU" for module in model.modules())
-    description = {"model": model_config, "preprocess": preprocess, "quick_gelu": quick_gelu}
+    description = {"model": architecture, "preprocess": preprocess, "quick_gelu": quick_gelu}
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, UsageError
+from memory_builder.progress import say
 from memory_builder.storage import Store, sha256
 from trainer.optimizer import Parameters, make_optimizer, optimizer_tensors, restore_optimizer, update_average
 from trainer.settings import LoopConfig
@@ -35,10 +36,6 @@ class State:
     checksums: dict[str, str]
     """SHA-256 of the files beside it."""
 
-    @property
-    def is_finished(self) -> bool:
-        return self.step >= self.n_steps
-
 
 def read_states(run: Store) -> dict[str, State]:
     """Every whole checkpoint of a run by its folder, the oldest first."""
@@ -53,6 +50,15 @@ def read_states(run: Store) -> dict[str, State]:
 def last_state(run: Store) -> State | None:
     """The newest checkpoint's record."""
     return next(reversed(read_states(run).values()), None)
+
+
+def is_finished(run: Store) -> bool:
+    """Whether a run has taken its last step; tells of one that has."""
+    state = last_state(run)
+    if state is None or state.step < state.n_steps:
+        return False
+    say(f"{run.root} is finished: {state.step:,} steps, loss {state.loss:.4f}; nothing to do")
+    return True
 
 
 def chosen_state(run: Store, step: int | None = None) -> State:

@@ -14,7 +14,7 @@ from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.errors import EncoderError
 from memory_builder.storage import Store, sha256
 from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, pack, read_tensors
-from trainer.gated import NAME
+from trainer.gated import GATES, NAME
 from trainer.react import ReactLearner
 from trainer.record import read_run
 from trainer.settings import GatedConfig, ReactConfig
@@ -29,7 +29,7 @@ class Choice:
     run: str
     step: int | None = None
     """A checkpoint's step; the newest unless given."""
-    average: bool = False
+    ema: bool = False
     """The moving average instead of the parameters themselves."""
     share: float = 1.0
     """0: the frozen model, 1: the customised one; between, and a little beyond, their weights' mixture."""
@@ -68,7 +68,7 @@ def load_customised(choice: Choice) -> Customised:
     for_use = {"compile": False, "activation_checkpointing": False}
     config = ReactConfig(**told | for_use | {"gated": GatedConfig(**told["gated"])})
     learner = ReactLearner(encoder.model, config, encoder.config.model)
-    learnt = read_tensors(run, state, AVERAGE if choice.average else TRAINABLE)
+    learnt = read_tensors(run, state, AVERAGE if choice.ema else TRAINABLE)
     before = {name: some.detach().clone() for name, some in learner.parameters.items()}
     assign(learner.parameters, mixed(before, learnt, choice.share), run.root)
     digest = sha256(pack(learner.parameters))
@@ -87,6 +87,6 @@ def mixed(before: Tensors, learnt: Tensors, share: float) -> Tensors:
 def _mixed(name: str, before: Tensor, learnt: Tensor, share: float) -> Tensor:
     if f".{NAME}." not in name:
         return torch.lerp(before, learnt.to(before.dtype), share)
-    if name.rsplit(".", 1)[1] in ("alpha_attn", "alpha_dense"):
+    if name.rsplit(".", 1)[1] in GATES:
         return torch.atanh((share * learnt.tanh()).clamp(-1 + 1e-6, 1 - 1e-6))
     return learnt

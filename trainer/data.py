@@ -14,8 +14,8 @@ from memory_builder.images import decode_image
 from memory_builder.rows import Ids
 from memory_builder.runner import available_threads
 from trainer.augment import Look, augmented, readers
+from trainer.kept import Array
 from trainer.order import Slice
-from trainer.parts import Array
 from trainer.settings import Augmentation
 from trainer.step import Batch
 from trainer.subset import Place, read_picture

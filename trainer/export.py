@@ -16,11 +16,12 @@ from open_clip.transformer import QuickGELU, ResidualAttentionBlock, VisionTrans
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from memory_builder.encoder import CONFIG, model_config
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.storage import Store
 from trainer.gated import NAME, GatedBlock
 
-CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+WEIGHTS = "open_clip_model.safetensors"
 
 
 def export_plain(model: Any, name: str, out: Path) -> None:
@@ -82,13 +83,10 @@ def deepen(blocks: list[Any]) -> tuple[list[ResidualAttentionBlock], float]:
 
 def _described(model: Any, name: str) -> dict[str, Any]:
     """What open_clip reads beside the weights."""
-    if name.startswith("local-dir:"):
-        model_config = json.loads((Path(name.removeprefix("local-dir:")) / CONFIG).read_text())["model_cfg"]
-    else:
-        model_config = open_clip.get_model_config(name)
+    architecture = model_config(name)
     if any(isinstance(module, QuickGELU) for module in model.modules()):  # OpenAI's weights bring it along
-        model_config |= {"quick_gelu": True}
-    return {"model_cfg": model_config, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
+        architecture |= {"quick_gelu": True}
+    return {"model_cfg": architecture, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
 
 
 def _blocks(model: Any) -> list[Any]:

@@ -17,6 +17,8 @@ from trainer.backbone import Geometry, ImageTower, geometry, open_tower
 from trainer.settings import GatedConfig
 
 NAME = "gated_attn_block"
+GATES = ("alpha_attn", "alpha_dense")
+"""What each branch of a gated block is multiplied by the tanh of."""
 
 
 class SelfAttention(nn.Module):
@@ -103,5 +105,5 @@ def gates(model: Any) -> dict[str, float]:
     return {
         name: float(parameter.detach().tanh())
         for name, parameter in model.named_parameters()
-        if name.endswith((f"{NAME}.alpha_attn", f"{NAME}.alpha_dense"))
+        if name.endswith(tuple(f"{NAME}.{gate}" for gate in GATES))
     }

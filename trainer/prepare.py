@@ -16,8 +16,8 @@ from memory_builder.rows import Ids
 from memory_builder.storage import Store, sha256
 from trainer.augment import Look
 from trainer.data import PairSource, Read, plain_images, random_images
+from trainer.kept import Array, KeptRows
 from trainer.loop import autocast, is_bf16
-from trainer.parts import Array, Parts
 from trainer.react import ReactLearner
 from trainer.settings import DataConfig, LoopConfig, Positives
 from trainer.subset import Pairs
@@ -56,28 +56,27 @@ class Prepared:
         if self.learner.config.learns_texts:
             tokenizer = open_clip.get_tokenizer(self.encoder.config.model)
             return lambda pairs: tokenizer([captions[i] for i in number[pairs]])
-        parts = self._parts("texts", len(captions), TEXTS_PER_PART, {})
+        kept = self._kept("texts", len(captions), TEXTS_PER_PART, {})
 
         def embed(places: Ids) -> Array:
             chunks = (places[at : at + CAPTIONS_AT_A_TIME] for at in range(0, len(places), CAPTIONS_AT_A_TIME))
             return np.concatenate([self.encoder.encode_texts([captions[i] for i in chunk]) for chunk in chunks])
 
-        parts.fill("captions", embed)
-        return lambda pairs: torch.from_numpy(parts.read(number[pairs]))
+        kept.fill("captions", embed)
+        return lambda pairs: torch.from_numpy(kept.read(number[pairs]))
 
     def _images(self) -> Callable[[int, Ids], Read]:
         if self.data.augmentation == "react":
             look = _look(self.encoder, self.loop.seed)
             return lambda epoch, pairs: partial(random_images, self.pairs.places(pairs), look, epoch)
-        plain = partial(self._plain)
         config = self.learner.config
         if not self.data.cache_layers or config.mode in ("locked-text", "full"):
-            return lambda _, pairs: partial(plain, pairs)
+            return lambda _, pairs: partial(self._plain, pairs)
         decisive = {"first": self.learner.first if config.learns_images else "all", "dtype": self.data.cache_dtype}
         bf16 = is_bf16(self.loop, self.encoder.device)
-        parts = self._parts("images", len(self.pairs), PICTURES_PER_PART, decisive | {"bf16": bf16})
-        parts.fill("frozen layers", self._frozen)
-        return lambda _, pairs: partial(parts.read, pairs)
+        kept = self._kept("images", len(self.pairs), PICTURES_PER_PART, decisive | {"bf16": bf16})
+        kept.fill("frozen layers", self._frozen)
+        return lambda _, pairs: partial(kept.read, pairs)
 
     def _plain(self, pairs: Ids) -> Array:
         return plain_images(self.pairs.places(pairs), self.encoder.preprocess)
@@ -91,13 +90,13 @@ class Prepared:
                 found.append(self.learner.frozen_images(pixels).float().cpu().numpy().astype(self.data.cache_dtype))
         return np.concatenate(found)
 
-    def _parts(self, what: str, n: int, rows: int, decisive: dict[str, Any]) -> Parts:
+    def _kept(self, what: str, n: int, rows: int, decisive: dict[str, Any]) -> KeptRows:
         """A folder of the cache, named after all that decides what is in it."""
         decisive = decisive | {"fingerprint": self.encoder.fingerprint, "subset": self.pairs.subset.digest}
         if self.loop.precision == "fp64":  # of others ``bf16`` tells the pictures, and captions are computed in fp32
             decisive |= {"fp64": True}
         folder = f"{what}/{sha256(json.dumps(decisive, sort_keys=True).encode())[:16]}"
-        return Parts(self.cache, folder, n, rows)
+        return KeptRows(self.cache, folder, n, rows)
 
 
 def _look(encoder: Encoder, seed: int) -> Look:

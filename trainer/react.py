@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from memory_builder.errors import EncoderError
 from memory_builder.text_tower import trimming
 from trainer.backbone import ImageTower, freeze_but, open_tower
-from trainer.gated import NAME, gates, insert_gated_blocks
+from trainer.gated import GATES, NAME, gates, insert_gated_blocks
 from trainer.losses import Gathered, clamp_logit_scale, info_nce
 from trainer.optimizer import Parameters
 from trainer.settings import ReactConfig
@@ -148,7 +148,7 @@ def _learning(model: Any, config: ReactConfig) -> set[str]:
     if config.mode == "gated-image":
         learns = {name for name in names if f".{NAME}." in name}
         if config.gates_only:
-            learns = {name for name in learns if name.rsplit(".", 1)[1] in ("alpha_attn", "alpha_dense")}
+            learns = {name for name in learns if name.rsplit(".", 1)[1] in GATES}
     elif config.learns_images:
         learns = visual
     if config.learns_texts:

@@ -7,24 +7,21 @@ import torch
 
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
-from memory_builder.progress import say
 from memory_builder.runner import available_threads
 from memory_builder.storage import Store
 from trainer.backbone import frozen_digest
-from trainer.checkpoint import last_state
+from trainer.checkpoint import is_finished, last_state
 from trainer.loop import Report, order_of, train
 from trainer.order import share_of
 from trainer.prepare import Prepared
 from trainer.react import ReactLearner
 from trainer.record import read_record, refuse_other, settle_record
-from trainer.settings import DataConfig, LoopConfig, ReactConfig
+from trainer.settings import DataConfig, LoopConfig, ReactConfig, decisive
 from trainer.start import start_from
 from trainer.subset import Subset, check_encoder, open_subset, prepare_pairs
 from trainer.world import wait_for_all, world
 
 KIND = "react"
-_PASSING = {"loop": ("checkpoint_every", "keep", "log_every"), "data": ("readers",)}
-"""Settings that change nothing of what comes out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,11 +57,7 @@ class ReactJob:
         if record is None:
             return True
         refuse_other(run, record, self._asked(subset))
-        state = last_state(run)
-        if state is not None and state.is_finished:
-            say(f"{run.root} is finished: {state.step:,} steps, loss {state.loss:.4f}; nothing to do")
-            return False
-        return True
+        return not is_finished(run)
 
     def work(self, report: Report) -> None:
         """Train, as one of the workers of torch.distributed, or alone.
@@ -114,9 +107,6 @@ class ReactJob:
 
     def _asked(self, subset: Subset) -> dict[str, Any]:
         """The settings that decide what comes out."""
-        asked = {"react": asdict(self.react), "data": asdict(self.data), "loop": asdict(self.loop)}
-        for part, names in _PASSING.items():
-            for name in names:
-                del asked[part][name]
+        asked = {"react": asdict(self.react), "data": decisive(self.data), "loop": decisive(self.loop)}
         encoder = {"model": self.encoder.model, "pretrained": self.encoder.pretrained}
         return asked | {"encoder": encoder, "subset_digest": subset.digest, "start_from": self.start_from}

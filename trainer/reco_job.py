@@ -12,23 +12,21 @@ from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError
 from memory_builder.manifest import Description, Manifest, read_description
 from memory_builder.memory import Memory
-from memory_builder.progress import Progress, say
+from memory_builder.progress import Progress
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.sources import find_sources
 from memory_builder.storage import Store
-from trainer.checkpoint import last_state
+from trainer.checkpoint import is_finished
 from trainer.fusion import Reco
 from trainer.loop import Report, order_of, train
 from trainer.neighbours import NeighbourTable, NeighbourTask, neighbours_hash
 from trainer.reco import RecoLearner, TableSource
 from trainer.reco_settings import RATE, FusionConfig, NeighbourConfig, Positives, check_enough
 from trainer.record import read_record, refuse_other, settle_record
-from trainer.settings import LoopConfig
+from trainer.settings import LoopConfig, decisive
 from trainer.world import world
 
 KIND = "reco"
-_PASSING = ("checkpoint_every", "keep", "log_every")
-"""Settings of the loop that change nothing of what comes out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,11 +65,7 @@ class RecoJob:
         record = read_record(run)
         if record is not None:
             refuse_other(run, record, self._record())
-        state = last_state(run)
-        if state is not None and state.is_finished:
-            say(f"{run.root} is finished: {state.step:,} steps, loss {state.loss:.4f}; nothing to do")
-            return False
-        return True
+        return not is_finished(run)
 
     def work(self, report: Report) -> None:
         """Train, as one of the workers of torch.distributed, or alone.
@@ -99,9 +93,6 @@ class RecoJob:
 
     def _record(self) -> dict[str, Any]:
         description = read_description(Store(self.memory))
-        loop = asdict(self.loop)
-        for name in _PASSING:
-            del loop[name]
         return {
             "kind": KIND,
             "encoder": {"model": description.model, "pretrained": description.pretrained},
@@ -110,7 +101,7 @@ class RecoJob:
             "fusion": asdict(self.fusion),
             "neighbours": asdict(self.neighbours),
             "positives": self.positives,
-            "loop": loop,
+            "loop": decisive(self.loop),
             "memory": Store(self.memory).root,
             "table": {"folder": Store(self.found.folder).root, "counts": self.found.counts},
         }

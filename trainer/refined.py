@@ -10,8 +10,8 @@ import torch
 
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import EncoderError, UsageError
-from memory_builder.memory import Picture
-from memory_builder.queries import query_vectors
+from memory_builder.queries import Picture, query_vectors
+from memory_builder.retrieve.templates import fill
 from memory_builder.rows import Side
 from memory_builder.scores import Scores, unit_rows
 from memory_builder.storage import Store
@@ -46,7 +46,7 @@ class RecoModel:
         *,
         encoder: EncoderConfig | None = None,
         step: int | None = None,
-        average: bool = False,
+        ema: bool = False,
         k: int | None = None,
     ) -> "RecoModel":
         """A run of ``train reco``.
@@ -55,7 +55,7 @@ class RecoModel:
             run: its folder.
             encoder: where its frozen model is now, if not where it was; weights must be the same.
             step: a checkpoint's step; the newest unless given.
-            average: the moving average instead of the parameters themselves.
+            ema: the moving average instead of the parameters themselves.
             k: neighbours to look up, if not as many as in training.
 
         Raises:
@@ -68,7 +68,7 @@ class RecoModel:
         if k is not None and (k < 1 or not config.k or (config.rank_embeddings and k > config.k)):
             raise UsageError(f"k {k}: {store.root} was trained with {config.k}, and cannot be asked with that many")
         reco = Reco(config, record["d"])
-        assign(dict(reco.named_parameters()), read_tensors(store, state, AVERAGE if average else TRAINABLE), store.root)
+        assign(dict(reco.named_parameters()), read_tensors(store, state, AVERAGE if ema else TRAINABLE), store.root)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return RecoModel(
             reco.eval().requires_grad_(False).to(device),
@@ -160,11 +160,15 @@ class RecoModel:
         """f32[c, d] unit rows: a head for classification by cosine. Kept, and looked up once for each memory.
 
         The paper does not say which order it takes.
+
+        Raises:
+            UsageError: a template has no place, ``{c}`` or ``{}``, for the name; or see ``refine``.
+            EncoderError: see ``refine``.
         """
         asked = None if memory is None else (memory.description, memory.snapshot)
         key = repr((tuple(classes), tuple(templates), order, asked))
         if key not in self._heads:
-            prompts = [[template.format(c=name) for template in templates] for name in classes]
+            prompts = [[fill(template, name) for template in templates] for name in classes]
             encoded = self.encode_text([prompt for some in prompts for prompt in some])
             rows = encoded.reshape(len(classes), len(templates), -1)
             if memory is None:

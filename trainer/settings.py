@@ -1,7 +1,7 @@
 """What ``memory-builder train`` can be told: settings alone, imported by the command without torch."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from memory_builder.errors import UsageError
 
@@ -157,6 +157,15 @@ class LoopConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
+
+
+PASSING = ("readers", "checkpoint_every", "keep", "log_every")
+"""Settings of data and loop that change nothing of what comes out."""
+
+
+def decisive(config: DataConfig | LoopConfig) -> dict[str, Any]:
+    """The settings that a run must go on with: all but the passing ones."""
+    return {name: value for name, value in asdict(config).items() if name not in PASSING}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

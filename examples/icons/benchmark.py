@@ -6,7 +6,6 @@
 folders in CLIP_benchmark's webdataset layout. The bytes depend on nothing but the pairs and the splits.
 """
 
-import io
 import json
 import sys
 import tarfile
@@ -23,7 +22,7 @@ import tyro
 from deal import BASE, DEV, MEMORY, SHOTS, TEST, draw
 from glyphs import read_tar
 from iconify import IconsError
-from prepare import pool, put_json
+from prepare import add, pool, put_json
 
 TEMPLATES = ("{c}", "{c} icon", "{c} logo", "{c} symbol", "icon of {c}")
 COLUMNS = (
@@ -55,13 +54,6 @@ class Benchmark:
     """Folder of the results."""
     workers: int = 2
     """Processes."""
-
-
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    """Add a member without times or owners, so that the same content has the same bytes."""
-    member = tarfile.TarInfo(name)
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
 
 
 def deal_tar(tar: Path, *, rows: Mapping[str, Mapping[str, Any]], out: Path) -> dict[str, bytes]:

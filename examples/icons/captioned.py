@@ -6,7 +6,6 @@ Writes dev-captioned and test-captioned beside the sets by class, the pictures o
 the grammar gave the picture, so some do not name what it shows, and some are those of several pictures.
 """
 
-import io
 import sys
 import tarfile
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 import tyro
 from deal import TIERS
 from iconify import IconsError
+from prepare import add
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +55,7 @@ def write_set(folder: Path, pictures: dict[str, bytes], captions: dict[str, str]
     with tarfile.open(folder / "test" / "0.tar", "w") as tar:
         for key in sorted(pictures):
             for suffix, data in (("png", pictures[key]), ("txt", captions[key].encode())):
-                member = tarfile.TarInfo(f"{key}.{suffix}")
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                add(tar, f"{key}.{suffix}", data)
     (folder / "test" / "nshards.txt").write_text("1\n")
     (folder / "dataset_type.txt").write_text("retrieval\n")
 

@@ -3,22 +3,20 @@
 import faiss
 import numpy as np
 
-from memory_builder.retrieve.aligned import SIDE, correlation, unit
+from memory_builder.retrieve.aligned import coarse, correlation
 
-COARSE = 16  # pixels a side, for finding candidates
 DIMENSIONS = 64  # of the coarse glyphs' principal components; most of what 256 pixels hold
 MOST_LISTS, PROBES = 2048, 4
 
 
 def nearest(ink: np.ndarray, count: int, *, least: float) -> tuple[np.ndarray, np.ndarray]:
     """Return i64[m, 2], pairs i < j of glyphs u8[n, 32, 32] near at 16 px, either way round, and f32[m], how near."""
-    step = SIDE // COARSE
-    coarse = unit(ink.reshape(len(ink), COARSE, step, COARSE, step).mean(axis=(2, 4)))
-    reduce = faiss.PCAMatrix(coarse.shape[1], min(DIMENSIONS, len(ink)))
-    reduce.train(coarse[:: max(1, len(coarse) // 20_000)])
+    pixels = coarse(ink)
+    reduce = faiss.PCAMatrix(pixels.shape[1], min(DIMENSIONS, len(ink)))
+    reduce.train(pixels[:: max(1, len(pixels) // 20_000)])
     # The mean is left in: without it, a glyph and its inverse would not be opposites.
-    basis = faiss.vector_to_array(reduce.A).reshape(-1, coarse.shape[1])[: reduce.d_out]
-    small = np.ascontiguousarray(coarse @ basis.T)
+    basis = faiss.vector_to_array(reduce.A).reshape(-1, pixels.shape[1])[: reduce.d_out]
+    small = np.ascontiguousarray(pixels @ basis.T)
     small /= np.maximum(np.linalg.norm(small, axis=1, keepdims=True), 1e-6)
     lists = min(MOST_LISTS, max(1, len(ink) // 100))
     index = faiss.IndexIVFFlat(faiss.IndexFlatIP(small.shape[1]), small.shape[1], lists, faiss.METRIC_INNER_PRODUCT)

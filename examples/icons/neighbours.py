@@ -20,7 +20,7 @@ from deal import MEMORY, TIERS
 from prepare import put_json
 from sheet import draw, short
 
-from memory_builder.retrieve.aligned import SIDE, unit
+from memory_builder.retrieve.aligned import coarse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,11 +46,6 @@ def read_glyphs(folder: Path) -> tuple[dict[str, int], np.ndarray]:
     return {key: row for row, key in enumerate(keys)}, np.concatenate([part["glyphs"][:, 0] for part in parts])
 
 
-def descriptors(ink: np.ndarray) -> np.ndarray:
-    """Return f32[n, 256], glyphs at 16 px, of length 1."""
-    return unit(ink.reshape(len(ink), SIDE // 2, 2, SIDE // 2, 2).mean(axis=(2, 4)))
-
-
 def nearest_rows(
     queries: np.ndarray, memory: np.ndarray, allowed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,13 +67,13 @@ def measure(config: Neighbours) -> dict[str, Any]:
     row_of, ink = read_glyphs(config.clusters)
     memory = [row for row in rows if row["split"] == MEMORY]
     entities = np.array([row["entity"] for row in memory])
-    vectors = descriptors(ink[[row_of[row["key"]] for row in memory]])
+    vectors = coarse(ink[[row_of[row["key"]] for row in memory]])
     found: dict[str, Any] = {}
     close: list[tuple[float, str, str]] = []
     for tier in TIERS:
         asked = [row for row in rows if row["split"] == config.side and row["tier"] == tier]
         truth = np.array([row["entity"] for row in asked])
-        queries = descriptors(ink[[row_of[row["key"]] for row in asked]])
+        queries = coarse(ink[[row_of[row["key"]] for row in asked]])
         whole, own, score = nearest_rows(queries, vectors, np.isin(entities, truth))
         right = entities[own] == truth
         found[tier] = {

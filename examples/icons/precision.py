@@ -19,19 +19,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import tyro
+from benchmark import TEMPLATES
 from charts import COLOURS, ChartLine, line_chart
 from deal import TIERS
 from prepare import put_json
 
 from memory_builder import Memory
 from memory_builder.encoder import EncoderConfig
-from memory_builder.retrieve.config import Mode, key_side
+from memory_builder.retrieve.config import MODES, Mode, key_side, query_side
 from memory_builder.retrieve.prompts import Query
 from memory_builder.retrieve.searching import block_vectors
 from memory_builder.retrieve.templates import fill
 from memory_builder.shards import Pair, read_pairs
 
-MODES: tuple[Mode, ...] = ("t2i", "t2t", "i2i", "i2t")
 RANKS = (1, 2, 5, 10, 20, 50)
 
 
@@ -50,7 +50,7 @@ class Precision:
     model: str | None = None
     """Where the memory's model is now, if not where it was."""
     sides: tuple[str, ...] = ("dev", "test")
-    templates: tuple[str, ...] = ("{c}", "{c} icon", "{c} logo", "{c} symbol", "icon of {c}")
+    templates: tuple[str, ...] = TEMPLATES
     """Averaged into one query a class."""
 
 
@@ -83,7 +83,7 @@ def read_asked(config: Precision, side: str, entity: dict[str, str]) -> list[Ask
 
 def ask(memory: Memory, asked: Sequence[Asked], mode: Mode, templates: Sequence[str]) -> np.ndarray:
     """i64[classes, 50] row ids; classes ask with the mean of their prompts, or of their pictures."""
-    side = "text" if mode[0] == "t" else "image"
+    side = query_side(mode)
     if side == "text":
         queries = [
             Query(number=i, label=i, name=a.name, asked=tuple(fill(template, a.name) for template in templates))

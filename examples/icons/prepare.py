@@ -88,6 +88,13 @@ def caption_of(name: str) -> str:
     return name.replace("-", " ").replace("_", " ")
 
 
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    """Add a member without times or owners, so that the same content has the same bytes."""
+    member = tarfile.TarInfo(name)
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+
+
 def write_tar(
     stream: BinaryIO, icons: Iterable[Icon], *, sets: Mapping[str, IconSet], size: int, seed: int
 ) -> tuple[Counter[str], list[Failure]]:
@@ -103,9 +110,7 @@ def write_tar(
                 continue
             about = describe(icon, sets[icon.set], size)
             for suffix, data in (("png", png), ("txt", caption_of(icon.name).encode()), ("json", about)):
-                member = tarfile.TarInfo(f"{key_of(icon)}.{suffix}")  # its mtime, uid and gid are 0
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+                add(tar, f"{key_of(icon)}.{suffix}", data)
             pairs[icon.set] += 1
     return pairs, failures
 

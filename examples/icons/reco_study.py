@@ -143,7 +143,7 @@ def ask(config: RecoStudy, variant: RecoVariant, run: Path, seed: int) -> Path:
     memory = shrunk(config, variant.memory_percent) if variant.memory_percent < 100 else config.memory
     for dataset in sets_in(config.benchmark, SETS + CAPTIONED):
         setting = Setting(encoder=encoder_of(str(run)), dataset=dataset, out=out, features=config.out)
-        answer = partial(evaluate_reco, setting, Refinement(run=str(run), memory=str(memory)), "group")
+        answer = partial(evaluate_reco, setting, Refinement(run=str(run), memory=str(memory)), "caption")
         do_once(out / f"{dataset.name}.done", f"{run} with {memory} about {dataset}", answer)
     return out
 

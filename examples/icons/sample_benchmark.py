@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tyro
-from benchmark import add, write_set
+from benchmark import write_set
 from bundle_sample import SAMPLE
 from deal import draw
-from prepare import put_json
+from prepare import add, put_json
 
 LEAST_SETS = 3
 DEV_SHARE = 0.2

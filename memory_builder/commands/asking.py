@@ -1,14 +1,14 @@
 """Commands that ask a memory: search and info."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from memory_builder.commands.running import MovedModel
 from memory_builder.console import print_curves, print_indexes, print_table
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.progress import duration
 from memory_builder.rows import Keys
@@ -39,10 +39,7 @@ class Search:
     """Inverted lists to scan, instead of the tuned number."""
     refine: int | None = None
     """Candidates to re-rank for each row asked for, instead of the tuned number."""
-    model: str | None = None
-    """Where the memory's model is now, if not where it was; weights must be the same."""
-    pretrained: str | None = None
-    """Pretrained tag or weights file of --model."""
+    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
     serve_format: ServeFormat = "plain"
     """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
     address: str | None = None
@@ -54,8 +51,9 @@ class Search:
         from memory_builder.answers import answers
         from memory_builder.memory import Memory
 
-        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
-        memory = Memory.open(self.memory, encoder=encoder, serve_format=self.serve_format, address=self.address)
+        memory = Memory.open(
+            self.memory, encoder=self.model.encoder(), serve_format=self.serve_format, address=self.address
+        )
         hits = memory.search(
             text=self.text or None,
             image=self.image or None,

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.commands.running import FAILED, RunnerOptions
+from memory_builder.commands.running import FAILED, RunnerOptions, named_encoder
 from memory_builder.console import print_embedded, print_indexes
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
@@ -95,7 +95,7 @@ class Import:
     def run(self) -> int:
         from memory_builder.build import adopt, import_embeddings
 
-        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
+        encoder = named_encoder(self.model, self.pretrained)
         config, runner = EmbedConfig(columns=self.columns), self.on.start()
         report = import_embeddings(self.root, self.memory, encoder=encoder, config=config, runner=runner)
         if not print_embedded(report):

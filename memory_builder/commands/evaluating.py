@@ -78,7 +78,7 @@ class EvaluateOptions:
             return EncoderConfig(model=str(self.model), pretrained=self.pretrained)
         from trainer.customised import Choice
 
-        return Choice(run=self.run, step=self.step, average=self.ema, share=self.share)
+        return Choice(run=self.run, step=self.step, ema=self.ema, share=self.share)
 
     def tell(self, results: "Sequence[Result]") -> int:
         """Print the results; the exit code."""
@@ -110,8 +110,8 @@ class Retrieval:
     """Find pictures by their captions and captions by their pictures."""
 
     options: OmitArgPrefixes[EvaluateOptions]
-    positives: Literal["own", "group"] = "own"
-    """own: a picture's own captions are right. group: so are equal captions of other pictures."""
+    positives: Literal["own", "caption"] = "own"
+    """own: a picture's own captions are right. caption: so are equal captions of other pictures."""
 
     def run(self) -> int:
         from trainer.evaluate.tasks import evaluate_retrieval
@@ -207,7 +207,7 @@ class Reco:
     """Neighbours, if not as many as in training."""
     order: Literal["average-then-refine", "refine-then-average"] = "average-then-refine"
     """Of a class's prompts: one look-up with their mean, or one with each."""
-    positives: Literal["own", "group"] = "own"
+    positives: Literal["own", "caption"] = "own"
     """Of captioned pictures, as for retrieval."""
 
     def run(self) -> int:
@@ -217,7 +217,7 @@ class Reco:
         if options.run is None or options.share != 1:
             raise UsageError("name --run, the folder of a run of train reco; --share is for runs of train react")
         refinement = Refinement(
-            run=options.run, memory=self.memory, k=self.k, order=self.order, step=options.step, average=options.ema
+            run=options.run, memory=self.memory, k=self.k, order=self.order, step=options.step, ema=options.ema
         )
         model = encoder_of(options.run) if options.model is None else None
         setting = replace(

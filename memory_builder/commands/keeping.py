@@ -7,9 +7,8 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.commands.running import FAILED, RunnerOptions
+from memory_builder.commands.running import FAILED, MovedModel, RunnerOptions
 from memory_builder.console import print_table
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.rows import Keys
 from memory_builder.storage import Store
@@ -23,10 +22,8 @@ class Verify:
     """Folder of the memory."""
     repair: bool = False
     """Embed damaged shards again from their sources, and put the damaged files if every byte is as recorded."""
-    model: str | None = None
-    """For --repair: where the memory's model is now, if not where it was; weights must be the same."""
-    pretrained: str | None = None
-    """Pretrained tag or weights file of --model."""
+    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
+    """For --repair."""
     json: bool = False
     """One JSON object."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
@@ -39,8 +36,7 @@ class Verify:
         if self.repair:
             from memory_builder.repair import repair
 
-            encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
-            repaired = repair(store, runner, encoder=encoder)
+            repaired = repair(store, runner, encoder=self.model.encoder())
             problems, found["repaired"] = [asdict(problem) for problem in repaired.problems], repaired.files
         else:
             problems = [asdict(problem) for problem in verify(store, runner)]

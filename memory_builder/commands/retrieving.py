@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.commands.running import RunnerOptions
+from memory_builder.commands.running import MovedModel, RunnerOptions
 from memory_builder.console import print_table
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.retrieve.config import MAX_MISSING, RetrieveConfig
 
 if TYPE_CHECKING:
     from memory_builder.retrieve.summary import Summary
+
+NAMES_SHOWN = 10
+"""Of classes without a pair."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +39,7 @@ class Retrieve:
     config: OmitArgPrefixes[RetrieveConfig] = field(default_factory=RetrieveConfig)
     max_missing: float = MAX_MISSING
     """Share of the chosen pairs whose pictures may be gone; more is a failure."""
-    model: str | None = None
-    """Where the memory's model is now, if not where it was; weights must be the same."""
-    pretrained: str | None = None
-    """Pretrained tag or weights file of --model."""
+    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
     json: bool = False
     """One JSON object."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
@@ -60,34 +59,23 @@ class Retrieve:
             templates=read_templates(self.templates) if self.classes else ("{c}",),
             exclude=self.exclude,
             config=self.config,
-            encoder=EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None,
+            encoder=self.model.encoder(),
             max_missing=self.max_missing,
         )
         summary = retrieve(request, self.on.start())
-        print(json.dumps(summary.line(), ensure_ascii=False)) if self.json else _tell(summary, self.out)
+        if self.json:
+            print(json.dumps(summary.line(), ensure_ascii=False))
+        else:
+            _tell(summary, self.out)
         return 0
 
 
 def _tell(summary: "Summary", out: str) -> None:
-    chosen = summary.chosen
-    print(f"{summary.pairs:,} pairs of {summary.classes:,} classes in {out}: {summary.tars} tars, "
-          f"{summary.bytes / 1e6:,.1f} MB")  # fmt: skip
-    leaks = ", ".join(f"{n:,} by {kind}" for kind, n in summary.evidence.items())
-    rows = [
-        ("queries", f"{summary.queries:,}", f"{summary.short_queries:,} found fewer rows than asked for"),
-        ("hits", f"{chosen.n_hits:,}", f"{chosen.n_below:,} below --min-score"),
-        ("rows claimed", f"{chosen.n_rows:,}", ""),
-        ("same bytes", f"-{chosen.n_same_bytes:,}", "of another picture"),
-        ("near duplicates", f"-{chosen.n_near_duplicates:,}", "of another picture"),
-        ("incomplete", f"-{chosen.n_incomplete:,}", "without a picture or a caption"),
-        ("chosen", f"{sum(chosen.pieces):,}", "within the caps"),
-        ("leaks", f"-{summary.decontaminated:,}", leaks),
-        ("missing", f"-{summary.missing:,}", ", ".join(f"{n:,} {r}" for r, n in summary.missing_by_reason.items())),
-    ]  # fmt: skip
-    columns = ("what", "pairs", "of which")
-    print_table("", columns, [dict(zip(columns, row, strict=True)) for row in rows])
+    print(f"{summary.pairs:,} pairs of {summary.classes:,} classes in {out}")
+    columns = ("what", "number", "of which")
+    print_table("", columns, [dict(zip(columns, fact, strict=True)) for fact in summary.facts()])
     if summary.empty_classes:
-        names = ", ".join(str(c["class"]) for c in summary.empty_classes[:10])
-        print(f"{len(summary.empty_classes):,} classes without a pair: {names}"
-              f"{', …' if len(summary.empty_classes) > 10 else ''}")  # fmt: skip
+        names = [str(c["class"]) for c in summary.empty_classes[:NAMES_SHOWN]]
+        names += ["…"] if len(summary.empty_classes) > NAMES_SHOWN else []
+        print(f"{len(summary.empty_classes):,} classes without a pair: {', '.join(names)}")
     print(f"page: {out.rstrip('/')}/subset.html")

@@ -1,8 +1,9 @@
-"""Where the work of a command is done. The one door to the cluster's workers."""
+"""What several commands ask for: where the work is done, and the model. The one door to the cluster's workers."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.runner import LocalRunner, Runner
 
@@ -30,3 +31,22 @@ class RunnerOptions:
         from cluster.runner import RayRunner
 
         return RayRunner(address=self.address, cpus_per_worker=self.cpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovedModel:
+    """The memory's model, for what has to encode."""
+
+    model: str | None = None
+    """Where the memory's model is now, if not where it was; weights must be the same."""
+    pretrained: str | None = None
+    """Pretrained tag or weights file of --model."""
+
+    def encoder(self) -> EncoderConfig | None:
+        """None: where it was."""
+        return named_encoder(self.model, self.pretrained)
+
+
+def named_encoder(model: str | None, pretrained: str | None) -> EncoderConfig | None:
+    """What --model and --pretrained name, if they do."""
+    return EncoderConfig(model=model, pretrained=pretrained) if model else None

@@ -2,12 +2,12 @@
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.encoder import EncoderConfig
+from memory_builder.commands.running import MovedModel
 from memory_builder.errors import UsageError
 from memory_builder.serving import ServeFormat
 
@@ -25,10 +25,7 @@ class Serve:
     """Address to listen at; 0.0.0.0: any. There is no log-in: whoever reaches it may ask."""
     port: int = 8000
     """Port to listen at; 0: any that is free, which is told."""
-    model: str | None = None
-    """Where the memory's model is now, if not where it was; weights must be the same."""
-    pretrained: str | None = None
-    """Pretrained tag or weights file of --model."""
+    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
     serve_format: ServeFormat = "plain"
     """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
     address: str | None = None
@@ -46,7 +43,7 @@ class Serve:
 
         config = ServiceConfig(
             memory=self.memory,
-            encoder=EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None,
+            encoder=self.model.encoder(),
             serve_format=self.serve_format,
             address=self.address if self.replicas is None else None,
             max_k=self.max_k,

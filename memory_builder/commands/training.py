@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from memory_builder.commands.running import named_encoder
 from memory_builder.commands.training_reco import Reco
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from trainer.settings import DataConfig, LoopConfig, ReactConfig, Where
 
@@ -40,8 +40,7 @@ class React:
         from trainer.run import run_job
         from trainer.subset import described_encoder
 
-        encoder = EncoderConfig(model=self.model, pretrained=self.pretrained) if self.model else None
-        encoder = encoder or described_encoder(self.subset)
+        encoder = named_encoder(self.model, self.pretrained) or described_encoder(self.subset)
         if encoder is None:
             raise UsageError(f"{self.subset} does not say which model chose it: name --model")
         job = ReactJob(
@@ -97,7 +96,7 @@ class ExportRun:
                 )
             model, name = load_released(self.model, self.source), self.model
         else:
-            choice = Choice(run=self.source, step=self.step, average=self.ema, share=self.share)
+            choice = Choice(run=self.source, step=self.step, ema=self.ema, share=self.share)
             encoder = load_customised(choice).encoder
             model, name = encoder.model, encoder.config.model
         if self.as_ == "react":

@@ -76,25 +76,8 @@ def _read(store: Store, folder: str, pieces: Iterable[int]) -> pa.Table:
 
 
 def _facts(summary: Summary) -> str:
-    chosen, ask = summary.chosen, summary.config.ask
-    reasons = ", ".join(f"{n:,} {reason}" for reason, n in summary.missing_by_reason.items())
-    evidence = ", ".join(f"{n:,} by {kind}" for kind, n in summary.evidence.items())
-    against = f"compared with {summary.excluded_pictures:,} evaluation pictures"
-    rows = [
-        ("modes", ", ".join(ask.modes), f"{ask.per_query:,} rows a query"),
-        ("queries", f"{summary.queries:,}", f"{summary.short_queries:,} found fewer rows"),
-        ("hits", f"{chosen.n_hits:,}", f"{chosen.n_below:,} below the least score"),
-        ("rows claimed", f"{chosen.n_rows:,}", ""),
-        ("of the same bytes", f"−{chosen.n_same_bytes:,}", ""),
-        ("near duplicates", f"−{chosen.n_near_duplicates:,}", f"cosine {summary.config.dedup or 'not asked for'}"),
-        ("incomplete", f"−{chosen.n_incomplete:,}", "without a picture or a caption"),
-        ("chosen", f"{sum(chosen.pieces):,}", "within the caps"),
-        ("leaks", f"−{summary.decontaminated:,}", f"{against}{': ' if evidence else ''}{evidence}"),
-        ("missing", f"−{summary.missing:,}", reasons),
-        ("written", f"{summary.pairs:,}", f"{summary.tars} tars, {summary.bytes / 1e6:,.1f} MB"),
-        ("empty classes", f"{len(summary.empty_classes):,}", ", ".join(str(c["class"]) for c in summary.empty_classes)),
-    ]
-    return table(rows)
+    names = ", ".join(str(c["class"]) for c in summary.empty_classes)
+    return table([*summary.facts(), ("empty classes", f"{len(summary.empty_classes):,}", names)])
 
 
 def _plots(summary: Summary, claims: pa.Table) -> str:

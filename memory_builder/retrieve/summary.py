@@ -61,6 +61,26 @@ class Summary:
         names = ("pairs", "classes", "empty_classes", "decontaminated", "missing")
         return {name: asdict(self)[name] for name in names}
 
+    def facts(self) -> list[tuple[str, str, str]]:
+        """What, how many, and a remark: from what was asked to what was written."""
+        chosen, ask, dedup = self.chosen, self.config.ask, self.config.dedup
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.missing_by_reason.items())
+        evidence = ", ".join(f"{n:,} by {kind}" for kind, n in self.evidence.items())
+        against = f"compared with {self.excluded_pictures:,} evaluation pictures"
+        return [
+            ("modes", ", ".join(ask.modes), f"{ask.per_query:,} rows a query"),
+            ("queries", f"{self.queries:,}", f"{self.short_queries:,} found fewer rows"),
+            ("hits", f"{chosen.n_hits:,}", f"{chosen.n_below:,} below the least score"),
+            ("rows claimed", f"{chosen.n_rows:,}", ""),
+            ("of the same bytes", f"−{chosen.n_same_bytes:,}", "as another picture"),
+            ("near duplicates", f"−{chosen.n_near_duplicates:,}", f"cosine {dedup}" if dedup else "not asked for"),
+            ("incomplete", f"−{chosen.n_incomplete:,}", "without a picture or a caption"),
+            ("chosen", f"{sum(chosen.pieces):,}", "within the caps"),
+            ("leaks", f"−{self.decontaminated:,}", f"{against}{': ' if evidence else ''}{evidence}"),
+            ("missing", f"−{self.missing:,}", reasons),
+            ("written", f"{self.pairs:,}", f"{self.tars} tars, {self.bytes / 1e6:,.1f} MB"),
+        ]
+
 
 def summarise(
     classes: Sequence[Class], config: RetrieveConfig, store: Store, memory: Memory, chosen: Chosen

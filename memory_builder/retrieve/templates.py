@@ -50,6 +50,12 @@ def read_templates(named: str) -> tuple[str, ...]:
 
 
 def fill(template: str, name: str) -> str:
-    """The prompt with the name in its place; braces in the name stay what they are."""
-    place = next(place for place in PLACES if place in template)
+    """The prompt with the name in its place; braces in the name stay what they are.
+
+    Raises:
+        UsageError: there is no place for it.
+    """
+    place = next((place for place in PLACES if place in template), None)
+    if place is None:
+        raise UsageError(f"prompt {template!r} has no place for the class name: write {{c}} there")
     return name.join(template.split(place))

@@ -16,6 +16,7 @@ EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 sys.path[:0] = [str(EXAMPLES / "icons"), str(EXAMPLES)]
 
 import benchmark  # noqa: E402
+from prepare import add  # noqa: E402
 
 SPLITS = ("base", "base", "base", "memory", "dev", "test", "shots", "dropped")
 
@@ -37,9 +38,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> benchmark.Benchmark:
         with tarfile.open(root / "pairs" / f"{shard:05d}.tar", "w") as tar:
             for number in range(shard * 48, shard * 48 + 48):
                 key, split = f"set--n{number:02d}", SPLITS[number % len(SPLITS)]
-                benchmark.add(tar, f"{key}.png", png_of(number))
-                benchmark.add(tar, f"{key}.txt", b"unused")
-                benchmark.add(tar, f"{key}.json", json.dumps({"palette": number % 2 == 0}).encode())
+                add(tar, f"{key}.png", png_of(number))
+                add(tar, f"{key}.txt", b"unused")
+                add(tar, f"{key}.json", json.dumps({"palette": number % 2 == 0}).encode())
                 asked = {"dev": "dev", "test": "test", "shots": "test"}.get(split, "")
                 rows.append(
                     {

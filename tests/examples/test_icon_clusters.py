@@ -4,9 +4,11 @@ import clusters
 import numpy as np
 import pyarrow as pa
 import pytest
-from copies import correlation, nearest, unit, verify
+from copies import nearest, verify
 from glyphs import crop, layers
 from PIL import Image, ImageDraw
+
+from memory_builder.retrieve.aligned import correlation, unit
 
 SEED = 0
 

@@ -56,7 +56,7 @@ def test_a_run_is_its_frozen_model_with_what_it_learnt(run, tiny_encoder):
     assert all(torch.equal(state[n], t) for n, t in frozen.model.state_dict().items() if n != "logit_scale")
     assert customised.fingerprint != frozen.fingerprint
     assert not torch.allclose(images(customised.encoder.model), images(frozen.model), atol=1e-3)
-    average = load_customised(Choice(run=str(run), average=True))
+    average = load_customised(Choice(run=str(run), ema=True))
     assert average.fingerprint != customised.fingerprint
     earlier = load_customised(Choice(run=str(run), step=2))
     assert earlier.step == 2

@@ -268,6 +268,14 @@ def test_a_head_is_looked_up_once_for_each_memory_and_order(model, memory, monke
     assert model.classifier(names, ["{c}", "icon of {c}"], opened) is head
 
 
+def test_prompts_of_a_head_are_filled_as_those_of_retrieve(model):
+    names = ["cat", "{dog}"]
+    assert (model.classifier(names, ["a {}"]) == model.classifier(names, ["a {c}"])).all()
+    np.testing.assert_allclose(model.classifier(names, ["a {}"]), model.encode_text(["a cat", "a {dog}"]), atol=1e-3)
+    with pytest.raises(UsageError, match=r"'a photo' has no place for the class name: write \{c\} there"):
+        model.classifier(names, ["{c}", "a photo"])
+
+
 def test_heads_by_definition():
     rows = normalize(torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)), dim=-1).numpy()
 
@@ -289,7 +297,7 @@ def test_a_memory_of_another_model_is_refused(model, tmp_path, write_memory):
 
 def test_another_checkpoint_or_the_average_can_be_chosen(whole, model):
     older = RecoModel.load(str(whole), step=4)
-    average = RecoModel.load(str(whole), average=True)
+    average = RecoModel.load(str(whole), ema=True)
     weights = [dict(some.reco.named_parameters())["logit_scale"] for some in (model, older, average)]
     assert len({float(weight) for weight in weights}) == 3
     with pytest.raises(UsageError, match="no checkpoint of step 3; there are: 4, 6"):

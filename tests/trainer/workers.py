@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.storage import Store
 from trainer.checkpoint import pack
-from trainer.parts import Parts
+from trainer.kept import KeptRows
 from trainer.react import ReactLearner
 from trainer.settings import GatedConfig, ReactConfig
 from trainer.step import compute_gradients
@@ -75,9 +75,9 @@ def gradients(model: str, config: dict, micro_batch: int | None, has_groups: boo
 
 def fill_parts(folder: Path) -> None:
     """Every worker reads what all have filled."""
-    parts = Parts(Store(folder), "rows", 10, 3)
-    parts.fill("rows", lambda places: places.astype(np.float32)[:, None])
-    assert parts.read(np.array([9, 0, 4]))[:, 0].tolist() == [9, 0, 4]
+    rows = KeptRows(Store(folder), "rows", 10, 3)
+    rows.fill("rows", lambda places: places.astype(np.float32)[:, None])
+    assert rows.read(np.array([9, 0, 4]))[:, 0].tolist() == [9, 0, 4]
 
 
 def run(size: int, model: str, out: Path) -> None:

@@ -25,7 +25,7 @@ from trainer.evaluate.evidence import Evidence, check_memory, derangement, gathe
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.metrics import Answers, Score, answers, classification_figures, linear
 from trainer.evaluate.names import Names
-from trainer.evaluate.opened import Opened, open_setting
+from trainer.evaluate.opened import Opened, open_setting, require
 from trainer.evaluate.results import (
     Result,
     describe_dataset,
@@ -36,7 +36,6 @@ from trainer.evaluate.results import (
 )
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.shots import choose
-from trainer.evaluate.tasks import require
 from trainer.lookup import SAME_PICTURE
 
 SHOWN = 8

@@ -9,6 +9,7 @@ import numpy as np
 
 from memory_builder.memory import Memory
 from memory_builder.rows import Ids
+from memory_builder.scores import unit_rows
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.names import NO_CLASS, Names
 
@@ -45,10 +46,9 @@ def take_census(memory: Memory, names: Names, n_classes: int) -> Census:
             all_ids.append(ids[named])
             all_labels.append(labels[named])
     labels = np.concatenate(all_labels)
-    norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return Census(
         counts=np.bincount(labels, minlength=n_classes),
-        centroids=(sums / np.where(norms == 0, 1, norms)).astype(np.float32),
+        centroids=unit_rows(sums),
         ids=np.concatenate(all_ids),
         labels=labels,
     )

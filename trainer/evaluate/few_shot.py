@@ -11,11 +11,10 @@ from trainer.evaluate import finetune, linear_probe
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.linear_probe import Lesson
 from trainer.evaluate.metrics import Answers, classification_figures
-from trainer.evaluate.opened import Opened, open_setting
+from trainer.evaluate.opened import Opened, open_setting, require
 from trainer.evaluate.results import Result, describe_dataset, describe_model, predictions_table, write_result
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.shots import ShotOptions, choose, draw
-from trainer.evaluate.tasks import require
 
 Learn = Callable[[Lesson, str, int, Any], Answers]
 """(lesson, shots, seed, params) → answers."""

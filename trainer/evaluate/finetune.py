@@ -17,9 +17,8 @@ from memory_builder.errors import UsageError
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.features import picture_batches
-from trainer.evaluate.heads import SCALE
 from trainer.evaluate.linear_probe import Lesson
-from trainer.evaluate.metrics import Answers, answers, linear
+from trainer.evaluate.metrics import SCALE, Answers, answers, linear
 from trainer.evaluate.shots import draw
 from trainer.evaluate.towers import Towers
 

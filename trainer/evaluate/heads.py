@@ -8,9 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from trainer.evaluate.arrays import Floats, Labels
-
-SCALE = 100.0
-"""Logits a cosine of 1 gives: CLIP's own, at which its temperature is clamped."""
+from trainer.evaluate.metrics import SCALE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,8 @@ import numpy.typing as npt
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.intervals import Sums, interval
 
+SCALE = 100
+"""Logits a cosine of 1 gives: CLIP's own, at which its temperature is clamped."""
 CHUNK = 1_024
 """Pictures scored at a time."""
 KEPT = 5
@@ -75,8 +77,8 @@ def _first_answers(scores: Floats) -> Labels:
 
 
 def linear(images: Floats, classifier: Floats) -> Score:
-    """Logits of unit rows: 100 × cosine."""
-    return lambda part: 100 * images[part] @ classifier.T
+    """Logits of unit rows: SCALE × cosine."""
+    return lambda part: SCALE * images[part] @ classifier.T
 
 
 def class_sums(hits: npt.NDArray[np.floating | np.bool_], labels: Labels, classes: Labels | None = None) -> Sums:

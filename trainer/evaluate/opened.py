@@ -87,6 +87,16 @@ def open_setting(setting: Setting) -> Opened:
     return Opened(setting=setting, towers=towers, run=run, features=features, test=embedded, dev=embedded_dev)
 
 
+def require(opened: Opened, *kinds: str) -> None:
+    """Refuse a set that the task cannot be asked about."""
+    kind = opened.test.dataset.kind
+    if kind not in kinds:
+        raise UsageError(
+            f"--dataset {opened.test.dataset.root} is a {kind} set, as its dataset_type.txt says; this task is for "
+            f"{' or '.join(kinds)}"
+        )
+
+
 def _refuse_shared(what: str, other: Embedded, measured: Embedded) -> None:
     hashes = np.array(measured.examples["sha256"].to_pylist())
     shared = np.isin(hashes, other.examples["sha256"].to_pylist())

@@ -13,7 +13,7 @@ from trainer.evaluate.arrays import Floats
 from trainer.evaluate.compared import compared
 from trainer.evaluate.evidence import check_memory
 from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear
-from trainer.evaluate.opened import Opened, open_setting
+from trainer.evaluate.opened import Opened, open_setting, require
 from trainer.evaluate.refined import Refined
 from trainer.evaluate.results import (
     Result,
@@ -25,7 +25,6 @@ from trainer.evaluate.results import (
 )
 from trainer.evaluate.retrieval import Positives, retrieval
 from trainer.evaluate.setting import Setting
-from trainer.evaluate.tasks import require
 from trainer.lookup import SAME_PICTURE
 from trainer.reco_settings import SIDES
 from trainer.record import read_run
@@ -50,10 +49,10 @@ class Refinement:
     order: Order = "average-then-refine"
     """Of a class's prompts."""
     step: int | None = None
-    average: bool = False
+    ema: bool = False
 
     def model(self) -> RecoModel:
-        return RecoModel.load(self.run, step=self.step, average=self.average, k=self.k)
+        return RecoModel.load(self.run, step=self.step, ema=self.ema, k=self.k)
 
 
 def encoder_of(run: str) -> EncoderConfig:
@@ -143,7 +142,8 @@ class _Asked:
         return result
 
     def _result(self, method: str, figures: Figures, config: dict[str, Any], extra: dict[str, Any]) -> Result:
-        refined = {"run": self.model.name, "average": self.refinement.average, "k": self.model.k}
+        # Recorded as "average": results are found again, and told apart, by what older ones say they were asked for.
+        refined = {"run": self.model.name, "average": self.refinement.ema, "k": self.model.k}
         asked = {name: config[name] for name in ("positives",) if name in config}
         if method not in PLAIN:
             asked = config | refined | {"memory": self.memory.store.root}

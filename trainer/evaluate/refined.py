@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.memory import Memory
+from memory_builder.retrieve.templates import fill
 from memory_builder.scores import unit_rows
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.evidence import BATCH, derangement
@@ -30,7 +31,7 @@ class Refined:
         self._model, self._memory, self._towers, self._test, self._order = model, memory, towers, test, order
         dataset = test.dataset
         self.classes: Floats = towers.classifier(dataset.classes, dataset.templates)
-        prompts = [[template.format(c=name) for template in dataset.templates] for name in dataset.classes]
+        prompts = [[fill(template, name) for template in dataset.templates] for name in dataset.classes]
         self._prompts: Floats = np.stack([towers.encode_texts(some) for some in prompts])  # f32[c, t, d]
 
     @cached_property

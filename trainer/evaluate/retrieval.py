@@ -1,7 +1,7 @@
 """Image–text retrieval: the share of queries with a right answer among the first k.
 
 With positives ``own`` a caption's only right picture is its own, and a picture's right captions are its own, as
-CLIP_benchmark counts. With ``group`` every picture that has the very same caption (but for case and spaces) is right
+CLIP_benchmark counts. With ``caption`` every picture that has the very same caption (but for case and spaces) is right
 too: where captions repeat, as ``cat`` does in many icon sets, ``own`` punishes right answers.
 """
 
@@ -16,7 +16,7 @@ from trainer.evaluate.features import Embedded
 from trainer.evaluate.intervals import Sums
 from trainer.evaluate.metrics import Figures, class_sums, figures_of
 
-Positives = Literal["own", "group"]
+Positives = Literal["own", "caption"]
 KS = (1, 5, 10)
 CHUNK = 1_024
 """Queries scored at a time."""

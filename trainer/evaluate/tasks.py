@@ -1,10 +1,9 @@
-"""The tasks of ``memory-builder evaluate``: measure, write the results into the run's folder, return them."""
+"""Zero-shot and retrieval: measure, write the results into the run's folder, return them."""
 
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.errors import UsageError
-from trainer.evaluate.opened import Opened, open_setting
+from trainer.evaluate.opened import open_setting, require
 from trainer.evaluate.results import Result, describe_dataset, describe_model, predictions_table, write_result
 from trainer.evaluate.retrieval import Positives, retrieval
 from trainer.evaluate.setting import Setting
@@ -60,13 +59,3 @@ def evaluate_retrieval(setting: Setting, positives: Positives) -> list[Result]:
     )
     write_result(opened.run, result, table)
     return [result]
-
-
-def require(opened: Opened, *kinds: str) -> None:
-    """Refuse a set that the task cannot be asked about."""
-    kind = opened.test.dataset.kind
-    if kind not in kinds:
-        raise UsageError(
-            f"--dataset {opened.test.dataset.root} is a {kind} set, as its dataset_type.txt says; this task is for "
-            f"{' or '.join(kinds)}"
-        )

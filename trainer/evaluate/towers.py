@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
 from memory_builder.images import decode_image
+from memory_builder.retrieve.templates import fill
 from trainer.customised import Choice, load_customised
 from trainer.evaluate.arrays import Floats
 
@@ -58,7 +59,7 @@ class Towers:
         rows = []
         with torch.inference_mode():
             for name in classes:
-                tokens = self.tokenizer([template.format(c=name) for template in templates]).to(self.device)
+                tokens = self.tokenizer([fill(template, name) for template in templates]).to(self.device)
                 mean = normalize(self.model.encode_text(tokens), dim=-1).mean(dim=0)
                 rows.append(mean / mean.norm())
         return _array(torch.stack(rows))
@@ -80,7 +81,7 @@ def load_towers(config: EncoderConfig | Choice) -> Towers:
 
 
 def _state(choice: Choice) -> str:
-    average = "moving average, " if choice.average else ""
+    average = "moving average, " if choice.ema else ""
     return f"{average}share {choice.share:g}"
 
 

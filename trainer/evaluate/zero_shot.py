@@ -26,11 +26,10 @@ class ZeroShot:
 
 def zero_shot(embedded: Embedded, classifier: Floats) -> ZeroShot:
     """Measure f32[c, d] class embeddings on a classification or multilabel set."""
-    dataset = embedded.dataset
+    dataset, logits = embedded.dataset, linear(embedded.images, classifier)
     if dataset.kind == "multilabel":
-        scores = 100 * embedded.images @ classifier.T  # f32[n, c]
-        figures, by_class = multilabel_figures(scores, embedded.present, dataset.tiers)
+        figures, by_class = multilabel_figures(logits(slice(None)), embedded.present, dataset.tiers)
         return ZeroShot(figures=figures, answers=None, by_class=by_class)
-    found = answers(linear(embedded.images, classifier), embedded.labels, len(dataset.classes))
+    found = answers(logits, embedded.labels, len(dataset.classes))
     figures = classification_figures([found], dataset.tiers, len(dataset.classes))
     return ZeroShot(figures=figures, answers=found, by_class={})

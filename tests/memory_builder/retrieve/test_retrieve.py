@@ -356,6 +356,8 @@ def test_summary_and_page_tell_the_same(ask: Ask) -> None:
     assert (told["pairs"], told["class_names"][2], told["config"]["ask"]["per_query"]) == (summary.pairs, "AC/DC", 20)
     page = (out / "subset.html").read_text()
     assert f"{summary.pairs:,} pairs for 5 classes" in page
+    assert all(part in page for fact in summary.facts() for part in fact)
+    assert ("near duplicates", "−0", "not asked for") in summary.facts()
     assert page.count("<section") == 5
     assert page.count("<svg") == 3
     assert 'src="http' not in page

@@ -96,6 +96,7 @@ def one_sample(root, **files):
             r"'a photo' has no place for the class name: write \{c\} there",
         ),
         (lambda root: write_texts(root, zeroshot_classification_templates="{c} of {}"), r"cannot be filled"),
+        (lambda root: write_texts(root, zeroshot_classification_templates="{{{c}}}"), r"cannot be filled"),
         (lambda root: write_texts(root, dataset_type="detection"), r"says 'detection': expected classification"),
         (lambda root: write_texts(root, tiers=["rare"] * 3), r"tiers.txt has 3 lines for 12 classes"),
         (lambda root: (root / "test" / "nshards.txt").unlink(), r"nshards.txt is missing"),

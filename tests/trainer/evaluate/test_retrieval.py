@@ -28,9 +28,9 @@ def test_recall_by_hand(tmp_path):
     assert found.figures.ci95["text_to_image_recall@1"] == (0.0, 0.5)
 
 
-def test_with_group_positives_an_equal_caption_is_right(tmp_path):
+def test_with_caption_positives_an_equal_caption_is_right(tmp_path):
     some = embedded(tmp_path, [[1, 0], [0, 1]], [[0.8, 0.6], [0.6, 0.8], [0.96, 0.28]], [["cat", "a cat"], ["Cat "]])
-    found = retrieval(some, "group")
+    found = retrieval(some, "caption")
     # "Cat " belongs to both pictures now; "a cat" to picture 0 and, through it, to nothing else.
     assert found.text_to_image.tolist() == [0, 1, 0]
     assert found.image_to_text.tolist() == [0, 1]

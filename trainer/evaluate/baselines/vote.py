@@ -6,11 +6,8 @@ import numpy as np
 
 from trainer.evaluate.arrays import Floats
 from trainer.evaluate.evidence import Evidence
-from trainer.evaluate.metrics import Score
+from trainer.evaluate.metrics import SCALE, Score
 from trainer.evaluate.names import NO_CLASS
-
-SCALE = 100.0
-"""CLIP's own: how sharply a caption is given to classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

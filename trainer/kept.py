@@ -18,7 +18,7 @@ OPEN_FILES = 256
 Array = npt.NDArray[np.generic]
 
 
-class Parts:
+class KeptRows:
     """n rows in parts of ``rows_per_part``."""
 
     def __init__(self, store: Store, folder: str, n: int, rows_per_part: int) -> None:
