@@ -113,6 +113,25 @@ def plan_pool(
     return PoolPlan(size=max(1, min(n_workers or fits, n_items)), num_cpus=num_cpus, num_gpus=int(bool(gpu_nodes)))
 
 
+def plan_workers(
+    nodes: Sequence[Mapping[str, float]], n_workers: int, *, use_gpu: bool, cpus_per_worker: int | None = None
+) -> tuple[PoolPlan, int]:
+    """What workers reserve that must all run at once, and how many of them fit into ``nodes``.
+
+    With a GPU each they get its share of the node's CPUs, otherwise as many CPUs as leave room for all.
+    """
+    kind = "GPU" if use_gpu else "CPU"
+    usable = [node for node in nodes if node.get(kind, 0) >= 1]
+    shares = [int(node.get("CPU", 0) // (node["GPU"] if use_gpu else 1)) for node in usable]
+
+    def fitting(num_cpus: int) -> int:
+        return sum(_fits(node, num_cpus, use_gpu) for node in usable)
+
+    choices = range(max(shares, default=1), 0, -1)
+    num_cpus = cpus_per_worker or next((n for n in choices if fitting(n) >= n_workers), 1)
+    return PoolPlan(size=n_workers, num_cpus=num_cpus, num_gpus=int(use_gpu)), fitting(num_cpus)
+
+
 def _fits(node: Mapping[str, float], num_cpus: int, with_gpu: bool) -> int:
     by_cpu = int(node.get("CPU", 0) // num_cpus) if num_cpus else math.inf
     return int(min(by_cpu, node["GPU"] if with_gpu else math.inf))

@@ -4,10 +4,14 @@
 checkpoints are the job's own, in the run's folder, which is Ray's ``storage_path/name``.
 """
 
+import os
 import pickle
+import uuid
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
-from memory_builder.errors import MemoryBuilderError, WorkerError
+from memory_builder.errors import MemoryBuilderError, StorageError, StorageFullError, UsageError, WorkerError
+from memory_builder.progress import say
 from memory_builder.storage import Store
 from trainer.settings import Where
 
@@ -17,6 +21,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 6 * 3600
 """How long workers wait for one that reads a subset or embeds its part of it; a dead one is noticed at once."""
+TRIES_TO_START = 30
+"""Of a minute each: nodes may be added on demand, or other work may end."""
 
 
 class Job(Protocol):
@@ -60,27 +66,61 @@ def _run_on_ray(job: Job, where: Where) -> None:
     from cluster.runtime import connect
 
     connect(where.address)
-    storage, _, name = Store(job.out).root.rpartition("/")
+    run, failure = Store(job.out), f"failures/{uuid.uuid4().hex}"
+    storage, _, name = run.root.rpartition("/")
     use_gpu = ray.cluster_resources().get("GPU", 0) >= 1 if where.gpu is None else where.gpu
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": pickle.dumps(job)},  # opened by the workers alone: it brings torch along
+        # The job is opened by the workers alone: it brings torch along.
+        train_loop_config={"job": pickle.dumps(job), "failure": failure},
         torch_config=TorchConfig(timeout_s=PATIENCE_S),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=where.workers or 1,
-            use_gpu=use_gpu,
-            resources_per_worker={"CPU": where.cpus_per_worker or 1, "GPU": int(use_gpu)},
+            num_workers=where.workers or 1, use_gpu=use_gpu, resources_per_worker=_reserved(where, use_gpu)
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=where.max_failures),
+            failure_config=ray.train.FailureConfig(
+                max_failures=where.max_failures, controller_failure_limit=TRIES_TO_START
+            ),
+            # A worker that reserves no GPU would see all of them.
+            worker_runtime_env={} if use_gpu else {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
         ),
     )
+    failed = None
     try:
         trainer.fit()
     except TrainingFailedError as error:
-        raise _reason(error) from error
+        failed = error
+    told = _read_failure(run, failure)
+    if told is not None:
+        run.remove(failure)
+        if failed is not None or _is_final(told):
+            raise told from failed
+    if failed is not None:
+        raise WorkerError(f"training failed on its workers: {_last_line(failed)}") from failed
+
+
+def _reserved(where: Where, use_gpu: bool) -> dict[str, float]:
+    """What each worker reserves.
+
+    Raises:
+        UsageError: all of them never fit into this machine; a cluster that was joined may grow, and is waited for.
+    """
+    from cluster.runtime import live_nodes, plan_workers
+
+    plan, n_fitting = plan_workers(
+        live_nodes(), where.workers or 1, use_gpu=use_gpu, cpus_per_worker=where.cpus_per_worker
+    )
+    if n_fitting < plan.size:
+        what = f"{plan.size} workers of {plan.num_cpus} CPUs and {plan.num_gpus} GPUs"
+        if where.address in (None, "local") and "RAY_ADDRESS" not in os.environ:
+            raise UsageError(
+                f"--workers {plan.size}: this machine has room for {n_fitting} of {what}: ask for fewer, for fewer "
+                "--cpus-per-worker, or name a cluster with --address"
+            )
+        say(f"the cluster has room for {n_fitting} of {what}: waiting for more, up to {TRIES_TO_START} minutes")
+    return {"CPU": plan.num_cpus, "GPU": plan.num_gpus}
 
 
 def _work(config: dict[str, Any]) -> None:
@@ -88,16 +128,34 @@ def _work(config: dict[str, Any]) -> None:
     import ray.train
 
     job: Job = pickle.loads(config["job"])
-    job.work(ray.train.report)
+    run = Store(job.out)
+    told = _read_failure(run, config["failure"])
+    if told is not None and _is_final(told):
+        return  # Ray starts workers again whatever they raised: what no new try mends is for the driver to tell
+    try:
+        job.work(ray.train.report)
+    except MemoryBuilderError as error:
+        with suppress(StorageError):
+            run.put(config["failure"], pickle.dumps(error))
+        raise
 
 
-def _reason(error: Any) -> Exception:
-    """What the workers themselves raised, if it is one of ours."""
+def _read_failure(run: Store, path: str) -> MemoryBuilderError | None:
+    """What a worker raised, if it is one of ours."""
+    try:
+        error: MemoryBuilderError = pickle.loads(run.read(path))
+    except FileNotFoundError:
+        return None
+    return error
+
+
+def _is_final(error: MemoryBuilderError) -> bool:
+    """Whether it would be raised again by workers that start anew; storage that fails may be back."""
+    return isinstance(error, StorageFullError) or not isinstance(error, StorageError)
+
+
+def _last_line(error: Any) -> str:
+    """Of what the first worker to fail said, or of what Ray says."""
     failures = list(getattr(error, "worker_failures", {}).values())
-    for failure in failures:
-        cause = getattr(failure, "cause", failure)
-        for found in (failure, cause, getattr(failure, "__cause__", None)):
-            if isinstance(found, MemoryBuilderError):
-                return found
-    first = str(failures[0] if failures else error).strip().splitlines()
-    return WorkerError(f"training failed on its workers: {first[-1] if first else type(error).__name__}")
+    lines = str(failures[0] if failures else error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -1,6 +1,6 @@
 import pytest
 
-from cluster.runtime import PoolPlan, connect, plan_pool
+from cluster.runtime import PoolPlan, connect, plan_pool, plan_workers
 from memory_builder.errors import UsageError
 
 CPU_NODE, GPU_NODE, BARE_HEAD = {"CPU": 32.0}, {"CPU": 64.0, "GPU": 8.0}, {"CPU": 0.0}
@@ -28,6 +28,26 @@ CPU_NODE, GPU_NODE, BARE_HEAD = {"CPU": 32.0}, {"CPU": 64.0, "GPU": 8.0}, {"CPU"
 def test_plan(nodes, n_items, asked, plan):
     size, num_cpus, num_gpus = plan
     assert plan_pool(nodes, n_items, **asked) == PoolPlan(size=size, num_cpus=num_cpus, num_gpus=num_gpus)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "n_workers", "asked", "plan", "n_fitting"),
+    [
+        pytest.param([GPU_NODE, CPU_NODE], 8, {"use_gpu": True}, (8, 8, 1), 8, id="a gpu each, cpus divided"),
+        pytest.param([GPU_NODE, CPU_NODE], 1, {"use_gpu": True}, (1, 8, 1), 8, id="others keep theirs"),
+        pytest.param([GPU_NODE], 9, {"use_gpu": True}, (9, 1, 1), 8, id="one gpu short"),
+        pytest.param([CPU_NODE], 1, {"use_gpu": False}, (1, 32, 0), 1, id="alone on a node"),
+        pytest.param([CPU_NODE, {"CPU": 8.0}], 3, {"use_gpu": False}, (3, 10, 0), 3, id="nodes of two sizes"),
+        pytest.param([{"CPU": 2.0}], 20, {"use_gpu": False}, (20, 1, 0), 2, id="too many"),
+        pytest.param([CPU_NODE], 2, {"use_gpu": False, "cpus_per_worker": 4}, (2, 4, 0), 8, id="asked"),
+        pytest.param([CPU_NODE], 2, {"use_gpu": True}, (2, 1, 1), 0, id="no gpu"),
+        pytest.param([BARE_HEAD], 2, {"use_gpu": False}, (2, 1, 0), 0, id="no node yet"),
+    ],
+)
+def test_plan_of_workers_that_all_run_at_once(nodes, n_workers, asked, plan, n_fitting):
+    size, num_cpus, num_gpus = plan
+    expected = PoolPlan(size=size, num_cpus=num_cpus, num_gpus=num_gpus)
+    assert plan_workers(nodes, n_workers, **asked) == (expected, n_fitting)
 
 
 def test_more_cpus_than_a_node_has():

@@ -17,10 +17,12 @@ from cluster.runner import RayRunner
 from memory_builder import build
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
 from memory_builder.indexing import IndexConfig
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 from trainer.checkpoint import read_states
+from trainer.loop import LossError
 from trainer.react_job import ReactJob
 from trainer.reco_job import RecoJob, find_neighbours
 from trainer.reco_settings import FusionConfig, NeighbourConfig
@@ -117,3 +119,34 @@ def test_reco_on_two_workers_trains_as_in_this_process(folder):
     assert run_job(reco(folder, folder / "two"), Where(runner="ray", workers=2))
     run_job(reco(folder, folder / "one"), Where())
     assert trained_alike(folder / "one", folder / "two")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failing:
+    """A job that every new try fails at, and that notes each."""
+
+    out: str
+    tries: str
+
+    def settle(self):
+        return True
+
+    def work(self, _):
+        with open(self.tries, "a") as file:
+            file.write(f"{world().rank}{os.environ['CUDA_VISIBLE_DEVICES']} ")
+        raise LossError("the loss of step 1 is nan")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_error_that_no_new_try_mends_is_told_at_once_and_workers_without_gpus_see_none(tmp_path):
+    job = Failing(out=str(tmp_path / "run"), tries=str(tmp_path / "tries"))
+    with pytest.raises(LossError, match="the loss of step 1 is nan"):
+        run_job(job, Where(runner="ray", workers=1, cpus_per_worker=1))
+    assert (tmp_path / "tries").read_text() == "0 "
+    assert not Store(job.out).list("failures")
+
+
+def test_more_workers_than_this_machine_has_room_for_are_refused(tmp_path):
+    job = Failing(out=str(tmp_path / "run"), tries=str(tmp_path / "tries"))
+    with pytest.raises(UsageError, match="--workers 20: this machine has room for 2 of 20 workers of 1 CPUs"):
+        run_job(job, Where(runner="ray", workers=20))
