@@ -32,6 +32,9 @@ QUERIES = 1_024
 OPEN_FILES = 512
 """Of vectors; each holds a descriptor, of which 1,024 is a common limit."""
 
+NO_CAPTION = -1
+"""The number of a caption that is not known: ``losses.NO_GROUP``, so that such a pair is like no other."""
+
 Vectors = npt.NDArray[np.float16]
 
 
@@ -124,8 +127,10 @@ def _training_pairs(
     return pairs, np.array([caption_number(caption) for caption in table["caption"].to_pylist()], np.int64)
 
 
-def caption_number(caption: str) -> int:
-    """The same for the same text: 63 bits of its hash."""
+def caption_number(caption: str | None) -> int:
+    """The same for the same text: 63 bits of its hash. Published embeddings may come without their captions."""
+    if not caption:
+        return NO_CAPTION
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
 
 
@@ -140,7 +145,7 @@ def ids_path(ordinal: int) -> str:
 
 
 def pairs_path(ordinal: int) -> str:
-    """n rows: ``row``, the pair's own row id, and ``caption``, a number for its text."""
+    """n rows: ``row``, the pair's own row id, and ``caption``, a number for its text, or -1 without."""
     return f"pairs/{shard_name(ordinal)}.parquet"
 
 
@@ -180,7 +185,7 @@ class NeighbourTable:
         tables = [read_parquet(store.read(pairs_path(ordinal))) for ordinal in self._ordinals]
         self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
         self.captions: Ids = np.concatenate([np.asarray(table["caption"]) for table in tables])
-        """i64[n] equal for equal captions."""
+        """i64[n] equal for equal captions; NO_CAPTION where there is none."""
         self._vectors = lru_cache(OPEN_FILES)(self._map)
 
     def __len__(self) -> int:

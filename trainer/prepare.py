@@ -7,20 +7,25 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import open_clip
 import torch
 from torch import Tensor
 
 from memory_builder.encoder import Encoder
+from memory_builder.errors import UsageError
+from memory_builder.progress import say
 from memory_builder.rows import Ids
 from memory_builder.storage import Store, sha256
 from trainer.augment import Look
 from trainer.data import PairSource, Read, plain_images, random_images
 from trainer.kept import Array, KeptRows
 from trainer.loop import autocast, is_bf16
+from trainer.losses import NO_GROUP
 from trainer.react import ReactLearner
 from trainer.settings import DataConfig, LoopConfig, Positives
 from trainer.subset import Pairs
+from trainer.world import world
 
 TEXTS_PER_PART = 65_536
 PICTURES_PER_PART = 2_048
@@ -40,12 +45,17 @@ class Prepared:
     loop: LoopConfig
 
     def source(self) -> PairSource:
-        """The subset's pairs as batches, after computing what can be computed once."""
+        """The subset's pairs as batches, after computing what can be computed once.
+
+        Raises:
+            UsageError: no pair has a class, and classes are asked for; a number is too large for the cache.
+        """
+        groups = _groups(self.pairs, self.data.positives)  # refused here, not after hours of computing
         return PairSource(
             n_pairs=len(self.pairs),
             images=self._images(),
             texts=self._texts(),
-            groups=_groups(self.pairs, self.data.positives),
+            groups=groups,
             augmentation=self.data.augmentation,
             n_readers=self.data.readers,
         )
@@ -87,7 +97,7 @@ class Prepared:
         for at in range(0, len(places), PICTURES_AT_A_TIME):
             pixels = torch.from_numpy(self._plain(places[at : at + PICTURES_AT_A_TIME])).to(device)
             with autocast(self.loop, device):
-                found.append(self.learner.frozen_images(pixels).float().cpu().numpy().astype(self.data.cache_dtype))
+                found.append(_cast(self.learner.frozen_images(pixels).float().cpu().numpy(), self.data.cache_dtype))
         return np.concatenate(found)
 
     def _kept(self, what: str, n: int, rows: int, decisive: dict[str, Any]) -> KeptRows:
@@ -108,5 +118,26 @@ def _groups(pairs: Pairs, positives: Positives) -> Ids | None:
     """i64[n]: pairs of one number are right answers to each other; −1: only to themselves."""
     if positives == "own":
         return None
-    numbers, _ = pairs.distinct("caption" if positives == "caption" else "class")
+    numbers, values = pairs.distinct(positives)
+    n_without = int((numbers == NO_GROUP).sum())
+    if not values:
+        raise UsageError(
+            f"--positives {positives}: none of the {len(pairs):,} pairs of {pairs.subset.root} has a {positives}; "
+            "name a subset that memory-builder retrieve wrote, or pairs whose .json has a class, or leave it out"
+        )
+    if n_without and world().is_first:
+        say(f"--positives {positives}: {n_without:,} of {len(pairs):,} pairs have none, and answer to themselves alone")
     return numbers
+
+
+def _cast(array: npt.NDArray[np.float32], dtype: str) -> Array:
+    """The same numbers in another type. Raises UsageError where one is too large for it."""
+    with np.errstate(over="ignore"):
+        cast = array.astype(dtype)
+    too_large = np.isinf(cast) & np.isfinite(array)
+    if too_large.any():
+        raise UsageError(
+            f"what frozen layers make of a picture reaches {np.abs(array[too_large]).max():,.0f}, more than {dtype} "
+            f"holds ({np.finfo(dtype).max:,.0f}): say --cache-dtype float32, or --no-cache-layers"
+        )
+    return cast

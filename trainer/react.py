@@ -23,6 +23,9 @@ from trainer.optimizer import Parameters
 from trainer.settings import ReactConfig
 from trainer.step import Batch
 
+CHECKPOINTING = "leave out --activation-checkpointing"
+"""What helps where a tower is not made of blocks that can be computed twice."""
+
 
 class ReactLearner:
     """A ``trainer.step.Learner``: an open_clip model, changed in place so that some of it learns.
@@ -49,10 +52,10 @@ class ReactLearner:
             self.tower = insert_gated_blocks(model, config.gated, name)
             self.first = config.gated.first(len(self.tower.blocks))
         elif config.activation_checkpointing and config.learns_images:
-            self.tower = open_tower(model.visual, name)
+            self.tower = _checkpointed_images(model.visual, name)
+        freeze_but(model, _learning(model, config))
         if config.activation_checkpointing and config.learns_texts:
             _checkpoint_texts(model, name)
-        freeze_but(model, _learning(model, config))
         self.parameters: Parameters = {
             name: some for name, some in model.named_parameters() if some.requires_grad or f".{NAME}." in name
         }
@@ -131,16 +134,51 @@ def _unit(embeddings: Tensor, dtype: torch.dtype) -> Tensor:
     return normalize(embeddings.to(dtype), dim=-1)
 
 
+def _checkpointed_images(visual: Any, name: str) -> ImageTower:
+    """The image tower in blocks, each of which can be computed twice."""
+    try:
+        return open_tower(visual, name)
+    except EncoderError:
+        raise EncoderError(f"the image tower of {name} cannot be checkpointed: {CHECKPOINTING}") from None
+
+
 def _checkpoint_texts(model: Any, name: str) -> None:
     """Compute the blocks of the text tower twice instead of keeping what they computed."""
     transformer = getattr(model, "text", model).transformer
     if not all(type(block) is ResidualAttentionBlock for block in getattr(transformer, "resblocks", [None])):
-        raise EncoderError(f"the text tower of {name} cannot be checkpointed: leave out --activation-checkpointing")
+        raise EncoderError(f"the text tower of {name} cannot be checkpointed: {CHECKPOINTING}")
     transformer.grad_checkpointing = True
 
 
 def _learning(model: Any, config: ReactConfig) -> set[str]:
-    """Names of the parameters that learn."""
+    """Names of the parameters that learn: those of the mode, but for those on which no embedding depends."""
+    learns = _of_mode(model, config)
+    freeze_but(model, learns)
+    return learns if config.mode == "gated-image" else learns - _unused(model, config)
+
+
+@torch.enable_grad()
+def _unused(model: Any, config: ReactConfig) -> set[str]:
+    """Of what requires a gradient, what has no part in the towers' embeddings, such as a CoCa's decoder of captions.
+
+    It would get no gradient and decay towards zero. A blank picture and caption tell, whatever the worker.
+    """
+    ends = []
+    if config.learns_images:
+        size = model.visual.image_size
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        ends.append(model.encode_image(model.logit_scale.new_zeros(1, 3, height, width)))
+    if config.learns_texts:
+        tower = getattr(model, "text", model)
+        # a tower of transformers reads any length, and not always the one it names
+        n_tokens = tower.context_length if hasattr(tower, "positional_embedding") else 8
+        ends.append(model.encode_text(torch.zeros(1, n_tokens, dtype=torch.int64, device=model.logit_scale.device)))
+    asked = {name: some for name, some in model.named_parameters() if some.requires_grad and name != "logit_scale"}
+    found = torch.autograd.grad([end.sum() for end in ends], list(asked.values()), allow_unused=True)
+    return {name for name, gradient in zip(asked, found, strict=True) if gradient is None}
+
+
+def _of_mode(model: Any, config: ReactConfig) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     visual = {name for name in names if name.startswith("visual.")}
     scalars = {"logit_scale", "logit_bias"}

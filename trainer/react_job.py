@@ -15,10 +15,10 @@ from trainer.loop import Report, order_of, train
 from trainer.order import share_of
 from trainer.prepare import Prepared
 from trainer.react import ReactLearner
-from trainer.record import read_record, refuse_other, settle_record
+from trainer.record import refuse_begun_otherwise, settle_record
 from trainer.settings import DataConfig, LoopConfig, ReactConfig, decisive
 from trainer.start import start_from
-from trainer.subset import Subset, check_encoder, open_subset, prepare_pairs
+from trainer.subset import Subset, check_encoder, open_subset, prepare_pairs, scan_tars
 from trainer.world import wait_for_all, world
 
 KIND = "react"
@@ -53,10 +53,7 @@ class ReactJob:
         """
         torch.set_num_threads(available_threads())  # faiss, in this process, may have set another number
         run, subset = Store(self.out), open_subset(self.subset)
-        record = read_record(run)
-        if record is None:
-            return True
-        refuse_other(run, record, self._asked(subset))
+        refuse_begun_otherwise(run, self._asked(subset))
         return not is_finished(run)
 
     def work(self, report: Report) -> None:
@@ -72,6 +69,7 @@ class ReactJob:
         encoder = Encoder(EncoderConfig(model=self.encoder.model, pretrained=self.encoder.pretrained, precision="fp32"))
         if not self.any_encoder:
             check_encoder(subset, encoder.fingerprint, self.encoder.model)
+        scan_tars(subset, cache)
         if not world().is_first:
             wait_for_all()
         run.sweep()

@@ -22,7 +22,7 @@ from trainer.loop import Report, order_of, train
 from trainer.neighbours import NeighbourTable, NeighbourTask, neighbours_hash
 from trainer.reco import RecoLearner, TableSource
 from trainer.reco_settings import RATE, FusionConfig, NeighbourConfig, Positives, check_enough
-from trainer.record import read_record, refuse_other, settle_record
+from trainer.record import refuse_begun_otherwise, settle_record
 from trainer.settings import LoopConfig, decisive
 from trainer.world import world
 
@@ -62,9 +62,7 @@ class RecoJob:
             ConfigMismatchError: the folder holds another run.
         """
         run = Store(self.out)
-        record = read_record(run)
-        if record is not None:
-            refuse_other(run, record, self._record())
+        refuse_begun_otherwise(run, self._record())
         return not is_finished(run)
 
     def work(self, report: Report) -> None:
@@ -92,19 +90,42 @@ class RecoJob:
         return Reco(self.fusion, read_description(Store(self.memory)).d).to(device, dtype)
 
     def _record(self) -> dict[str, Any]:
-        description = read_description(Store(self.memory))
-        return {
-            "kind": KIND,
-            "encoder": {"model": description.model, "pretrained": description.pretrained},
-            "fingerprint": description.fingerprint,
-            "d": description.d,
-            "fusion": asdict(self.fusion),
-            "neighbours": asdict(self.neighbours),
-            "positives": self.positives,
-            "loop": decisive(self.loop),
-            "memory": Store(self.memory).root,
-            "table": {"folder": Store(self.found.folder).root, "counts": self.found.counts},
-        }
+        asked = _asked(self.memory, self.fusion, self.neighbours, self.loop, self.positives)
+        return asked | {"table": {"folder": Store(self.found.folder).root, "counts": self.found.counts}}
+
+
+def check_settings(
+    memory: str, out: str, fusion: FusionConfig, neighbours: NeighbourConfig, loop: LoopConfig, positives: Positives
+) -> None:
+    """What can be refused before hours of embedding and looking up.
+
+    Raises:
+        UsageError: the settings do not go together, or not with the memory's model.
+        ConfigMismatchError: the folder holds another run.
+    """
+    check_enough(fusion, neighbours)
+    asked = _asked(memory, fusion, neighbours, loop, positives)
+    with torch.device("meta"):
+        Reco(fusion, asked["d"])
+    refuse_begun_otherwise(Store(out), asked)
+
+
+def _asked(
+    memory: str, fusion: FusionConfig, neighbours: NeighbourConfig, loop: LoopConfig, positives: Positives
+) -> dict[str, Any]:
+    """The settings that decide what comes out, and of which model."""
+    description = read_description(Store(memory))
+    return {
+        "kind": KIND,
+        "encoder": {"model": description.model, "pretrained": description.pretrained},
+        "fingerprint": description.fingerprint,
+        "d": description.d,
+        "fusion": asdict(fusion),
+        "neighbours": asdict(neighbours),
+        "positives": positives,
+        "loop": decisive(loop),
+        "memory": Store(memory).root,
+    }
 
 
 def find_neighbours(

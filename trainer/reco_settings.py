@@ -1,6 +1,7 @@
 """What ``memory-builder train reco`` can be told: settings alone, imported by the command without torch."""
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import Annotated, Literal
 
 from tyro.conf import arg
@@ -37,8 +38,10 @@ class FusionConfig:
     """Tell the layer the query's and each neighbour's rank; without, neighbours are a set."""
 
     def __post_init__(self) -> None:
-        if self.k < 0 or self.heads < 1 or self.mlp_ratio <= 0:
-            raise UsageError(f"-k {self.k} at least 0, --heads {self.heads} at least 1, --mlp-ratio more than 0")
+        if self.k < 0 or self.heads < 1 or not 0 < self.mlp_ratio < inf:
+            raise UsageError(
+                f"-k {self.k} at least 0, --heads {self.heads} at least 1, --mlp-ratio {self.mlp_ratio} more than 0"
+            )
         if self.fusion != "transformer" and self.k == 0:
             raise UsageError(f"--fusion {self.fusion} needs neighbours: -k at least 1")
 

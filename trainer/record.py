@@ -5,6 +5,7 @@ from typing import Any
 
 from memory_builder.errors import ConfigMismatchError, UsageError
 from memory_builder.storage import Store
+from trainer.checkpoint import last_state
 
 NAME = "config.json"
 
@@ -41,16 +42,27 @@ def refuse_other(run: Store, record: dict[str, Any], asked: dict[str, Any]) -> N
         raise ConfigMismatchError(f"{run.root} was trained otherwise: {told}. Use the same settings or another --out")
 
 
-def settle_record(run: Store, record: dict[str, Any]) -> None:
-    """Write it, or find the same there.
+def refuse_begun_otherwise(run: Store, asked: dict[str, Any]) -> None:
+    """``refuse_other``, for a run that has a checkpoint; before its first, settings may still be mended.
 
     Raises:
-        ConfigMismatchError: another lies there.
+        ConfigMismatchError: the run was begun with other settings.
     """
-    try:
-        run.create(NAME, json.dumps(record, indent=1).encode())
-    except FileExistsError:
-        refuse_other(run, run.read_json(NAME) or {}, record)
+    record = read_record(run)
+    if record is not None and last_state(run) is not None:
+        refuse_other(run, record, asked)
+
+
+def settle_record(run: Store, record: dict[str, Any]) -> None:
+    """Write it, in the place of another with which nothing was learnt.
+
+    Raises:
+        ConfigMismatchError: the run was begun with another.
+    """
+    refuse_begun_otherwise(run, record)
+    data = json.dumps(record, indent=1).encode()
+    if last_state(run) is None:
+        run.put(NAME, data)
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 import torch
+from open_clip.transformer import VisionTransformer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -61,11 +62,11 @@ def load_released(name: str, path: str) -> Any:
     except Exception as error:
         raise EncoderError(f"cannot make a {name}: {str(error).splitlines()[0][:200]}") from error
     layers = gated_layers(tensors)
-    if layers:
-        width, mlp_width = _widths(tensors, layers[-1])
-        n_blocks = len(model.visual.transformer.resblocks)
-        config = GatedConfig(last_k=n_blocks - layers[0], mlp_ratio=mlp_width / width)
-        insert_gated_blocks(model, config)
+    n_blocks = len(model.visual.transformer.resblocks) if isinstance(model.visual, VisionTransformer) else 0
+    mlp = tensors.get(f"visual.transformer.resblocks.{layers[-1]}.{NAME}.mlp.c_fc.weight") if layers else None
+    if mlp is not None and layers[-1] < n_blocks:  # others have no place for them, and are refused below
+        mlp_width, width = mlp.shape  # the released bigG has 4 times its width, unlike its own blocks
+        insert_gated_blocks(model, GatedConfig(last_k=n_blocks - layers[0], mlp_ratio=mlp_width / width))
     there, here = dict(tensors), model.state_dict()
     wrong = sorted(there.keys() ^ here.keys()) or sorted(n for n in here if here[n].shape != there[n].shape)
     if wrong:
@@ -75,9 +76,3 @@ def load_released(name: str, path: str) -> Any:
         )
     model.load_state_dict(there)
     return model.eval().requires_grad_(False)
-
-
-def _widths(tensors: Mapping[str, Tensor], layer: int) -> tuple[int, int]:
-    """(width, width of the MLP); the released bigG has 4 times its width, unlike its own blocks."""
-    mlp_width, width = tensors[f"visual.transformer.resblocks.{layer}.{NAME}.mlp.c_fc.weight"].shape
-    return width, mlp_width

@@ -1,6 +1,8 @@
 """What ``memory-builder train`` can be told: settings alone, imported by the command without torch."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from math import inf
 from typing import Any, Literal
 
 from memory_builder.errors import UsageError
@@ -11,6 +13,18 @@ Mode = Literal["gated-image", "locked-text", "locked-image", "full"]
 Positives = Literal["own", "caption", "class"]
 GATED_RATE, TOWER_RATE = 5e-4, 5e-5
 """Learning rates as REACT published them."""
+
+
+def check(config: Any, wanted: str, fits: Callable[[Any], bool], *names: str) -> None:
+    """Refuse settings that cannot be meant; None is not given. ``fits`` is false for what is no number.
+
+    Raises:
+        UsageError: names the flag, its value, and what is wanted.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not fits(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,10 +41,9 @@ class GatedConfig:
     """Width of its MLP, in widths of the tower; as in the tower's own blocks if not given."""
 
     def __post_init__(self) -> None:
-        if self.last_k < 0:
-            raise UsageError(f"--last-k {self.last_k}: a number of blocks, or 0 for all")
-        if self.mlp_ratio is not None and self.mlp_ratio <= 0:
-            raise UsageError(f"--mlp-ratio {self.mlp_ratio}: more than 0")
+        check(self, "a number of blocks, or 0 for all", lambda value: value >= 0, "last_k")
+        check(self, "at least 1", lambda value: value >= 1, "bottleneck")
+        check(self, "more than 0, and finite", lambda value: 0 < value < inf, "mlp_ratio")
 
     def first(self, n_blocks: int) -> int:
         """How many blocks stay before the first gated one.
@@ -94,8 +107,7 @@ class DataConfig:
     """Threads or processes that read pictures, each worker; as many as it has CPUs unless given."""
 
     def __post_init__(self) -> None:
-        if self.readers is not None and self.readers < 1:
-            raise UsageError(f"--readers {self.readers}: at least 1")
+        check(self, "at least 1", lambda value: value >= 1, "readers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,12 +132,11 @@ class OptimizerConfig:
     """Decay of a moving average of what learns, kept beside it, such as 0.999."""
 
     def __post_init__(self) -> None:
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise UsageError(f"--learning-rate {self.learning_rate}: more than 0")
-        if not 0 <= self.warmup < 1:
-            raise UsageError(f"--warmup {self.warmup}: a share of all steps, 0 or more and less than 1")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise UsageError(f"--ema {self.ema}: between 0 and 1, such as 0.999")
+        check(self, "more than 0, and finite", lambda value: 0 < value < inf, "learning_rate", "eps", "max_norm")
+        check(self, "0 or more, and finite", lambda value: 0 <= value < inf, "weight_decay")
+        check(self, "0 or more and less than 1", lambda value: 0 <= value < 1, "beta1", "beta2")
+        check(self, "a share of all steps, 0 or more and less than 1", lambda value: 0 <= value < 1, "warmup")
+        check(self, "between 0 and 1, such as 0.999", lambda value: 0 < value < 1, "ema")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,10 +164,9 @@ class LoopConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "micro_batch", "checkpoint_every", "keep", "log_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {value}: at least 1")
+        counts = ("epochs", "max_steps", "micro_batch", "checkpoint_every", "keep", "log_every")
+        check(self, "at least 1", lambda value: value >= 1, *counts)
+        check(self, "0 or more, and less than 2 to the 63rd", lambda value: 0 <= value < 1 << 63, "seed")
 
 
 PASSING = ("readers", "checkpoint_every", "keep", "log_every")
@@ -179,7 +189,7 @@ class Where:
     workers: int | None = None
     """Workers on Ray that share each batch; 1 unless given."""
     cpus_per_worker: int | None = None
-    """CPUs, and so threads, of each."""
+    """CPUs, and so threads and readers, of each; as many as leave room for all unless given."""
     gpu: bool | None = None
     """Give each worker a GPU; if the cluster has any unless given."""
     max_failures: int = 3
@@ -189,6 +199,4 @@ class Where:
         ray_only = (self.address, self.workers, self.cpus_per_worker, self.gpu)
         if self.runner == "local" and any(value is not None for value in ray_only):
             raise UsageError("--address, --workers, --cpus-per-worker and --gpu need --runner ray")
-        for name in ("workers", "cpus_per_worker"):
-            if (getattr(self, name) or 1) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+        check(self, "at least 1", lambda value: value >= 1, "workers", "cpus_per_worker")

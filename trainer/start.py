@@ -9,9 +9,10 @@ from memory_builder.errors import EncoderError, UsageError
 from memory_builder.progress import say
 from memory_builder.storage import Store
 from trainer.checkpoint import TRAINABLE, assign, chosen_state, read_tensors
+from trainer.gated import NAME
 from trainer.react import ReactLearner
 from trainer.record import read_run
-from trainer.released import read_released
+from trainer.released import gated_layers, read_released
 
 Tensors = dict[str, Tensor]
 
@@ -21,14 +22,16 @@ def start_from(source: str, learner: ReactLearner, fingerprint: str) -> None:
 
     Raises:
         EncoderError: they were trained in another frozen model.
-        UsageError: it is neither a run nor a checkpoint, or lacks what cannot be learnt here.
+        UsageError: it is neither a run nor a checkpoint, lacks what cannot be learnt here, or was trained in what
+            stays frozen here.
         ConfigMismatchError: shapes differ.
     """
     if Path(source).is_file():
         found = read_released(source)
+        settings = f"--mode gated-image --last-k {len(gated_layers(found))} --logit-scale trainable"
         _refuse_other_model(source, found, learner)
     else:
-        found = _of_run(Store(source), fingerprint)
+        found, settings = _of_run(Store(source), fingerprint)
     parameters = learner.parameters
     here = {name: parameter for name, parameter in parameters.items() if name in found}
     missing = [name for name in parameters if name not in found]
@@ -38,19 +41,25 @@ def start_from(source: str, learner: ReactLearner, fingerprint: str) -> None:
             f"{source} does not hold {(stay or missing)[0]} and others that are to begin with: name a run, or a "
             "released checkpoint, that trained what is trained here"
         )
+    _refuse_loss(source, found, learner, settings)
     assign(here, {name: found[name] for name in here}, source)
     if missing:
         say(f"{source} sets {len(here)} of {len(parameters)} parameters; {missing[0]} and others start as they were")
 
 
-def _of_run(run: Store, fingerprint: str) -> Tensors:
+def _of_run(run: Store, fingerprint: str) -> tuple[Tensors, str]:
+    """(what learnt there, the settings that say so)."""
     record = read_run(run, "react")
     if record["fingerprint"] != fingerprint:
         raise EncoderError(
             f"{run.root} was trained in {record['encoder']['model']} ({record['fingerprint'][:12]}), and this is "
             f"another model ({fingerprint[:12]})"
         )
-    return read_tensors(run, chosen_state(run), TRAINABLE)
+    told = record["react"]
+    settings = f"--mode {told['mode']} --logit-scale {told['logit_scale']}"
+    if told["mode"] == "gated-image":
+        settings += f" --last-k {told['gated']['last_k']} --branches {told['gated']['branches']}"
+    return read_tensors(run, chosen_state(run), TRAINABLE), settings
 
 
 def _refuse_other_model(source: str, found: Tensors, learner: ReactLearner) -> None:
@@ -58,6 +67,25 @@ def _refuse_other_model(source: str, found: Tensors, learner: ReactLearner) -> N
     for name, here in learner.model.named_parameters():
         if name not in found or name in learner.parameters or name == "logit_scale":
             continue
-        there = found[name]
-        if there.shape != here.shape or not torch.allclose(here.detach().cpu().to(there.dtype), there):
+        if not _is_same(here, found[name]):
             raise EncoderError(f"{source} was trained in another --model: {name} is not the same there and here")
+
+
+def _refuse_loss(source: str, found: Tensors, learner: ReactLearner, settings: str) -> None:
+    """A run that goes on looks for what it began with in its own checkpoints, so what stays frozen cannot be set."""
+    own = dict(learner.model.named_parameters())
+    lost = [
+        name
+        for name, there in found.items()
+        if name not in learner.parameters
+        and (f".{NAME}." in name if name not in own else not _is_same(own[name], there))
+    ]
+    if lost:
+        raise UsageError(
+            f"{source} trained {lost[0]}" + (f" and {len(lost) - 1} others" if len(lost) > 1 else "") + ", which would "
+            f"be lost, as nothing of that learns here: use the settings that it was trained with ({settings})"
+        )
+
+
+def _is_same(here: Tensor, there: Tensor) -> bool:
+    return there.shape == here.shape and torch.allclose(here.detach().cpu().to(there.dtype), there)

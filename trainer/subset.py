@@ -1,14 +1,11 @@
-"""A subset's tars → a table of usable pairs, with the place of every picture, so that any pair can be read at once.
+"""A subset's tars → one table of usable pairs, found tar by tar, so that a killed run goes on with the next tar.
 
-``retrieve`` writes such folders; any folder of plain webdataset tars will do. What cannot be used is counted, by
-reason, and left out for good: every picture is decoded here, so that no step of training finds one that cannot be.
+``retrieve`` writes such folders; any folder of plain webdataset tars will do.
 """
 
 import json
-import tarfile
 from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,32 +13,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.ahead import map_ahead
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import EncoderError, SourceError
-from memory_builder.images import BadImageError, decode_image
-from memory_builder.progress import say
+from memory_builder.progress import Progress, say
 from memory_builder.retry import open_filesystem
-from memory_builder.runner import available_threads
-from memory_builder.shards import Break, Pair, Reject, read_pairs
-from memory_builder.shards.pairs import printable
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import parquet_bytes, read_parquet
+from trainer.scan import scan_tar
+from trainer.world import wait_for_all, world
 
 DESCRIPTION = "retrieve.json"
 SUMMARY = "subset.json"
-AHEAD = 256
-"""Pictures that are decoded ahead of the one that is noted."""
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),
-        ("bytes", pa.int64()),
-        ("caption", pa.string()),
-        ("class", pa.string()),
-    ]
-)
+RECORD = "record.json"
+"""Of all pairs, written last."""
 Numbers = npt.NDArray[np.int64]
 
 
@@ -144,26 +128,64 @@ class Pairs:
         return numbers, encoded.dictionary.to_pylist()
 
 
-def prepare_pairs(subset: Subset, cache: Store) -> Pairs:
-    """The pairs of a subset; from ``cache`` if they were found before.
+def scan_tars(subset: Subset, cache: Store) -> None:
+    """Find the pairs of the tars, each by one of the workers; all return when all are there.
 
     Raises:
         SourceError: a tar cannot be read.
     """
-    folder = f"pairs/{subset.digest[:16]}"
-    record = cache.read_json(f"{folder}/record.json")
+    here = world()
+    if not cache.exists(f"{_folder(subset)}/{RECORD}"):
+        _scan_missing(subset, cache, range(here.rank, len(subset.shards), here.size))
+    wait_for_all()
+
+
+def prepare_pairs(subset: Subset, cache: Store) -> Pairs:
+    """The pairs of a subset; from ``cache`` as far as they were found before.
+
+    Raises:
+        SourceError: a tar cannot be read.
+    """
+    folder = _folder(subset)
+    record = cache.read_json(f"{folder}/{RECORD}")
     if record is None:
-        rejects: Counter[str] = Counter()
         shards = range(len(subset.shards))
-        tables = [pa.Table.from_pylist(list(_scan(subset, shard, rejects)), schema=SCHEMA) for shard in shards]
-        found = pa.concat_tables(tables)
+        rejects = _scan_missing(subset, cache, shards)
+        found = pa.concat_tables(read_parquet(cache.read(f"{_tar(subset, shard)}.parquet")) for shard in shards)
         cache.put(f"{folder}/pairs.parquet", parquet_bytes(found))
         record = {"subset": subset.root, "pairs": found.num_rows, "rejects": dict(sorted(rejects.items()))}
-        cache.put(f"{folder}/record.json", json.dumps(record, indent=1).encode())
+        cache.put(f"{folder}/{RECORD}", json.dumps(record, indent=1).encode())
         left_out = ", ".join(f"{n:,} {reason}" for reason, n in record["rejects"].items())
         say(f"{subset.root}: {found.num_rows:,} pairs" + (f"; left out: {left_out}" if left_out else ""))
     table = read_parquet(cache.read(f"{folder}/pairs.parquet"))
     return Pairs(subset=subset, table=table, rejects=record["rejects"])
+
+
+def _scan_missing(subset: Subset, cache: Store, shards: Sequence[int]) -> Counter[str]:
+    """Write a table and then a record of each of these tars that has no record yet; the rejects of them all."""
+    records = {shard: cache.read_sound_json(f"{_tar(subset, shard)}.json") for shard in shards}
+    rejects = sum((Counter(record["rejects"]) for record in records.values() if record), start=Counter[str]())
+    missing = [shard for shard, record in records.items() if record is None]
+    if not missing:
+        return rejects
+    progress = Progress("pairs", n_planned=len(shards), n_done=len(shards) - len(missing), unit="tars")
+    for shard in missing:
+        found, left_out = scan_tar(subset.shards[shard], shard)
+        cache.put(f"{_tar(subset, shard)}.parquet", parquet_bytes(found))
+        record = {"pairs": found.num_rows, "rejects": dict(sorted(left_out.items()))}
+        cache.put(f"{_tar(subset, shard)}.json", json.dumps(record, indent=1).encode())
+        rejects += left_out
+        progress.advance(n_pairs=found.num_rows)
+    return rejects
+
+
+def _folder(subset: Subset) -> str:
+    return f"pairs/{subset.digest[:16]}"
+
+
+def _tar(subset: Subset, shard: int) -> str:
+    """What is kept of one tar, without a suffix."""
+    return f"{_folder(subset)}/tars/{shard:05d}"
 
 
 def read_picture(place: Place) -> bytes:
@@ -171,45 +193,3 @@ def read_picture(place: Place) -> bytes:
     fs, path = open_filesystem(place.uri)
     data: bytes = fs.cat_file(path, start=place.offset, end=place.offset + place.n_bytes)
     return data
-
-
-def _scan(subset: Subset, shard: int, rejects: Counter[str]) -> Iterator[dict[str, Any]]:
-    places = _places(subset.shards[shard])
-    with ThreadPoolExecutor(available_threads()) as threads:
-        for found in map_ahead(_checked, read_pairs(subset.shards[shard]), threads, AHEAD):
-            if not isinstance(found, Pair):
-                rejects[found.reason] += 1
-                continue
-            offset, size = places[found.member or ""]
-            claims = found.fields.get("claims") or [{"class": found.fields.get("class")}]
-            yield {
-                "key": found.key,
-                "shard": shard,
-                "offset": offset,
-                "bytes": size,
-                "caption": found.caption,
-                "class": claims[0].get("class"),
-            }
-
-
-def _checked(found: Pair | Reject | Break) -> Pair | Reject | Break:
-    if isinstance(found, Pair):
-        try:
-            decode_image(found.image or b"")
-        except BadImageError as error:
-            return Reject(key=found.key, reason=str(error))
-    return found
-
-
-def _places(uri: str) -> dict[str, tuple[int, int]]:
-    """Member → (offset, bytes) in a tar, as far as its headers can be read; of two of one name the first."""
-    places: dict[str, tuple[int, int]] = {}
-    fs, path = open_filesystem(uri)
-    with fs.open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for info in tar:
-                    places.setdefault(printable(info.name), (info.offset_data, info.size))
-        except tarfile.TarError:
-            pass  # read_pairs says what is wrong with it
-    return places

@@ -7,7 +7,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.commands.running import RunnerOptions
 from memory_builder.console import print_table
-from trainer.reco_settings import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives, check_enough
+from trainer.reco_settings import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives
 from trainer.settings import LoopConfig, OptimizerConfig, Where
 
 
@@ -37,10 +37,10 @@ class Reco:
     on: OmitArgPrefixes[Where] = field(default_factory=Where)
 
     def run(self) -> int:
-        from trainer.reco_job import RecoJob, embed_training_pairs, find_neighbours
+        from trainer.reco_job import RecoJob, check_settings, embed_training_pairs, find_neighbours
         from trainer.run import run_job
 
-        check_enough(self.fusion, self.found)  # before hours of embedding and looking up
+        check_settings(self.memory, self.out, self.fusion, self.found, self.loop, self.positives)
         where = RunnerOptions(
             runner=self.on.runner, address=self.on.address, cpus_per_worker=self.on.cpus_per_worker
         ).start()

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from memory_builder.build import import_embeddings
 from memory_builder.build import index as index_memory
+from memory_builder.describe import EmbedConfig
 from memory_builder.errors import ConcurrentWriterError, UsageError
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
@@ -17,7 +19,10 @@ from memory_builder.runner import LocalRunner, run_all
 from memory_builder.storage import Store
 from trainer.artwork import read_clusters
 from trainer.lookup import SAME_PICTURE, look_up
+from trainer.losses import NO_GROUP
 from trainer.neighbours import NeighbourTable, NeighbourTask, ids_path, neighbours_hash, pairs_path, vectors_path
+from trainer.order import Slice
+from trainer.reco import TableSource
 from trainer.reco_job import find_neighbours
 from trainer.reco_settings import SIDES, LookupConfig, NeighbourConfig
 
@@ -229,6 +234,25 @@ def test_a_killed_look_up_goes_on_and_the_bytes_are_the_same(memory, tmp_path):
     for name in names:
         assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert json.loads((tmp_path / "again/records/00000.json").read_text())["counts"] == dict(counts[0])
+
+
+def test_rows_without_a_caption_have_equal_captions_with_none(tmp_path, clustered):
+    vectors = dict(zip(("img_emb", "text_emb"), clustered(40, D, 6), strict=True))
+    for name, array in vectors.items():
+        (tmp_path / "laion" / name).mkdir(parents=True)
+        np.save(tmp_path / "laion" / name / f"{name}_0.npy", array.astype(np.float16))
+    (tmp_path / "laion" / "metadata").mkdir()
+    captions = [None, None, "", "", "a cat", "a cat", *(f"thing {row}" for row in range(34))]
+    pq.write_table(pa.table({"caption": captions}), tmp_path / "laion" / "metadata" / "metadata_0.parquet")
+    root = str(tmp_path / "memory")
+    import_embeddings(str(tmp_path / "laion"), root, encoder=None, config=EmbedConfig(), runner=LocalRunner())
+    index_memory(root, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    found = find_neighbours(root, root, str(tmp_path / "found"), NeighbourConfig(looked_up=K), None, LocalRunner())
+    table = NeighbourTable(Store(found.folder), found.ordinals)
+    assert len(table) == 40
+    (batch,) = TableSource(table=table, positives="caption").batches([Slice(0, np.arange(6))])
+    assert batch["group"][:4].tolist() == [NO_GROUP] * 4
+    assert batch["group"][4] == batch["group"][5] != NO_GROUP
 
 
 def test_the_hash_follows_what_neighbours_depend_on(memory, clusters):

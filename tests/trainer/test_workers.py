@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_runs import write_subset
 
 from memory_builder.errors import UsageError
 from trainer.order import Order
@@ -14,7 +15,8 @@ from trainer.world import World
 WORKERS = Path(__file__).with_name("workers.py")
 
 
-def test_one_two_and_four_workers_find_the_same_loss_and_gradients(tiny, tmp_path):
+def test_one_two_and_four_workers_find_the_same_loss_and_gradients(tiny, icons, tmp_path):
+    write_subset(tmp_path / "subset", icons[:6], n_tars=3)
     done = subprocess.run([sys.executable, WORKERS, tiny, tmp_path], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     differences = json.loads(done.stdout.splitlines()[-1])

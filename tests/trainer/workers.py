@@ -24,6 +24,7 @@ from trainer.kept import KeptRows
 from trainer.react import ReactLearner
 from trainer.settings import GatedConfig, ReactConfig
 from trainer.step import compute_gradients
+from trainer.subset import open_subset, scan_tars
 from trainer.world import World, world
 
 N_PAIRS = 16
@@ -45,6 +46,7 @@ def work(rank: int, size: int, model: str, out: Path, port: int) -> None:
         if rank == 0:
             (out / f"{size}-{number}.safetensors").write_bytes(pack(found))
     fill_parts(out / f"parts-{size}")
+    find_pairs(out / "subset", out / f"cache-{size}")
     dist.destroy_process_group()
 
 
@@ -78,6 +80,13 @@ def fill_parts(folder: Path) -> None:
     rows = KeptRows(Store(folder), "rows", 10, 3)
     rows.fill("rows", lambda places: places.astype(np.float32)[:, None])
     assert rows.read(np.array([9, 0, 4]))[:, 0].tolist() == [9, 0, 4]
+
+
+def find_pairs(folder: Path, cache: Path) -> None:
+    """Every worker sees the tars that all have read."""
+    subset = open_subset(str(folder))
+    scan_tars(subset, Store(cache))
+    assert len(list(cache.glob("pairs/*/tars/*.json"))) == len(subset.shards) == 3
 
 
 def run(size: int, model: str, out: Path) -> None:
