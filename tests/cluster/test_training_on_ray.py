@@ -30,7 +30,13 @@ from trainer.run import run_job
 from trainer.settings import DataConfig, GatedConfig, LoopConfig, ReactConfig, Where
 from trainer.world import world
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.usefixtures("ray_cluster"),
+    # Ray warns of settings of its own that it deprecates, and leaves things open for the garbage collector to close.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
 LOOP = LoopConfig(batch_size=8, max_steps=4, checkpoint_every=2, log_every=1, precision="fp64")
 LAST = "checkpoints/00000004/trainable.safetensors"
 
@@ -99,8 +105,6 @@ def folder(tmp_path):
     return tmp_path
 
 
-# Ray warns of settings of its own that it deprecates.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_two_workers_one_of_which_dies_train_as_two_that_live_and_as_this_process(folder):
     two = react(folder, folder / "two", DyingReact, mark=str(folder / "died"))
     on = Where(runner="ray", workers=2, max_failures=1)
@@ -114,7 +118,6 @@ def test_two_workers_one_of_which_dies_train_as_two_that_live_and_as_this_proces
     assert trained_alike(folder / "one", folder / "two")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_reco_on_two_workers_trains_as_in_this_process(folder):
     assert run_job(reco(folder, folder / "two"), Where(runner="ray", workers=2))
     run_job(reco(folder, folder / "one"), Where())
@@ -137,7 +140,6 @@ class Failing:
         raise LossError("the loss of step 1 is nan")
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_an_error_that_no_new_try_mends_is_told_at_once_and_workers_without_gpus_see_none(tmp_path):
     job = Failing(out=str(tmp_path / "run"), tries=str(tmp_path / "tries"))
     with pytest.raises(LossError, match="the loss of step 1 is nan"):
