@@ -5,13 +5,14 @@ frozen model (0) and the customised one (1). A gated block that is not there is 
 so between means tanh of each gate times the share: the same as interpolating the weights of the exported model.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from memory_builder.encoder import Encoder, EncoderConfig
-from memory_builder.errors import EncoderError
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.storage import Store, sha256
 from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, pack, read_tensors
 from trainer.gated import GATES, NAME
@@ -33,6 +34,10 @@ class Choice:
     """The moving average instead of the parameters themselves."""
     share: float = 1.0
     """0: the frozen model, 1: the customised one; between, and a little beyond, their weights' mixture."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.share) or self.share < 0:
+            raise UsageError(f"--share {self.share:g}: 0 for the frozen model, 1 for the customised one, or between")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

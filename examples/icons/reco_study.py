@@ -40,6 +40,7 @@ from without import memory_without
 from trainer.evaluate.intervals import interval
 from trainer.evaluate.metrics import class_sums
 from trainer.evaluate.reco_task import Refinement, encoder_of, evaluate_reco
+from trainer.evaluate.retrieval import Positives
 from trainer.evaluate.setting import Setting
 
 METHODS = ("reco-image", "reco-text", "reco-both")
@@ -143,7 +144,8 @@ def ask(config: RecoStudy, variant: RecoVariant, run: Path, seed: int) -> Path:
     memory = shrunk(config, variant.memory_percent) if variant.memory_percent < 100 else config.memory
     for dataset in sets_in(config.benchmark, SETS + CAPTIONED):
         setting = Setting(encoder=encoder_of(str(run)), dataset=dataset, out=out, features=config.out)
-        answer = partial(evaluate_reco, setting, Refinement(run=str(run), memory=str(memory)), "caption")
+        positives: Positives = "caption" if dataset.name in CAPTIONED else "own"
+        answer = partial(evaluate_reco, setting, Refinement(run=str(run), memory=str(memory)), positives)
         do_once(out / f"{dataset.name}.done", f"{run} with {memory} about {dataset}", answer)
     return out
 

@@ -63,8 +63,8 @@ class EvaluateOptions:
             out=out,
             features=self.features,
             split=self.split,
-            dev=choosing.dev,
-            dev_split=choosing.dev_split,
+            dev=choosing.dev or (self.dataset if choosing.dev_split is not None else None),
+            dev_split=choosing.dev_split or "test",
             train_split=train_split,
             batch_size=self.batch_size,
         )
@@ -72,6 +72,8 @@ class EvaluateOptions:
     def _model(self) -> "EncoderConfig | Choice":
         if (self.model is None) == (self.run is None):
             raise UsageError("name either --model or --run, the folder of a run of train react")
+        if self.model is None and self.pretrained is not None:
+            raise UsageError("--pretrained is for --model: a run knows its own weights")
         if self.run is None:
             if self.step is not None or self.ema or self.share != 1:
                 raise UsageError("--step, --ema and --share are for --run")
@@ -90,6 +92,8 @@ class EvaluateOptions:
             rows = [_row("all", result.figures), *(_row(tier, some) for tier, some in result.figures.tiers.items())]
             shots = f", {result.config['shots']} shots" if "shots" in result.config else ""
             print_table(f"{result.method}{shots} on {result.dataset['name']} {self.split}", tuple(rows[0]), rows)
+            if result.figures.remark:
+                print(result.figures.remark)
         return 0
 
 
@@ -125,8 +129,8 @@ class DevOptions:
 
     dev: Path | None = None
     """A set of its own to choose settings on; without it published defaults are used."""
-    dev_split: str = "test"
-    """The split of --dev that is answered."""
+    dev_split: str | None = None
+    """The split of --dev that is answered, test unless given; without --dev, of --dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,6 +220,8 @@ class Reco:
         options = self.options
         if options.run is None or options.share != 1:
             raise UsageError("name --run, the folder of a run of train reco; --share is for runs of train react")
+        if options.model is None and options.pretrained is not None:
+            raise UsageError("--pretrained is for --model: a run knows its own weights")
         refinement = Refinement(
             run=options.run, memory=self.memory, k=self.k, order=self.order, step=options.step, ema=options.ema
         )
@@ -269,8 +275,8 @@ class Report:
 
 
 def _row(label: str, figures: "Figures") -> dict[str, str]:
-    numbers = {
-        name: f"{value:.4f} [{figures.ci95[name][0]:.4f}, {figures.ci95[name][1]:.4f}]"
-        for name, value in figures.metrics.items()
-    }
+    numbers = {}
+    for name, value in figures.metrics.items():
+        ci95 = figures.ci95[name]
+        numbers[name] = f"{value:.4f} [{ci95[0]:.4f}, {ci95[1]:.4f}]" if ci95 else f"{value:.4f}"
     return {"classes": label, "number": str(figures.n_classes), "pictures": str(figures.n), **numbers}

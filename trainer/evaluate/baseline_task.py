@@ -15,7 +15,7 @@ import pyarrow as pa
 from memory_builder.errors import SourceError
 from memory_builder.memory import Memory
 from memory_builder.progress import say
-from memory_builder.rows import Ids
+from memory_builder.rows import NO_ROW, Ids
 from trainer.evaluate.arrays import Labels
 from trainer.evaluate.baselines import cache, fusion, head, priming, vote
 from trainer.evaluate.baselines.pixels import nearest_pixels
@@ -23,7 +23,7 @@ from trainer.evaluate.census import Census, take_census
 from trainer.evaluate.compared import compared
 from trainer.evaluate.evidence import Evidence, check_memory, derangement, gather, scramble
 from trainer.evaluate.features import Embedded
-from trainer.evaluate.metrics import Answers, Score, answers, classification_figures, linear
+from trainer.evaluate.metrics import NO_ANSWER, Answers, Score, answers, classification_figures, linear
 from trainer.evaluate.names import Names
 from trainer.evaluate.opened import Opened, open_setting, require
 from trainer.evaluate.results import (
@@ -174,6 +174,9 @@ def _reasons(evidence: Evidence, found: Answers) -> Ids:
     """i64[n, ≤ 8] the rows of the answered class that are most like the picture."""
     kept = np.zeros((len(found.labels), min(SHOWN, evidence.class_ids.shape[1])), np.int64)
     for i, answer in enumerate(found.top[:, 0]):
+        if answer == NO_ANSWER:
+            kept[i] = NO_ROW
+            continue
         order = np.argsort(-(evidence.class_vectors[answer] @ evidence.images[i]), kind="stable")
         kept[i] = evidence.class_ids[answer, order][: kept.shape[1]]
     return kept
@@ -196,8 +199,14 @@ def _pixels(scene: Scene) -> list[Result]:
     except SourceError as error:
         say(f"pixel is left out: the pictures of {scene.memory.store.root} cannot be read ({error})")
         return []
+    read = {"read": nearest.n_read, "named": len(scene.census.ids)}
+    if read["read"] < read["named"]:
+        say(f"pixel: {read['read']:,} of {read['named']:,} pictures of {scene.memory.store.root} read")
+        if not read["read"]:
+            say("pixel is left out: none of them can be read")
+            return []
     found = answers(nearest.score(), scene.labels, len(test.dataset.classes), may_abstain=True)
-    return [_write(scene, "pixel", found, scene.asked, {}, {})]
+    return [_write(scene, "pixel", found, scene.asked, {}, {"pictures": read})]
 
 
 def _write(

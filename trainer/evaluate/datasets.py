@@ -13,6 +13,7 @@ from memory_builder.errors import SourceError
 from memory_builder.storage import sha256
 from trainer.evaluate import picture_folders, tar_sets
 from trainer.evaluate.examples import KINDS, Example, Kind
+from trainer.evaluate.texts import read_text
 
 DEFAULT_TEMPLATE = "a photo of a {c}."
 CLASSNAMES = "classnames.txt"
@@ -90,7 +91,7 @@ def open_dataset(root: str | Path, split: str = "test") -> Dataset:
 def _of_folders(root: Path, split: str) -> Dataset:
     folders = picture_folders.class_folders(root / split)
     if not folders and split == "test":
-        folders = picture_folders.class_folders(root)
+        folders = picture_folders.unsplit_class_folders(root)
     if not folders:
         splits = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise SourceError(
@@ -120,7 +121,7 @@ def _of_folders(root: Path, split: str) -> Dataset:
 
 def _kind(root: Path) -> Kind:
     path = root / "dataset_type.txt"
-    named = path.read_text().strip().lower() if path.exists() else "classification"
+    named = read_text(path).strip().lower() if path.exists() else "classification"
     for kind in KINDS:
         if named == kind:
             return kind
@@ -154,10 +155,7 @@ def _required_lines(path: Path, holds: str) -> tuple[str, ...]:
 
 def _lines(path: Path) -> tuple[str, ...]:
     """The lines, stripped. A blank one in the middle would shift all labels behind it, so it is refused."""
-    try:
-        lines = [line.strip() for line in path.read_text("utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise SourceError(f"{path} is not UTF-8 ({error}): save it as UTF-8") from None
+    lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if not lines or not lines[0]:
         raise SourceError(f"{path} is empty: write a line for each class")
     if "" in lines:

@@ -81,12 +81,20 @@ def embed_dataset(dataset: Dataset, towers: "Towers", run: Store, batch_size: in
 
     Raises:
         SourceError: a sample is not understood or its picture cannot be decoded.
+        EncoderError: the model makes vectors that are not finite.
     """
     described = {"fingerprint": towers.fingerprint, "dataset": dataset.digest(), "batch_size": batch_size}
     folder = f"{FOLDER}/{sha256(json.dumps(described).encode())[:16]}"
-    if not run.exists(f"{folder}/record.json"):
-        _embed(dataset, towers, run, folder, batch_size)
-        run.put(f"{folder}/record.json", json.dumps(described).encode())
+    if run.exists(f"{folder}/record.json"):
+        found = _read(dataset, run, folder)
+        if np.isfinite(found.images).all() and np.isfinite(found.texts).all():  # as was not always seen to
+            return found
+    _embed(dataset, towers, run, folder, batch_size)
+    run.put(f"{folder}/record.json", json.dumps(described).encode())
+    return _read(dataset, run, folder)
+
+
+def _read(dataset: Dataset, run: Store, folder: str) -> Embedded:
     return Embedded(
         dataset=dataset,
         images=read_npy(run.fetch(f"{folder}/images.npy")),

@@ -14,7 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 
 from memory_builder.errors import UsageError
-from trainer.evaluate.arrays import Floats, Labels
+from trainer.evaluate.arrays import Floats, Labels, finite
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.features import picture_batches
 from trainer.evaluate.linear_probe import Lesson
@@ -47,6 +47,7 @@ def tune(towers: Towers, lesson: Lesson, shots: str, seed: int, params: TunePara
 
     Raises:
         UsageError: the tower has no blocks to count, or not so many.
+        EncoderError: what was trained makes vectors that are not finite.
     """
     labels = lesson.train.labels
     chosen = draw(labels, shots, seed)
@@ -98,7 +99,7 @@ def _train(
     labels = torch.from_numpy(truth).to(towers.device)
     for _ in range(params.epochs):
         for batch in torch.split(torch.randperm(len(truth), generator=generator), params.batch_size):
-            features = normalize(visual(towers.normalised(pixels[batch.numpy()])), dim=-1)  # f32[b, d]
+            features = normalize(_pooled(visual(towers.normalised(pixels[batch.numpy()]))), dim=-1)  # f32[b, d]
             loss = cross_entropy(SCALE * features @ normalize(head, dim=-1).T, labels[batch.to(towers.device)])
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -117,10 +118,17 @@ def _read(dataset: Dataset, towers: Towers, by_key: dict[str, int]) -> tuple[Any
 
 def _encode(towers: Towers, visual: Any, dataset: Dataset) -> Floats:
     """f32[n, d] unit rows of all pictures of a set, through another image tower."""
-    return np.concatenate(list(_encoded(towers, visual, dataset)))
+    rows = np.concatenate(list(_encoded(towers, visual, dataset)))
+    return finite(rows, f"{towers.name}, fine-tuned,", "pictures")
 
 
 def _encoded(towers: Towers, visual: Any, dataset: Dataset) -> Iterator[Floats]:
     for _, pixels in picture_batches(dataset, towers, 64):
         with torch.inference_mode():
-            yield normalize(visual(towers.normalised(pixels)), dim=-1).float().cpu().numpy()
+            yield normalize(_pooled(visual(towers.normalised(pixels))), dim=-1).float().cpu().numpy()
+
+
+def _pooled(made: Any) -> torch.Tensor:
+    """f32[b, d] of what an image tower gives: CoCa's gives its tokens too."""
+    pooled: torch.Tensor = made[0] if isinstance(made, tuple) else made
+    return pooled

@@ -5,6 +5,7 @@ drawing pictures alone would make intervals too narrow. Percentile intervals of 
 the Bootstrap (1993), chapter 13.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,9 @@ import numpy.typing as npt
 Reals = npt.NDArray[np.float64]
 N_RESAMPLES = 2_000
 LEVEL = 0.95
+FEW = 20
+"""With fewer classes than this, percentile intervals hold the truth less often than they say."""
+TOO_FEW = f"Intervals over fewer than {FEW} classes (in retrieval, pictures) are too narrow; over one there is none."
 CHUNK = 1 << 24
 """Draws held at a time."""
 
@@ -46,11 +50,14 @@ class Difference:
     low: float
     high: float
     p: float
-    """Two-sided: twice the share of resamples on the other side of zero, at least 2 / (resamples + 1)."""
+    """Two-sided: twice the share of resamples on the other side of zero, at least 2 / (resamples + 1). With one class
+    this and the bounds are NaN: it says nothing of others."""
 
 
 def interval(sums: Sums, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> tuple[float, float]:
-    """The percentile interval of ``sums.value`` over classes drawn with replacement."""
+    """The percentile interval of ``sums.value`` over classes drawn with replacement; NaN for one class."""
+    if len(sums.hits) == 1:
+        return math.nan, math.nan
     return _percentiles(_resampled(sums, n_resamples, seed))
 
 
@@ -62,6 +69,8 @@ def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES, seed:
     """
     if a.counts.shape != b.counts.shape or not np.array_equal(a.counts, b.counts):
         raise ValueError("a paired test needs the same classes with the same pictures in both")
+    if len(a.hits) == 1:
+        return Difference(value=a.value - b.value, low=math.nan, high=math.nan, p=math.nan)
     # The quotients share their denominators, so their difference is one quotient.
     drawn = _resampled(Sums(hits=a.hits - b.hits, counts=a.counts), n_resamples, seed)
     low, high = _percentiles(drawn)

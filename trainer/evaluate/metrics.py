@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trainer.evaluate.arrays import Floats, Labels
-from trainer.evaluate.intervals import Sums, interval
+from trainer.evaluate.intervals import FEW, TOO_FEW, Sums, interval
 
 SCALE = 100
 """Logits a cosine of 1 gives: CLIP's own, at which its temperature is clamped."""
@@ -15,6 +15,8 @@ CHUNK = 1_024
 """Pictures scored at a time."""
 KEPT = 5
 """Answers kept for each picture."""
+NO_ANSWER = -1
+"""Stands among them for what a method does not say."""
 Score = Callable[[slice], Floats]
 """Some of the pictures → f32[b, c] the greater the likelier."""
 
@@ -28,7 +30,7 @@ class Answers:
     rank: Labels
     """i64[n] how many classes it puts before the right one; 0 is right."""
     top: Labels
-    """i64[n, ≤ 5] its first answers, best first."""
+    """i64[n, ≤ 5] its first answers, best first; -1 where it says nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,15 +42,21 @@ class Figures:
     n_classes: int
     """Classes that have pictures."""
     metrics: dict[str, float]
-    ci95: dict[str, tuple[float, float]]
+    ci95: dict[str, tuple[float, float] | None]
+    """None over one class."""
     tiers: dict[str, "Figures"] = field(default_factory=dict)
+
+    @property
+    def remark(self) -> str:
+        """What a reader of the intervals must know."""
+        return TOO_FEW if min(some.n_classes for some in (self, *self.tiers.values())) < FEW else ""
 
 
 def answers(score: Score, labels: Labels, n_classes: int, *, may_abstain: bool = False) -> Answers:
     """Ask a method about all pictures; of classes with one score, that with the smaller label comes first.
 
     Args:
-        score: the method.
+        score: the method; of a class that scores -inf or NaN it says nothing, and a right one comes last.
         labels: i64[n] the truth.
         n_classes: c.
         may_abstain: the method says nothing of some classes, by one score for them all. Then every class with the right
@@ -58,21 +66,22 @@ def answers(score: Score, labels: Labels, n_classes: int, *, may_abstain: bool =
     for start in range(0, len(labels), CHUNK):
         part = slice(start, min(start + CHUNK, len(labels)))
         scores, truth = score(part), labels[part][:, None]
+        scores = np.where(np.isnan(scores), -np.inf, scores)  # else nothing would come before a right class of NaN
         own = np.take_along_axis(scores, truth, 1)
         classes = np.arange(n_classes)
-        tied_before = (scores == own) & ((classes != truth) if may_abstain else (classes < truth))
+        tied_before = (scores == own) & np.where(may_abstain | np.isneginf(own), classes != truth, classes < truth)
         ranks.append(((scores > own) | tied_before).sum(axis=1))
         tops.append(_first_answers(scores))
     return Answers(labels=labels, rank=np.concatenate(ranks), top=np.concatenate(tops))
 
 
 def _first_answers(scores: Floats) -> Labels:
-    """f32[b, c] → i64[b, ≤ 5] the best classes, best first; of equal ones the smaller label."""
+    """f32[b, c] → i64[b, ≤ 5] the best classes, best first; of equal ones the smaller label. -1 for scores of -inf."""
     left, rows, found = scores.copy(), np.arange(len(scores)), []
     for _ in range(min(KEPT, scores.shape[1])):
         best = left.argmax(axis=1)
+        found.append(np.where(np.isneginf(left[rows, best]), NO_ANSWER, best))
         left[rows, best] = -np.inf
-        found.append(best)
     return np.stack(found, axis=1)
 
 
@@ -118,7 +127,7 @@ def figures_of(sums: dict[str, Sums], n: int) -> Figures:
         n=n,
         n_classes=len(next(iter(sums.values())).hits),
         metrics={name: each.value for name, each in sums.items()},
-        ci95={name: interval(each) for name, each in sums.items()},
+        ci95={name: interval(each) if len(each.hits) > 1 else None for name, each in sums.items()},
     )
 
 

@@ -40,7 +40,7 @@ class Opened:
 
         Raises:
             SourceError: it has no such split.
-            UsageError: a picture of it is among those to be answered.
+            UsageError: a picture of it is among those to be answered, or among those that are measured.
         """
         if embedded.dataset.split == self.setting.train_split:
             raise UsageError(
@@ -54,7 +54,8 @@ class Opened:
                 f"{dataset.root}: the classes of {dataset.split} and {embedded.dataset.split} differ: a label must "
                 "mean the same in both"
             )
-        _refuse_shared(f"--train-split {dataset.split}", train, embedded)
+        for asked in (embedded, self.test):  # what is chosen on dev must not have seen what is measured either
+            _refuse_shared(f"--train-split {dataset.split}", train, asked)
         return train
 
 

@@ -7,12 +7,16 @@ from memory_builder.errors import SourceError
 from memory_builder.shards.pairs import IMAGE_SUFFIXES
 from trainer.evaluate.examples import Example, Kind
 
+SPLITS = ("train", "val", "validation", "test")
+"""Names that no class folder of a set without splits has."""
+
 
 def class_folders(folder: Path) -> tuple[Path, ...]:
     """The folders directly below that hold pictures, in order; none if this is no such folder.
 
     Raises:
-        SourceError: a class among others has no picture; left out, it would shift the labels.
+        SourceError: a class among others has no picture; left out, it would shift the labels. Or the pictures lie in
+            no class's folder.
     """
     if not folder.is_dir():
         return ()
@@ -21,7 +25,20 @@ def class_folders(folder: Path) -> tuple[Path, ...]:
     if filled and len(filled) != len(below):
         empty = next(path for path in below if path not in filled)
         raise SourceError(f"{empty} holds no picture: put some there or remove the class")
+    if not filled and _holds_pictures(folder):
+        raise SourceError(
+            f"{folder} holds pictures itself: put them into a folder for each class below it, or name another split "
+            "with --split"
+        )
     return tuple(filled)
+
+
+def unsplit_class_folders(root: Path) -> tuple[Path, ...]:
+    """Those of a set without splits; none if what lies there are splits, or may be."""
+    if any(path.is_dir() and path.name.lower() in SPLITS for path in root.iterdir()):
+        return ()
+    folders = class_folders(root)
+    return folders if all(_holds_pictures(path) for path in folders) else ()
 
 
 def read(folders: Sequence[Path], kind: Kind, n_classes: int) -> Iterator[Example]:
@@ -34,5 +51,14 @@ def read(folders: Sequence[Path], kind: Kind, n_classes: int) -> Iterator[Exampl
 
 
 def _pictures(folder: Path) -> list[Path]:
-    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
-    return sorted(path for path in files if path.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES)
+    return sorted(path for path in folder.rglob("*") if _is_picture(path))
+
+
+def _holds_pictures(folder: Path) -> bool:
+    """Whether some lie in it itself."""
+    return any(_is_picture(path) for path in folder.iterdir())
+
+
+def _is_picture(path: Path) -> bool:
+    is_file = path.is_file() and not path.name.startswith(".")
+    return is_file and path.suffix.lower().removeprefix(".") in IMAGE_SUFFIXES

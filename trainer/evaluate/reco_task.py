@@ -3,16 +3,19 @@
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
-from memory_builder.rows import Ids
+from memory_builder.rows import NO_ROW, Ids
 from memory_builder.storage import Store
 from trainer.evaluate.arrays import Floats
 from trainer.evaluate.compared import compared
+from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.evidence import check_memory
-from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear
+from trainer.evaluate.metrics import NO_ANSWER, Answers, Figures, answers, classification_figures, linear
 from trainer.evaluate.opened import Opened, open_setting, require
 from trainer.evaluate.refined import Refined
 from trainer.evaluate.results import (
@@ -69,16 +72,38 @@ def evaluate_reco(setting: Setting, refinement: Refinement, positives: Positives
         positives: of a retrieval set; see ``retrieval``.
 
     Raises:
-        RequestError: see ``open_setting``, ``check_memory`` and ``RecoModel.load``; or the set is of another kind.
+        RequestError: see ``open_setting``, ``check_memory`` and ``RecoModel.load``; or the set is of another kind, or
+            the memory lacks an index that the fusion searches.
     """
-    opened, model = open_setting(setting), refinement.model()
+    model, memory = refinement.model(), Memory.open(refinement.memory)
+    _check_indexes(model, memory)
+    opened = open_setting(setting)
     require(opened, "classification", "retrieval")
-    memory = Memory.open(refinement.memory)
+    _check_asked(opened.test.dataset, refinement, positives)
     check_memory(memory, opened.towers)
     model.check(memory)
     nearest = memory.search(vectors=opened.test.images, side="image", k=1).scores[:, 0]
     asked = _Asked(opened, model, memory, refinement, int((nearest >= SAME_PICTURE).sum()))
     return asked.classification() if opened.test.dataset.kind == "classification" else asked.retrieval(positives)
+
+
+def _check_indexes(model: RecoModel, memory: Memory) -> None:
+    """Refuse what would be found missing only once some results are written."""
+    for side in SIDES if model.k else ():
+        keys = model.lookup.search(side)
+        if keys not in memory.snapshot.indexes:
+            raise UsageError(
+                f"{memory.store.root} has no {keys} index, in which {model.name} looks up {side} queries: run "
+                "memory-builder index on it first"
+            )
+
+
+def _check_asked(dataset: Dataset, refinement: Refinement, positives: Positives) -> None:
+    """Refuse what this kind of set has no use for."""
+    if dataset.kind == "classification" and positives != "own":
+        raise UsageError(f"--positives is for captioned pictures, --dataset {dataset.root} has classes: leave it out")
+    if dataset.kind == "retrieval" and refinement.order != "average-then-refine":
+        raise UsageError(f"--order is for prompts of classes, --dataset {dataset.root} has captions: leave it out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +125,9 @@ class _Asked:
             figures = {name: self._figures(self._ask(*pairs[method])) for name, pairs in controls.items()}
             found = self._ask(*pair)
             # Where the picture was not refined, the answered class was.
-            behind = refined.by_class.ids[found.top[:, 0]] if method == "reco-text" else refined.by_image.ids
+            answered = found.top[:, :1]
+            of_classes = np.where(answered == NO_ANSWER, NO_ROW, refined.by_class.ids[answered[:, 0]])
+            behind = of_classes if method == "reco-text" else refined.by_image.ids
             results.append(self._write(method, found, plain, figures, behind[:, :SHOWN]))
         return results
 

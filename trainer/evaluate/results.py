@@ -85,11 +85,26 @@ def describe_memory(memory: "Memory") -> dict[str, Any]:
 
 
 def write_result(run: Store, result: Result, predictions: pa.Table | None = None) -> None:
-    """Write predictions first and the record last; over what the same command wrote, beside what another did."""
+    """Write over what the same command wrote, beside what another did.
+
+    Predictions go under a name of their own, which the record, written next, tells; only then do those before them go.
+    So a record stands beside its own answers wherever this breaks off.
+    """
     name = _own_name(run, result)
+    old, new = _predictions_name(run, name), None
     if predictions is not None:
-        run.put(f"{FOLDER}/{name}.predictions.parquet", parquet_bytes(predictions))
-    run.put(f"{FOLDER}/{name}.json", json.dumps(asdict(result), indent=1).encode())
+        data = parquet_bytes(predictions)
+        new = f"{name}.{sha256(data)[:12]}.predictions.parquet"
+        run.put(f"{FOLDER}/{new}", data)
+    run.put(f"{FOLDER}/{name}.json", json.dumps(asdict(result) | {"predictions": new}, indent=1).encode())
+    if old is not None and old != new and run.exists(f"{FOLDER}/{old}"):
+        run.remove(f"{FOLDER}/{old}")
+
+
+def _predictions_name(run: Store, name: str) -> str | None:
+    """What a record calls its predictions; older ones do not say, and have them under their own name."""
+    told: str | None = (run.read_json(f"{FOLDER}/{name}.json") or {}).get("predictions", f"{name}.predictions.parquet")
+    return told
 
 
 def _own_name(run: Store, result: Result) -> str:
@@ -140,5 +155,5 @@ def read_results(run: Store) -> list[dict[str, Any]]:
 
 def read_predictions(run: Store, name: str) -> pa.Table | None:
     """The answers beside a result, or None if it has none."""
-    path = f"{FOLDER}/{name}.predictions.parquet"
-    return read_parquet(run.read(path)) if run.exists(path) else None
+    file = _predictions_name(run, name)
+    return read_parquet(run.read(f"{FOLDER}/{file}")) if file and run.exists(f"{FOLDER}/{file}") else None

@@ -80,6 +80,9 @@ def _first_right(
 
 
 def _before(scores: npt.NDArray[np.float32], right: list[int]) -> int:
-    """Keys with a greater score than the best right one, or an equal one and a smaller number."""
+    """Keys with a greater score than the best right one, or an equal one and a smaller number; NaN comes last."""
+    scores = np.where(np.isnan(scores), -np.inf, scores)
     best = right[int(np.argmax(scores[right]))]
+    if np.isneginf(scores[best]):
+        return len(scores) - len(right)
     return int((scores > scores[best]).sum() + (scores[:best] == scores[best]).sum())

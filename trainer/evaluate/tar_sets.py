@@ -13,6 +13,7 @@ import numpy as np
 from memory_builder.errors import SourceError
 from memory_builder.shards.tars import Cut, read_members, split_name
 from trainer.evaluate.examples import Example, Kind
+from trainer.evaluate.texts import read_text
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
 """In this order, where a sample has several."""
@@ -33,7 +34,7 @@ def shards(folder: Path) -> tuple[Path, ...]:
     path = folder / NSHARDS
     if not path.exists():
         raise SourceError(f"{path} is missing: write the number of tars, which are named 0.tar, 1.tar …")
-    text = path.read_text().strip()
+    text = read_text(path).strip()
     if not text.isdecimal() or int(text) < 1:
         raise SourceError(f"{path} says {text!r}: expected the number of tars, at least 1")
     tars = tuple(folder / f"{i}.tar" for i in range(int(text)))
@@ -114,7 +115,7 @@ def _class(files: dict[str, bytes], n_classes: int, where: str) -> tuple[int, ..
 def _classes(files: dict[str, bytes], n_classes: int, where: str) -> tuple[int, ...]:
     data = _needed(files, "npy", where, "a 0 or 1 for each class")
     try:
-        present = np.load(io.BytesIO(data), allow_pickle=False)
+        present = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # np.load opens other formats too
     except (ValueError, EOFError, OSError) as error:
         raise SourceError(f"{where}.npy is no array of numbers ({error}): save it again with numpy.save") from None
     if present.shape != (n_classes,) or not np.isin(present, (0, 1)).all():

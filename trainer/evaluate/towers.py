@@ -12,7 +12,7 @@ from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
 from memory_builder.images import decode_image
 from memory_builder.retrieve.templates import fill
 from trainer.customised import Choice, load_customised
-from trainer.evaluate.arrays import Floats
+from trainer.evaluate.arrays import Floats, finite
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,14 +45,16 @@ class Towers:
         return batch.sub_(self.mean).div_(self.std)
 
     def encode_images(self, pixels: Pixels) -> Floats:
-        """u8[n, h, w, 3] → f32[n, d] unit rows."""
+        """u8[n, h, w, 3] → f32[n, d] unit rows. Raises EncoderError where they are not finite, as do those below."""
         with torch.inference_mode():
-            return _array(normalize(self.model.encode_image(self.normalised(pixels)), dim=-1))
+            rows = normalize(self.model.encode_image(self.normalised(pixels)), dim=-1)
+        return finite(_array(rows), self.name, "pictures")
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """n texts → f32[n, d] unit rows, in one pass."""
         with torch.inference_mode():
-            return _array(normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1))
+            rows = normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1)
+        return finite(_array(rows), self.name, "texts")
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> Floats:
         """f32[c, d]: for each class the mean of its prompts' unit embeddings, scaled to unit length (CLIP's way)."""
@@ -62,7 +64,7 @@ class Towers:
                 tokens = self.tokenizer([fill(template, name) for template in templates]).to(self.device)
                 mean = normalize(self.model.encode_text(tokens), dim=-1).mean(dim=0)
                 rows.append(mean / mean.norm())
-        return _array(torch.stack(rows))
+        return finite(_array(torch.stack(rows)), self.name, "class names")
 
 
 def load_towers(config: EncoderConfig | Choice) -> Towers:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.errors import SourceError
 from trainer.evaluate.arrays import Floats
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.metrics import Answers, Figures, answers, classification_figures, linear, multilabel_figures
@@ -25,9 +26,18 @@ class ZeroShot:
 
 
 def zero_shot(embedded: Embedded, classifier: Floats) -> ZeroShot:
-    """Measure f32[c, d] class embeddings on a classification or multilabel set."""
+    """Measure f32[c, d] class embeddings on a classification or multilabel set.
+
+    Raises:
+        SourceError: no picture of a multilabel set shows any class.
+    """
     dataset, logits = embedded.dataset, linear(embedded.images, classifier)
     if dataset.kind == "multilabel":
+        if not embedded.present.any():
+            raise SourceError(
+                f"{dataset.root} {dataset.split}: no picture shows any class, so there is no precision to measure: set "
+                "a 1 in their .npy for each class they show"
+            )
         figures, by_class = multilabel_figures(logits(slice(None)), embedded.present, dataset.tiers)
         return ZeroShot(figures=figures, answers=None, by_class=by_class)
     found = answers(logits, embedded.labels, len(dataset.classes))

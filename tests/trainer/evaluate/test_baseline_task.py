@@ -1,6 +1,7 @@
 """The whole of ``evaluate baselines`` on a memory of shapes."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def test_without_pictures_of_the_memory_pixels_are_left_out_and_said(memory, sha
     assert "pixel" not in {line["method"] for line in ran.lines}
     configs = [result["config"] for result in read_results(Store(tmp_path)) if result["config"]]
     assert {config["chosen_on"] for config in configs} == {"nothing: published defaults"}
+
+
+@pytest.mark.parametrize("left", [0.5, 0.0])
+def test_pictures_of_the_memory_that_cannot_be_read_are_counted(memory, shapes, evaluate, tmp_path, left):
+    shard = Path(Memory.open(memory).source(0))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: int(left * len(whole))])
+    try:
+        ran = evaluate("baselines", "--memory", memory, "--dataset", shapes, "--out", tmp_path)
+    finally:
+        shard.write_bytes(whole)
+    assert ran.code == 0, ran.err
+    n_read = int(re.search(r"pixel: (\d+) of 132 pictures of .* read", ran.err)[1])
+    told = [result["extra"]["pictures"] for result in read_results(Store(tmp_path)) if result["method"] == "pixel"]
+    assert ("pixel is left out" in ran.err) == (n_read == 0) == (left == 0)
+    assert told == ([{"read": n_read, "named": 132}] if n_read else [])
+    assert n_read < 132
 
 
 def test_two_memories_in_one_run_keep_their_results_and_say_in_which_state_they_were(

@@ -1,12 +1,16 @@
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from open_clip.coca_model import CoCa
+from sets import encoded, picture
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.storage import Store
+from trainer.evaluate.features import picture_batches
 from trainer.evaluate.finetune import TuneParams, tune
 from trainer.evaluate.heads import HeadParams, train_head
 from trainer.evaluate.linear_probe import Lesson
@@ -109,6 +113,21 @@ def test_without_learning_the_tuned_tower_answers_as_the_model(opened, lesson):
     found = tune(opened.towers, lesson, "1", 0, TuneParams(learning_rate=0.0, head_learning_rate=0.0, epochs=1))
     scores = lesson.test.images @ lesson.classifier.T
     assert (found.top[:, 0] == scores.argmax(axis=1)).all()
+
+
+def test_a_tower_that_gives_its_tokens_too_is_tuned(opened, lesson):
+    size = opened.towers.pixels(encoded(picture(0, 0))).shape[0]
+    text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    vision = {"image_size": size, "patch_size": 16, "width": 32, "head_width": 8, "layers": 2, "output_tokens": True}
+    pooling = {"attentional_pool": True, "attn_pooler_heads": 2}
+    coca = CoCa(16, text, text | {"embed_cls": True, "output_tokens": True}, vision | pooling).eval()
+    head = np.eye(12, 16, dtype=np.float32)
+    params = TuneParams(learning_rate=0.0, head_learning_rate=0.0, epochs=1)
+    found = tune(replace(opened.towers, model=coca, d=16), replace(lesson, classifier=head), "1", 0, params)
+    with torch.inference_mode():
+        pixels = np.concatenate([pixels for _, pixels in picture_batches(lesson.test.dataset, opened.towers, 64)])
+        images = coca.encode_image(opened.towers.normalised(pixels), normalize=True).numpy()
+    assert (found.top[:, 0] == (images @ head.T).argmax(axis=1)).all()
 
 
 def test_only_the_asked_layers_learn(opened, lesson, monkeypatch):

@@ -54,8 +54,12 @@ def test_the_same_numbers_every_time_whatever_the_chunks(monkeypatch):
     assert interval(sums) == whole
 
 
-def test_one_class_has_no_spread():
-    assert interval(Sums(hits=np.array([3.0]), counts=np.array([4.0]))) == (0.75, 0.75)
+def test_one_class_says_nothing_of_others():
+    one, other = (Sums(hits=np.array([hits]), counts=np.array([4.0])) for hits in (3.0, 1.0))
+    assert np.isnan(interval(one)).all()
+    found = paired_difference(one, other)
+    assert found.value == 0.5
+    assert np.isnan([found.low, found.high, found.p]).all()
 
 
 def test_a_paired_test_sees_a_small_gain_that_the_intervals_hide():

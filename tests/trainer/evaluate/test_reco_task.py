@@ -14,9 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from sets import CLASSES
 
+from memory_builder.build import embed, index
 from memory_builder.cli import main
+from memory_builder.describe import EmbedConfig
+from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
+from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
+from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 from trainer.evaluate.names import Names
 from trainer.evaluate.results import read_predictions, read_results
@@ -202,3 +207,29 @@ def test_fewer_neighbours_can_be_asked_for(home, shapes, tmp_path, capsys):
     assert json.loads(record.read_text())["config"]["k"] == 1
     assert main([*given, "--out", str(tmp_path / "none"), "-k", "0"]) == UsageError.exit_code
     assert "k 0" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("printed")
+@pytest.mark.parametrize(
+    ("dataset", "asked", "said"),
+    [
+        ("shapes", ["--positives", "caption"], "--positives is for captioned pictures"),
+        ("captioned", ["--order", "refine-then-average"], "--order is for prompts of classes"),
+    ],
+)
+def test_what_a_set_has_no_use_for_is_refused(home, dataset, asked, said, tmp_path, capsys):
+    given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", str(home / "memory")]
+    assert main([*given, "--dataset", str(home / dataset), "--out", str(tmp_path), *asked]) == UsageError.exit_code
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("printed")
+def test_a_memory_without_an_index_that_is_searched_is_refused_before_anything_is_written(home, tmp_path, capsys):
+    encoder = EncoderConfig(**json.loads((home / "run" / "config.json").read_text())["encoder"])
+    root, out = str(tmp_path / "memory"), tmp_path / "out"
+    embed([Memory.open(home / "memory").source(0)], root, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+    index(root, keys=("image",), config=IndexConfig(), runner=LocalRunner())
+    given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", root, "--dataset", str(home / "shapes")]
+    assert main([*given, "--out", str(out)]) == UsageError.exit_code
+    assert re.search(r"memory has no text index, in which .* looks up text queries: run", capsys.readouterr().err)
+    assert not out.exists()

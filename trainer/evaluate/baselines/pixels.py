@@ -23,7 +23,7 @@ from trainer.evaluate.metrics import Score
 SIDE = 16
 BLOCK = 4_096
 """Pictures of the memory compared at a time."""
-NOTHING = -2.0
+NOTHING = -np.inf
 """Below any correlation."""
 
 
@@ -32,7 +32,9 @@ class Nearest:
     """For every picture, the most alike one of each class it was compared with."""
 
     best: Floats
-    """f32[n, c] correlation with the most alike picture named so; -2 where there is none."""
+    """f32[n, c] correlation with the most alike picture named so; -inf where there is none."""
+    n_read: int
+    """Pictures of the memory compared; fewer than its rows that name a class where some could not be read."""
 
     def score(self) -> Score:
         return lambda part: self.best[part]
@@ -48,7 +50,9 @@ def nearest_pixels(memory: Memory, dataset: Dataset, census: Census, n_classes: 
     best = np.full((len(queries), n_classes), NOTHING, np.float32)
     rows: list[Floats] = []
     labels: list[int] = []
+    n_read = 0
     for pixels, label in _named_pictures(memory, census):
+        n_read += 1
         rows.append(pixels)
         labels.append(label)
         if len(rows) == BLOCK:
@@ -56,7 +60,7 @@ def nearest_pixels(memory: Memory, dataset: Dataset, census: Census, n_classes: 
             rows, labels = [], []
     if rows:
         _compare(queries, rows, labels, best)
-    return Nearest(best=best)
+    return Nearest(best=best, n_read=n_read)
 
 
 def _compare(queries: Floats, rows: list[Floats], labels: list[int], best: Floats) -> None:

@@ -26,6 +26,7 @@ class CaptionVote:
                 logits = SCALE * evidence.caption_vectors[place[:, column]] @ evidence.classifier.T
                 share = np.exp(logits - logits.max(axis=1, keepdims=True))
                 total += weight[:, column, None] * share / share.sum(axis=1, keepdims=True)
+            total[(weight == 0).all(axis=1)] = -np.inf  # with no vote there is no answer
             return total
 
         return votes
@@ -44,6 +45,7 @@ class NameVote:
             weight = _weights(evidence, part, self.k, self.sharpness) * (named != NO_CLASS)
             total = np.zeros((len(named), len(evidence.classifier)), np.float32)
             np.add.at(total, (np.arange(len(named))[:, None], named), weight)
+            total[total == 0] = -np.inf  # a class without a vote is no answer
             return total
 
         return votes

@@ -36,7 +36,7 @@ def forest(group: Group) -> str:
 
 def _bar(entry: Entry, name: str, colour: int, limit: float) -> str:
     value, low, high = (100 * end / limit for end in _ends(entry, name))
-    shown, ends = 100 * _ends(entry, name)[0], [100 * end for end in _ends(entry, name)[1:]]
+    shown, *ends = (100 * end for end in _ends(entry, name))
     text = f"{entry.label}, {name}: {shown:.1f} per cent, {ends[0]:.1f} to {ends[1]:.1f}"
     return (
         f'<div class="bar c{colour % N_COLOURS}" role="img" aria-label="{escape(text)}" title="{escape(text)}">'
@@ -75,7 +75,7 @@ def shots_curve(group: Group) -> str:
         drawn.append(_line([(x(entry.shots or ""), y(end[0]), y(end[1]), y(end[2])) for entry, end in places], i))
     label = f"Top-1 by shots: {', '.join(lines)}"
     picture = f'<svg role="img" aria-label="{escape(label)}" viewBox="0 0 {WIDTH} {HEIGHT}">{"".join(drawn)}</svg>'
-    zero = " Dashed: zero-shot." if group.zero_shot else ""
+    zero = f" Dashed: {escape(group.zero_shot.label)}." if group.zero_shot else ""
     caption = f"Top-1 in per cent by shots, mean of the seeds, 95 % intervals. {_legend(list(lines))}{zero}"
     return f"<figure><figcaption>{caption}</figcaption>{picture}</figure>"
 
@@ -108,7 +108,8 @@ def _figures(entry: Entry, name: str) -> dict[str, Any] | None:
 
 
 def _ends(entry: Entry, name: str) -> tuple[float, float, float]:
-    """(value, low, high) of top-1."""
+    """(value, low, high) of top-1; thrice the value where there is no interval."""
     figures = _figures(entry, name) or {}
-    low, high = figures["ci95"]["top1"]
-    return float(figures["metrics"]["top1"]), float(low), float(high)
+    value = figures["metrics"]["top1"]
+    low, high = figures["ci95"]["top1"] or (value, value)
+    return float(value), float(low), float(high)

@@ -60,6 +60,16 @@ class Entry:
         return read_predictions(self.run, self.result["file"])
 
     @property
+    def model(self) -> str:
+        """The fingerprint of its model."""
+        return str(self.result["model"]["fingerprint"])
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether it is zero-shot of a classification."""
+        return self.method == "zero-shot" and self.labels is not None
+
+    @property
     def memory_root(self) -> str:
         """The memory it rests on; empty where it needs none."""
         return str(self.result["memory"].get("root", ""))
@@ -95,15 +105,21 @@ class Group:
 
     dataset: dict[str, Any]
     entries: tuple[Entry, ...]
+    zero_shot: Entry | None = None
+    """What the tables compare with: zero-shot of the first run that has it, whatever its model."""
 
     @property
     def title(self) -> str:
         return f"{self.dataset['name']}, {self.dataset['split']}"
 
-    @cached_property
-    def zero_shot(self) -> Entry | None:
-        """What others are compared with: zero-shot of the first run that has it."""
-        return next((entry for entry in self.entries if entry.method == "zero-shot" and entry.labels is not None), None)
+    @property
+    def n_models(self) -> int:
+        return len({entry.model for entry in self.entries})
+
+    def zero_shot_of(self, entry: Entry) -> Entry | None:
+        """What a result's own model says without help: zero-shot of its run, or else of another run of that model."""
+        alike = [other for other in self.entries if other.is_zero_shot and other.model == entry.model]
+        return min(alike, key=lambda other: other.run.root != entry.run.root, default=None)
 
     def of(self, *tasks: str) -> list[Entry]:
         """The results of these tasks; zero-shot once for each run, though several tasks measure it."""
@@ -133,10 +149,13 @@ def read_groups(runs: Sequence[str]) -> list[Group]:
         for result in results:
             entry = Entry(run=run, result=result, run_name=name)
             groups.setdefault(result["dataset"]["digest"], []).append(entry)
-    return [
-        Group(dataset=entries[0].result["dataset"], entries=_ordered(_told_apart(entries)))
-        for entries in groups.values()
-    ]
+    return [_group(_told_apart(entries)) for entries in groups.values()]
+
+
+def _group(entries: list[Entry]) -> Group:
+    """Results in the order of the runs → in that of the report."""
+    zero_shot = next((entry for entry in entries if entry.is_zero_shot), None)
+    return Group(dataset=entries[0].result["dataset"], entries=_ordered(entries), zero_shot=zero_shot)
 
 
 def _told_apart(entries: list[Entry]) -> list[Entry]:

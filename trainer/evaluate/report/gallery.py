@@ -6,13 +6,14 @@ from html import escape
 import numpy as np
 
 from memory_builder.rows import NO_ROW
+from trainer.evaluate.metrics import NO_ANSWER
 from trainer.evaluate.report.entries import Entry, Group
 from trainer.evaluate.report.pictures import Pictures
 
 SHOWN = 6
 """Pictures of each kind for each method."""
-NO_ANSWER = "nothing"
-"""Said where a method gives the right class no more than others."""
+NOTHING = "nothing"
+"""Said where a method gives no class more than others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,10 +30,12 @@ class Change:
 
 def gallery(group: Group) -> str:
     """For every method that keeps its reasons: answers put right, and answers spoilt."""
-    entries = [entry for entry in group.entries if entry.has_reasons]
-    if not entries or group.zero_shot is None:
+    pairs = [(entry, group.zero_shot_of(entry)) for entry in group.entries if entry.has_reasons]
+    compared = [(entry, zero_shot) for entry, zero_shot in pairs if zero_shot is not None]
+    if not compared:
         return ""
-    changes = [_changes(entry, group.zero_shot) for entry in entries]
+    entries = [entry for entry, _ in compared]
+    changes = [_changes(entry, zero_shot) for entry, zero_shot in compared]
     shown = [(_shown(put_right), _shown(spoilt)) for put_right, spoilt in changes]
     pictures = Pictures()
     pictures.read_asked(group, {change.key for kinds in shown for some in kinds for change in some})
@@ -59,12 +62,14 @@ def _changes(entry: Entry, zero_shot: Entry) -> tuple[list[Change], list[Change]
     right_now, right_then = np.array(now["rank_0"]) == 0, np.array(then["rank_0"]) == 0
 
     def change(i: int) -> Change:
-        answer = now["top_0"][i].as_py()[0]
+        before, after = (table["top_0"][i].as_py()[0] for table in (then, now))
+        unsaid = None if right_now[i] else now["label"][i].as_py()
         return Change(
             key=now["key"][i].as_py(),
             truth=classes[now["label"][i].as_py()],
-            before=classes[then["top_0"][i].as_py()[0]],
-            after=classes[answer] if right_now[i] or answer != now["label"][i].as_py() else NO_ANSWER,
+            before=classes[before] if before != NO_ANSWER else NOTHING,
+            # Older records say the right class where it was given no more than others.
+            after=classes[after] if after not in {NO_ANSWER, unsaid} else NOTHING,
             reasons=[row for row in now["reasons"][i].as_py() if row != NO_ROW],
         )
 

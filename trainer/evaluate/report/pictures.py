@@ -56,11 +56,12 @@ class Pictures:
         """Read the captions and pictures of these rows of a memory; of a deleted one only that it is."""
         try:
             memory = Memory.open(root)
+            rows = memory.rows(self._standing(memory, root, row_ids)).to_pylist()  # a memory made anew may lack them
         except MemoryBuilderError as error:
             self.missing.add(f"Rows of the memory are not shown: {error}")
             return
         by_source: dict[str, dict[str, int]] = {}
-        for row in memory.rows(self._standing(memory, root, row_ids)).to_pylist():
+        for row in rows:
             self._rows[root, row["id"]] = (None, row["caption"] or "")
             by_source.setdefault(memory.source(row["id"]), {})[row["key"]] = row["id"]
         for uri, ids in by_source.items():

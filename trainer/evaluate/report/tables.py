@@ -69,6 +69,8 @@ def methods_table(group: Group) -> str:
         for entry in entries
     ]
     told = table(head, rows, "Accuracy in per cent, with 95 % intervals over classes")
+    if group.zero_shot is not None and group.n_models > 1:
+        told += f'<p class="note">Over zero-shot: over {escape(group.zero_shot.label)}, for every model.</p>'
     return told + (f'<p class="note">{CONTROLS}</p>' if controls else "")
 
 
@@ -117,5 +119,5 @@ def _gain(entry: Entry, zero_shot: Entry | None) -> str:
     if found is None:
         return ""
     chance = f"p = {found.p:.3f}" if found.p >= 0.001 else "p &lt; 0.001"
-    interval = f"{100 * found.low:+.1f} to {100 * found.high:+.1f}, {chance}"
-    return f'<b>{100 * found.value:+.1f}</b><span class="ci">{interval}</span>'
+    interval = f'<span class="ci">{100 * found.low:+.1f} to {100 * found.high:+.1f}, {chance}</span>'
+    return f"<b>{100 * found.value:+.1f}</b>{'' if np.isnan(found.p) else interval}"

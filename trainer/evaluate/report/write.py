@@ -8,6 +8,7 @@ from memory_builder.curve import read_curves
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.plot import COLOURS, FAINT, INK, PAPER, plot
 from memory_builder.storage import Store
+from trainer.evaluate.intervals import FEW, TOO_FEW
 from trainer.evaluate.report.charts import forest, shots_curve
 from trainer.evaluate.report.entries import Group, read_groups
 from trainer.evaluate.report.gallery import gallery
@@ -59,7 +60,7 @@ def _group(group: Group) -> str:
 
 
 def _notes(group: Group) -> str:
-    """How settings were chosen, and whether a memory holds what was asked about."""
+    """How settings were chosen, whether a memory holds what was asked about, and whether intervals can be trusted."""
     chosen = {entry.result["config"].get("chosen_on") for entry in group.entries} - {None}
     notes = []
     if chosen:
@@ -72,6 +73,9 @@ def _notes(group: Group) -> str:
     held = max((entry.result["memory"].get("pictures_in_memory", 0) for entry in group.entries), default=0)
     if held:
         notes.append(f"{held:,} of the pictures asked about have a row in the memory that looks the same to the model.")
+    figures = [entry.result["figures"] for entry in group.entries]
+    if min(some["n_classes"] for own in figures for some in (own, *own["tiers"].values())) < FEW:
+        notes.append(TOO_FEW)
     return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
