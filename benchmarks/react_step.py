@@ -180,6 +180,8 @@ def main(config: Config) -> None:
         for other in ("both towers", "official"):
             ratios = f"{wall[other] / wall[ours]:.2f} x, by CPU time {cpu[other] / cpu[ours]:.2f} x"
             print(f"{ours}: {ratios} {other}")
+    if device.type == "cuda":
+        print(f"most memory on the GPU: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     for name, rate in pipeline().items():
         print(f"data pipeline, one reader: {rate:,.0f} pictures/s {name}")
 

@@ -120,6 +120,26 @@ def test_random_augmentation_is_the_same_for_any_number_of_readers(job, subset, 
     assert np.isfinite(first["loss"])
 
 
+@pytest.mark.parametrize(
+    "precision",
+    [
+        "bf16",
+        pytest.param(
+            "auto",
+            marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")],
+        ),
+    ],
+)
+def test_in_bf16_as_on_a_gpu_a_run_learns_what_it_learns_in_fp32(precision, job, tmp_path):
+    found = {}
+    for asked in (precision, "fp32"):
+        run_job(job(tmp_path / asked, precision=asked), Where())
+        lines = [json.loads(line) for line in (tmp_path / asked / "metrics.jsonl").read_text().splitlines()]
+        found[asked] = [line["loss"] for line in lines]
+    assert found[precision] != found["fp32"]
+    assert found[precision] == pytest.approx(found["fp32"], rel=0.02)
+
+
 def test_what_is_computed_once_is_kept_for_each_precision(job, tiny_encoder, tmp_path):
     encoder, cache = tiny_encoder(), tmp_path / "cache"
 
