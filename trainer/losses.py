@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainer.settings import NO_GROUP
 from trainer.world import gather, world
 
 MAX_LOGIT_SCALE = math.log(100)
-NO_GROUP = -1
 
 
 @dataclass(frozen=True, slots=True)

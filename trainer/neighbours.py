@@ -26,14 +26,12 @@ from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parqu
 from trainer.artwork import Clusters, read_clusters
 from trainer.lookup import Pairs, column_of, neighbours_of
 from trainer.reco_settings import SIDES, NeighbourConfig
+from trainer.settings import NO_GROUP
 
 QUERIES = 1_024
 """Pairs looked up at a time."""
 OPEN_FILES = 512
 """Of vectors; each holds a descriptor, of which 1,024 is a common limit."""
-
-NO_CAPTION = -1
-"""The number of a caption that is not known: ``losses.NO_GROUP``, so that such a pair is like no other."""
 
 Vectors = npt.NDArray[np.float16]
 
@@ -130,7 +128,7 @@ def _training_pairs(
 def caption_number(caption: str | None) -> int:
     """The same for the same text: 63 bits of its hash. Published embeddings may come without their captions."""
     if not caption:
-        return NO_CAPTION
+        return NO_GROUP
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
 
 
@@ -185,7 +183,7 @@ class NeighbourTable:
         tables = [read_parquet(store.read(pairs_path(ordinal))) for ordinal in self._ordinals]
         self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
         self.captions: Ids = np.concatenate([np.asarray(table["caption"]) for table in tables])
-        """i64[n] equal for equal captions; NO_CAPTION where there is none."""
+        """i64[n] equal for equal captions; NO_GROUP where there is none."""
         self._vectors = lru_cache(OPEN_FILES)(self._map)
 
     def __len__(self) -> int:

@@ -21,9 +21,8 @@ from trainer.augment import Look
 from trainer.data import PairSource, Read, plain_images, random_images
 from trainer.kept import Array, KeptRows
 from trainer.loop import autocast, is_bf16
-from trainer.losses import NO_GROUP
 from trainer.react import ReactLearner
-from trainer.settings import DataConfig, LoopConfig, Positives
+from trainer.settings import NO_GROUP, DataConfig, LoopConfig, Positives
 from trainer.subset import Pairs
 from trainer.world import world
 

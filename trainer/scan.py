@@ -18,7 +18,7 @@ from memory_builder.retry import open_filesystem
 from memory_builder.runner import available_threads
 from memory_builder.shards import Break, Pair, Reject, read_pairs
 from memory_builder.shards.pairs import printable
-from memory_builder.shards.tars import MAX_TAR_BYTES
+from memory_builder.shards.tars import DAMAGE, MAX_TAR_BYTES
 
 AHEAD = 256
 """Pictures that are decoded ahead of the one that is noted."""
@@ -32,8 +32,6 @@ SCHEMA = pa.schema(
         ("class", pa.string()),
     ]
 )
-DAMAGE = (tarfile.TarError, EOFError, ValueError, LookupError, OverflowError, MemoryError, RecursionError)
-"""What ``tarfile`` raises on broken headers."""
 
 
 def scan_tar(uri: str, shard: int) -> tuple[pa.Table, Counter[str]]:

@@ -11,6 +11,8 @@ Augmentation = Literal["react", "none"]
 Branches = Literal["both", "attention", "mlp"]
 Mode = Literal["gated-image", "locked-text", "locked-image", "full"]
 Positives = Literal["own", "caption", "class"]
+NO_GROUP = -1
+"""The group of a pair that is a right answer to itself alone."""
 GATED_RATE, TOWER_RATE = 5e-4, 5e-5
 """Learning rates as REACT published them."""
 

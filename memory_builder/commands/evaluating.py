@@ -69,11 +69,15 @@ class EvaluateOptions:
             batch_size=self.batch_size,
         )
 
+    def check_pretrained(self) -> None:
+        """Raises UsageError where it would have no effect."""
+        if self.model is None and self.pretrained is not None:
+            raise UsageError("--pretrained is for --model: a run knows its own weights")
+
     def _model(self) -> "EncoderConfig | Choice":
         if (self.model is None) == (self.run is None):
             raise UsageError("name either --model or --run, the folder of a run of train react")
-        if self.model is None and self.pretrained is not None:
-            raise UsageError("--pretrained is for --model: a run knows its own weights")
+        self.check_pretrained()
         if self.run is None:
             if self.step is not None or self.ema or self.share != 1:
                 raise UsageError("--step, --ema and --share are for --run")
@@ -220,8 +224,7 @@ class Reco:
         options = self.options
         if options.run is None or options.share != 1:
             raise UsageError("name --run, the folder of a run of train reco; --share is for runs of train react")
-        if options.model is None and options.pretrained is not None:
-            raise UsageError("--pretrained is for --model: a run knows its own weights")
+        options.check_pretrained()
         refinement = Refinement(
             run=options.run, memory=self.memory, k=self.k, order=self.order, step=options.step, ema=options.ema
         )

@@ -18,7 +18,7 @@ MAX_MEMBER_BYTES = 256 << 20
 MAX_TAR_BYTES = 1 << 43  # no filesystem seeks much further: a header that leads beyond is damaged
 
 # What tarfile and zlib raise on broken or hostile input. Not OSError: a connection that drops says nothing of the tar.
-_DAMAGE = (
+DAMAGE = (
     tarfile.TarError,
     zlib.error,
     gzip.BadGzipFile,
@@ -93,7 +93,7 @@ def read_members(file: BinaryIO, wants: Callable[[str], bool] | None = None) -> 
         damage = "data behind the end-of-archive mark" if file.read(1 << 20).strip(b"\0") else None
     except tarfile.EmptyHeaderError:  # type: ignore[attr-defined, unused-ignore]
         damage = "the end-of-archive mark is missing"
-    except _DAMAGE as error:
+    except DAMAGE as error:
         damage = str(error) or type(error).__name__
     if damage is not None:
         yield Cut(f"breaks off at byte {offset}: {damage}", offset, key)

@@ -1,7 +1,8 @@
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from trainer.losses import NO_GROUP, gather_all, info_nce
+from trainer.losses import gather_all, info_nce
+from trainer.settings import NO_GROUP
 
 
 def embeddings(n=6, d=8):

@@ -19,12 +19,12 @@ from memory_builder.runner import LocalRunner, run_all
 from memory_builder.storage import Store
 from trainer.artwork import read_clusters
 from trainer.lookup import SAME_PICTURE, look_up
-from trainer.losses import NO_GROUP
 from trainer.neighbours import NeighbourTable, NeighbourTask, ids_path, neighbours_hash, pairs_path, vectors_path
 from trainer.order import Slice
 from trainer.reco import TableSource
 from trainer.reco_job import find_neighbours
 from trainer.reco_settings import SIDES, LookupConfig, NeighbourConfig
+from trainer.settings import NO_GROUP
 
 N, D, K = 600, 32, 10
 

@@ -1,5 +1,7 @@
 """Values that cannot be meant are refused by their flag."""
 
+from dataclasses import asdict
+
 import pytest
 
 from memory_builder.errors import UsageError
@@ -43,6 +45,10 @@ def test_workers_are_at_least_one():
 
 
 def test_the_ends_of_what_can_be_meant_are_taken():
-    OptimizerConfig(weight_decay=0, beta1=0, beta2=0, warmup=0, max_norm=1e-9)
-    LoopConfig(seed=(1 << 63) - 1)
-    GatedConfig(last_k=0, bottleneck=1)
+    optimizer = {"weight_decay": 0, "beta1": 0, "beta2": 0, "warmup": 0, "max_norm": 1e-9}
+    for kind, told in (
+        (OptimizerConfig, optimizer),
+        (LoopConfig, {"seed": (1 << 63) - 1}),
+        (GatedConfig, {"last_k": 0, "bottleneck": 1}),
+    ):
+        assert asdict(kind(**told)).items() >= told.items()
