@@ -37,8 +37,14 @@ def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
 
     Args:
         ids: i64[n] the rows, each once; None for all. Deleted rows are left out.
+
+    Raises:
+        UsageError: parquet lies there already, which img2dataset would read as part of the list.
     """
     store = Store(out)
+    there = [name for name in store.list("") if name.endswith(".parquet")]
+    if there:
+        raise UsageError(f"{store.root} holds {there[0]}, which would be read with this list: name an empty folder")
     n_written = n_without = n_deleted = 0
     every = (memory.row_ids(ordinal) for ordinal in memory.commits)
     if ids is None:

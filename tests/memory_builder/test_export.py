@@ -42,6 +42,16 @@ def test_the_urls_of_all_rows_or_of_hits(memory: Path, tmp_path: Path, capsys: p
     assert table["url"].to_pylist()[0] == "0-0"
 
 
+def test_a_list_is_not_written_beside_another(memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export = ["export", str(memory), str(tmp_path / "all"), "--as", "img2dataset"]
+    assert main(export) == 0
+    before = (tmp_path / "all" / "00000.parquet").read_bytes()
+    Memory.open(memory).delete(ids=[2])
+    assert main(export) == 2
+    assert "holds 00000.parquet, which would be read with this list: name an empty folder" in capsys.readouterr().err
+    assert (tmp_path / "all" / "00000.parquet").read_bytes() == before
+
+
 def test_hits_that_were_deleted_since_are_left_out_and_counted(
     memory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

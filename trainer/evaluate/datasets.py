@@ -49,6 +49,11 @@ class Dataset:
             if only is None or example.key in only:
                 yield example
 
+    @property
+    def labelled_by(self) -> tuple[str, ...]:
+        """What each label stands for, in order: the class, or its folder, whose name classnames.txt may replace."""
+        return self.classes if self.layout == "tars" else tuple(folder.name for folder in self.files)
+
     def digest(self) -> str:
         """Hex that changes with the set: its texts, and the size and time of every file. No picture is read."""
         files = [path for file in self.files for path in _below(file)]

@@ -48,12 +48,12 @@ class Opened:
                 "answered: name another to learn from"
             )
         dataset = open_dataset(embedded.dataset.root, self.setting.train_split)
-        train = embed_dataset(dataset, self.towers, self.features, self.setting.batch_size)
-        if train.dataset.classes != embedded.dataset.classes:
+        if dataset.labelled_by != embedded.dataset.labelled_by:
             raise UsageError(
                 f"{dataset.root}: the classes of {dataset.split} and {embedded.dataset.split} differ: a label must "
                 "mean the same in both"
             )
+        train = embed_dataset(dataset, self.towers, self.features, self.setting.batch_size)
         for asked in (embedded, self.test):  # what is chosen on dev must not have seen what is measured either
             _refuse_shared(f"--train-split {dataset.split}", train, asked)
         return train

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from open_clip.coca_model import CoCa
-from sets import encoded, picture
+from sets import encoded, picture, picture_folders
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
@@ -97,6 +97,18 @@ def opened(shapes, model_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def lesson(opened) -> Lesson:
     return Lesson(train=opened.train(opened.test), test=opened.test, classifier=opened.classifier(opened.test))
+
+
+def test_labels_that_stand_for_other_folders_are_refused_whatever_the_classes_are_called(model_dir, tmp_path):
+    for split in ("test", "train"):
+        picture_folders(tmp_path, split=split)
+    (tmp_path / "classnames.txt").write_text("\n".join(f"class {label}" for label in range(12)))
+    last = max((tmp_path / "train").iterdir())
+    last.rename(last.with_name("a"))  # now first, so that every label has moved
+    setting = Setting(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=tmp_path, out=tmp_path / "run")
+    opened = open_setting(setting)
+    with pytest.raises(UsageError, match="the classes of train and test differ: a label must mean the same in both"):
+        opened.train(opened.test)
 
 
 def test_fine_tuning_learns_and_leaves_the_model_as_it_was(opened, lesson):
