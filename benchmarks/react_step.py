@@ -5,7 +5,8 @@
 All contenders take the same step of the same learner on the same pairs, with random weights, in turns. ``both towers``
 is our loop that embeds its captions every step. ``official`` does what the released code does with checkpointing:
 captions are embedded every step, blocks above the first gated one are computed again in the backward pass, and the
-gated block inside each of them once more. The data pipeline is measured apart.
+gated block inside each of them once more. The data pipeline is measured apart. The limit is the rate at which this
+machine multiplies square matrices of the same precision: a step's share of it counts what the step really multiplies.
 """
 
 import io
@@ -21,9 +22,11 @@ import numpy as np
 import open_clip
 import torch
 import tyro
+from matrix_rate import matrix_rate
 from PIL import Image
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 from memory_builder.images import decode_image
 from memory_builder.storage import Store
@@ -104,31 +107,42 @@ def contenders(config: Config, device: torch.device) -> dict[str, tuple[ReactLea
     return found | {"text and lower layers cached": (plain, {"image": lower, "text": text})}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Spent:
-    """What a step took."""
+    """What a step took, the medians of some."""
 
     wall_s: float
     cpu_s: float
     """Of all threads: where other programs want the same cores, the steadier of the two."""
+    multiply_adds: float
 
 
-def seconds(config: Config, device: torch.device) -> dict[str, list[Spent]]:
-    """Of each contender's steps, in turns."""
+def steps(config: Config, device: torch.device) -> dict[str, Spent]:
+    """Each contender's, taken in turns. What they multiply is counted in the round that is not timed."""
     found = contenders(config, device)
     optimizer_config = OptimizerConfig()
     parameters = next(iter(found.values()))[0].parameters
     optimizer = make_optimizer(parameters, optimizer_config)
-    times: dict[str, list[Spent]] = {name: [] for name in found}
-    for _ in range(config.rounds + 1):
+    wall_s: dict[str, list[float]] = {name: [] for name in found}
+    cpu_s: dict[str, list[float]] = {name: [] for name in found}
+    multiply_adds = {}
+    for number in range(config.rounds + 1):
         for name, (learner, batch) in found.items():
             _wait(device)
             started, cpu = time.perf_counter(), time.process_time()
-            compute_gradients(learner, batch, None, _autocast(config, device))
+            with nullcontext() if number else FlopCounterMode(display=False) as counter:
+                compute_gradients(learner, batch, None, _autocast(config, device))
             take_step(optimizer, parameters, optimizer_config, 1e-4)
             _wait(device)
-            times[name].append(Spent(time.perf_counter() - started, time.process_time() - cpu))
-    return {name: some[1:] for name, some in times.items()}
+            if counter:
+                multiply_adds[name] = counter.get_total_flops() / 2
+            else:
+                wall_s[name].append(time.perf_counter() - started)
+                cpu_s[name].append(time.process_time() - cpu)
+    medians = {name: (float(np.median(wall_s[name])), float(np.median(cpu_s[name]))) for name in found}
+    return {
+        name: Spent(wall_s=wall, cpu_s=cpu, multiply_adds=multiply_adds[name]) for name, (wall, cpu) in medians.items()
+    }
 
 
 def _autocast(config: Config, device: torch.device) -> Callable[[], Any]:
@@ -170,16 +184,20 @@ def main(config: Config) -> None:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{config.model}, last_k {config.last_k}, batch {config.batch}, {device}, {torch.get_num_threads()} threads")
-    found = seconds(config, device)
-    wall = {name: float(np.median([one.wall_s for one in some])) for name, some in found.items()}
-    cpu = {name: float(np.median([one.cpu_s for one in some])) for name, some in found.items()}
-    for name in sorted(found, key=lambda name: -wall[name]):
-        rate = config.batch / wall[name]
-        print(f"{name:32} {wall[name]:8.3f} s a step, {cpu[name]:8.3f} s of CPU   {rate:8.1f} pairs/s")
+    found = steps(config, device)
+    limit = matrix_rate(torch.bfloat16 if config.bf16 else torch.float32, device)
+    for name, step in sorted(found.items(), key=lambda each: -each[1].wall_s):
+        times = f"{step.wall_s:8.3f} s a step, {step.cpu_s:8.3f} s of CPU   {config.batch / step.wall_s:8.1f} pairs/s"
+        share = step.multiply_adds / step.wall_s / limit
+        print(f"{name:32} {times}   {step.multiply_adds / 1e9:8.1f} G multiply-adds, {share:.2f} of the limit")
+    print(f"limit: {limit / 1e9:,.0f} G multiply-adds/s")
     for ours in ("text cached", "text and lower layers cached"):
         for other in ("both towers", "official"):
-            ratios = f"{wall[other] / wall[ours]:.2f} x, by CPU time {cpu[other] / cpu[ours]:.2f} x"
-            print(f"{ours}: {ratios} {other}")
+            one, two = found[ours], found[other]
+            ratios = f"{two.wall_s / one.wall_s:.2f} x, by CPU time {two.cpu_s / one.cpu_s:.2f} x"
+            print(
+                f"{ours}: {ratios} {other}, which multiplies {two.multiply_adds / one.multiply_adds:.2f} times as much"
+            )
     if device.type == "cuda":
         print(f"most memory on the GPU: {torch.cuda.max_memory_allocated() / 1e9:.1f} GB")
     for name, rate in pipeline().items():

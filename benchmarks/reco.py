@@ -20,6 +20,7 @@ import faiss
 import numpy as np
 import torch
 import tyro
+from matrix_rate import matrix_rate
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -32,6 +33,8 @@ from trainer.reco import RecoLearner
 from trainer.reco_settings import FusionConfig, LookupConfig
 from trainer.refined import RecoModel
 from trainer.step import compute_gradients
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,13 +102,6 @@ def by_turns(contenders: dict[str, Callable[[], object]], rounds: int) -> dict[s
     return {name: statistics.median(some) for name, some in seconds.items()}
 
 
-def matrix_rate(bf16: bool) -> float:
-    """Multiply-adds a second of a product of square matrices."""
-    n = 2_048
-    a, b = (torch.randn(n, n, dtype=torch.bfloat16 if bf16 else torch.float32) for _ in range(2))
-    return n**3 / by_turns({"product": lambda: a @ b}, 5)["product"]
-
-
 def training(config: Bench) -> None:
     """Print steps a second of both, in both precisions."""
     drawn = torch.randn(config.batch, 2 + 2 * config.k, config.d, generator=torch.Generator().manual_seed(0))
@@ -120,8 +116,8 @@ def training(config: Bench) -> None:
             for name, fusion in (("ours", Fusion), ("whole layer", WholeLayer))
         }
         found = by_turns(contenders, config.steps)
-        loss_rate = matrix_rate(False)  # the loss is computed in float32 either way
-        floor = 3 * (products / matrix_rate(bf16) + losses / loss_rate)
+        loss_rate = matrix_rate(torch.float32, CPU)  # the loss is computed in float32 either way
+        floor = 3 * (products / matrix_rate(torch.bfloat16 if bf16 else torch.float32, CPU) + losses / loss_rate)
         name = "bf16" if bf16 else "fp32"
         print(
             f"{name}, d {d}, k {config.k}, batch {b}: ours {found['ours']:.2f} s a step, whole layer "

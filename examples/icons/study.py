@@ -180,6 +180,7 @@ def tables(
     frozen: Path,
     baselines: Path,
     rivals: Sequence[str],
+    chosen: Sequence[str] = (),
 ) -> str:
     """Return the tables, dev first, as choices are made there: all sets of a side in one, then one for each set.
 
@@ -189,6 +190,7 @@ def tables(
         frozen: folder with the answers of the frozen model; on dev it is the only rival.
         baselines: folder with one of baselines for each tier of test.
         rivals: the methods in there that every line is compared with.
+        chosen: labels of lines that every line is compared with, too.
     """
     measured = {}
     for name in SETS:
@@ -196,7 +198,7 @@ def tables(
         if lines:
             beside = lines_of({"": [baselines / name.partition("-")[2]]}, rivals, name)
             beside = beside or lines_of({"": [frozen]}, ("zero-shot",), name)
-            measured[name] = ([*beside, *lines], beside)
+            measured[name] = ([*beside, *lines], [*beside, *(line for line in lines if line.label in chosen)])
     sides = [side for side in SIDES if any(name.startswith(side) for name in measured)]
     made = [overview(side, measured) for side in sides]
     made += [table(name, lines, beside) for name, (lines, beside) in measured.items()]
