@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from memory_builder.encoder import CONFIG, model_config
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.storage import Store
-from trainer.gated import NAME, GatedBlock
+from trainer.gated import NAME, GatedBlock, mlp_ratio_of
 
 WEIGHTS = "open_clip_model.safetensors"
 
@@ -49,12 +49,17 @@ def export_released(model: Any, out: Path) -> None:
     """Write the whole customised model under the names of the checkpoints that REACT's authors released.
 
     Raises:
-        EncoderError: they have no names for this kind of tower.
+        EncoderError: they have no names for this kind of tower, or none for a part of its gated blocks.
         UsageError: something lies there already, or the name is not one of safetensors.
     """
     if out.suffix != ".safetensors" or out.exists():
         raise UsageError(f"--out {out}: a new file that ends in .safetensors")
-    _blocks(model)
+    for gated in filter(None, (getattr(block, NAME, None) for block in _blocks(model))):
+        if not (gated.has_attention and gated.has_mlp and gated.attn.out_proj.in_features == gated.ln_1.weight.numel()):
+            raise EncoderError(
+                "released checkpoints have gated blocks of both branches and of the tower's own width, these were made "
+                "with --branches or --bottleneck: leave out --as react"
+            )
     store = Store(str(out.parent))
     with store.writing(out.name) as path:
         save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, path)
@@ -78,7 +83,7 @@ def deepen(blocks: list[Any]) -> tuple[list[ResidualAttentionBlock], float]:
             deeper.append(_plain_block(before, plain, max(widths)))
         deeper.append(plain)
         _widen(plain.mlp, max(widths))
-    return deeper, max(widths) / blocks[0].ln_1.normalized_shape[0]
+    return deeper, mlp_ratio_of(max(widths), blocks[0].ln_1.normalized_shape[0])
 
 
 def _described(model: Any, name: str) -> dict[str, Any]:

@@ -100,6 +100,12 @@ def _through_gates(block: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (getattr(block, NAME)(arguments[0]), *arguments[1:])
 
 
+def mlp_ratio_of(mlp_width: int, width: int) -> float:
+    """The ratio that gives an MLP this width; open_clip, as we do, cuts what it asks for down to a whole number."""
+    ratio = mlp_width / width
+    return ratio if int(ratio * width) == mlp_width else (mlp_width + 0.5) / width
+
+
 def gates(model: Any) -> dict[str, float]:
     """tanh of every gate, by its parameter's name: how far each branch is open."""
     return {

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_builder.errors import EncoderError, UsageError
-from trainer.gated import NAME, insert_gated_blocks
+from trainer.gated import NAME, insert_gated_blocks, mlp_ratio_of
 from trainer.settings import GatedConfig
 
 GATED = re.compile(rf"^visual\.transformer\.resblocks\.(\d+)\.{NAME}\.")
@@ -66,7 +66,7 @@ def load_released(name: str, path: str) -> Any:
     mlp = tensors.get(f"visual.transformer.resblocks.{layers[-1]}.{NAME}.mlp.c_fc.weight") if layers else None
     if mlp is not None and layers[-1] < n_blocks:  # others have no place for them, and are refused below
         mlp_width, width = mlp.shape  # the released bigG has 4 times its width, unlike its own blocks
-        insert_gated_blocks(model, GatedConfig(last_k=n_blocks - layers[0], mlp_ratio=mlp_width / width))
+        insert_gated_blocks(model, GatedConfig(last_k=n_blocks - layers[0], mlp_ratio=mlp_ratio_of(mlp_width, width)))
     there, here = dict(tensors), model.state_dict()
     wrong = sorted(there.keys() ^ here.keys()) or sorted(n for n in here if here[n].shape != there[n].shape)
     if wrong:

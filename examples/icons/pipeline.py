@@ -149,9 +149,10 @@ def react_steps(config: Pipeline, named: tuple[str, ...]) -> list[Step]:
     asked = [sets / f"{side}-{tier}" for side in ("dev", "test") for tier in tiers(config)]
     names = ("--mode", "t2t", "--per-query", 10 if config.sample else 20, "--exclude", *asked)
     # Chosen on dev (react_study.py): what the base lacks are words, so the text tower learns them.
-    learns = ("--mode", "locked-image", "--learning-rate", 5e-4, "--epochs", 1_000, "--max-steps", 250)
-    length = ("--last-k", 2, "--epochs", 1, "--batch-size", 128) if config.sample else (*learns, "--batch-size", 256)
-    settings = ("--augmentation", "none", "--positives", "caption", *length)
+    learns = ("--mode", "locked-image", "--learning-rate", 5e-4)
+    long = ("--epochs", 1_000, "--max-steps", 250, "--batch-size", 256)
+    length = ("--epochs", 2, "--batch-size", 128) if config.sample else long
+    settings = ("--augmentation", "none", "--positives", "caption", *learns, *length)
     steps = [
         Step(name="classes", command=script("class_names", *asked, "--out", out / "classes.txt")),
         Step(

@@ -39,6 +39,14 @@ def test_what_is_done_is_not_done_again_and_the_figures_are_as_stored(made: tupl
     assert "<html" in (out / "report.html").read_text()[:200]
 
 
+@pytest.mark.parametrize("run", ["react", "reco", "reco-react"])
+def test_what_is_trained_learns(made: tuple[Path, str], run: str) -> None:
+    """384 pictures are too few to tell by their answers: bounds around those hold for a run that does nothing, too."""
+    lines = (made[0] / run / "metrics.jsonl").read_text().splitlines()
+    first, *_, last = [json.loads(line)["loss"] for line in lines]
+    assert last < (0.85 if run == "react" else 0.95) * first
+
+
 def test_a_step_asked_for_otherwise_is_done_anew_with_all_after_it(made: tuple[Path, str]) -> None:
     out, _ = made
     record = out / "steps" / "report.json"

@@ -1,10 +1,13 @@
 import open_clip
 import pytest
 import torch
+from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError, UsageError
 from trainer.backbone import frozen_digest, geometry, open_tower
-from trainer.gated import NAME, GatedConfig, insert_gated_blocks
+from trainer.export import deepen
+from trainer.gated import NAME, insert_gated_blocks, mlp_ratio_of
+from trainer.settings import GatedConfig
 
 # Shapes of their own kind: open_clip's ViT, also with QuickGELU, SigLIP, and the perception encoder (rotary).
 MODELS = ("ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14", "ViT-B-16-SigLIP", "PE-Core-T-16-384")
@@ -40,6 +43,27 @@ def test_closed_gates_leave_every_bit_as_it_was_and_halves_make_the_whole(name):
         assert torch.equal(model.visual(pixels), before)
         first = len(tower.blocks) - 6
         assert torch.equal(tower.upper(tower.lower(pixels, first), first), before)
+
+
+def test_six_gated_blocks_of_a_vit_b_32_are_as_many_plain_ones():
+    torch.manual_seed(0)
+    model, pixels = Vision("ViT-B-32", "cpu"), torch.randn(2, 3, 224, 224)
+    insert_gated_blocks(model, GatedConfig(last_k=6))
+    with torch.no_grad():
+        for name, some in model.named_parameters():
+            if "alpha" in name:
+                some.fill_(0.5)
+        expected = normalize(model.visual(pixels), dim=-1)
+        deeper, ratio = deepen(list(model.visual.transformer.resblocks))
+        model.visual.transformer.resblocks = torch.nn.ModuleList(deeper)
+        assert (len(deeper), ratio) == (18, 4)
+        assert (normalize(model.visual(pixels), dim=-1) - expected).abs().max() < 2e-7
+
+
+@pytest.mark.parametrize("width", [64, 192, 448, 768, 896, 1408, 1664, 1792])
+def test_a_ratio_gives_back_the_width_that_it_was_made_of(width):
+    assert all(int(mlp_ratio_of(mlp, width) * width) == mlp for mlp in range(1, 6 * width))
+    assert mlp_ratio_of(4 * width, width) == 4
 
 
 def test_closed_gates_change_no_bit_where_a_graph_is_kept_either(small_model):

@@ -26,6 +26,15 @@ def released(tiny_encoder, tmp_path):
     return str(tmp_path / "react.safetensors")
 
 
+@pytest.mark.parametrize("config", [{"bottleneck": 8}, {"branches": "attention"}, {"branches": "mlp"}])
+def test_blocks_that_the_released_checkpoints_do_not_have_are_not_written(tiny_encoder, tmp_path, config):
+    model = tiny_encoder().model
+    insert_gated_blocks(model, GatedConfig(last_k=1, **config))
+    with pytest.raises(EncoderError, match=r"made with --branches or --bottleneck: leave out --as react"):
+        export_released(model, tmp_path / "react.safetensors")
+    assert not (tmp_path / "react.safetensors").exists()
+
+
 @pytest.mark.parametrize("kind", ["fewer layers", "RESNET", "TIMM"])
 def test_a_model_that_it_was_not_trained_from_is_refused(released, tmp_path, kind):
     folder = tmp_path / "model"

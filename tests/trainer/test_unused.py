@@ -81,8 +81,15 @@ def test_of_an_ordinary_model_everything_learns(tiny_encoder, mode):
     names = {name for name, _ in model.named_parameters()}
     visual = {name for name in names if name.startswith("visual.")}
     learner = ReactLearner(model, ReactConfig(mode=mode, gated=GatedConfig(last_k=2)))
-    expected = {"full": names, "locked-image": names - visual, "locked-text": visual | {"logit_scale"}}
-    assert learner.parameters.keys() == expected.get(mode, learner.parameters.keys())
+    new = {name for name, _ in model.named_parameters()} - names
+    assert bool(new) == (mode == "gated-image")
+    expected = {
+        "full": names,
+        "locked-image": names - visual,
+        "locked-text": visual | {"logit_scale"},
+        "gated-image": new | {"logit_scale"},
+    }
+    assert learner.parameters.keys() == expected[mode]
     assert all(some.grad is None for some in model.parameters())
 
 

@@ -21,7 +21,7 @@ from trainer.evaluate.baselines import cache, fusion, head, priming, vote
 from trainer.evaluate.baselines.pixels import nearest_pixels
 from trainer.evaluate.census import Census, take_census
 from trainer.evaluate.compared import compared
-from trainer.evaluate.evidence import Evidence, check_memory, derangement, gather, scramble
+from trainer.evaluate.evidence import Evidence, check_memory, count_in_memory, derangement, gather, scramble
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.metrics import NO_ANSWER, Answers, Score, answers, classification_figures, linear
 from trainer.evaluate.names import Names
@@ -36,7 +36,6 @@ from trainer.evaluate.results import (
 )
 from trainer.evaluate.setting import Setting
 from trainer.evaluate.shots import choose
-from trainer.lookup import SAME_PICTURE
 
 SHOWN = 8
 """Rows kept for each picture as the reason of its answer."""
@@ -73,6 +72,8 @@ class Scene:
     """Names permuted in memory and classes."""
     broken: Evidence
     """Names permuted in the memory alone."""
+    n_in_memory: int
+    """Pictures that have a row which looks the same to the model."""
     census: Census
     zero_shot: Answers
 
@@ -131,9 +132,6 @@ def _scene(opened: Opened, memory: Memory) -> Scene:
     test, classifier = opened.test, opened.classifier(opened.test)
     names, n_classes = Names(test.dataset.classes), len(test.dataset.classes)
     evidence, permutation = gather(memory, test, classifier), derangement(n_classes)
-    same = int((evidence.similarity[:, 0] >= SAME_PICTURE).sum())
-    if same:
-        say(f"warning: {same:,} of {len(test):,} pictures have a row of cosine {SAME_PICTURE} or more in the memory")
     consistent, broken = scramble(evidence, names, opened.towers, permutation)
     return Scene(
         opened=opened,
@@ -141,6 +139,7 @@ def _scene(opened: Opened, memory: Memory) -> Scene:
         evidence=evidence,
         consistent=consistent,
         broken=broken,
+        n_in_memory=count_in_memory(evidence.similarity[:, 0]),
         census=take_census(memory, names, n_classes),
         zero_shot=answers(linear(test.images, classifier), test.labels, n_classes),
     )
@@ -231,7 +230,7 @@ def _write(
         | {
             "rows_by_class": counts.tolist(),
             "classes_without_rows": int((counts == 0).sum()),
-            "pictures_in_memory": int((scene.evidence.similarity[:, 0] >= SAME_PICTURE).sum()),
+            "pictures_in_memory": scene.n_in_memory,
         },
         extra=controls | {"against_zero_shot": compared(found, scene.zero_shot, dataset.tiers)},
         asked=asked,

@@ -10,12 +10,14 @@ import numpy.typing as npt
 
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.memory import Memory
+from memory_builder.progress import say
 from memory_builder.rows import NO_ROW, Ids, Keys
 from memory_builder.scores import unit_rows
 from trainer.evaluate.arrays import Floats, Labels
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.names import NO_CLASS, Names
 from trainer.evaluate.towers import Towers
+from trainer.lookup import SAME_PICTURE
 
 NEIGHBOURS = 50
 """Rows for each picture; methods use the first few of them."""
@@ -72,6 +74,17 @@ def check_memory(memory: Memory, towers: Towers) -> None:
         )
     if "image" not in memory.snapshot.indexes:
         raise UsageError(f"{memory.store.root} has no image index: run memory-builder index on it first")
+
+
+def count_in_memory(nearest: Floats) -> int:
+    """How many of a set's pictures (f32[n] cosine of each to the row nearest to it) the memory holds; tells of them."""
+    same = int((nearest >= SAME_PICTURE).sum())
+    if same:
+        say(
+            f"warning: {same:,} of {len(nearest):,} pictures have a row of cosine {SAME_PICTURE} or more in the memory, "
+            "which may be the picture itself"
+        )
+    return same
 
 
 def gather(memory: Memory, embedded: Embedded, classifier: Floats) -> Evidence:

@@ -14,7 +14,7 @@ from memory_builder.storage import Store
 from trainer.evaluate.arrays import Floats
 from trainer.evaluate.compared import compared
 from trainer.evaluate.datasets import Dataset
-from trainer.evaluate.evidence import check_memory
+from trainer.evaluate.evidence import check_memory, count_in_memory
 from trainer.evaluate.metrics import NO_ANSWER, Answers, Figures, answers, classification_figures, linear
 from trainer.evaluate.opened import Opened, open_setting, require
 from trainer.evaluate.refined import Refined
@@ -28,7 +28,6 @@ from trainer.evaluate.results import (
 )
 from trainer.evaluate.retrieval import Positives, retrieval
 from trainer.evaluate.setting import Setting
-from trainer.lookup import SAME_PICTURE
 from trainer.reco_settings import SIDES
 from trainer.record import read_run
 from trainer.refined import Order, RecoModel
@@ -83,7 +82,7 @@ def evaluate_reco(setting: Setting, refinement: Refinement, positives: Positives
     check_memory(memory, opened.towers)
     model.check(memory)
     nearest = memory.search(vectors=opened.test.images, side="image", k=1).scores[:, 0]
-    asked = _Asked(opened, model, memory, refinement, int((nearest >= SAME_PICTURE).sum()))
+    asked = _Asked(opened, model, memory, refinement, count_in_memory(nearest))
     return asked.classification() if opened.test.dataset.kind == "classification" else asked.retrieval(positives)
 
 

@@ -17,6 +17,7 @@ from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
 from trainer.evaluate.baseline_task import METHODS
+from trainer.evaluate.evidence import count_in_memory
 from trainer.evaluate.results import read_predictions, read_results
 
 
@@ -32,6 +33,13 @@ def ran(memory, shapes, dev_shapes, evaluate, tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(ran):
     return {result["method"]: result for result in read_results(ran[1])}
+
+
+def test_pictures_that_the_memory_holds_are_told_of(capsys):
+    assert count_in_memory(np.array([0.9995, 0.5, -np.inf], np.float32)) == 1
+    assert "warning: 1 of 3 pictures have a row of cosine 0.999 or more in the memory" in capsys.readouterr().err
+    assert count_in_memory(np.array([0.998], np.float32)) == 0
+    assert not capsys.readouterr().err
 
 
 def test_every_method_and_control_has_a_line_and_a_record(ran, results):
