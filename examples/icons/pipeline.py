@@ -111,11 +111,12 @@ def steps_of(config: Pipeline) -> list[Step]:
     steps += few_shot_step(config, "few-shot-react", "few-shot", customised, *tune)
     runs += [] if config.sample else [out / "runs" / "few-shot", out / "runs" / "few-shot-react"]
     runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
+    rivals = ("--rivals", "zero-shot", "priming", "cache", "zero-shot (react)")
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
     return [
         *steps,
         Step(name="report", command=memory_builder("report", *runs, "--out", out / "report.html")),
-        Step(name="results", command=script("results", *runs, "--out", out / "results.md", *bounds)),
+        Step(name="results", command=script("results", *runs, "--out", out / "results.md", *rivals, *bounds)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Write the results of runs as Markdown tables: for every set each method, its interval, and its difference from base.
+"""Write the results of runs as Markdown tables: for every set each method, its interval, and paired differences.
 
     uv run python examples/icons/results.py ~/icons/runs/absent ~/icons/runs/rare --out ~/icons/results.md
 
@@ -31,6 +31,8 @@ class Results:
     """Folders that memory-builder evaluate wrote."""
     out: Path
     """File to write."""
+    rivals: tuple[str, ...] = ("zero-shot",)
+    """Methods that each is compared with, as the tables call them without the tier: priming, 'zero-shot (react)'."""
     bounds: Path | None = None
     """JSON: set, method → least and greatest top-1."""
 
@@ -41,7 +43,21 @@ def share(value: float, ci95: Sequence[float] | None = None) -> str:
     return f"{100 * value:.1f}{interval}"
 
 
-def row(entry: Entry, base: Entry | None) -> list[str]:
+def name_of(entry: Entry, group: Group) -> str:
+    """What a method is called in a table of one tier; its run's folder ends with the tier's name."""
+    tier = str(group.dataset["name"]).rpartition("-")[2]
+    return entry.label.replace(f" ({tier})", "").replace(f"-{tier})", ")")
+
+
+def over(entry: Entry, rival: Entry | None) -> str:
+    """How far a method is above another, paired, with its interval."""
+    difference = None if rival is None or rival is entry else against(entry, rival)
+    if difference is None:
+        return "–"
+    return f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
+
+
+def row(entry: Entry, rivals: Sequence[Entry | None]) -> list[str]:
     """One method's cells."""
     figures, extra = entry.result["figures"], entry.result["extra"]
     cells = [entry.label]
@@ -49,12 +65,7 @@ def row(entry: Entry, base: Entry | None) -> list[str]:
         share(figures["metrics"][name], figures["ci95"][name]) if name in figures["metrics"] else "–"
         for name in ("top1", "top5")
     ]
-    difference = None if base is None else against(entry, base)
-    cells.append(
-        "–"
-        if difference is None
-        else f"{100 * difference.value:+.1f} ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})"
-    )
+    cells += [over(entry, rival) for rival in rivals]
     controls = ("names_scrambled", "memory_scrambled")
     return cells + [share(extra[name]["metrics"]["top1"]) if name in extra else "–" for name in controls]
 
@@ -72,27 +83,25 @@ def about(group: Group) -> str:
     return f"{said}; a memory of {rows:,} rows, {named}"
 
 
-def table(group: Group) -> str:
+def table(group: Group, rivals: Sequence[str]) -> str:
     """One set's table."""
-    head = ["method", "top-1 (95 %)", "top-5 (95 %)", "top-1 over zero-shot", "names scrambled", "memory scrambled"]
+    entries = group.of(*TASKS)
+    named = {name_of(entry, group): entry for entry in reversed(entries)}
+    differences = [f"top-1 over {rival}" for rival in rivals]
+    head = ["method", "top-1 (95 %)", "top-5 (95 %)", *differences, "names scrambled", "memory scrambled"]
     lines = [f"### {group.title}", "", f"{about(group)}.", "", _line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    return "\n".join([*lines, *(_line(row(entry, group.zero_shot)) for entry in group.of(*TASKS))])
+    return "\n".join([*lines, *(_line(row(entry, [named.get(rival) for rival in rivals])) for entry in entries)])
 
 
 def overview(groups: Sequence[Group]) -> str:
-    """A table of top-1 with a line for each method and a column for each set; empty if there is only one set.
-
-    A run's folder ends with the tier it was asked about, which its column says already.
-    """
+    """A table of top-1 with a line for each method and a column for each set; empty if there is only one set."""
     shown = [group for group in groups if any(entry.task in ("baselines", "reco") for entry in group.of(*TASKS))]
     cells: dict[str, dict[str, str]] = {}
     for group in shown:
-        name = str(group.dataset["name"])
-        tier = name.rpartition("-")[2]
         for entry in group.of(*TASKS):
-            label = entry.label.replace(f" ({tier})", "").replace(f"-{tier})", ")")
             metrics, ci95 = entry.result["figures"]["metrics"], entry.result["figures"]["ci95"]
-            cells.setdefault(label, {})[name] = share(metrics["top1"], ci95["top1"])
+            of_method = cells.setdefault(name_of(entry, group), {})
+            of_method[str(group.dataset["name"])] = share(metrics["top1"], ci95["top1"])
     names = [str(group.dataset["name"]) for group in shown]
     if len(names) < 2:
         return ""
@@ -121,7 +130,7 @@ def outside(groups: Sequence[Group], bounds: dict[str, dict[str, list[float]]]) 
 def write_results(config: Results) -> None:
     """Do the whole of it."""
     groups = read_groups(config.runs)
-    tables = filter(None, [overview(groups), *map(table, groups)])
+    tables = filter(None, [overview(groups), *(table(group, config.rivals) for group in groups)])
     config.out.write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     if config.bounds is not None:
         wrong = outside(groups, json.loads(config.bounds.read_bytes()))

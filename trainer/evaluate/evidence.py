@@ -80,10 +80,7 @@ def count_in_memory(nearest: Floats) -> int:
     """How many of a set's pictures (f32[n] cosine of each to the row nearest to it) the memory holds; tells of them."""
     same = int((nearest >= SAME_PICTURE).sum())
     if same:
-        say(
-            f"warning: {same:,} of {len(nearest):,} pictures have a row of cosine {SAME_PICTURE} or more in the memory, "
-            "which may be the picture itself"
-        )
+        say(f"warning: {same:,} of {len(nearest):,} pictures have a row of cosine {SAME_PICTURE} or more in the memory")
     return same
 
 
