@@ -111,7 +111,7 @@ def steps_of(config: Pipeline) -> list[Step]:
     steps += few_shot_step(config, "few-shot-react", "few-shot", customised, *tune)
     runs += [] if config.sample else [out / "runs" / "few-shot", out / "runs" / "few-shot-react"]
     runs += [out / "runs" / f"{name}-{tier}" for name in ("react", "both") for tier in tiers(config)]
-    rivals = ("--rivals", "zero-shot", "priming", "cache", "zero-shot (react)")
+    rivals = ("--rivals", "zero-shot", "priming", "cache", "zero-shot (react)", "reco-both")
     bounds = ("--bounds", HERE / "sample_bounds.json") if config.sample else ()
     return [
         *steps,

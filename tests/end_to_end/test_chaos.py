@@ -1,4 +1,4 @@
-"""The driver killed at random moments: what benchmarks/chaos.py does 25 times, twice a stage."""
+"""The driver killed at random moments: what benchmarks/chaos.py does 25 times, once or twice a stage."""
 
 from conftest import load_benchmark
 
@@ -23,10 +23,9 @@ def test_embed_killed_over_an_object_store_writes_the_bytes_of_an_uninterrupted_
 ):
     chaos = load_benchmark("chaos")
     shards = f"{small_shards}/0000[0-3].tar"
-    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, memory_root=s3.url, stages=("embed",), kills=2)
+    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, memory_root=s3.url, stages=("embed",), kills=1)
     (outcome,) = chaos.chaos(config)
-    assert (outcome.stage, outcome.kills) == ("embed", 2)
-    assert outcome.rounds >= 1
+    assert (outcome.stage, outcome.kills) == ("embed", 1)
 
 
 def test_changes_killed_at_random_moments_leave_the_old_state_or_the_new_and_go_on(tmp_path, small_shards, model):
@@ -34,9 +33,9 @@ def test_changes_killed_at_random_moments_leave_the_old_state_or_the_new_and_go_
     shards = f"{small_shards}/0000[0-3].tar"
     args = "--index-key IVF4,Flat --part-rows 60 --keys image"
     stages = ("append", "delete", "snapshot", "compact", "merge")  # purge is stopped at every write in test_changes.py
-    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=2, index_args=args)
+    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=1, index_args=args)
     outcomes = {outcome.stage: outcome.kills for outcome in chaos.chaos(config)}
-    assert outcomes == dict.fromkeys(stages, 2)
+    assert outcomes == dict.fromkeys(stages, 1)
 
 
 def test_retrieve_killed_at_random_moments_writes_the_subset_of_an_uninterrupted_run(
@@ -44,6 +43,6 @@ def test_retrieve_killed_at_random_moments_writes_the_subset_of_an_uninterrupted
 ):
     chaos = load_benchmark("chaos")
     shards = f"{small_shards}/00000.tar"
-    config = chaos.Chaos(shards=shards, indexed=built_memory, model=model, work=tmp_path, stages=("retrieve",), kills=2)
+    config = chaos.Chaos(shards=shards, indexed=built_memory, model=model, work=tmp_path, stages=("retrieve",), kills=1)
     (outcome,) = chaos.chaos(config)
-    assert (outcome.stage, outcome.kills) == ("retrieve", 2)
+    assert (outcome.stage, outcome.kills) == ("retrieve", 1)

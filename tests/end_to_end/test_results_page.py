@@ -73,6 +73,8 @@ def _oven(home: Path) -> None:
             "entity_id": f"Q{i}", "entity_text": f"thing {i}", "data_split": ("val_seen", "val_unseen")[i % 2],
         })  # fmt: skip
     (home / "oven_entity_val.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    other = {"wikidata_id": "Q99", "wikipedia_title": "another thing"}
+    (home / "Wiki6M_ver_1_0.jsonl").write_text(json.dumps(other))
 
 
 def test_the_commands_run_in_order_on_stand_ins(home, command, model, monkeypatch):
@@ -90,3 +92,4 @@ def test_the_commands_run_in_order_on_stand_ins(home, command, model, monkeypatc
     assert asked >= {(name, "reco-both") for name in (*SETS, "flickr30k", "oven")}
     oven = next(r for r in results if r["dataset"]["name"] == "oven" and r["method"] == "reco-both")
     assert set(oven["figures"]["tiers"]) == {"seen", "unseen"}
+    assert len(oven["dataset"]["classes"]) == 13
