@@ -1,4 +1,4 @@
-"""The driver killed at random moments: what benchmarks/chaos.py does 25 times, once or twice a stage."""
+"""The driver killed at random moments: what benchmarks/chaos.py does 25 times, once a stage."""
 
 from conftest import load_benchmark
 
@@ -11,9 +11,9 @@ def test_embed_and_index_killed_at_random_moments_write_the_bytes_of_an_uninterr
     chaos = load_benchmark("chaos")
     shards = f"{small_shards}/*.tar"
     stages = ("embed", "index")
-    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=2, index_args=INDEX_ARGS)
+    config = chaos.Chaos(shards=shards, model=model, work=tmp_path, stages=stages, kills=1, index_args=INDEX_ARGS)
     outcomes = {outcome.stage: outcome for outcome in chaos.chaos(config)}
-    assert outcomes["embed"].kills == outcomes["index"].kills == 2
+    assert outcomes["embed"].kills == outcomes["index"].kills == 1
     # index starts with ten commit records, so any kill leaves some: that they stay untouched was really looked at
     assert outcomes["index"].records_kept >= 10
 

@@ -8,6 +8,7 @@ the Bootstrap (1993), chapter 13.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +21,8 @@ FEW = 20
 TOO_FEW = f"Intervals over fewer than {FEW} classes (in retrieval, pictures) are too narrow; over one there is none."
 CHUNK = 1 << 24
 """Draws held at a time."""
+KEPT = 1 << 22
+"""Draws of so many at most are kept for the next metric over as many classes: drawing takes longer than the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +84,14 @@ def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES, seed:
 
 def _resampled(sums: Sums, n_resamples: int, seed: int) -> Reals:
     """f64[n_resamples] values of the metric."""
-    return np.concatenate([(w @ sums.hits) / (w @ sums.counts) for w in _weights(len(sums.hits), n_resamples, seed)])
+    is_small = len(sums.hits) * n_resamples <= KEPT
+    weights = (_kept_weights if is_small else _weights)(len(sums.hits), n_resamples, seed)
+    return np.concatenate([(w @ sums.hits) / (w @ sums.counts) for w in weights])
+
+
+@lru_cache(maxsize=4)
+def _kept_weights(n_groups: int, n_resamples: int, seed: int) -> tuple[Reals, ...]:
+    return tuple(_weights(n_groups, n_resamples, seed))
 
 
 def _weights(n_groups: int, n_resamples: int, seed: int) -> Iterator[Reals]:
