@@ -35,6 +35,8 @@ class State:
     loss: float
     checksums: dict[str, str]
     """SHA-256 of the files beside it."""
+    bf16: bool | None = None
+    """Whether the last step was computed under bf16 autocast; None in checkpoints of before it was told."""
 
 
 def read_states(run: Store) -> dict[str, State]:
@@ -81,6 +83,7 @@ class Progressed:
 
     def __init__(self, parameters: Parameters, config: LoopConfig) -> None:
         self.parameters, self.step = parameters, 0
+        self.bf16: bool | None = None
         self.learning: Parameters = {name: some for name, some in parameters.items() if some.requires_grad}
         self.optimizer = make_optimizer(self.learning, config.optimizer)
         self.average: dict[str, Tensor] | None = None
@@ -102,7 +105,7 @@ class Progressed:
             if progress.average is not None:
                 progress.average.update(read_tensors(run, state, AVERAGE))
                 progress.average = {name: some.to(parameters[name].device) for name, some in progress.average.items()}
-            progress.step = state.step
+            progress.step, progress.bf16 = state.step, state.bf16
         return progress
 
     def advance(self, ema: float | None) -> None:
@@ -120,7 +123,7 @@ class Progressed:
         for name, data in files.items():
             run.put(f"{FOLDER}/{folder}/{name}", data)
         checksums = {name: sha256(data) for name, data in files.items()}
-        state = State(step=self.step, n_steps=n_steps, loss=loss, checksums=checksums)
+        state = State(step=self.step, n_steps=n_steps, loss=loss, checksums=checksums, bf16=self.bf16)
         run.put(f"{FOLDER}/{folder}/{STATE}", json.dumps(asdict(state), indent=1).encode())
         older = [name for name in run.list(FOLDER, "directory") if name < folder]
         for name in older[: max(0, len(older) + 1 - keep)]:

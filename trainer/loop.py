@@ -94,8 +94,12 @@ def train(
     """
     order, here = order_of(config, source.n_pairs), world()
     progress = Progressed.resume(run, learner.parameters, config)
+    bf16 = is_bf16(config, device)
     if progress.step and here.is_first:
         say(f"going on from step {progress.step:,} of {order.n_steps:,}")
+        if progress.bf16 not in (None, bf16):
+            say(f"{run.root}: bf16 was {progress.bf16} so far and is {bf16} from here on, on a {device.type} device")
+    progress.bf16 = bf16
     peak = config.optimizer.learning_rate or learning_rate
     log = Log(run, progress.step, order.n_steps, config.batch_size) if here.is_first else None
     with closing(log) if log else nullcontext():

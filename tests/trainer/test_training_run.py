@@ -107,6 +107,16 @@ def test_killed_between_checkpoints_it_goes_on_to_the_same_bytes(whole, job, tmp
     assert bytes_of(tmp_path / "run") == bytes_of(whole)
 
 
+def test_a_run_that_moves_to_another_kind_of_device_says_so(whole, job, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "00000006")
+    state = run / "checkpoints" / "00000004" / "state.json"
+    state.write_text(state.read_text().replace('"bf16": false', '"bf16": true'))  # as a GPU with bf16 leaves it
+    run_job(job(run, ema=0.9), Where())
+    assert "run: bf16 was True so far and is False from here on, on a cpu device" in capsys.readouterr().err
+    assert [state.bf16 for state in read_states(Store(run)).values()] == [True, False]
+
+
 def test_random_augmentation_is_the_same_for_any_number_of_readers(job, subset, tmp_path):
     pairs = prepare_pairs(open_subset(str(subset)), Store(tmp_path / "cache"))
     places = pairs.places(np.arange(4))
