@@ -13,6 +13,7 @@ import boto3
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import settings
 from moto.s3.responses import S3Response
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
@@ -38,6 +39,9 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when faiss or torch is loaded, which none of the above does
 # Two processes of tests have two cores; one thread each does what two do in a tenth less of their time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How long one example takes says how busy the machine is.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 LONGEST_FIRST = ("cluster", "end_to_end")
 HERE = Path(__file__).parent

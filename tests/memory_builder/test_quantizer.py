@@ -78,7 +78,7 @@ def test_other_sizes_are_refused(text: str) -> None:
         memory_bytes(text)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(n_rows=st.integers(0, 5_000), n_train=st.integers(0, 6_000), seed=st.integers(0, 5))
 def test_held_out_and_training_rows_are_distinct_sorted_and_repeatable(n_rows: int, n_train: int, seed: int) -> None:
     held_out, train = draw_split(n_rows, n_train, seed)

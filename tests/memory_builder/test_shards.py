@@ -318,7 +318,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("scratch") / "shard.tar"
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(cut=st.integers(0, len(SMALL)))
 def test_a_tar_cut_anywhere_keeps_a_prefix(scratch: Path, cut: int) -> None:
     scratch.write_bytes(SMALL[:cut])
@@ -330,7 +330,7 @@ def test_a_tar_cut_anywhere_keeps_a_prefix(scratch: Path, cut: int) -> None:
     assert len(read.pairs) >= min(complete - 1, 4)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(at=st.integers(0, len(SMALL) - 1), value=st.integers(0, 255))
 def test_a_tar_with_any_byte_changed_is_still_read(scratch: Path, at: int, value: int) -> None:
     content = bytearray(SMALL)
@@ -345,7 +345,7 @@ def test_a_tar_with_any_byte_changed_is_still_read(scratch: Path, at: int, value
     assert list(read.pairs)[:before] == ALL_SMALL[:before]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(content=st.binary(max_size=2048))
 def test_any_bytes_at_all_are_read_without_an_exception(scratch: Path, content: bytes) -> None:
     scratch.write_bytes(content)
@@ -529,7 +529,7 @@ def _odd_tar(kind: int) -> bytes:
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_passing_over_what_is_not_wanted_changes_nothing_else(kind: int, data: st.DataObject) -> None:
     content = bytearray(_odd_tar(kind))
     for _ in range(data.draw(st.integers(0, 2))):

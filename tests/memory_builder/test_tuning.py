@@ -43,7 +43,7 @@ def brute_force_recall(
     return tie_aware, strict
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     scores=hnp.arrays(np.int64, st.tuples(st.integers(1, 4), st.integers(1, 15)), elements=st.integers(0, 5)),
     k=st.integers(1, 12),
@@ -77,7 +77,7 @@ def padded(scores: Any, ids: Any, *, width: int) -> tuple[Any, Any]:
     )
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seed=st.integers(0, 1000), n_shards=st.integers(1, 5), k=st.integers(1, 8))
 def test_neighbours_of_shards_merge_into_those_of_all_in_any_order(seed: int, n_shards: int, k: int) -> None:
     rng = np.random.default_rng(seed)

@@ -101,12 +101,10 @@ filters = st.recursive(
     ),
     max_leaves=5,
 )
-UNHURRIED = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
+REPEATED = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
-@UNHURRIED
+@REPEATED
 @given(where=filters)
 def test_a_filter_keeps_what_sql_keeps(rows: Rows, table: sqlite3.Connection, where: str) -> None:
     expected = [i for (i,) in table.execute(f"SELECT id FROM t WHERE {where} ORDER BY id")]
@@ -125,7 +123,7 @@ def test_a_filtered_search_finds_what_filtering_an_exact_search_finds(
     monkeypatch.setattr("memory_builder.filtered.WIDEST", 0 if way == "selected" else 10**9)
     queries = np.random.default_rng(0).standard_normal((5, D)).astype(np.float32)
 
-    @settings(UNHURRIED, max_examples=25)
+    @settings(REPEATED, max_examples=25)
     @given(where=filters, k=st.sampled_from([1, 10, N + 5]))
     def check(where: str, k: int) -> None:
         kept = [i for (i,) in table.execute(f"SELECT id FROM t WHERE {where} ORDER BY id") if i >= 10]

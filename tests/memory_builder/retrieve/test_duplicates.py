@@ -20,7 +20,7 @@ def rows(n: int, spread: float, seed: int) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n=st.integers(0, 80),
     spread=st.sampled_from([0.05, 0.2, 1.0]),
