@@ -26,6 +26,7 @@ from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parqu
 from trainer.artwork import Clusters, read_clusters
 from trainer.lookup import Pairs, column_of, neighbours_of
 from trainer.reco_settings import SIDES, NeighbourConfig
+from trainer.run import make_absolute
 from trainer.settings import NO_GROUP
 
 QUERIES = 1_024
@@ -50,6 +51,9 @@ class NeighbourTask:
     """The ``neighbours_hash`` that what is found is stored for."""
     clusters: str | None = None
     wants_gpu: bool = False
+
+    def __post_init__(self) -> None:
+        make_absolute(self, "memory", "train", "folder", "clusters")
 
     def start(self) -> Callable[[int], Counter[str]]:
         """Open both memories.

@@ -16,6 +16,7 @@ from trainer.order import share_of
 from trainer.prepare import Prepared
 from trainer.react import ReactLearner
 from trainer.record import refuse_begun_otherwise, settle_record
+from trainer.run import make_absolute
 from trainer.settings import DataConfig, LoopConfig, ReactConfig, decisive
 from trainer.start import start_from
 from trainer.subset import Subset, check_encoder, open_subset, prepare_pairs, scan_tars
@@ -43,6 +44,7 @@ class ReactJob:
     def __post_init__(self) -> None:
         if self.react.gates_only and self.start_from is None:
             raise UsageError("--gates-only needs --start-from: gates over random blocks learn nothing of use")
+        make_absolute(self, "subset", "out", "start_from", "cache")
 
     def settle(self) -> bool:
         """Before any worker starts: whether there is anything left to do.

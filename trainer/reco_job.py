@@ -23,6 +23,7 @@ from trainer.neighbours import NeighbourTable, NeighbourTask, neighbours_hash
 from trainer.reco import RecoLearner, TableSource
 from trainer.reco_settings import RATE, FusionConfig, NeighbourConfig, Positives, check_enough
 from trainer.record import refuse_begun_otherwise, settle_record
+from trainer.run import make_absolute
 from trainer.settings import LoopConfig, decisive
 from trainer.world import world
 
@@ -39,6 +40,9 @@ class StoredNeighbours:
     counts: dict[str, int]
     """Pairs, rows found, and rows dropped by side and reason."""
 
+    def __post_init__(self) -> None:
+        make_absolute(self, "folder")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecoJob:
@@ -54,6 +58,7 @@ class RecoJob:
 
     def __post_init__(self) -> None:
         check_enough(self.fusion, self.neighbours)
+        make_absolute(self, "memory", "out")
 
     def settle(self) -> bool:
         """Before any worker starts: whether there is anything left to do.
@@ -91,7 +96,7 @@ class RecoJob:
 
     def _record(self) -> dict[str, Any]:
         asked = _asked(self.memory, self.fusion, self.neighbours, self.loop, self.positives)
-        return asked | {"table": {"folder": Store(self.found.folder).root, "counts": self.found.counts}}
+        return asked | {"table": {"folder": self.found.folder, "counts": self.found.counts}}
 
 
 def check_settings(

@@ -42,6 +42,13 @@ class Job(Protocol):
         ...
 
 
+def make_absolute(of: object, *places: str) -> None:
+    """Name a frozen dataclass's files and folders as any process finds them: a worker starts in a folder of its own."""
+    for name in places:
+        if (place := getattr(of, name)) is not None:
+            object.__setattr__(of, name, Store(place).root)
+
+
 def run_job(job: Job, where: Where) -> bool:
     """Do what is left of a job; whether there was anything.
 
@@ -99,6 +106,19 @@ def _run_on_ray(job: Job, where: Where) -> None:
             raise told from failed
     if failed is not None:
         raise WorkerError(f"training failed on its workers: {_last_line(failed)}") from failed
+    _refuse_unfinished(run)
+
+
+def _refuse_unfinished(run: Store) -> None:
+    """What workers wrote, or failed with, may lie where they alone see it."""
+    from trainer.checkpoint import last_state
+
+    state = last_state(run)
+    if state is None or state.step < state.n_steps:
+        raise WorkerError(
+            f"the workers ended, and {run.root} lacks the last checkpoint: --out must name a folder that this machine "
+            "and all nodes of the cluster share"
+        )
 
 
 def _reserved(where: Where, use_gpu: bool) -> dict[str, float]:

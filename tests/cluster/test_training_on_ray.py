@@ -17,7 +17,7 @@ from cluster.runner import RayRunner
 from memory_builder import build
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import UsageError
+from memory_builder.errors import UsageError, WorkerError
 from memory_builder.indexing import IndexConfig
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
@@ -63,11 +63,12 @@ class DyingReact(ReactJob):
         ReactJob.work(self, killing(report, self.mark))
 
 
-def react(folder, out, kind=ReactJob, **told):
+def react(out, kind=ReactJob, **told):
+    """With relative paths: a worker starts in a folder of its own."""
     return kind(
-        subset=str(folder / "subset"),
-        out=str(out),
-        encoder=EncoderConfig(model=f"local-dir:{folder / 'model'}"),
+        subset="subset",
+        out=out,
+        encoder=EncoderConfig(model="local-dir:model"),
         react=ReactConfig(gated=GatedConfig(last_k=2)),
         data=DataConfig(augmentation="none", readers=1, cache_dtype="float32"),
         loop=LOOP,
@@ -75,15 +76,15 @@ def react(folder, out, kind=ReactJob, **told):
     )
 
 
-def reco(folder, out):
+def reco(out):
     """Neighbours are looked up by workers of the cluster, once."""
-    memory, config = str(folder / "memory"), NeighbourConfig(looked_up=3)
-    if not (folder / "memory").exists():
-        encoder = EncoderConfig(model=f"local-dir:{folder / 'model'}")
-        build.embed([str(folder / "subset")], memory, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+    memory, config = "memory", NeighbourConfig(looked_up=3)
+    if not Path(memory).exists():
+        encoder = EncoderConfig(model="local-dir:model")
+        build.embed(["subset"], memory, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
         build.index(memory, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
-    found = find_neighbours(memory, memory, str(folder / "neighbours"), config, None, RayRunner())
-    return RecoJob(memory=memory, out=str(out), found=found, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP)
+    found = find_neighbours(memory, memory, "neighbours", config, None, RayRunner())
+    return RecoJob(memory=memory, out=out, found=found, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP)
 
 
 def losses(run):
@@ -98,7 +99,8 @@ def trained_alike(one, two):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     write_tiny_model(tmp_path / "model")
     write_subset(tmp_path / "subset", bundled_pairs())
@@ -106,22 +108,40 @@ def folder(tmp_path):
 
 
 def test_two_workers_one_of_which_dies_train_as_two_that_live_and_as_this_process(folder):
-    two = react(folder, folder / "two", DyingReact, mark=str(folder / "died"))
+    two = react("two", DyingReact, mark=str(folder / "died"))
     on = Where(runner="ray", workers=2, max_failures=1)
     assert run_job(two, on)
     assert (folder / "died").exists()
     assert sorted(read_states(Store(two.out))) == ["00000002", "00000004"]
     assert not run_job(two, on)  # finished: no worker is started
-    assert run_job(replace(two, out=str(folder / "living")), on)  # the file stands: none is killed
+    assert run_job(replace(two, out="living"), on)  # the file stands: none is killed
     assert (folder / "living" / LAST).read_bytes() == (folder / "two" / LAST).read_bytes()
-    run_job(react(folder, folder / "one"), Where())
+    run_job(react("one"), Where())
     assert trained_alike(folder / "one", folder / "two")
 
 
 def test_reco_on_two_workers_trains_as_in_this_process(folder):
-    assert run_job(reco(folder, folder / "two"), Where(runner="ray", workers=2))
-    run_job(reco(folder, folder / "one"), Where())
+    assert run_job(reco("two"), Where(runner="ray", workers=2))
+    run_job(reco("one"), Where())
     assert trained_alike(folder / "one", folder / "two")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Elsewhere:
+    """A job whose workers write where the driver does not see it."""
+
+    out: str
+
+    def settle(self):
+        return True
+
+    def work(self, _):
+        Store("run").put("config.json", b"{}")
+
+
+def test_workers_that_left_no_checkpoint_here_have_failed(tmp_path):
+    with pytest.raises(WorkerError, match="run lacks the last checkpoint: --out must name a folder that this machine"):
+        run_job(Elsewhere(out=str(tmp_path / "run")), Where(runner="ray", workers=1, cpus_per_worker=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
