@@ -9,17 +9,18 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import numpy as np
 import pytest
 from browser import chromium
 from conftest import ROOT
 from PIL import Image
+from processes import python
 
 from memory_builder import Memory, MemoryBuilderError, RemoteMemory, UsageError
 from memory_builder.shards import Pair, read_pairs
@@ -30,14 +31,13 @@ PAGE = (ROOT / "docs" / "serve.md").read_text()
 @contextlib.contextmanager
 def serving(memory: Path, *flags: str) -> Iterator[str]:
     """The address of a service."""
-    command = [sys.executable, "-m", "memory_builder.cli", "serve", str(memory), "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
+    with python("-m", "memory_builder.cli", "serve", memory, "--port", "0", *flags, stderr=PIPE) as process:
         told = process.stderr.readline()
         found = re.search(r"http://\S+", told)
+        if not found:
+            process.kill()  # what a service says has no end while it lives
         assert found, told + process.stderr.read()
         yield found[0]
-    finally:
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
 

@@ -2,11 +2,12 @@
 
 import json
 import re
-import subprocess
-import sys
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
+from processes import python
 
 from memory_builder.storage import Store
 
@@ -21,16 +22,12 @@ def memory(request, tmp_path) -> str:
 
 def test_two_drivers_end_in_the_result_of_one(command, memory, small_shards, built_memory, model):
     arguments = ["embed", f"{small_shards}/0000[0-3].tar", "--memory", memory, "--model", model]
-    drivers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "memory_builder.cli", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [driver.communicate(timeout=120) for driver in drivers]
+    with ExitStack() as both:
+        drivers = [
+            both.enter_context(python("-m", "memory_builder.cli", *arguments, stdout=PIPE, stderr=PIPE))
+            for _ in range(2)
+        ]
+        said = [driver.communicate(timeout=120) for driver in drivers]
     assert [driver.returncode for driver in drivers] == [0, 0], said
     n_embedded = [int(re.search(r"4/4 shards \((\d+) embedded now\), 200 rows", out)[1]) for out, _ in said]
     assert sum(n_embedded) >= 4

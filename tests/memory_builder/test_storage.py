@@ -3,18 +3,18 @@
 import hashlib
 import os
 import pickle
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from processes import python
 
 from memory_builder import Memory, build
 from memory_builder.indexing import IndexConfig
@@ -124,16 +124,14 @@ def test_a_reader_never_sees_half_of_a_file(tmp_path: Path) -> None:
 
 def test_a_killed_writer_leaves_nothing_but_a_leftover_that_sweep_removes(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "half-way\n"
-    with store.writing("mine") as mine:
+    with python("-c", WRITE_FOREVER, tmp_path, stdout=PIPE) as process, store.writing("mine") as mine:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "half-way\n"
         mine.write_bytes(b"still at work")
         store.sweep()
         assert len(list((tmp_path / TEMPORARY).iterdir())) == 2  # both writers live
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.wait()
-        process.stdout.close()
         assert not store.exists("folder/file.bin")
         store.sweep()
         assert list((tmp_path / TEMPORARY).iterdir()) == [mine]
@@ -173,20 +171,16 @@ def test_one_of_many_threads_wins_a_name(store: Store) -> None:
 
 
 def test_one_of_many_processes_wins_a_name(tmp_path: Path) -> None:
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", CREATE_ALL, str(tmp_path), str(writer)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for writer in range(WRITERS)
-    ]
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    won = [process.communicate()[0].split() for process in processes]
+    with ExitStack() as all_of_them:
+        processes = [
+            all_of_them.enter_context(python("-c", CREATE_ALL, tmp_path, writer, stdin=PIPE, stdout=PIPE))
+            for writer in range(WRITERS)
+        ]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        won = [process.communicate()[0].split() for process in processes]
     assert sorted(int(n) for names in won for n in names) == list(range(40))
     for writer, names in enumerate(won):
         assert all(Store(tmp_path).read(f"names/{n}") == str(writer).encode() * 1000 for n in names)

@@ -2,15 +2,15 @@
 
 import os
 import shutil
-import subprocess
 import sys
-from contextlib import nullcontext
-from pathlib import Path
+from contextlib import ExitStack, nullcontext
+from subprocess import PIPE
 
 import faiss
 import numpy as np
 import pytest
 import torch
+from processes import python
 from tiny_runs import bytes_of, killed_at, write_subset
 from torch.nn.functional import cross_entropy, normalize
 
@@ -180,11 +180,13 @@ def test_training_pairs_of_another_model_are_refused(memory, tmp_path, write_mem
 
 WORKER = """
 import sys
+from datetime import timedelta
 import torch
 import torch.distributed as dist
 from test_reco import gradients
 rank, folder = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+patience = timedelta(minutes=2)  # for the other one, which may have died
+dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=patience)
 torch.save([gradients(batch, rank, 2) for batch in torch.load(f"{folder}/batches.pt")], f"{folder}/{rank}.pt")
 dist.destroy_process_group()
 """
@@ -206,17 +208,13 @@ def test_two_workers_have_the_loss_and_gradients_of_one(tmp_path):
     own["vectors"][2, 4:5] = 0
     batches = [own, own | {"group": torch.tensor([0, 1, 2, 3, 0, 1, 2, 4])}]
     torch.save(batches, tmp_path / "batches.pt")
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(rank), str(tmp_path)],
-            stderr=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, told = worker.communicate()
-        assert worker.returncode == 0, told.decode()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with ExitStack() as both:
+        workers = [
+            both.enter_context(python("-c", WORKER, rank, tmp_path, stderr=PIPE, env=environment)) for rank in range(2)
+        ]
+        told = [worker.communicate(timeout=300)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(told)
     expected = [gradients(batch, 0, 1) for batch in batches]
     assert expected[0]["loss"] != expected[1]["loss"]
     for rank in range(2):
