@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -40,7 +40,6 @@ def submit(
     *,
     follow: bool = True,
     working_dir: str | None = None,
-    env: Mapping[str, str] | None = None,
     submission_id: str | None = None,
 ) -> int:
     """Submit ``memory-builder COMMAND`` and return its exit code; 0 at once if it is not followed.
@@ -51,7 +50,6 @@ def submit(
         address: URL of the cluster's job server, http://HEAD:8265.
         command: The arguments of memory-builder. A stage that names no runner is run with ``--runner ray``.
         working_dir: Folder to upload and to run in; without it the cluster must have the package itself.
-        env: Environment variables of the job and its workers.
         submission_id: Name of the job; by default stage, hash of the command, attempt.
 
     Raises:
@@ -60,11 +58,11 @@ def submit(
     """
     client = _client(address)
     arguments = on_cluster(command)
-    runtime_env: dict[str, Any] = {"env_vars": dict(env or {})}
+    runtime_env: dict[str, Any] = {}
     if working_dir is not None:
         if not Path(working_dir).is_dir():
             raise UsageError(f"--working-dir {working_dir}: no such folder")
-        runtime_env |= {"working_dir": working_dir, "excludes": list(NOT_UPLOADED)}
+        runtime_env = {"working_dir": working_dir, "excludes": list(NOT_UPLOADED)}
     job = submission_id or next_id(arguments, (details.submission_id or "" for details in client.list_jobs()))
     try:
         client.submit_job(

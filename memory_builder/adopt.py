@@ -16,7 +16,7 @@ import numpy as np
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing import deletions, finish_index
+from memory_builder.indexing import TARGET_RECALL, deletions, finish_index
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
 from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
 from memory_builder.parts import Part, PartRecord, fill, finished_part, open_trained, plan_parts, record_part
@@ -34,9 +34,7 @@ PART_ROWS = 16_000_000
 """Rows in a part: each is gathered in a pass over the whole index."""
 
 
-def adopt_index(
-    memory: Store | str, root: str, keys: Keys, published: Path, *, target_recall: float, part_rows: int, runner: Runner
-) -> IndexView:
+def adopt_index(memory: Store | str, root: str, keys: Keys, published: Path, *, runner: Runner) -> IndexView:
     """Make a published index of all embeddings imported from ``root`` an index of the memory, without deleted rows.
 
     Raises:
@@ -59,7 +57,7 @@ def adopt_index(
     say(f"index {keys}: adopting {published} in {folder}")
     rows = Rows(store, commits, description.d, current_tombstones(store, state))
     quantizer = read_trained(store, folder) or _empty(folder, index, rows, keys)
-    parts = plan_parts(commits.values(), keys, part_rows)
+    parts = plan_parts(commits.values(), keys, PART_ROWS)
     task = AdoptTask(
         memory=store,
         folder=folder,
@@ -70,7 +68,7 @@ def adopt_index(
         leaving_out=state,
     )
     records = fill(task, parts, runner, f"index {keys}: adopted")
-    return finish_index(store, keys, description, commits, quantizer, folder, records, target_recall, runner, state)
+    return finish_index(store, keys, description, commits, quantizer, folder, records, TARGET_RECALL, runner, state)
 
 
 def _is_imported(commit: Commit, base: str) -> bool:

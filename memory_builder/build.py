@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from memory_builder.adopt import PART_ROWS, adopt_index
+from memory_builder.adopt import adopt_index
 from memory_builder.changes import is_whole, settle
 from memory_builder.describe import DescribeTask, EmbedConfig, describe_vectors
 from memory_builder.embed import EmbedTask
@@ -17,7 +17,7 @@ from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFullError
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.imports import embeddings_width, find_embeddings
-from memory_builder.indexing import TARGET_RECALL, IndexConfig, build_index
+from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
 from memory_builder.plan import Shard, Source, extend_plan
 from memory_builder.progress import Progress
@@ -211,9 +211,7 @@ def index(memory: Store | str, *, keys: Sequence[Keys], config: IndexConfig, run
     return _make_current(store, {modality: build_index(memory, modality, config, runner) for modality in keys})
 
 
-def adopt(
-    memory: Store | str, root: str, published: Path, *, keys: Keys, runner: Runner, target_recall: float = TARGET_RECALL
-) -> Snapshot:
+def adopt(memory: Store | str, root: str, published: Path, *, keys: Keys, runner: Runner) -> Snapshot:
     """Make an index that was published with the embeddings of ``root`` the memory's.
 
     Raises:
@@ -222,7 +220,7 @@ def adopt(
         ConcurrentWriterError: another writer changed the memory's state meanwhile.
     """
     store = Store(memory)
-    view = adopt_index(memory, root, keys, published, part_rows=PART_ROWS, target_recall=target_recall, runner=runner)
+    view = adopt_index(memory, root, keys, published, runner=runner)
     return _make_current(store, {keys: view})
 
 

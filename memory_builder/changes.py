@@ -24,19 +24,19 @@ from memory_builder.storage import Store
 from memory_builder.tombstones import check_ids, current_tombstones, some, write_tombstones
 
 PART_ROWS = 1_000_000
+"""Rows in a part, about."""
 ATTEMPTS = 20
 LOCK = "snapshots.lock"
 """Held while a state becomes current, and while files that no state needs are removed: never both at once."""
 
 
-def append(store: Store, *, runner: Runner, keys: Sequence[Keys] = (), part_rows: int = PART_ROWS) -> Snapshot:
+def append(store: Store, *, runner: Runner, keys: Sequence[Keys] = ()) -> Snapshot:
     """Put the rows of shards that were committed since into the indexes, on the quantizers that are there.
 
     Args:
         store: the memory.
         runner: where the parts are filled.
         keys: key modalities; those that have an index unless given.
-        part_rows: rows in a part, about.
 
     Raises:
         IndexBuildError: there is no index to append to.
@@ -56,7 +56,7 @@ def append(store: Store, *, runner: Runner, keys: Sequence[Keys] = (), part_rows
         for modality in asked:
             view = before.view(modality, store.root)
             new[modality] = _uncovered(store, view, manifest.commits)
-            indexes[modality] = _with_segment(store, view, modality, new[modality], runner, part_rows, start)
+            indexes[modality] = _with_segment(store, view, modality, new[modality], runner, start)
         if indexes == before.indexes:
             return before
         return replace(before, number=before.number + 1, manifest_version=version, indexes=indexes)
@@ -183,7 +183,6 @@ def _with_segment(
     keys: Keys,
     commits: Sequence[Commit],
     runner: Runner,
-    part_rows: int,
     leaving_out: Snapshot,
 ) -> IndexView:
     if not commits:
@@ -196,6 +195,6 @@ def _with_segment(
         leaving_out=leaving_out,
     )
     salt = f"append {leaving_out.tombstones}" if leaving_out.tombstones else "append"
-    records = fill(task, plan_parts(commits, keys, part_rows, salt=salt), runner, f"append {keys}: filled")
+    records = fill(task, plan_parts(commits, keys, PART_ROWS, salt=salt), runner, f"append {keys}: filled")
     n_rows = view.n_rows + sum(record.n_rows for record in records)
     return replace(view, segments=[*view.segments, [record.name for record in records]], n_rows=n_rows)

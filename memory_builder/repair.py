@@ -34,16 +34,13 @@ class Repaired:
     """What remains, with why."""
 
 
-def repair(
-    store: Store, runner: Runner, *, encoder: EncoderConfig | None = None, decode_threads: int | None = None
-) -> Repaired:
+def repair(store: Store, runner: Runner, *, encoder: EncoderConfig | None = None) -> Repaired:
     """Verify a memory and put right what can be made again from the sources; nothing is ever deleted.
 
     Args:
         store: where the memory lies.
         runner: where the shards are read, and embedded, again.
         encoder: where to find the memory's model, if not where it was.
-        decode_threads: as for embed.
 
     Raises:
         UsageError: there is no memory here.
@@ -63,7 +60,7 @@ def repair(
         return Repaired(files=[], problems=problems)
     task = RepairTask(
         memory=store,
-        embed=_as_embedded(store, read_description(store), encoder, decode_threads),
+        embed=_as_embedded(store, read_description(store), encoder),
         damaged=damaged,
     )
     reasons: dict[str, str] = {}
@@ -101,9 +98,7 @@ def _planned(store: Store, commit: Commit) -> Shard:
     return Shard(ordinal=commit.ordinal, uri=commit.uri, etag=commit.etag, bytes=size)
 
 
-def _as_embedded(
-    store: Store, description: Description, encoder: EncoderConfig | None, decode_threads: int | None
-) -> EmbedTask:
+def _as_embedded(store: Store, description: Description, encoder: EncoderConfig | None) -> EmbedTask:
     """The task that wrote this memory, from what memory.json says of it."""
     if encoder is None and description.fingerprint:  # without one, all its vectors were imported
         encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
@@ -112,7 +107,6 @@ def _as_embedded(
         encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),
         config=EmbedConfig(**_settings(EmbedConfig, description.config)),
         description=description,
-        decode_threads=decode_threads,
     )
 
 

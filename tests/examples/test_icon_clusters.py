@@ -10,8 +10,6 @@ from PIL import Image, ImageDraw
 
 from memory_builder.retrieve.aligned import correlation, unit
 
-SEED = 0
-
 
 def drawing(number: int, *, size: int = 64, at: tuple[int, int] = (8, 8), side: int = 48) -> np.ndarray:
     """Return f32[size, size], an artist's drawing: some random strokes in a box of `side` pixels."""

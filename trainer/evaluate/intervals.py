@@ -57,14 +57,14 @@ class Difference:
     this and the bounds are NaN: it says nothing of others."""
 
 
-def interval(sums: Sums, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> tuple[float, float]:
+def interval(sums: Sums, *, n_resamples: int = N_RESAMPLES) -> tuple[float, float]:
     """The percentile interval of ``sums.value`` over classes drawn with replacement; NaN for one class."""
     if len(sums.hits) == 1:
         return math.nan, math.nan
-    return _percentiles(_resampled(sums, n_resamples, seed))
+    return _percentiles(_resampled(sums, n_resamples))
 
 
-def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Difference:
+def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES) -> Difference:
     """a - b, with the same classes drawn for both.
 
     Raises:
@@ -75,28 +75,28 @@ def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES, seed:
     if len(a.hits) == 1:
         return Difference(value=a.value - b.value, low=math.nan, high=math.nan, p=math.nan)
     # The quotients share their denominators, so their difference is one quotient.
-    drawn = _resampled(Sums(hits=a.hits - b.hits, counts=a.counts), n_resamples, seed)
+    drawn = _resampled(Sums(hits=a.hits - b.hits, counts=a.counts), n_resamples)
     low, high = _percentiles(drawn)
     other_side = min((drawn <= 0).sum(), (drawn >= 0).sum())
     p = min(1.0, 2 * (other_side + 1) / (n_resamples + 1))
     return Difference(value=a.value - b.value, low=low, high=high, p=float(p))
 
 
-def _resampled(sums: Sums, n_resamples: int, seed: int) -> Reals:
+def _resampled(sums: Sums, n_resamples: int) -> Reals:
     """f64[n_resamples] values of the metric."""
     is_small = len(sums.hits) * n_resamples <= KEPT
-    weights = (_kept_weights if is_small else _weights)(len(sums.hits), n_resamples, seed)
+    weights = (_kept_weights if is_small else _weights)(len(sums.hits), n_resamples)
     return np.concatenate([(w @ sums.hits) / (w @ sums.counts) for w in weights])
 
 
 @lru_cache(maxsize=4)
-def _kept_weights(n_groups: int, n_resamples: int, seed: int) -> tuple[Reals, ...]:
-    return tuple(_weights(n_groups, n_resamples, seed))
+def _kept_weights(n_groups: int, n_resamples: int) -> tuple[Reals, ...]:
+    return tuple(_weights(n_groups, n_resamples))
 
 
-def _weights(n_groups: int, n_resamples: int, seed: int) -> Iterator[Reals]:
-    """How often each class is drawn: f64[some, g], a few resamples at a time. The same for the same g and seed."""
-    rng = np.random.default_rng(seed)
+def _weights(n_groups: int, n_resamples: int) -> Iterator[Reals]:
+    """How often each class is drawn: f64[some, g], a few resamples at a time. The same for the same g."""
+    rng = np.random.default_rng(0)
     step = max(1, CHUNK // n_groups)
     even = np.full(n_groups, 1 / n_groups)
     for start in range(0, n_resamples, step):
