@@ -40,6 +40,7 @@ DOORS = {
         "trainer.reco_settings",  # as trainer.settings
         "trainer.run",
         "trainer.settings",
+        "trainer.training_pairs",
     },
     "memory_builder/memory.py": {"cluster.search"},
 }

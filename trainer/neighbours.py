@@ -166,6 +166,13 @@ def read_record(store: Store, ordinal: int) -> Counter[str] | None:
     return Counter(record["counts"])
 
 
+def read_records(store: Store) -> dict[int, Counter[str]]:
+    """Shard → what was counted in it, of all that are stored, whole."""
+    ordinals = sorted(int(name.partition(".")[0]) for name in store.list("records"))
+    found = ((ordinal, read_record(store, ordinal)) for ordinal in ordinals)
+    return {ordinal: counts for ordinal, counts in found if counts is not None}
+
+
 def neighbours_hash(memory: Memory, train: Memory, config: NeighbourConfig, clusters: str | None) -> str:
     """What the stored neighbours depend on: the state of both memories, and the settings."""
     return config_hash(

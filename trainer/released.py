@@ -36,7 +36,9 @@ def read_released(path: str) -> dict[str, Tensor]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"{path} is no checkpoint of tensors ({reason})") from None
-    tensors = tensors.get("state_dict", tensors)
+    tensors = tensors.get("state_dict", tensors) if isinstance(tensors, dict) else tensors
+    if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise UsageError(f"{path} is no checkpoint of tensors by name: it holds something else")
     return {str(name).removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 

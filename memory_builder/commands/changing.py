@@ -73,5 +73,5 @@ class Compact:
 def _read_keys(keys: tuple[str, ...]) -> list[str]:
     """Keys as they were given, or those in the one file that was named."""
     if len(keys) == 1 and os.path.isfile(keys[0]):  # unlike Path, it takes a key that is too long for a name
-        return [line for line in Path(keys[0]).read_text(encoding="utf-8").split("\n") if line]
+        return [line for line in Path(keys[0]).read_text(encoding="utf-8-sig").split("\n") if line]
     return list(keys)

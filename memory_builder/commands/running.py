@@ -48,5 +48,11 @@ class MovedModel:
 
 
 def named_encoder(model: str | None, pretrained: str | None) -> EncoderConfig | None:
-    """What --model and --pretrained name, if they do."""
+    """What --model and --pretrained name, if they do.
+
+    Raises:
+        UsageError: weights are named, and no model that they are of.
+    """
+    if pretrained is not None and model is None:
+        raise UsageError(f"--pretrained {pretrained} needs --model: the model that these are the weights of")
     return EncoderConfig(model=model, pretrained=pretrained) if model else None

@@ -1,7 +1,7 @@
 """The command that trains a fusion: ``train reco``."""
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -9,6 +9,9 @@ from memory_builder.commands.running import RunnerOptions
 from memory_builder.console import print_table
 from trainer.reco_settings import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives
 from trainer.settings import LoopConfig, OptimizerConfig, Where
+
+if TYPE_CHECKING:
+    from trainer.training_pairs import StoredNeighbours
 
 
 def _as_published() -> LoopConfig:
@@ -37,29 +40,35 @@ class Reco:
     on: OmitArgPrefixes[Where] = field(default_factory=Where)
 
     def run(self) -> int:
-        from trainer.reco_job import RecoJob, check_settings, embed_training_pairs, find_neighbours
+        from trainer.reco_job import RecoJob, RecoPlan
         from trainer.run import run_job
+        from trainer.training_pairs import neighbours_begun_with
 
-        check_settings(self.memory, self.out, self.fusion, self.found, self.loop, self.positives)
-        where = RunnerOptions(
-            runner=self.on.runner, address=self.on.address, cpus_per_worker=self.on.cpus_per_worker
-        ).start()
-        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", where)
-        folder = self.neighbours or f"{self.out}/neighbours"
-        found = find_neighbours(self.memory, train, folder, self.found, self.clusters, where)
-        print_table("rows found for the training pairs, and dropped", ("what", "rows"), _counted(found.counts))
-        job = RecoJob(
+        plan = RecoPlan(
             memory=self.memory,
-            out=self.out,
-            found=found,
+            train=self.train,
+            clusters=self.clusters,
             neighbours=self.found,
             fusion=self.fusion,
             loop=self.loop,
             positives=self.positives,
         )
-        run_job(job, self.on)
+        if plan.settle(self.out):
+            found = neighbours_begun_with(self.out) or self._find()
+            print_table("rows found for the training pairs, and dropped", ("what", "rows"), _counted(found.counts))
+            run_job(RecoJob(plan=plan, out=self.out, found=found), self.on)
         print(f"run: {self.out}")
         return 0
+
+    def _find(self) -> "StoredNeighbours":
+        """Embed the training pairs and look up their neighbours, as far as that is not done."""
+        from trainer.training_pairs import embed_training_pairs, find_neighbours
+
+        on = RunnerOptions(runner=self.on.runner, address=self.on.address, cpus_per_worker=self.on.cpus_per_worker)
+        runner = on.start()
+        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner)
+        folder = self.neighbours or f"{self.out}/neighbours"
+        return find_neighbours(self.memory, train, folder, self.found, self.clusters, runner)
 
 
 def _counted(counts: dict[str, int]) -> list[dict[str, object]]:

@@ -35,7 +35,7 @@ def read_classes(path: Path) -> list[Class]:
         UsageError: the file cannot be read, is empty, or a class has no name.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--classes {path} cannot be read: {error}") from None
     given = _from_json(path, text) if path.suffix == ".json" else text.rstrip("\n").split("\n")
@@ -52,7 +52,7 @@ def read_captions(path: Path) -> list[Class]:
         UsageError: the file cannot be read or is empty.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--captions {path} cannot be read: {error}") from None
     if not lines:

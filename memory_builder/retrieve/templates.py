@@ -34,11 +34,11 @@ def read_templates(named: str) -> tuple[str, ...]:
         raise UsageError(
             f"--templates {named}: no such file, and no built-in set; there are {', '.join(built_in_templates())}"
         )
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8-sig")
         prompts = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except ValueError as error:
-        raise UsageError(f"--templates {path} is no JSON: {error}") from None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--templates {path} cannot be read: {error}") from None
     if not isinstance(prompts, list) or not prompts:
         raise UsageError(f"--templates {path} holds no prompts: expected one a line, such as 'a photo of a {{c}}.'")
     for prompt in prompts:

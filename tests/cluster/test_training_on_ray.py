@@ -24,10 +24,11 @@ from memory_builder.storage import Store
 from trainer.checkpoint import read_states
 from trainer.loop import LossError
 from trainer.react_job import ReactJob
-from trainer.reco_job import RecoJob, find_neighbours
+from trainer.reco_job import RecoJob, RecoPlan
 from trainer.reco_settings import FusionConfig, NeighbourConfig
 from trainer.run import run_job
 from trainer.settings import DataConfig, GatedConfig, LoopConfig, ReactConfig, Where
+from trainer.training_pairs import find_neighbours
 from trainer.world import world
 
 pytestmark = [
@@ -84,7 +85,8 @@ def reco(out):
         build.embed(["subset"], memory, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
         build.index(memory, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
     found = find_neighbours(memory, memory, "neighbours", config, None, RayRunner())
-    return RecoJob(memory=memory, out=out, found=found, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP)
+    plan = RecoPlan(memory=memory, train=memory, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP)
+    return RecoJob(plan=plan, out=out, found=found)
 
 
 def losses(run):

@@ -244,6 +244,7 @@ def test_a_missing_shard_is_told_and_nothing_is_lost(command, memory_copy):
         ((), "exactly one of text, image and vectors"),
         (("--image", "/no/such.png"), "/no/such.png"),
         (("--vector", "/no/such.npy"), "/no/such.npy"),
+        (("--text", "a", "--pretrained", "w.pt"), "--pretrained w.pt needs --model"),
     ],
 )
 def test_wrong_searches(command, built_memory, arguments, says):

@@ -9,7 +9,11 @@ import pytest
 import torch
 from tiny_runs import bundled_pairs, write_subset, write_tiny_model
 
+from memory_builder.build import embed, index
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import Encoder, EncoderConfig
+from memory_builder.indexing import IndexConfig
+from memory_builder.runner import LocalRunner
 from trainer.react_job import ReactJob
 from trainer.settings import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig
 
@@ -76,3 +80,12 @@ def tiny_encoder(tiny) -> Callable[[], Encoder]:
     """The tiny model, loaded anew each time."""
     assert open_clip.get_tokenizer(tiny).context_length == 16
     return lambda: Encoder(EncoderConfig(model=tiny, precision="fp32"))
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory, tiny, subset) -> str:
+    """Forty bundled pairs embedded with the tiny model, both sides indexed."""
+    root = str(tmp_path_factory.mktemp("reco") / "memory")
+    embed([str(subset)], root, encoder=EncoderConfig(model=tiny), config=EmbedConfig(), runner=LocalRunner())
+    index(root, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+    return root

@@ -169,6 +169,10 @@ def test_released_checkpoints_are_written_and_read_under_the_names_of_their_auth
     (tmp_path / "none.pt").write_bytes(b"nothing")
     with pytest.raises(UsageError, match=r"none\.pt is no checkpoint of tensors"):
         read_released(str(tmp_path / "none.pt"))
+    for other in ([1, 2], {"state_dict": [1]}, {"epoch": 3}):
+        torch.save(other, tmp_path / "none.pt")
+        with pytest.raises(UsageError, match=r"none\.pt is no checkpoint of tensors by name"):
+            read_released(str(tmp_path / "none.pt"))
 
 
 @pytest.mark.parametrize("told", [["--step", "2"], ["--ema"], ["--share", "0.5"]])

@@ -22,9 +22,9 @@ from trainer.lookup import SAME_PICTURE, look_up
 from trainer.neighbours import NeighbourTable, NeighbourTask, ids_path, neighbours_hash, pairs_path, vectors_path
 from trainer.order import Slice
 from trainer.reco import TableSource
-from trainer.reco_job import find_neighbours
 from trainer.reco_settings import SIDES, LookupConfig, NeighbourConfig
 from trainer.settings import NO_GROUP
+from trainer.training_pairs import find_neighbours
 
 N, D, K = 600, 32, 10
 

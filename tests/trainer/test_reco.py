@@ -1,7 +1,6 @@
 """RECO in this process: what it learns from, killed and resumed, alike on two workers, and the model it makes."""
 
 import os
-import shutil
 import sys
 from contextlib import ExitStack, nullcontext
 from subprocess import PIPE
@@ -11,14 +10,10 @@ import numpy as np
 import pytest
 import torch
 from processes import python
-from tiny_runs import bytes_of, killed_at, write_subset
+from tiny_runs import bytes_of, killed_at
 from torch.nn.functional import cross_entropy, normalize
 
-from memory_builder.build import embed, index
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError, UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.errors import ConfigMismatchError, EncoderError, UsageError
 from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner
 from memory_builder.storage import Store
@@ -27,24 +22,16 @@ from trainer.fusion import Reco
 from trainer.losses import gather_all
 from trainer.neighbours import NeighbourTable
 from trainer.reco import RecoLearner, TableSource
-from trainer.reco_job import RecoJob, embed_training_pairs, find_neighbours
+from trainer.reco_job import RecoJob, RecoPlan
 from trainer.reco_settings import FusionConfig, LookupConfig, NeighbourConfig
 from trainer.refined import RecoModel, refined_heads
 from trainer.run import run_job
 from trainer.settings import LoopConfig, OptimizerConfig, Where
 from trainer.step import compute_gradients
+from trainer.training_pairs import find_neighbours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 K = 3
-
-
-@pytest.fixture(scope="module")
-def memory(tmp_path_factory, tiny, subset):
-    """Forty bundled pairs embedded with the tiny model, both sides indexed."""
-    root = str(tmp_path_factory.mktemp("reco") / "memory")
-    embed([str(subset)], root, encoder=EncoderConfig(model=tiny), config=EmbedConfig(), runner=LocalRunner())
-    index(root, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -59,15 +46,15 @@ def job(memory, found):
 
     def make(out, *, fusion=None, positives="own", ema=None, **loop):
         loop = {"batch_size": 8, "max_steps": 6, "checkpoint_every": 2, "log_every": 1} | loop
-        return RecoJob(
+        plan = RecoPlan(
             memory=memory,
-            out=str(out),
-            found=found,
+            train=memory,
             neighbours=NeighbourConfig(looked_up=K),
             fusion=FusionConfig(**{"k": K} | (fusion or {})),
             loop=LoopConfig(**loop, optimizer=OptimizerConfig(warmup=0.0, ema=ema)),
             positives=positives,
         )
+        return RecoJob(plan=plan, out=str(out), found=found)
 
     return make
 
@@ -136,46 +123,6 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(whole, job):
 def test_more_neighbours_than_were_looked_up_are_refused(job, tmp_path):
     with pytest.raises(UsageError, match="-k 4: more than --looked-up 3"):
         job(tmp_path, fusion={"k": 4})
-
-
-def test_training_pairs_are_embedded_with_the_memorys_model(memory, subset, tmp_path):
-    made = embed_training_pairs(memory, str(subset), str(tmp_path / "train"), LocalRunner())
-    assert made == str(tmp_path / "train")
-    assert Memory.open(made).description.fingerprint == Memory.open(memory).description.fingerprint
-    assert embed_training_pairs(memory, memory, str(tmp_path / "none"), LocalRunner()) == memory
-    (tmp_path / "broken").mkdir()
-    (tmp_path / "broken" / "0.tar").write_bytes(b"no tar")
-    with pytest.raises(SourceError, match=r"broken"):
-        embed_training_pairs(memory, str(tmp_path / "broken"), str(tmp_path / "other"), LocalRunner())
-
-
-def test_training_pairs_of_another_source_are_not_mixed_in(memory, icons, tmp_path):
-    def embedded():
-        return embed_training_pairs(memory, str(tmp_path / "pairs"), str(tmp_path / "run/train"), LocalRunner())
-
-    write_subset(tmp_path / "pairs", icons[:20])
-    shutil.copytree(tmp_path / "pairs", tmp_path / "before")
-    n_shards = len(Memory.open(embedded()).commits)
-    shutil.copy(tmp_path / "pairs" / "00000.tar", tmp_path / "pairs" / "00009.tar")
-    assert len(Memory.open(embedded()).commits) == n_shards + 1, "what is added to a source is embedded too"
-    (tmp_path / "pairs" / "00009.tar").unlink()
-    with pytest.raises(ConfigMismatchError, match=r"run/train holds the pairs of 1 shards .*00009\.tar: .*Remove"):
-        embedded()
-    shutil.rmtree(tmp_path / "run")
-    embedded()
-    shutil.rmtree(tmp_path / "pairs")
-    write_subset(tmp_path / "pairs", icons[20:])
-    with pytest.raises(ConfigMismatchError, match=r"no longer so, in .*pairs, such as"):
-        embedded()
-    with pytest.raises(ConfigMismatchError, match=r"or name another --out"):
-        embed_training_pairs(memory, str(tmp_path / "before"), str(tmp_path / "run/train"), LocalRunner())
-
-
-def test_training_pairs_of_another_model_are_refused(memory, tmp_path, write_memory):
-    other = tmp_path / "other"
-    write_memory(other, np.eye(16, dtype=np.float32), np.eye(16, dtype=np.float32), fingerprint="1" * 64)
-    with pytest.raises(EncoderError, match=r"111111111111.*embed the training pairs with the memory's model"):
-        find_neighbours(memory, str(other), str(tmp_path / "n"), NeighbourConfig(), None, LocalRunner())
 
 
 WORKER = """
@@ -332,13 +279,7 @@ def test_the_modalities_to_search_and_fuse_are_kept_with_the_run(memory, tmp_pat
     lookup = LookupConfig(image_search="text", image_fuse="image")
     config = NeighbourConfig(lookup=lookup, looked_up=K)
     found = find_neighbours(memory, memory, str(tmp_path / "n"), config, None, LocalRunner())
-    asked = RecoJob(
-        memory=memory,
-        out=str(tmp_path / "run"),
-        found=found,
-        neighbours=config,
-        fusion=FusionConfig(k=K),
-        loop=LoopConfig(batch_size=8, max_steps=1),
-    )
-    run_job(asked, Where())
+    loop = LoopConfig(batch_size=8, max_steps=1)
+    plan = RecoPlan(memory=memory, train=memory, neighbours=config, fusion=FusionConfig(k=K), loop=loop)
+    run_job(RecoJob(plan=plan, out=str(tmp_path / "run"), found=found), Where())
     assert RecoModel.load(str(tmp_path / "run")).lookup == lookup

@@ -21,6 +21,18 @@ def test_a_name_a_line_with_repeated_names_and_slashes_kept_apart(tmp_path: Path
     assert [(c.label, c.name) for c in classes] == [(0, "missile"), (1, "AC/DC adapter"), (2, "missile"), (3, "café")]
 
 
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    for name, content in (("c.txt", "panda\ncat\n"), ("c.json", '["panda", "cat"]')):
+        (tmp_path / name).write_text(content, encoding="utf-8-sig")
+        assert [c.name for c in read_classes(tmp_path / name)] == ["panda", "cat"]
+    (tmp_path / "t.txt").write_text("a {c}\n", encoding="utf-8-sig")
+    assert [c.name for c in read_captions(tmp_path / "t.txt")] == ["a {c}"]
+    assert read_templates(str(tmp_path / "t.txt")) == ("a {c}",)
+    (tmp_path / "t.txt").write_bytes("ein schönes {c}".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"--templates .*t\.txt cannot be read"):
+        read_templates(str(tmp_path / "t.txt"))
+
+
 def test_captions_are_a_line_each_whatever_else_ends_lines(tmp_path: Path) -> None:
     captions = read_captions(written(tmp_path / "c.txt", "a\u2028cat\r\n\n a dog\x85too \n"))
     assert [c.name for c in captions] == ["a\u2028cat", "a dog\x85too"]
