@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-import tyro
+from command import run
 from deal import BASE, DEV, MEMORY, SHOTS, TEST, draw
 from glyphs import read_tar
-from iconify import IconsError
 from prepare import add, pool, put_json
 
 TEMPLATES = ("{c}", "{c} icon", "{c} logo", "{c} symbol", "icon of {c}")
@@ -158,15 +157,5 @@ def _deal(tar: Path, rows: Mapping[str, Mapping[str, Any]], *, out: Path) -> dic
     return deal_tar(tar, rows=rows, out=out)
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage."""
-    try:
-        print(write_benchmark(tyro.cli(Benchmark, description=__doc__)))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(write_benchmark, Benchmark, __doc__))

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from command import run
 from iconify import PACKAGE, VERSION, Icon, IconsError, IconSet, open_package, read_icons, read_sets
 from prepare import write_tar
 
@@ -237,15 +237,5 @@ def bundle(config: Bundle) -> str:
     return f"{pairs.total()} pairs of {len(things)} things from {len(pairs)} sets, {total / 1e6:.2f} MB in {config.out}"
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage."""
-    try:
-        print(bundle(tyro.cli(Bundle, description=__doc__)))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(bundle, Bundle, __doc__))

@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
+from command import run
 from copies import nearest, verify
 from glyphs import glyphs_of_tar
-from iconify import IconsError, open_package, read_icons, read_sets
+from iconify import open_package, read_icons, read_sets
 from prepare import pool, put_json
 
 NUMBERS = re.compile(r'\b(?:d|points|cx|cy|r|rx|ry|x|y|x1|y1|x2|y2|width|height|transform)="([^"]*)"')
@@ -218,15 +218,5 @@ def write_clusters(config: Clusters) -> str:
     return json.dumps(summary)
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage."""
-    try:
-        print(write_clusters(tyro.cli(Clusters, description=__doc__)))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(write_clusters, Clusters, __doc__))

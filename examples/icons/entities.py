@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
-from iconify import IconsError, IconSet, icon_names, open_package, read_sets, read_tags
+from command import run
+from iconify import IconSet, icon_names, open_package, read_sets, read_tags
 from names import BRANDS, FRAMES, Named, entity_of, read_name
 
 # Sets one artist made, or took over from another, under several author names.
@@ -184,15 +184,5 @@ def write_entities(config: Entities) -> str:
     return f"{len(table)} icons in {config.out}: {counts}"
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage."""
-    try:
-        print(write_entities(tyro.cli(Entities, description=__doc__)))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(write_entities, Entities, __doc__))

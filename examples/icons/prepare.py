@@ -25,7 +25,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import tyro
+from command import run
 from iconify import PACKAGE, VERSION, Icon, IconsError, IconSet, icon_names, open_package, read_icons, read_sets
 from render import RenderError, encode_png, render_icon
 
@@ -273,15 +273,5 @@ def prepare(config: Prepare) -> str:
     )
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage."""
-    try:
-        print(prepare(tyro.cli(Prepare, description=__doc__)))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(prepare, Prepare, __doc__))

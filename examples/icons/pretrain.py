@@ -20,9 +20,9 @@ from typing import Any
 
 import open_clip
 import torch
-import tyro
 from base_data import Pairs, batch_of, decode, load_pairs
 from base_model import DEV_SETS, accuracy, card, export, new_model, tokenize
+from command import run
 from iconify import IconsError
 from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -239,15 +239,5 @@ def _plain(config: Pretrain) -> dict[str, Any]:
     }
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage."""
-    try:
-        print(pretrain(tyro.cli(Pretrain, description=__doc__)))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(pretrain, Pretrain, __doc__))

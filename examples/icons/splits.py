@@ -18,8 +18,8 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import tyro
 from captions import SHARES, Thing, aliases_of, caption_of, spoken_words
+from command import run
 from deal import BASE, MEMORY, SPLITS, TIERS, Class, Row, Rules, deal, draw, names_in
 from iconify import PACKAGE, VERSION, IconsError, open_package, read_sets
 from prepare import put_json
@@ -220,16 +220,9 @@ def check_splits(folder: Path) -> str:
     )
 
 
-def main() -> int:
-    """Run the command; 0 is success, 2 wrong usage or failed checks."""
-    config = tyro.cli(Splits, description=__doc__)
-    try:
-        print(check_splits(config.check) if config.check else write_splits(config))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def main(config: Splits) -> str:
+    return check_splits(config.check) if config.check else write_splits(config)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(main, Splits, __doc__))

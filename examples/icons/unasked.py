@@ -15,8 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import tyro
-from iconify import IconsError
+from command import run
 from without import memory_without
 
 ASKED = ("dev", "test")
@@ -54,15 +53,5 @@ def make_unasked(config: Unasked) -> None:
     memory_without(config.memory, config.out, "--keys", str(keys))
 
 
-def main() -> int:
-    """Run the command; 0 is success, 1 a deletion that failed."""
-    try:
-        make_unasked(tyro.cli(Unasked, description=__doc__))
-    except IconsError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(make_unasked, Unasked, __doc__, failed=1))
