@@ -93,5 +93,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """A WebP of a picture, at most ``side`` pixels wide and high."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=80)
+    return buffer.getvalue()
+
+
 # Worker threads decode pictures from strangers: Pillow's remarks about odd metadata are not news to anyone.
 warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -12,7 +12,7 @@ import pyarrow as pa
 from PIL import Image
 
 from memory_builder.ahead import map_ahead
-from memory_builder.images import DAMAGE, FORMATS, decode_image
+from memory_builder.images import DAMAGE, FORMATS, decode_image, thumbnail
 from memory_builder.memory import Memory
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.choosing import claims_of
@@ -111,14 +111,5 @@ def _look(fetched: _Fetched, *, looks: bool) -> Pair:
         decoded = decode_image(picture)
     except (*DAMAGE, Image.DecompressionBombError):  # of an imported memory, whose pictures nobody has seen
         return partial(Pair, id=row_id, claims=claims, about=about, shown=shown)(picture=Missing(NO_PICTURE))
-    pair = partial(pair, thumbnail=thumbnail(decoded))
+    pair = partial(pair, thumbnail=thumbnail(decoded, THUMBNAIL))
     return pair(glyph=glyph_of(decoded), miniature=miniature_of(decoded)) if looks else pair()
-
-
-def thumbnail(image: Image.Image) -> bytes:
-    """A small WebP of a picture."""
-    small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=80)
-    return buffer.getvalue()

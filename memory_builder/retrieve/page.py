@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.images import BadImageError, decode_image
+from memory_builder.images import BadImageError, decode_image, thumbnail
 from memory_builder.manifest import shard_name
 from memory_builder.retrieve.charts import histogram, table
-from memory_builder.retrieve.fetching import thumbnail
+from memory_builder.retrieve.fetching import THUMBNAIL
 from memory_builder.retrieve.summary import Summary
 from memory_builder.retrieve.writing import LEFT_OUT, STRIPS
 from memory_builder.shards import Pair, read_pairs
@@ -158,7 +158,7 @@ def _evaluation_pictures(leaks: Sequence[dict[str, Any]]) -> dict[tuple[str, str
         try:
             for pair in read_pairs(uri, require="image", only=frozenset(keys)):
                 if isinstance(pair, Pair) and pair.image:
-                    found[uri, pair.key] = thumbnail(decode_image(pair.image))
+                    found[uri, pair.key] = thumbnail(decode_image(pair.image), THUMBNAIL)
         except (MemoryBuilderError, BadImageError):  # the page is no reason to fail: the counts stand
             continue
     return found

@@ -1,15 +1,13 @@
 """Thumbnails of what was asked about and of rows of memories, as far as they are still there and not deleted."""
 
 import base64
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.images import BadImageError, decode_image
+from memory_builder.images import BadImageError, decode_image, thumbnail
 from memory_builder.memory import Memory
 from memory_builder.rows import Ids
 from memory_builder.shards import Pair, read_pairs
@@ -46,7 +44,7 @@ class Pictures:
             dataset = open_dataset(Path(told["root"]), told["split"])
             if dataset.digest() == told["digest"]:
                 for example in dataset.examples(frozenset(keys)):
-                    self._asked[example.key] = thumbnail(example.image)
+                    self._asked[example.key] = _data_uri(example.image)
             else:
                 self.missing.add(f"Pictures asked about are not shown: {told['root']} has changed since.")
         except MemoryBuilderError as error:
@@ -69,7 +67,7 @@ class Pictures:
                 for pair in read_pairs(uri, require="image", only=frozenset(ids), image_key=memory.image_key):
                     if isinstance(pair, Pair) and pair.image:
                         row_id = ids[pair.key]
-                        self._rows[root, row_id] = (thumbnail(pair.image), self._rows[root, row_id][1])
+                        self._rows[root, row_id] = (_data_uri(pair.image), self._rows[root, row_id][1])
             except (MemoryBuilderError, BadImageError) as error:
                 self.missing.add(f"Some pictures of the memory are not shown: {error}")
 
@@ -83,14 +81,11 @@ class Pictures:
         return ids[~deleted]
 
 
-def thumbnail(data: bytes) -> str:
+def _data_uri(data: bytes) -> str:
     """An encoded picture as a small one inside a data URI.
 
     Raises:
         BadImageError: it cannot be decoded.
     """
-    image = decode_image(data)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", quality=80)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    small = thumbnail(decode_image(data), SIDE)
+    return f"data:image/webp;base64,{base64.b64encode(small).decode()}"
