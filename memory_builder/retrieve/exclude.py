@@ -19,6 +19,7 @@ from memory_builder.plan import Source
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.evidence import Compared, Signs
 from memory_builder.retrieve.miniature import Miniatures, miniature_of
+from memory_builder.retrieve.records import done_records
 from memory_builder.retry import open_filesystem
 from memory_builder.runner import available_threads
 from memory_builder.shards import Break, Pair, Reject, read_pairs
@@ -186,5 +187,4 @@ class Evaluation:
 
 def done_excluded(store: Store) -> dict[int, ExcludedRecord]:
     """The shards of evaluation sets that are committed."""
-    records = [ExcludedRecord(**json.loads(store.read(f"{FOLDER}/{name}"))) for name in record_names(store, FOLDER)]
-    return {record.number: record for record in records}
+    return done_records(store, FOLDER, ExcludedRecord)

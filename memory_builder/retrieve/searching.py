@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.manifest import record_names, shard_name
+from memory_builder.manifest import shard_name
 from memory_builder.memory import Memory
 from memory_builder.queries import query_vectors
 from memory_builder.retrieve.config import AskConfig, key_side, query_side
 from memory_builder.retrieve.prompts import Block, Query
+from memory_builder.retrieve.records import done_records
 from memory_builder.retry import open_filesystem
 from memory_builder.rows import NO_ROW
 from memory_builder.scores import Hits, Scores
@@ -104,9 +105,7 @@ def search_block(block: Block, *, memory: Memory, store: Store, ask: AskConfig) 
 
 def done_blocks(store: Store) -> dict[int, BlockRecord]:
     """The blocks that are committed."""
-    names = record_names(store, FOLDER)
-    records = [BlockRecord(**json.loads(store.read(f"{FOLDER}/{name}"))) for name in names]
-    return {record.number: record for record in records}
+    return done_records(store, FOLDER, BlockRecord)
 
 
 def read_block(store: Store, record: BlockRecord) -> pa.Table:

@@ -11,12 +11,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from memory_builder.manifest import record_names, shard_name
+from memory_builder.manifest import shard_name
 from memory_builder.memory import Memory
 from memory_builder.retrieve.choosing import read_piece
 from memory_builder.retrieve.exclude import Evaluation
 from memory_builder.retrieve.fetching import Pair, read_piece_pairs
 from memory_builder.retrieve.leaving_out import LeftOut, left_out, out_table
+from memory_builder.retrieve.records import done_records
 from memory_builder.retrieve.tars import TarWriter
 from memory_builder.retrieve.thresholds import Thresholds
 from memory_builder.rows import split_id
@@ -75,8 +76,8 @@ class WriteTask:
 def done_pieces(store: Store) -> dict[int, PieceRecord]:
     """The tars that are committed, and still there."""
     there = set(store.list(""))
-    records = [PieceRecord(**json.loads(store.read(f"{RECORDS}/{name}"))) for name in record_names(store, RECORDS)]
-    return {record.number: record for record in records if f"{shard_name(record.number)}.tar" in there}
+    records = done_records(store, RECORDS, PieceRecord)
+    return {number: record for number, record in records.items() if f"{shard_name(number)}.tar" in there}
 
 
 def write_piece(
