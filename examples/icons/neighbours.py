@@ -72,6 +72,8 @@ def measure(config: Neighbours) -> dict[str, Any]:
     close: list[tuple[float, str, str]] = []
     for tier in TIERS:
         asked = [row for row in rows if row["split"] == config.side and row["tier"] == tier]
+        if not asked:
+            continue
         truth = np.array([row["entity"] for row in asked])
         queries = coarse(ink[[row_of[row["key"]] for row in asked]])
         whole, own, score = nearest_rows(queries, vectors, np.isin(entities, truth))

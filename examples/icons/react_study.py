@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import tyro
+from deal import TIERS
 from study import Variant, do_once, named, run_once, sets_in, slug, tables, write_tables
 
 from trainer.customised import Choice
@@ -136,7 +137,8 @@ def runs_of(config: ReactStudy) -> dict[str, Sequence[Path]]:
 def tables_of(config: ReactStudy) -> str:
     """Do the whole of it; return the tables."""
     frozen = ask(config, fit(config, named(VARIANTS, config.only)[0], 0), 0.0)
-    return tables(runs_of(config), ("zero-shot",), frozen, config.baselines, RIVALS, CHOSEN)
+    baselines = {tier: config.baselines / tier for tier in TIERS}
+    return tables(runs_of(config), ("zero-shot",), frozen, baselines, RIVALS, CHOSEN)
 
 
 def main() -> int:

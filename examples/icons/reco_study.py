@@ -8,7 +8,8 @@ It is trained on pairs of things that nobody asks about and that the base has no
 among them (other artwork), and asked with the memory that holds the entities. `--baselines` has the folders that
 `evaluate baselines` wrote for each tier of test (pipeline.py makes them); their kNN and mean fusion, tuned on dev,
 stand beside every line, and so does the published fusion. `--base` is a memory of the benchmark's `base` folder,
-indexed.
+indexed. With `--memory ~/icons/memory-react --unasked ~/icons/memory-unasked-react --train ~/icons/memory-often-react
+--prefix react- --only published` it is RECO on the model that REACT customised, whose own zero-shot stands beside.
 """
 
 import math
@@ -111,6 +112,8 @@ class RecoStudy:
     """Those of its pairs that are trained on: things drawn often."""
     baselines: Path
     """Folder of the tiers' baselines."""
+    prefix: str = ""
+    """What their names begin with there: `react-` where the memories are those of the customised model."""
     base: Path | None = None
     """Base training as a memory; without it the variant trained on it is left out."""
     clusters: Path | None = None
@@ -125,6 +128,11 @@ class RecoStudy:
     """Pairs a step."""
     learning_rate: float = 1e-3
     """As published."""
+
+    @property
+    def rivals(self) -> dict[str, Path]:
+        """Return the folder of each tier's baselines."""
+        return {tier: self.baselines / f"{self.prefix}{tier}" for tier in TIERS}
 
 
 def fit(config: RecoStudy, variant: RecoVariant, seed: int) -> Path:
@@ -181,7 +189,7 @@ def sweep_chart(config: RecoStudy, runs: dict[str, Sequence[Path]], name: str) -
         lines = [line for v in variants.values() for line in lines_of({v: runs[v]}, METHODS[-1:], f"test-{tier}")]
         if not lines:  # there is no set of this tier
             continue
-        lines = [*lines_of({"": [config.baselines / tier]}, RIVALS[:1], f"test-{tier}"), *lines]
+        lines = [*lines_of({"": [config.rivals[tier]]}, RIVALS[:1], f"test-{tier}"), *lines]
         sums = [class_sums(100 * line.right["top1"], line.labels) for line in lines]
         spans = [interval(of_line) for of_line in sums]
         drawn.append(ChartLine(label=tier, values=[s.value for s in sums], colour=colour, spans=spans))
@@ -197,7 +205,7 @@ def tables_of(config: RecoStudy) -> str:
     for name in SWEEPS:
         if chart := sweep_chart(config, runs, name):
             (config.out / f"{name}.svg").write_text(chart, encoding="utf-8")
-    made = tables(runs, METHODS, next(iter(runs.values()))[0], config.baselines, RIVALS, CHOSEN)
+    made = tables(runs, METHODS, next(iter(runs.values()))[0], config.rivals, RIVALS, CHOSEN)
     found = [recall_table(runs, ("retrieval", *METHODS), name) for name in CAPTIONED]
     return "\n\n".join([made.strip(), *filter(None, found)]) + "\n"
 

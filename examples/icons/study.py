@@ -7,7 +7,7 @@ sets lists all of them.
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +178,7 @@ def tables(
     runs: dict[str, Sequence[Path]],
     methods: Sequence[str],
     frozen: Path,
-    baselines: Path,
+    baselines: Mapping[str, Path],
     rivals: Sequence[str],
     chosen: Sequence[str] = (),
 ) -> str:
@@ -188,7 +188,7 @@ def tables(
         runs: variant → the folders of its seeds' answers.
         methods: of those answers.
         frozen: folder with the answers of the frozen model; on dev it is the only rival.
-        baselines: folder with one of baselines for each tier of test.
+        baselines: tier → the folder of its baselines' answers on test.
         rivals: the methods in there that every line is compared with.
         chosen: labels of lines that every line is compared with, too.
     """
@@ -196,7 +196,7 @@ def tables(
     for name in SETS:
         lines = lines_of(runs, methods, name)
         if lines:
-            beside = lines_of({"": [baselines / name.partition("-")[2]]}, rivals, name)
+            beside = lines_of({"": [baselines[name.partition("-")[2]]]}, rivals, name)
             beside = beside or lines_of({"": [frozen]}, ("zero-shot",), name)
             measured[name] = ([*beside, *lines], [*beside, *(line for line in lines if line.label in chosen)])
     sides = [side for side in SIDES if any(name.startswith(side) for name in measured)]

@@ -104,6 +104,10 @@ def test_a_study_of_reco_compares_variants_and_smaller_memories(made: tuple[Path
     assert chart.count("<polyline") == 1  # the sample has one tier
     assert [f">{place}<" in chart for place in ("frozen", "10", "30", "100", "common")] == [True] * 5
     assert not (tmp_path / "by-k.svg").exists()
+    tables = study("reco", out, tmp_path, *flags, "--only", "published", "--prefix", "react-")
+    (result,) = [path for path in (out / "runs" / "react-common" / "eval").glob("*.json") if "zero-shot" in path.name]
+    top1 = 100 * json.loads(result.read_text())["figures"]["metrics"]["top1"]
+    assert f"| zero-shot | {top1:.1f} (" in tables.partition("### test-common")[2]
 
 
 def test_a_study_of_react_measures_mixtures_too(made: tuple[Path, str], tmp_path: Path) -> None:
