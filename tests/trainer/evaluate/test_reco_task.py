@@ -22,6 +22,7 @@ from memory_builder.errors import UsageError
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
 from memory_builder.runner import LocalRunner
+from memory_builder.shards import read_pairs
 from memory_builder.storage import Store
 from trainer.evaluate.names import Names
 from trainer.evaluate.results import read_predictions, read_results
@@ -71,6 +72,30 @@ def test_the_commands_of_the_page_run_and_tell_what_was_dropped(printed):
 def results(printed, home):
     assert printed
     return {result["method"]: result for result in read_results(Store(home / "run"))}
+
+
+def test_the_python_of_the_page(printed, home, tmp_path):
+    assert printed
+    (block,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
+    shown = re.sub(r"^(model\.(\w+)\()", r"\2 = \1", block, flags=re.M)
+    told = {}
+    with contextlib.chdir(home):
+        first = next(pair for tar in Path("pairs").glob("*.tar") for pair in read_pairs(str(tar)))
+        Path("cat.png").write_bytes(first.image)
+        exec(shown, told)
+        model = told["model"]
+        moved = shutil.copytree(
+            json.loads((home / "run" / "config.json").read_text())["encoder"]["model"].removeprefix("local-dir:"),
+            tmp_path / "model",
+        )
+        there = RecoModel.load("run", encoder=EncoderConfig(model=f"local-dir:{moved}"))
+        assert np.array_equal(there.encode_text(["a cat"], told["memory"]), told["encode_text"])
+    assert [told[name].shape for name in ("encode_image", "encode_text", "classifier")] == [
+        (1, model.reco.d),
+        (1, model.reco.d),
+        (2, model.reco.d),
+    ]
+    assert not np.array_equal(model.encode_text(["a cat"]), told["encode_text"])
 
 
 def test_a_classification_is_measured_without_with_either_and_with_both(results, home):
