@@ -12,7 +12,9 @@ from trainer.evaluate.intervals import FEW, TOO_FEW, Sums, interval
 SCALE = 100
 """Logits a cosine of 1 gives: CLIP's own, at which its temperature is clamped."""
 CHUNK = 1_024
-"""Pictures scored at a time."""
+"""Pictures scored at a time, at most."""
+SCORES = 1 << 26
+"""Scores held at a time: fewer pictures where there are many classes. At the peak eight bytes each, 0.5 GB."""
 KEPT = 5
 """Answers kept for each picture."""
 NO_ANSWER = -1
@@ -62,23 +64,34 @@ def answers(score: Score, labels: Labels, n_classes: int, *, may_abstain: bool =
         may_abstain: the method says nothing of some classes, by one score for them all. Then every class with the right
             one's score comes before it: what is not said is not right by luck.
     """
-    ranks, tops = [np.zeros(0, np.int64)], [np.zeros((0, min(KEPT, n_classes)), np.int64)]
-    for start in range(0, len(labels), CHUNK):
-        part = slice(start, min(start + CHUNK, len(labels)))
-        scores, truth = score(part), labels[part][:, None]
-        scores = np.where(np.isnan(scores), -np.inf, scores)  # else nothing would come before a right class of NaN
-        own = np.take_along_axis(scores, truth, 1)
-        classes = np.arange(n_classes)
-        tied_before = (scores == own) & np.where(may_abstain | np.isneginf(own), classes != truth, classes < truth)
-        ranks.append(((scores > own) | tied_before).sum(axis=1))
-        tops.append(_first_answers(scores))
-    return Answers(labels=labels, rank=np.concatenate(ranks), top=np.concatenate(tops))
+    rank, top = np.zeros(len(labels), np.int64), np.zeros((len(labels), min(KEPT, n_classes)), np.int64)
+    step = min(CHUNK, max(1, SCORES // n_classes))
+    for start in range(0, len(labels), step):
+        part = slice(start, min(start + step, len(labels)))
+        scores = np.array(score(part))  # a copy, to be changed
+        scores[np.isnan(scores)] = -np.inf  # else nothing would come before a right class of NaN
+        rank[part] = _ranks(scores, labels[part][:, None], may_abstain)
+        top[part] = _first_answers(scores)
+    return Answers(labels=labels, rank=rank, top=top)
 
 
-def _first_answers(scores: Floats) -> Labels:
-    """f32[b, c] → i64[b, ≤ 5] the best classes, best first; of equal ones the smaller label. -1 for scores of -inf."""
-    left, rows, found = scores.copy(), np.arange(len(scores)), []
-    for _ in range(min(KEPT, scores.shape[1])):
+def _ranks(scores: Floats, truth: Labels, may_abstain: bool) -> Labels:
+    """f32[b, c], i64[b, 1] → i64[b] how many classes come before the right one."""
+    own, classes = np.take_along_axis(scores, truth, 1), np.arange(scores.shape[1])
+    before = scores == own
+    before &= np.where(may_abstain | np.isneginf(own), classes != truth, classes < truth)
+    before |= scores > own
+    ranks: Labels = before.sum(axis=1)
+    return ranks
+
+
+def _first_answers(left: Floats) -> Labels:
+    """f32[b, c] → i64[b, ≤ 5] the best classes, best first; of equal ones the smaller label. -1 for scores of -inf.
+
+    What is found becomes -inf.
+    """
+    rows, found = np.arange(len(left)), []
+    for _ in range(min(KEPT, left.shape[1])):
         best = left.argmax(axis=1)
         found.append(np.where(np.isneginf(left[rows, best]), NO_ANSWER, best))
         left[rows, best] = -np.inf
