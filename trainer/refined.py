@@ -112,7 +112,11 @@ class RecoModel:
             UsageError, IndexBuildError: the memory has no index of what this side searches.
         """
         self.check(memory)
-        return self.fuse(vectors, self.find(vectors, side, memory).vectors, side)
+        refined = np.empty((len(vectors), self.reco.d), np.float32)
+        for at in range(0, len(vectors), BATCH):  # neighbours are k times what they refine: they come and go
+            some = vectors[at : at + BATCH]
+            refined[at : at + BATCH] = self.fuse(some, self.find(some, side, memory).vectors, side)
+        return refined
 
     def check(self, memory: Searched) -> None:
         """Refuse a memory whose vectors are not those of the model that is refined.
@@ -129,17 +133,15 @@ class RecoModel:
     def find(self, vectors: Scores, side: Side, memory: Searched) -> Found:
         """What f32[n, d] unit rows are refined with."""
         n, k = len(vectors), self.k
-        if not k or not n:  # k is 0 in the control without retrieval
-            return Found(ids=np.zeros((n, k), np.int64), vectors=np.zeros((n, k, self.reco.d), np.float16))
-        blocks = [look_up(memory, vectors[at : at + BATCH], side, self.lookup, k) for at in range(0, n, BATCH)]
-        return Found(
-            ids=np.concatenate([block.ids for block in blocks]),
-            vectors=np.concatenate([block.vectors for block in blocks]),
-        )
+        ids, found = np.zeros((n, k), np.int64), np.zeros((n, k, self.reco.d), np.float16)
+        for at in range(0, n if k else 0, BATCH):  # k is 0 in the control without retrieval
+            block = look_up(memory, vectors[at : at + BATCH], side, self.lookup, k)
+            ids[at : at + BATCH], found[at : at + BATCH] = block.ids, block.vectors
+        return Found(ids=ids, vectors=found)
 
     def fuse(self, vectors: Scores, found: npt.NDArray[np.float16], side: Side) -> Scores:
         """f32[n, d] unit rows and f16[n, k, d] neighbours, zeros where too few → f32[n, d] unit rows."""
-        blocks = [np.zeros((0, self.reco.d), np.float32)]
+        fused = np.empty((len(vectors), self.reco.d), np.float32)
         with torch.inference_mode():
             for at in range(0, len(vectors), BATCH):
                 some = slice(at, at + BATCH)
@@ -147,8 +149,8 @@ class RecoModel:
                     torch.from_numpy(rows[some]).to(self.reco.logit_scale) for rows in (vectors, found)
                 )
                 refined = self.reco.side(side)(query, neighbours, is_missing(neighbours))
-                blocks.append(refined.cpu().numpy())
-        return np.concatenate(blocks)
+                fused[some] = refined.cpu().numpy()
+        return fused
 
     def classifier(
         self,
@@ -179,19 +181,33 @@ class RecoModel:
         return self._heads[key]
 
 
-def refined_heads(prompts: Scores, askers: Scores, order: Order, refine: Callable[[Scores, Scores], Scores]) -> Scores:
-    """f32[c, t, d] unit rows of prompts → f32[c, d] unit rows.
+def refined_heads(
+    prompts: Scores,
+    askers: Scores,
+    order: Order,
+    refine: Callable[[Scores, Scores], Scores],
+    named: npt.NDArray[np.int64] | None = None,
+) -> Scores:
+    """f32[c, t, d] unit rows of prompts → f32[c, d] unit rows, some classes at a time.
 
     Args:
         prompts: what is refined.
         askers: f32[c, t, d], what is looked up for it: the prompts themselves, but in controls.
         order: see there.
         refine: (f32[n, d] rows, f32[n, d] what is looked up for each) → f32[n, d].
+        named: i64[c] by whose prompts each class goes; its own unless given.
     """
     if order not in ("average-then-refine", "refine-then-average"):
         raise UsageError(f"order {order}: average-then-refine or refine-then-average")
     c, t, d = prompts.shape
-    if order == "average-then-refine":
-        return refine(unit_rows(prompts.mean(axis=1)), unit_rows(askers.mean(axis=1)))
-    refined = refine(prompts.reshape(c * t, d), askers.reshape(c * t, d))
-    return unit_rows(refined.reshape(c, t, d).mean(axis=1))
+    heads = np.empty((c, d), np.float32)
+    step = BATCH if order == "average-then-refine" else max(1, BATCH // t)
+    for at in range(0, c, step):
+        some = slice(at, at + step)
+        texts, asked = prompts[some if named is None else named[some]], askers[some]
+        if order == "average-then-refine":
+            heads[some] = refine(unit_rows(texts.mean(axis=1)), unit_rows(asked.mean(axis=1)))
+        else:
+            refined = refine(texts.reshape(-1, d), asked.reshape(-1, d))
+            heads[some] = unit_rows(refined.reshape(-1, t, d).mean(axis=1))
+    return heads

@@ -11,13 +11,12 @@ from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
 from memory_builder.rows import NO_ROW, Ids
 from memory_builder.storage import Store
-from trainer.evaluate.arrays import Floats
 from trainer.evaluate.compared import compared
 from trainer.evaluate.datasets import Dataset
 from trainer.evaluate.evidence import check_memory, count_in_memory
-from trainer.evaluate.metrics import NO_ANSWER, Answers, Figures, answers, classification_figures, linear
+from trainer.evaluate.metrics import NO_ANSWER, Answers, Figures, classification_figures
 from trainer.evaluate.opened import Opened, open_setting, require
-from trainer.evaluate.refined import Refined
+from trainer.evaluate.refined import AS_IT_IS, Refined
 from trainer.evaluate.results import (
     Result,
     describe_dataset,
@@ -117,16 +116,17 @@ class _Asked:
     def classification(self) -> list[Result]:
         test = self.opened.test
         refined = Refined(self.model, self.memory, self.opened.towers, test, self.refinement.order)
-        plain = self._ask(test.images, refined.classes)
+        told = refined.answers()
+        as_it_is = told.pop(AS_IT_IS)
+        plain = as_it_is.pop("zero-shot")
         results = [self._write("zero-shot", plain, plain, {})]
-        controls = refined.controls()
-        for method, pair in refined.methods().items():
-            figures = {name: self._figures(self._ask(*pairs[method])) for name, pairs in controls.items()}
-            found = self._ask(*pair)
-            # Where the picture was not refined, the answered class was.
-            answered = found.top[:, :1]
-            of_classes = np.where(answered == NO_ANSWER, NO_ROW, refined.by_class.ids[answered[:, 0]])
-            behind = of_classes if method == "reco-text" else refined.by_image.ids
+        for method, found in as_it_is.items():
+            figures = {control: self._figures(methods[method]) for control, methods in told.items()}
+            if method == "reco-text":  # the picture was not refined, the answered class was
+                answered = found.top[:, :1]
+                behind = np.where(answered == NO_ANSWER, NO_ROW, refined.by_class(answered[:, 0]))
+            else:
+                behind = refined.by_image.ids
             results.append(self._write(method, found, plain, figures, behind[:, :SHOWN]))
         return results
 
@@ -148,9 +148,6 @@ class _Asked:
             results.append(self._result(method, figures, {"positives": positives}, {}))
             write_result(self.opened.run, results[-1])
         return results
-
-    def _ask(self, images: Floats, classes: Floats) -> Answers:
-        return answers(linear(images, classes), self.opened.test.labels, len(classes))
 
     def _figures(self, found: Answers) -> Figures:
         dataset = self.opened.test.dataset

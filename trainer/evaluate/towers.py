@@ -1,9 +1,10 @@
 """The two towers of a model in full precision, as CLIP_benchmark runs them: the model is measured, not float16."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import open_clip
 import torch
 from torch.nn.functional import normalize
@@ -13,6 +14,9 @@ from memory_builder.images import decode_image
 from memory_builder.retrieve.templates import fill
 from trainer.customised import Choice, load_customised
 from trainer.evaluate.arrays import Floats, finite
+
+PROMPTS = 128
+"""Prompts in one pass. Those of a class stay together: from 65 on they go by themselves, as CLIP_benchmark's do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,19 +56,32 @@ class Towers:
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
         """n texts → f32[n, d] unit rows, in one pass."""
-        with torch.inference_mode():
-            rows = normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1)
-        return finite(_array(rows), self.name, "texts")
+        return finite(self._text_rows(texts), self.name, "texts")
+
+    def prompts(self, classes: Sequence[str], templates: Sequence[str]) -> Iterator[tuple[slice, Floats]]:
+        """Some of the classes at a time, and the unit rows of their prompts, f32[b, t, d]."""
+        step, t = max(1, PROMPTS // len(templates)), len(templates)
+        for at in range(0, len(classes), step):
+            some = classes[at : at + step]
+            rows = self._text_rows([fill(template, name) for name in some for template in templates])
+            yield slice(at, at + len(some)), finite(rows, self.name, "prompts of class names").reshape(-1, t, self.d)
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> Floats:
         """f32[c, d]: for each class the mean of its prompts' unit embeddings, scaled to unit length (CLIP's way)."""
-        rows = []
+        rows = np.empty((len(classes), self.d), np.float32)
+        for some, prompts in self.prompts(classes, templates):
+            rows[some] = centres(prompts)
+        return rows
+
+    def _text_rows(self, texts: Sequence[str]) -> Floats:
         with torch.inference_mode():
-            for name in classes:
-                tokens = self.tokenizer([fill(template, name) for template in templates]).to(self.device)
-                mean = normalize(self.model.encode_text(tokens), dim=-1).mean(dim=0)
-                rows.append(mean / mean.norm())
-        return finite(_array(torch.stack(rows)), self.name, "class names")
+            return _array(normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1))
+
+
+def centres(prompts: Floats) -> Floats:
+    """f32[c, t, d] unit rows → f32[c, d] the mean of each class's, scaled to unit length."""
+    means = torch.from_numpy(prompts).mean(dim=1)
+    return _array(means / means.norm(dim=1, keepdim=True))
 
 
 def load_towers(config: EncoderConfig | Choice) -> Towers:
