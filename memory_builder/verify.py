@@ -147,7 +147,7 @@ def _index_problems(store: Store, snapshot: Snapshot) -> Iterator[Problem]:
         known = _parts_of_all_states(store, view.index)
         for name in store.list(f"{view.index}/parts"):
             if name not in known:
-                problem = "no snapshot names it: left by a killed run; compact removes it"
+                problem = "no snapshot names it: left by a run that was killed or overtaken; compact removes it"
                 yield Problem(shard=None, file=f"{view.index}/parts/{name}", problem=problem)
 
 
