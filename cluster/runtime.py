@@ -83,6 +83,11 @@ def live_nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
+def nodes_with_cpus() -> list[str]:
+    """The ids of those that are up and have any."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+
+
 def plan_pool(
     nodes: Sequence[Mapping[str, float]],
     n_items: int,

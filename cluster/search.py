@@ -14,9 +14,10 @@ from typing import Any
 import faiss
 import ray
 from ray.exceptions import RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.runner import DEATHS, PATIENCE_S, last_line, original_error
-from cluster.runtime import connect, live_nodes, plan_pool
+from cluster.runtime import connect, live_nodes, nodes_with_cpus, plan_pool
 from memory_builder.errors import WorkerError
 from memory_builder.parts import part_record
 from memory_builder.progress import say
@@ -68,7 +69,8 @@ class SearchPool:
         folder: the index's folder in it.
         parts: names of the parts.
         serve_format: how the actors hold the codes.
-        cpus_per_actor: CPUs, and so threads, of each; by default see ``plan_pool``.
+        cpus_per_actor: threads of each; by default the CPUs of ``plan_pool``. They are not reserved: actors that wait
+            for questions must not keep a memory's other index, its next state or other work from starting.
 
     Raises:
         UsageError: no cluster answers, or the index cannot be served in this format.
@@ -113,8 +115,14 @@ class SearchPool:
 
     def _hire(self, place: int) -> _Hired:
         cpus = self._plan.num_cpus
+        nodes = nodes_with_cpus()
+        # Where there is none yet, asking for a CPU lets the cluster grow; a head without CPUs is to stay without work.
+        where: dict[str, Any] = {"num_cpus": 1}
+        if nodes:
+            node = NodeAffinitySchedulingStrategy(nodes[place % len(nodes)], soft=True)
+            where = {"num_cpus": 0, "scheduling_strategy": node}
         # An actor that fails to start is replaced by us, who can tell how often.
-        actor = ray.remote(Searcher).options(num_cpus=cpus, max_concurrency=max(1, cpus)).remote(max(1, cpus))
+        actor = ray.remote(Searcher).options(max_concurrency=max(1, cpus), **where).remote(max(1, cpus))
         return _Hired(actor, actor.open.remote(*self._opening[place]))
 
     def _answer(self, place: int, hired: _Hired, call: Any, arguments: Any) -> Any:
