@@ -5,6 +5,7 @@ own. They are told how long to go on here. What http(s) needs is here, because n
 """
 
 import asyncio
+import os
 import random
 import threading
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,8 @@ def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
         retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
         options["config_kwargs"] = {"retries": retries} | options.get("config_kwargs", {})
     fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+    if is_local(fs) and ".." in path.split("/"):
+        path = os.path.normpath(path)  # one file, one name: what is done already is known by it
     if protocol in ("s3", "s3a"):
         fs.connect()  # asks nobody anything yet
         fs.s3.meta.events.register("needs-retry.s3", _count, unique_id="memory-builder-retries")

@@ -20,6 +20,7 @@ from memory_builder import Memory, build
 from memory_builder.indexing import IndexConfig
 from memory_builder.merge import merge
 from memory_builder.runner import LocalRunner
+from memory_builder.sources import find_sources
 from memory_builder.storage import TEMPORARY, Store, sha256
 from memory_builder.verify import verify
 
@@ -47,6 +48,15 @@ for n in range(40):
     except FileExistsError:
         pass
 """
+
+
+def test_one_folder_has_one_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "x.tar").write_bytes(b"")
+    monkeypatch.chdir(tmp_path / "a")
+    assert Store("b").root == Store("../a/b/").root == str(tmp_path / "a" / "b")
+    for named in ("../*.tar", "b/../../x.tar", ".."):
+        assert [source.uri for source in find_sources([named])] == [str(tmp_path / "x.tar")], named
 
 
 def test_what_is_put_is_read_back_and_replaced(store: Store) -> None:
