@@ -21,7 +21,7 @@ class Fusion(nn.Module):
 
     def __init__(self, config: FusionConfig, d: int) -> None:
         super().__init__()
-        if d % config.heads:
+        if config.fusion != "mean" and d % config.heads:
             raise UsageError(f"--heads {config.heads} does not divide the embedding's width {d}")
         self.config = config
         self.share = nn.Parameter(torch.zeros(())) if config.fusion == "mean" else None

@@ -30,8 +30,9 @@ class Order:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        if self.n_pairs == 0:
-            raise SourceError("there is not one usable pair to train on")
+        if self.n_pairs < 2:
+            n = "not one usable pair" if self.n_pairs == 0 else "one usable pair alone"
+            raise SourceError(f"there is {n} to train on: a pair is told from the others of its batch")
         if self.batch_size < 2:
             raise UsageError(
                 f"--batch-size {self.batch_size}: at least 2, because a pair is told from the others of its batch"

@@ -44,6 +44,9 @@ class FusionConfig:
             )
         if self.fusion != "transformer" and self.k == 0:
             raise UsageError(f"--fusion {self.fusion} needs neighbours: -k at least 1")
+        of_a_layer = (self.heads, self.mlp_ratio, self.norm, self.rank_embeddings)
+        if self.fusion == "mean" and of_a_layer != (8, 1.0, "post", False):
+            raise UsageError("--heads, --mlp-ratio, --norm, --rank-embeddings are of a layer: --fusion mean has none")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +93,8 @@ class NeighbourConfig:
             raise UsageError(f"--looked-up {self.looked_up} at least 1, --spare {self.spare} at least 0")
         if not 0 < self.near_duplicate <= 1:
             raise UsageError(f"--near-duplicate {self.near_duplicate}: a cosine, more than 0 and at most 1")
+        if self.apart is not None and not self.exclude:
+            raise UsageError(f"--apart {self.apart} drops rows, and --no-exclude keeps them all: give one of them")
 
 
 def check_enough(fusion: FusionConfig, neighbours: NeighbourConfig) -> None:

@@ -95,6 +95,7 @@ def _run_on_ray(job: Job, where: Where) -> None:
         ),
     )
     failed = None
+    say(f"training on the cluster: {run.root}/metrics.jsonl tells how far it is")
     try:
         trainer.fit()
     except TrainingFailedError as error:
@@ -119,6 +120,7 @@ def _refuse_unfinished(run: Store) -> None:
             f"the workers ended, and {run.root} lacks the last checkpoint: --out must name a folder that this machine "
             "and all nodes of the cluster share"
         )
+    say(f"{run.root}: {state.step:,} steps, loss {state.loss:.4f}")
 
 
 def _reserved(where: Where, use_gpu: bool) -> dict[str, float]:

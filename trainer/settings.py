@@ -78,6 +78,10 @@ class ReactConfig:
     def __post_init__(self) -> None:
         if self.gates_only and self.mode != "gated-image":
             raise UsageError(f"--gates-only is for --mode gated-image, not {self.mode}")
+        if self.gated != GatedConfig() and self.mode != "gated-image":
+            raise UsageError(
+                f"--last-k, --branches, --bottleneck, --mlp-ratio are of gated blocks, and --mode {self.mode} has none"
+            )
 
     @property
     def learning_rate(self) -> float:
@@ -202,3 +206,4 @@ class Where:
         if self.runner == "local" and any(value is not None for value in ray_only):
             raise UsageError("--address, --workers, --cpus-per-worker and --gpu need --runner ray")
         check(self, "at least 1", lambda value: value >= 1, "workers", "cpus_per_worker")
+        check(self, "at least 0", lambda value: value >= 0, "max_failures")

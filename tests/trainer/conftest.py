@@ -7,7 +7,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from tiny_runs import bundled_pairs, write_subset, write_tiny_model
+from tiny_runs import bundled_pairs, react_config, write_subset, write_tiny_model
 
 from memory_builder.build import embed, index
 from memory_builder.describe import EmbedConfig
@@ -15,7 +15,7 @@ from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.indexing import IndexConfig
 from memory_builder.runner import LocalRunner
 from trainer.react_job import ReactJob
-from trainer.settings import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig
+from trainer.settings import DataConfig, LoopConfig, OptimizerConfig
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,10 @@ def job(tiny, subset, tmp_path_factory) -> Callable[..., ReactJob]:
         data = {name: told.pop(name) for name in ("augmentation", "positives", "cache_dtype") if name in told}
         job = {name: told.pop(name) for name in ("start_from", "any_encoder", "encoder", "subset") if name in told}
         loop = {"batch_size": 8, "max_steps": 6, "checkpoint_every": 2, "log_every": 1} | told
-        gated = GatedConfig(last_k=2)
         return ReactJob(
             **{"subset": str(subset), "encoder": EncoderConfig(model=tiny), "cache": str(cache)} | job,
             out=str(out),
-            react=ReactConfig(**{"gated": gated} | (react or {})),
+            react=react_config(**(react or {})),
             data=DataConfig(**{"augmentation": "none", "readers": 2} | data),
             loop=LoopConfig(**loop, optimizer=OptimizerConfig(**{"warmup": 0.0} | optimizer)),
         )

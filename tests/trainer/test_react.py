@@ -4,6 +4,7 @@ from functools import partial
 import open_clip
 import pytest
 import torch
+from tiny_runs import react_config
 from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError, UsageError
@@ -12,7 +13,7 @@ from trainer.gated import NAME, gates
 from trainer.losses import MAX_LOGIT_SCALE
 from trainer.optimizer import make_optimizer, take_step
 from trainer.react import ReactLearner
-from trainer.settings import GatedConfig, OptimizerConfig, ReactConfig
+from trainer.settings import OptimizerConfig, ReactConfig
 from trainer.step import compute_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -21,7 +22,7 @@ LR, DECAY = 1e-2, 0.1
 
 def learner_of(encoder, **config):
     torch.manual_seed(0)
-    return ReactLearner(encoder.model, ReactConfig(gated=GatedConfig(last_k=2), **config))
+    return ReactLearner(encoder.model, react_config(**config))
 
 
 def batch(n=8):

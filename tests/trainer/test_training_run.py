@@ -235,13 +235,16 @@ def test_a_batch_that_workers_cannot_share_is_refused_before_anything_is_compute
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_subset_without_tars_or_pairs_is_refused(job, tmp_path):
+def test_a_subset_without_tars_or_pairs_is_refused(job, icons, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match=r"empty holds no \.tar: name a folder that memory-builder retrieve wrote"):
         run_job(job(tmp_path / "run", subset=str(tmp_path / "empty")), Where())
     write_subset(tmp_path / "bare", [{"txt": b"no picture"}])
     with pytest.raises(SourceError, match="there is not one usable pair to train on"):
         run_job(job(tmp_path / "run", subset=str(tmp_path / "bare")), Where())
+    write_subset(tmp_path / "one", icons[:1])
+    with pytest.raises(SourceError, match="there is one usable pair alone to train on"):
+        run_job(job(tmp_path / "run", subset=str(tmp_path / "one")), Where())
 
 
 def test_pairs_without_caption_or_picture_are_counted_and_left_out(job, icons, tmp_path, capsys):

@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pytest
 
 from memory_builder.errors import UsageError
-from trainer.reco_settings import FusionConfig
-from trainer.settings import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, Where
+from trainer.reco_settings import FusionConfig, NeighbourConfig
+from trainer.settings import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig, Where
 
 NAN, INF = float("nan"), float("inf")
 
@@ -42,6 +42,23 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_flag(kind, name, values)
 def test_workers_are_at_least_one():
     with pytest.raises(UsageError, match="--workers 0: at least 1"):
         Where(runner="ray", workers=0)
+    with pytest.raises(UsageError, match="--max-failures -1: at least 0"):
+        Where(runner="ray", max_failures=-1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "message"),
+    [
+        (ReactConfig, {"mode": "locked-text", "gated": GatedConfig(last_k=2)}, "--mode locked-text has none"),
+        (ReactConfig, {"mode": "full", "gated": GatedConfig(bottleneck=8)}, "--mode full has none"),
+        (FusionConfig, {"fusion": "mean", "rank_embeddings": True}, "--fusion mean has none"),
+        (FusionConfig, {"fusion": "mean", "heads": 4}, "--fusion mean has none"),
+        (NeighbourConfig, {"apart": "site", "exclude": False}, "--apart site drops rows"),
+    ],
+)
+def test_a_setting_without_effect_is_refused(kind, told, message):
+    with pytest.raises(UsageError, match=message):
+        kind(**told)
 
 
 def test_the_ends_of_what_can_be_meant_are_taken():

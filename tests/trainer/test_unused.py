@@ -9,7 +9,7 @@ from open_clip import create_model
 from open_clip.coca_model import CoCa
 from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
-from tiny_runs import PREPROCESS, TINY
+from tiny_runs import PREPROCESS, TINY, react_config
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import EncoderError
@@ -18,7 +18,7 @@ from trainer.customised import Choice, load_customised
 from trainer.optimizer import make_optimizer, take_step
 from trainer.react import ReactLearner
 from trainer.run import run_job
-from trainer.settings import GatedConfig, OptimizerConfig, ReactConfig, Where
+from trainer.settings import OptimizerConfig, ReactConfig, Where
 from trainer.step import compute_gradients
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -80,7 +80,7 @@ def test_of_an_ordinary_model_everything_learns(tiny_encoder, mode):
     model = tiny_encoder().model
     names = {name for name, _ in model.named_parameters()}
     visual = {name for name in names if name.startswith("visual.")}
-    learner = ReactLearner(model, ReactConfig(mode=mode, gated=GatedConfig(last_k=2)))
+    learner = ReactLearner(model, react_config(mode=mode))
     new = {name for name, _ in model.named_parameters()} - names
     assert bool(new) == (mode == "gated-image")
     expected = {

@@ -15,6 +15,7 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 import memory_builder
+from trainer.settings import GatedConfig, ReactConfig
 
 SAMPLE = Path(memory_builder.__file__).parent / "demo" / "sample"
 TINY = {
@@ -49,6 +50,12 @@ def bundled_pairs() -> list[dict[str, bytes]]:
         }
         for i, key in enumerate(keys)
     ]
+
+
+def react_config(**told):
+    """What learns in the tiny model; two gated blocks where those do."""
+    is_gated = told.get("mode", "gated-image") == "gated-image"
+    return ReactConfig(**({"gated": GatedConfig(last_k=2)} if is_gated else {}) | told)
 
 
 def write_subset(folder: Path, pairs: list[dict[str, bytes]], n_tars: int = 2, stem: str = "") -> Path:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
+from tiny_runs import react_config
 from torch.nn.functional import normalize
 
 from memory_builder.encoder import Encoder, EncoderConfig
@@ -22,7 +23,6 @@ from memory_builder.storage import Store
 from trainer.checkpoint import pack
 from trainer.kept import KeptRows
 from trainer.react import ReactLearner
-from trainer.settings import GatedConfig, ReactConfig
 from trainer.step import compute_gradients
 from trainer.subset import open_subset, scan_tars
 from trainer.world import World, world
@@ -55,7 +55,7 @@ def gradients(model: str, config: dict, micro_batch: int | None, has_groups: boo
     encoder = Encoder(EncoderConfig(model=model, precision="fp32"))
     encoder.model.double()
     torch.manual_seed(0)
-    learner = ReactLearner(encoder.model, ReactConfig(gated=GatedConfig(last_k=2), **config))
+    learner = ReactLearner(encoder.model, react_config(**config))
     with torch.no_grad():
         for name, some in learner.parameters.items():
             if "alpha" in name:
