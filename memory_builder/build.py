@@ -18,8 +18,9 @@ from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFu
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.imports import embeddings_width, find_embeddings
 from memory_builder.indexing import IndexConfig, build_index
+from memory_builder.known import delete_replaced, with_earlier
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
-from memory_builder.plan import Shard, Source, extend_plan
+from memory_builder.plan import Shard, Source, extend_plan, read_plan, spelled_as_planned
 from memory_builder.progress import Progress
 from memory_builder.rejects import rejected_sources, standing_reasons
 from memory_builder.retry import RETRIES
@@ -83,6 +84,7 @@ def embed(
     if retry_rejects:
         named = {source.uri for source in found} if sources else None
         found = rejected_sources(Manifest.read(store).commits.values(), named)
+    found = spelled_as_planned(read_plan(store), found)
     plan = extend_plan(store, found)
     manifest = Manifest.read(store)
     shards = _asked(plan, found)
@@ -96,7 +98,9 @@ def embed(
         description=described,
         decode_threads=decode_threads,
     )
-    return _do("embed", store, manifest, task, shards, runner, started)
+    report = _do("embed", store, manifest, task, shards, runner, started)
+    delete_replaced(store, shards, manifest.commits)
+    return report
 
 
 def import_embeddings(
@@ -144,7 +148,7 @@ def _do(
     started: float,
 ) -> EmbedReport:
     """Run the task over the shards that are not committed, and keep the books."""
-    pending = [shard for shard in shards if not _is_done(shard, manifest)]
+    pending = with_earlier([shard for shard in shards if not _is_done(shard, manifest)], manifest.commits.values())
     failed = {}
     n_retries = 0
     notes: Counter[str] = Counter()

@@ -21,9 +21,11 @@ class EmbedConfig:
     """Sides a pair must have; one that lacks a required side is a reject."""
     caption_key: str = CAPTION
     """Json field, column or member suffix that holds the caption. As long as it is caption, a .txt comes first, and
-    columns called text, alt or title will do. Of a list of captions, the first that says something."""
+    fields called text, alt or title will do. Of a list of captions, the first that says something."""
     image_key: str | None = None
     """Column of a table that holds the pictures, or their paths or URIs; unless given, the first of usual name."""
+    url_key: str | None = None
+    """Json field or column that holds a pair's address; unless given, url, image_url or uri, in capitals or not."""
     columns: tuple[str, ...] = ()
     """Json fields to keep as metadata columns, as name:type with type string, int, float or bool."""
     batch_size: int = 256

@@ -6,7 +6,7 @@ same bytes and doing a shard twice is harmless.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -19,19 +19,23 @@ import numpy as np
 from memory_builder.ahead import map_ahead
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load_encoder
-from memory_builder.errors import EncoderError, SourceError
+from memory_builder.errors import EncoderError, SourceError, TransportFailedError
 from memory_builder.images import BadImageError, decode_image, picture_size
 from memory_builder.imports import import_shard
+from memory_builder.known import KnownPairs
 from memory_builder.manifest import Commit, Description, rejects_path
-from memory_builder.plan import Shard
+from memory_builder.plan import REPLACED, Shard
 from memory_builder.runner import available_threads
 from memory_builder.shard_files import commit_shard
-from memory_builder.shards import DUPLICATE_KEY, Break, Pair, Reject, read_pairs
+from memory_builder.shards import DUPLICATE_KEY, UNCHANGED, Break, MembersApartError, Pair, Reject, read_pairs
 from memory_builder.sources import current_etag
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import metadata_table, read_parquet
 from memory_builder.uris import split_uri
 
+ATTEMPTS = 3
+"""At reading a shard whose storage fails."""
+UNCHANGED_NOTE = "pairs are in the memory already and were not embedded again"
 BATCHES_AHEAD = 2
 """Batches that wait for the model; more only hold memory."""
 
@@ -89,35 +93,67 @@ def embed_shard(
     Raises:
         SourceError: the shard is gone, cannot be read, or is not what it was when it was planned.
     """
+    gather, attempt = False, 1
+    while True:
+        try:
+            read = _read(shard, encoder, store, config, decode_threads, gather=gather)
+            break
+        except MembersApartError:
+            if gather:
+                raise
+            gather = True
+        except TransportFailedError:
+            if attempt == ATTEMPTS:
+                raise
+            attempt += 1
+    rows, notes, seconds = read
+    metadata = metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types, notes)
+    return commit_shard(
+        store,
+        shard,
+        images=rows.matrix(0),
+        texts=rows.matrix(1),
+        metadata=metadata,
+        rejects=rows.rejects,
+        partial=rows.broken,
+        hash_of_config=hash_of_config,
+        seconds=seconds,
+        notes={note: n for note, n in sorted(notes.items()) if n},
+    )
+
+
+def _read(
+    shard: Shard, encoder: Encoder, store: Store, config: EmbedConfig, decode_threads: int, *, gather: bool
+) -> "tuple[_Rows, Counter[str], dict[str, float]]":
+    """The rows of a shard, encoded; remarks about it; and the seconds that took."""
     started = time.perf_counter()
     _check_unchanged(shard)
+    notes: Counter[str] = Counter()
     rows = _Rows(encoder, config)
+    known = KnownPairs(store, shard.earlier, config.column_types)
     rejected = split_uri(shard.uri)[1].rejects
     pairs = read_pairs(
         shard.uri,
         require=config.require,
         caption_key=config.caption_key,
         image_key=config.image_key,
+        url_key=config.url_key,
         only=None if rejected is None else _worth_retrying(store, rejected),
+        known=known.holds_row if shard.earlier else None,
+        gather=gather,
+        notes=notes,
     )
-    prepare = partial(_prepare, encoder=encoder, config=config)
+    prepare = partial(_prepare, encoder=encoder, config=config, known=known)
     with closing(rows), ThreadPoolExecutor(decode_threads) as threads, closing(pairs):
         for item in map_ahead(prepare, pairs, threads, 2 * config.batch_size):
+            if isinstance(item, Reject) and item.reason == UNCHANGED:
+                notes[UNCHANGED_NOTE] += 1
+                continue
+            notes[REPLACED] += isinstance(item, _Row) and item.found["key"] in known
             rows.add(item)
         rows.finish()
     _check_unchanged(shard)
-    seconds = {"decode": rows.decode_s, "forward": rows.forward_s, "total": time.perf_counter() - started}
-    return commit_shard(
-        store,
-        shard,
-        images=rows.matrix(0),
-        texts=rows.matrix(1),
-        metadata=metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types),
-        rejects=rows.rejects,
-        partial=rows.broken,
-        hash_of_config=hash_of_config,
-        seconds=seconds,
-    )
+    return rows, notes, {"decode": rows.decode_s, "forward": rows.forward_s, "total": time.perf_counter() - started}
 
 
 def _check_unchanged(shard: Shard) -> None:
@@ -154,10 +190,14 @@ class _Row:
         return bool(self.found["has_text"])
 
 
-def _prepare(item: Pair | Reject | Break, *, encoder: Encoder, config: EmbedConfig) -> _Row | Reject | Break:
+def _prepare(
+    item: Pair | Reject | Break, *, encoder: Encoder, config: EmbedConfig, known: KnownPairs
+) -> _Row | Reject | Break:
     """Decode and resize; runs in threads."""
     if not isinstance(item, Pair):
         return item
+    if known.holds(item):
+        return Reject(key=item.key, reason=UNCHANGED)
     started = time.perf_counter()
     pixels: Pixels | None = None
     size: tuple[int | None, int | None] = (None, None)

@@ -9,6 +9,7 @@ MemoryBuilderError            exit code 1: work failed
 └── RequestError              exit code 2: it cannot be done as asked, and nothing was changed
     ├── UsageError            an argument is wrong
     ├── SourceError           an input cannot be found or read
+    │   └── TransportFailedError  its storage fails: the content may be sound
     ├── EncoderError          a model cannot be loaded, or is not the one the memory was built with
     ├── ConfigMismatchError   what lies on disk was written with another configuration
     └── IndexBuildError       an index cannot be chosen or built as asked
@@ -58,6 +59,10 @@ class UsageError(RequestError):
 
 class SourceError(RequestError):
     """An input cannot be found or read."""
+
+
+class TransportFailedError(SourceError):
+    """The storage of an input fails while it is read; its content may be sound."""
 
 
 class EncoderError(RequestError):

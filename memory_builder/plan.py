@@ -1,7 +1,9 @@
 """The plan: every shard a memory was asked to hold, in the order that its ordinals say; it only grows."""
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import pyarrow as pa
 
@@ -11,7 +13,10 @@ from memory_builder.manifest import Commit, Manifest, reading
 from memory_builder.progress import say
 from memory_builder.storage import Store
 from memory_builder.tables import parquet_bytes, read_parquet
+from memory_builder.uris import join_uri, split_uri
 
+REPLACED = "pairs changed since they were embedded and replace their earlier rows"
+"""The note of a shard that was planned again because its source changed."""
 MAX_ORDINAL = 1 << 21  # a row id then stays below 2**53 and is exact in JavaScript
 PLAN_SCHEMA = pa.schema([("ordinal", pa.int64()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())])
 
@@ -31,6 +36,8 @@ class Shard(Source):
     """A source with its place in the plan."""
 
     ordinal: int
+    earlier: tuple[int, ...] = ()
+    """Ordinals of committed shards of an earlier state of the same source; not part of the plan."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ordinal < MAX_ORDINAL:
@@ -54,34 +61,65 @@ def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
     never move), and replaces its entry if it is not. Drivers that plan at the same time take turns.
     """
     plan = read_plan(store)
-    planned = {(shard.uri, shard.etag) for shard in plan}
-    if all((source.uri, source.etag) in planned for source in sources):
+    if not _unplanned(store, plan, sources):
         return plan
     with turn(store, "plan.lock"):
         plan = read_plan(store)
         committed = Manifest.read(store).commits
-        n_again = _extend(plan, sources, committed)
+        n_again = _extend(plan, _unplanned(store, plan, sources), committed)
         rows = [{name: getattr(shard, name) for name in PLAN_SCHEMA.names} for shard in plan]
         store.put("plan.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)))
     if n_again:
-        say(f"{n_again} sources changed since they were embedded: they are embedded again, as new shards")
+        say(f"{n_again} sources changed since they were embedded: what is new or changed in them is embedded")
     return plan
+
+
+def _unplanned(store: Store, plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
+    """The sources that have no entry, as they are now; one that is again what it was needs none unless rows of it were
+    replaced meanwhile."""
+    newest = {shard.uri: shard for shard in plan}
+    planned = {(shard.uri, shard.etag) for shard in plan}
+    fresh = [source for source in sources if source.uri not in newest or newest[source.uri].etag != source.etag]
+    again = {source.uri for source in fresh if (source.uri, source.etag) in planned}
+    if again:
+        commits = Manifest.read(store).commits.values()
+        again -= {commit.uri for commit in commits if commit.notes.get(REPLACED)}
+    return [source for source in fresh if source.uri not in again]
 
 
 def _extend(plan: list[Shard], sources: Sequence[Source], committed: dict[int, Commit]) -> int:
     """Extend a plan in place; how many sources are planned again behind their committed selves."""
     known = {shard.uri: shard for shard in plan}
-    planned = {(shard.uri, shard.etag) for shard in plan}
     n_again = 0
     for source in sources:
-        if (source.uri, source.etag) in planned:
-            continue
         old = known.get(source.uri)
         replaces = old is not None and old.ordinal not in committed
         ordinal = old.ordinal if old is not None and replaces else len(plan)
         shard = Shard(ordinal=ordinal, uri=source.uri, bytes=source.bytes, etag=source.etag)
         plan[ordinal : ordinal + 1] = [shard]
         known[source.uri] = shard
-        planned.add((source.uri, source.etag))
         n_again += old is not None and not replaces
     return n_again
+
+
+def spelled_as_planned(plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
+    """The sources, each under the name it was planned by: a folder may be reached by a link, too."""
+    planned = {shard.uri for shard in plan}
+    if all(source.uri in planned for source in sources):
+        return list(sources)
+    names = {real_name(shard.uri): shard.uri for shard in plan}
+    return [
+        source if source.uri in planned else replace(source, uri=names.get(real_name(source.uri), source.uri))
+        for source in sources
+    ]
+
+
+def real_name(uri: str) -> str:
+    """The name of a shard without links among the folders above it; of a remote one, its own."""
+    path, piece = split_uri(uri)
+    return uri if "://" in path else join_uri(os.path.join(_real(os.path.dirname(path)), os.path.basename(path)), piece)
+
+
+@lru_cache(maxsize=1 << 14)
+def _real(folder: str) -> str:
+    return os.path.realpath(folder)

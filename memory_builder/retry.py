@@ -61,14 +61,19 @@ def open_filesystem(url: str, **options: Any) -> tuple[Any, str]:
         url: a local path or any fsspec URL.
         options: of the filesystem; those given here win over ours.
     """
+    if "://" not in url:  # fsspec takes :: for a chain and x: for a protocol, and both may be in a file's name
+        url = f"file://{os.path.abspath(url)}"
     protocol = fsspec.utils.get_protocol(url)
     if protocol in ("http", "https"):
         options.setdefault("client_kwargs", {}).setdefault("middlewares", (_try_again,))
     elif protocol in ("s3", "s3a"):
         retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
         options["config_kwargs"] = {"retries": retries} | options.get("config_kwargs", {})
-    fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
-    if is_local(fs) and ".." in path.split("/"):
+    if protocol in ("file", "local"):
+        fs, path = LocalFileSystem(**options), url.removeprefix(f"{protocol}://")
+    else:
+        fs, path = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
+    if is_local(fs):
         path = os.path.normpath(path)  # one file, one name: what is done already is known by it
     if protocol in ("s3", "s3a"):
         fs.connect()  # asks nobody anything yet

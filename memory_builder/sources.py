@@ -1,7 +1,8 @@
 """Find the shards that paths, folders, globs and brace ranges name, on any filesystem fsspec knows."""
 
 import glob
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
@@ -11,47 +12,66 @@ import bracex
 from memory_builder.errors import SourceError
 from memory_builder.imports import embeddings_etag
 from memory_builder.plan import Source
+from memory_builder.progress import say
 from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shards import folder, listing, parquet, webdataset
-from memory_builder.shards.pairs import IMAGE_SUFFIXES
+from memory_builder.shards.folder import file_info
+from memory_builder.shards.kinds import kind_of
+from memory_builder.shards.tree import Selection, describe_passed_over, is_hidden, select
 from memory_builder.storage import etag_of
 from memory_builder.uris import Piece, join_uri, split_uri
 
 TABLES_SPLIT_FROM_BYTES = 16 << 20
 """A smaller parquet file is one shard, and its footer need not be read to plan it."""
-KINDS = (webdataset.SUFFIXES, parquet.SUFFIXES, listing.SUFFIXES)
-"""By rank: what a folder holds of the first kind found in it are its shards."""
 EXPECTED = (
-    f"expected tars ({', '.join(webdataset.SUFFIXES)}), parquet files, listings ({', '.join(listing.SUFFIXES)}), "
-    "a folder of such or of pictures, a glob (quote it) or a brace range such as {00000..00099}.tar"
+    f"expected tars ({', '.join(webdataset.SUFFIXES)}), parquet files, listings (.csv, .tsv, .jsonl, .ndjson, "
+    "compressed or not), a folder of such or of pictures, a glob (quote it) or a brace range such as "
+    "{00000..00099}.tar"
 )
 
 
 def find_sources(patterns: Sequence[str]) -> list[Source]:
     """Shards named by paths, folders, globs and brace ranges, local or on any fsspec filesystem; sorted, each once.
 
+    What exists by the very name that is given is meant, whatever characters the name holds. What lies in a folder and
+    is no part of its shards is counted, in one line on standard error.
+
     Raises:
-        SourceError: a pattern that matches nothing, or a place that cannot be looked into.
+        SourceError: a pattern that matches nothing, or a folder that cannot be listed.
     """
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for pattern in patterns:
+        passed_over: list[str] = []
         try:
-            expanded = bracex.expand(pattern, limit=0)
-            by_name = {name: list(_match(name)) for name in expanded}
+            names = [pattern] if _exists(pattern) else list(bracex.expand(pattern, limit=0))
+            by_name = {name: list(_match(name, passed_over)) for name in names}
         except (OSError, ValueError, ImportError) as error:
             raise SourceError(f"cannot look for shards at {pattern}: {error}") from error
-        matches = [source for sources in by_name.values() for source in sources]
-        missing = [name for name, sources in by_name.items() if not sources and not glob.has_magic(name)]
+        matches = [source for matched in by_name.values() for source in matched]
+        missing = [name for name, matched in by_name.items() if not matched and not glob.has_magic(name)]
+        rest = f"passed over in {pattern}: {describe_passed_over(passed_over)}" if passed_over else ""
         if matches and missing:
             raise SourceError(
-                f"{len(missing)} of {len(expanded)} shards named by {pattern} are not there: "
+                f"{len(missing)} of {len(names)} shards named by {pattern} are not there: "
                 f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. "
                 "Fetch them, or use a glob to take what is there"
             )
         if not matches:
-            raise SourceError(f"nothing to read at {pattern}: {EXPECTED}")
-        found |= {source.uri: source for source in matches}
-    return [found[uri] for uri in sorted(found, key=_in_order)]
+            raise SourceError(f"nothing to read at {pattern}: {EXPECTED}{'; ' * bool(rest)}{rest}")
+        if rest:
+            say(rest)
+        sources |= {source.uri: source for source in matches}
+    return _each_once(sources[uri] for uri in sorted(sources, key=_in_order))
+
+
+def _each_once(sources: Iterable[Source]) -> list[Source]:
+    """Of local files that are links to each other, the first."""
+    by_place: dict[str, Source] = {}
+    for source in sources:
+        path, piece = split_uri(source.uri)
+        place = join_uri(os.path.realpath(path), piece) if os.path.exists(path) else source.uri
+        by_place.setdefault(place, source)
+    return list(by_place.values())
 
 
 def _in_order(uri: str) -> tuple[str, str, int]:
@@ -59,43 +79,57 @@ def _in_order(uri: str) -> tuple[str, str, int]:
     return path, piece.folder or "", piece.items[0] if piece.items else 0
 
 
-def _match(pattern: str) -> list[Source]:
-    fs, path = open_filesystem(pattern)
-    if glob.has_magic(pattern):
-        entries = {name: info for name, info in fs.glob(path, detail=True).items() if _kind(name) is not None}
-        return _shards(fs, entries)
-    if fs.isdir(path):
-        entries = {entry["name"]: entry for entry in fs.ls(path, detail=True)}
-        ranks = {name: _kind(name) for name in entries}
-        rank = min((rank for rank in ranks.values() if rank is not None), default=None)
-        if rank is None or (rank == 2 and _has_pictures(entries)):  # such a listing describes the pictures, or is lost
-            return _folders(fs, path)
-        return _shards(fs, {name: entry for name, entry in entries.items() if ranks[name] == rank})
-    return _shards(fs, {path: fs.info(path)}) if fs.exists(path) else []
+def _exists(name: str) -> bool:
+    fs, path = open_filesystem(name)
+    return bool(fs.exists(path))
 
 
-def _kind(name: str) -> int | None:
-    return next((rank for rank, suffixes in enumerate(KINDS) if name.endswith(suffixes)), None)
+def _match(name: str, passed_over: list[str]) -> Iterator[Source]:
+    """The sources of one name; what is not taken of a folder is added to ``passed_over``."""
+    fs, path = open_filesystem(name)
+    if not fs.exists(path):
+        yield from _glob(fs, path, passed_over) if glob.has_magic(name) else ()
+    elif fs.isdir(path):
+        yield from _folder(fs, path, passed_over)
+    else:
+        yield from _shards(fs, {path: fs.info(path)})
 
 
-def _has_pictures(names: Any) -> bool:
-    return any(folder.split_file_name(name)[1] in IMAGE_SUFFIXES for name in names)
+def _glob(fs: Any, pattern: str, passed_over: list[str]) -> Iterator[Source]:
+    """The shards among the files that match; if none do, those of the folders that match."""
+    named_hidden = pattern.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
+    entries = {path.rstrip("/"): file_info(fs, info) for path, info in fs.glob(pattern, detail=True).items()}
+    folders = sorted(path for path, info in entries.items() if info["type"] == "directory")
+    tars = [path for path in entries if kind_of(path) == "tar"]
+    beside = {webdataset.table_beside(path) for path in tars} | {f"{path}.parquet" for path in folders}
+    files = {}
+    for path, info in entries.items():
+        if info["type"] == "directory" or path in beside:
+            continue
+        is_taken = kind_of(path) not in (None, "picture") and (named_hidden or not is_hidden(path.rsplit("/", 1)[-1]))
+        if is_taken:
+            files[path] = info
+        else:
+            passed_over.append(path.rsplit("/", 1)[-1])
+    yield from _shards(fs, files)
+    for path in folders:
+        if not files:
+            yield from _folder(fs, path, passed_over)
 
 
-def _folders(fs: Any, path: str) -> list[Source]:
+def _folder(fs: Any, path: str, passed_over: list[str]) -> Iterator[Source]:
+    selection: Selection = select(fs, path)
+    passed_over += selection.passed_over
+    yield from _shards(fs, selection.shards)
     base = uri_of(fs, path)
-    return [
-        Source(uri=join_uri(base, piece), bytes=n_bytes, etag=etag) for piece, n_bytes, etag in folder.pieces(fs, path)
-    ]
+    for piece, n_bytes, etag in folder.pieces(fs, path, selection.folders):
+        yield Source(uri=join_uri(base, piece), bytes=n_bytes, etag=etag)
 
 
-def _shards(fs: Any, entries: dict[str, Any]) -> list[Source]:
-    """The files as sources; the tables that img2dataset puts beside its tars are part of those."""
-    tables = {webdataset.table_beside(name) for name in entries if _kind(name) == 0}
-    named = [(name, info) for name, info in entries.items() if name not in tables]
+def _shards(fs: Any, entries: dict[str, Any]) -> Iterator[Source]:
     with ThreadPoolExecutor(16) as threads:  # a footer to read for each large table, a link to follow for each file
-        found = threads.map(lambda entry: list(_sources(fs, *entry)), named)
-        return [source for sources in found for source in sources]
+        for sources in threads.map(lambda entry: list(_sources(fs, *entry)), entries.items()):
+            yield from sources
 
 
 def _sources(fs: Any, name: str, entry: dict[str, Any]) -> Iterator[Source]:
@@ -117,9 +151,10 @@ def _pieces(source: Source) -> list[Piece]:
 
 
 def _cut(source: Source) -> list[Piece]:
-    if source.uri.endswith(parquet.SUFFIXES) and source.bytes >= TABLES_SPLIT_FROM_BYTES:
+    kind = kind_of(source.uri)
+    if kind == "parquet" and source.bytes >= TABLES_SPLIT_FROM_BYTES:
         return parquet.pieces(source.uri)
-    if source.uri.endswith(listing.SUFFIXES):
+    if kind == "listing":
         return listing.pieces(source.uri)
     return [Piece()]
 

@@ -4,8 +4,8 @@ The same rows give the same bytes; docs/contract.md describes every column.
 """
 
 import io
-import json
 import threading
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from memory_builder.values import converted, strict_json
 
 FIXED_FIELDS = [
     ("key", pa.string()),
@@ -30,34 +32,45 @@ _LITERALS = threading.Lock()
 COLUMN_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
 
 
-def metadata_table(rows: Sequence[tuple[dict[str, Any], dict[str, Any]]], column_types: dict[str, str]) -> pa.Table:
+def metadata_table(
+    rows: Sequence[tuple[dict[str, Any], dict[str, Any]]],
+    column_types: dict[str, str],
+    notes: Counter[str] | None = None,
+) -> pa.Table:
     """The fixed columns, the chosen ones, and the rest of each pair's json in ``extra``.
 
     Args:
         rows: what was found out about a pair (by name of a fixed column), and what its json says.
         column_types: json field → one of COLUMN_TYPES.
+        notes: where what does not fit is counted.
     """
+    counts: Counter[str] = Counter() if notes is None else notes
     chosen = {name: COLUMN_TYPES[kind] for name, kind in column_types.items()}
     schema = pa.schema([*FIXED_FIELDS, *chosen.items(), ("extra", pa.string())])
-    return pa.Table.from_pylist([_metadata(found, fields, chosen) for found, fields in rows], schema=schema)
+    table = pa.Table.from_pylist([metadata_row(known, fields, column_types, counts) for known, fields in rows], schema)
+    for name in chosen:
+        if rows and not any(fields.get(name) is not None for _, fields in rows):
+            counts[f"rows have no field {name} to fill its column"] += len(rows)
+    return table
 
 
-def _metadata(found: dict[str, Any], fields: dict[str, Any], chosen: Mapping[str, pa.DataType]) -> dict[str, Any]:
-    # What we found out ourselves replaces what the json claims; a claim about something we did not see is kept.
-    rest = {name: value for name, value in fields.items() if found.get(name) is None}
-    row = found | {"url": _as_type(rest.get("url"), pa.string())}
-    row |= {name: _as_type(rest.get(name), kind) for name, kind in chosen.items()}
-    rest = {name: value for name, value in rest.items() if row.get(name) is None}
-    return row | {"extra": json.dumps(rest, sort_keys=True, default=str)}
-
-
-def _as_type(value: Any, kind: pa.DataType) -> Any:
-    """The value as the column's type if that is the same value, else None: then it stays in ``extra``, as it was."""
-    try:
-        converted = pa.scalar(value, kind).as_py()
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return None
-    return converted if converted == value else None
+def metadata_row(
+    known: dict[str, Any], fields: dict[str, Any], column_types: Mapping[str, str], notes: Counter[str] | None = None
+) -> dict[str, Any]:
+    """One row of ``metadata_table``."""
+    notes = Counter() if notes is None else notes
+    known = {name: known.get(name) for name, _ in FIXED_FIELDS}
+    url = fields.get("url")
+    row = known | {"url": url if isinstance(url, str) else None}
+    for name, kind in column_types.items():
+        value = fields.get(name)
+        row[name] = converted(value, kind)
+        if row[name] is None and value not in (None, ""):
+            notes[f"values of {name} are no {kind}: null in its column, kept in extra"] += 1
+    # A claim that differs from what we saw ourselves is kept beside it.
+    rest = {name: value for name, value in fields.items() if row.get(name) is None or row[name] != value}
+    kept = {name: value for name, value in rest.items() if name not in column_types or row[name] is None}
+    return row | {"extra": strict_json(kept, notes)}
 
 
 def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:

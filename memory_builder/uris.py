@@ -12,8 +12,10 @@ from urllib.parse import quote, unquote
 PAIRS_A_SHARD = 10_000
 """What is larger and has no shards of its own is cut into shards of about this many pairs."""
 
-_ITEM = r"(?:folder|items|bytes|embeddings|rejects)=[^&#]*"
+_ITEM = r"(?:(?:folder|embeddings)=[^&#]*|(?:items|bytes)=\d+-\d+|rejects=\d+)"
 _PART = re.compile(rf"#({_ITEM}(?:&{_ITEM})*)$")
+_WHOLE = "#"
+"""Behind a path that itself ends like a piece, and is meant as it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,14 +40,16 @@ def join_uri(path: str, piece: Piece) -> str:
         if value is not None:
             text = "-".join(map(str, value)) if isinstance(value, tuple) else quote(str(value))
             named.append(f"{field.name}={text}")
-    return f"{path}#{'&'.join(named)}" if named else path
+    if named:
+        return f"{path}#{'&'.join(named)}"
+    return f"{path}{_WHOLE}" if _PART.search(path.rstrip(_WHOLE)) else path
 
 
 def split_uri(uri: str) -> tuple[str, Piece]:
     """The reverse of ``join_uri``."""
     found = _PART.search(uri)
     if found is None:
-        return uri, Piece()
+        return uri.removesuffix(_WHOLE) if _PART.search(uri.rstrip(_WHOLE)) else uri, Piece()
     given = dict(item.split("=", 1) for item in found[1].split("&"))
     piece = Piece(
         folder=unquote(given["folder"]) if "folder" in given else None,

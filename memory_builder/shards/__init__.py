@@ -5,16 +5,32 @@ a shard breaks off a Break says so.
 """
 
 import posixpath
-from collections.abc import Generator, Iterator
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator
 
-from memory_builder.errors import SourceError
+from memory_builder.errors import SourceError, TransportFailedError
 from memory_builder.shards import folder, links, listing, parquet, webdataset
-from memory_builder.shards.pairs import CAPTION, BadPairError, Break, Pair, PairRules, Reject, Require
+from memory_builder.shards.kinds import kind_of
+from memory_builder.shards.links import Row
+from memory_builder.shards.pairs import CAPTION, UNCHANGED, BadPairError, Break, Pair, PairRules, Reject, Require
+from memory_builder.shards.transport import TransportError
+from memory_builder.shards.webdataset import MembersApartError
 from memory_builder.uris import split_uri
 
 DUPLICATE_KEY = "duplicate key"
 
-__all__ = ["CAPTION", "Break", "Pair", "PairRules", "Reject", "Require", "read_member", "read_pairs"]
+__all__ = [
+    "CAPTION",
+    "UNCHANGED",
+    "Break",
+    "MembersApartError",
+    "Pair",
+    "PairRules",
+    "Reject",
+    "Require",
+    "read_member",
+    "read_pairs",
+]
 
 
 def read_pairs(
@@ -23,27 +39,43 @@ def read_pairs(
     require: Require = "both",
     caption_key: str = CAPTION,
     image_key: str | None = None,
+    url_key: str | None = None,
     only: frozenset[str] | None = None,
     pictures_only: bool = False,
+    known: Callable[[Row, PairRules], bool] | None = None,
+    gather: bool = False,
+    notes: Counter[str] | None = None,
 ) -> Generator[Pair | Reject | Break, None, None]:
     """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Break, last.
 
     Args:
         uri: a tar, parquet file, listing or folder, or a piece of one (``memory_builder.uris``).
         require: the sides a pair must have.
-        caption_key, image_key: see ``EmbedConfig``.
+        caption_key, image_key, url_key: see ``EmbedConfig``.
         only: the keys of the pairs that are wanted, each once; None for all.
         pictures_only: see ``PairRules``; then keys may come again.
+        known: see ``PairRules``; such a pair is a Reject whose reason is ``UNCHANGED``.
+        gather: put together what lies apart in a tar, on disk.
+        notes: where remarks about the shard are counted.
 
     Raises:
-        SourceError: the shard cannot be opened, or reading it fails for another reason than its content.
+        MembersApartError: the files of a pair are apart in a tar, and are not gathered.
+        TransportFailedError: the storage fails.
+        SourceError: the shard cannot be opened, or is not what its name says.
     """
     rules = PairRules(
-        require=require, caption_key=caption_key, image_key=image_key, only=only, pictures_only=pictures_only
+        require=require,
+        caption_key=caption_key,
+        image_key=image_key,
+        url_key=url_key,
+        only=only,
+        pictures_only=pictures_only,
+        known=known,
+        notes=Counter() if notes is None else notes,
     )
     seen: set[str] = set()
     try:
-        for item in _read(uri, rules):
+        for item in _read(uri, rules, gather=gather):
             if isinstance(item, Break):
                 yield item
                 return
@@ -55,19 +87,22 @@ def read_pairs(
                 yield item
     except FileNotFoundError:
         raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None
+    except TransportError as error:
+        raise TransportFailedError(f"reading shard {uri} failed: {error}") from error
     except OSError as error:
         raise SourceError(f"reading shard {uri} failed: {error}") from error
 
 
-def _read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+def _read(uri: str, rules: PairRules, *, gather: bool) -> Iterator[Pair | Reject | Break]:
     path, piece = split_uri(uri)
     if piece.folder is not None:
         return folder.read(path, piece, rules)
-    if path.endswith(parquet.SUFFIXES):
+    kind = kind_of(path)
+    if kind == "parquet":
         return parquet.read(path, piece, rules)
-    if path.endswith(listing.SUFFIXES):
+    if kind == "listing":
         return listing.read(path, piece, rules)
-    return webdataset.read(path, rules)
+    return webdataset.read(path, rules, gather=gather)
 
 
 def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
@@ -84,9 +119,10 @@ def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
     try:
         if piece.folder is not None:
             return links.fetch_link(posixpath.join(path, piece.folder, member))
-        if path.endswith(parquet.SUFFIXES) and member.startswith("row "):
+        kind = kind_of(path)
+        if kind == "parquet" and member.startswith("row "):
             return parquet.read_row(path, int(member.removeprefix("row ")), image_key)
-        if path.endswith(parquet.SUFFIXES + listing.SUFFIXES):
+        if kind in ("parquet", "listing"):
             return links.fetch_link(links.resolve(member, path))
         return webdataset.read_member(path, member)
     except FileNotFoundError:

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_builder.errors import SourceError
-from memory_builder.retry import open_filesystem
 from memory_builder.shards.links import Row, pairs_of_rows
 from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
-from memory_builder.shards.tables import Columns, python_rows, row_of
+from memory_builder.shards.tables import Columns, python_rows, row_of, without_known
+from memory_builder.shards.transport import TransportError, open_plain
 from memory_builder.uris import PAIRS_A_SHARD, Piece
 
 SUFFIXES = (".parquet",)
@@ -22,8 +22,13 @@ BATCH = 64
 def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     """The pairs of these rows of a parquet file."""
     with _open_parquet(path) as table:
-        columns = Columns(table.schema_arrow.names, rules, path)
-        yield from pairs_of_rows(_rows(table, piece, columns), path, columns.rules(rules))
+        schema = table.schema_arrow
+        columns = Columns(schema.names, rules, path)
+        for name in sorted({*schema.names}.difference(_useful_columns(schema, columns))):
+            rules.notes[f"tables have a column {name} of bytes, which is left out"] += 1
+        yield from pairs_of_rows(
+            without_known(_rows(table, piece, columns), columns.rules(rules)), path, columns.rules(rules)
+        )
 
 
 def pieces(path: str) -> list[Piece]:
@@ -43,10 +48,11 @@ def pieces(path: str) -> list[Piece]:
 
 @contextmanager
 def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
-    fs, place = open_filesystem(path)
-    with fs.open(place, "rb") as file:
+    with open_plain(path) as file:
         try:
             table = pq.ParquetFile(file, pre_buffer=False)
+        except TransportError:
+            raise
         except (pa.ArrowException, OSError) as error:
             raise SourceError(f"{path} is no readable parquet file ({error}): fetch it again") from error
         yield table
@@ -68,15 +74,22 @@ def _rows(table: pq.ParquetFile, piece: Piece, columns: Columns) -> Iterator[Row
                     row = row_of(values, i, columns)
                     yield replace(row, fault=fault) if fault else row
                 at += batch.num_rows
+        except TransportError:
+            raise
         except (pa.ArrowException, OSError) as error:
             yield Break(reason=f"breaks off at row {at}: {error}", offset=at)
             return
 
 
 def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str]:
-    """Bytes other than the picture's are no metadata."""
-    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
-    return [f.name for f in schema if f.name == columns.image or not any(is_kind(f.type) for is_kind in binary)]
+    """All but those of bytes that are neither the picture nor a text of ours, which metadata cannot hold."""
+    texts = (columns.image, columns.key, columns.caption, columns.url)
+    return [field.name for field in schema if field.name in texts or not _is_binary(field.type)]
+
+
+def _is_binary(kind: pa.DataType) -> bool:
+    kinds = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary, pa.types.is_binary_view)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def read_row(path: str, number: int, image_key: str | None = None) -> bytes:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import links, listing, parquet, webdataset
+from memory_builder.shards import links, parquet, webdataset
+from memory_builder.shards.kinds import kind_of
 from memory_builder.shards.pairs import BadPairError
 from memory_builder.uris import Piece, split_uri
 
@@ -67,7 +68,7 @@ def _read(uri: str, places: Sequence[Place], image_key: str | None) -> Iterator[
         yield from links.read_ahead(partial(_fetch, path=path, piece=piece, places=places), linked)
     if not inside:
         return
-    if path.endswith(parquet.SUFFIXES):
+    if kind_of(path) == "parquet":
         rows = {int(str(member).removeprefix("row ")): i for member, i in inside.items()}
         yield from ((rows[number], image) for number, image in parquet.read_rows(path, sorted(rows), image_key))
     else:
@@ -79,9 +80,9 @@ def _is_inside(path: str, piece: Piece, place: Place) -> bool:
     """Whether the shard's own file holds the picture."""
     if place.member is None or piece.folder is not None or piece.embeddings is not None:
         return False
-    if path.endswith(parquet.SUFFIXES):
+    if kind_of(path) == "parquet":
         return place.member.startswith("row ")
-    return not path.endswith(listing.SUFFIXES)
+    return kind_of(path) != "listing"
 
 
 def _fetch(which: int, *, path: str, piece: Piece, places: Sequence[Place]) -> tuple[int, bytes | Missing]:

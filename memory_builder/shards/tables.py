@@ -1,24 +1,27 @@
 """Which column of a table of pairs is what, and its rows."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
 
 from memory_builder.errors import SourceError
 from memory_builder.shards.links import Row
-from memory_builder.shards.pairs import CAPTION, PairRules
+from memory_builder.shards.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED, URL_SPELLINGS, Break, PairRules, call_url
 
 # Where --image-key does not say it: bytes first, then paths, then what has to be fetched from afar.
 IMAGE_COLUMNS = (
     *("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes"),
-    *("image_path", "path", "filepath", "file_name", "filename", "file"),
-    *("image_url", "url", "uri", "URL"),
+    *("image_path", "path", "filepath", "file_path", "file_name", "filename", "file"),
+    *("image_url", "url", "uri"),
 )
-CAPTION_COLUMNS = ("caption", "text", "TEXT", "txt", "alt", "title")
 KEY_COLUMNS = ("key", "__key__")
-_NO_VALUE = (ValueError, OverflowError)  # what Arrow raises of a cell that Python cannot hold
+_NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
+"""What Arrow raises of a cell that Python cannot hold."""
+_ROW_MEMBER = re.compile(r"row \d+")
 
 
 class Columns:
@@ -29,13 +32,15 @@ class Columns:
     """
 
     def __init__(self, names: Sequence[str], rules: PairRules, where: str) -> None:
-        self.key = next((name for name in KEY_COLUMNS if name in names), None)
-        self.image = rules.image_key or next((name for name in IMAGE_COLUMNS if name in names), None)
-        usual = CAPTION_COLUMNS if rules.caption_key == CAPTION else (rules.caption_key,)
-        self.caption = next((name for name in usual if name in names), None)
+        self.key = first_spelled(KEY_COLUMNS, names)
+        self.image = rules.image_key or first_spelled(IMAGE_COLUMNS, names)
+        usual = CAPTION_SPELLINGS if rules.caption_key == CAPTION else ()
+        self.caption = rules.caption_key if rules.caption_key in names else first_spelled(usual, names)
+        self.url = rules.url_key or first_spelled(URL_SPELLINGS, [name for name in names if name != self.image])
         has = f"{where} has the columns {', '.join(map(repr, names))}"
-        if rules.image_key and rules.image_key not in names:
-            raise SourceError(f"{has}, and no {rules.image_key!r}: give another --image-key")
+        for option, given in (("--image-key", rules.image_key), ("--url-key", rules.url_key)):
+            if given and given not in names:
+                raise SourceError(f"{has}, and no {given!r}: give another {option}")
         if self.image is None and rules.require != "text":
             raise SourceError(f"{has}: name the one that holds the pictures, or where they are, with --image-key")
         if self.caption is None and rules.require != "image":
@@ -46,8 +51,25 @@ class Columns:
         return replace(rules, caption_key=self.caption or CAPTION)
 
 
+def first_spelled(spellings: Sequence[str], names: Sequence[str]) -> str | None:
+    """The name among ``names`` that is spelled like the earliest of these, in capitals or not."""
+    by_spelling = {name.lower(): name for name in reversed(names)}
+    exact = next((name for name in spellings if name in names), None)
+    return exact or next((by_spelling[name.lower()] for name in spellings if name.lower() in by_spelling), None)
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names of columns, each once: the second ``caption`` is ``caption.1``, as pandas names it."""
+    taken: list[str] = []
+    for name in names:
+        again = (f"{name}.{i}" for i in count(1))
+        taken.append(name if name not in taken else next(other for other in again if other not in {*names, *taken}))
+    return taken
+
+
 def python_rows(table: pa.Table | pa.RecordBatch) -> list[tuple[dict[str, Any], str | None]]:
     """(values, fault) of each row; a cell that Python cannot hold, as text that is not UTF-8, is its row's fault."""
+    table = table.rename_columns(distinct_names(table.column_names))
     try:
         return [(values, None) for values in table.to_pylist()]
     except _NO_VALUE:
@@ -70,8 +92,10 @@ def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
 def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
     """A table's row; its number is its key where no column is."""
     key = values.pop(columns.key, None) if columns.key else None
-    name = f"{number:09d}" if key is None else str(key)
+    name = f"{number:09d}" if key is None else key_text(key)
     image = values.pop(columns.image, None) if columns.image else None
+    if columns.url != columns.image:
+        values = call_url(values, columns.url)
     if isinstance(image, dict):  # Hugging Face's image: {bytes, path}
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if image is None or image == "":
@@ -79,5 +103,24 @@ def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
     if isinstance(image, bytes):
         return Row(name, image, None, values, member=f"row {number}")
     if isinstance(image, str):
-        return Row(name, None, image, values)
+        return Row(name, None, f"./{image}" if _ROW_MEMBER.fullmatch(image) else image, values)
     return Row(name, None, None, values, fault=f"column {columns.image} holds neither a picture nor a path")
+
+
+def key_text(value: Any) -> str:
+    """A pair's key as text; a whole number that pandas keeps as a float has no point."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return text_of(value) if isinstance(value, str | bytes) else str(value)
+
+
+def text_of(value: str | bytes) -> str:
+    """A text that its table may hold as bytes, as TensorFlow's tools write it."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def without_known(rows: Iterable[Row | Break], rules: PairRules) -> Iterator[Row | Break]:
+    """The rows; those that are in the memory already have that as their fault, so that no picture is fetched."""
+    for row in rows:
+        is_known = rules.known is not None and isinstance(row, Row) and rules.known(row, rules)
+        yield replace(row, fault=UNCHANGED) if is_known and isinstance(row, Row) else row

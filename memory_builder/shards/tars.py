@@ -10,14 +10,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from memory_builder.retry import open_filesystem
+from memory_builder.shards.transport import Forward
 
 MAX_MEMBER_BYTES = 256 << 20
 MAX_TAR_BYTES = 1 << 43  # no filesystem seeks much further: a header that leads beyond is damaged
 
-# What tarfile and zlib raise on broken or hostile input. Not OSError: a connection that drops says nothing of the tar.
+# What tarfile and zlib raise on broken or hostile input. Not OSError: a connection that drops is no damage of the tar.
 DAMAGE = (
     tarfile.TarError,
     zlib.error,
@@ -30,13 +30,7 @@ DAMAGE = (
     RecursionError,
 )
 
-_ONE_WAY: tuple[type, ...] = (gzip.GzipFile,)  # to look ahead and go back is to unzip all of it anew
-
-
-def open_tar(uri: str) -> Any:
-    """An fsspec file to be opened with ``with``; unzipped where its name says so."""
-    fs, path = open_filesystem(uri)
-    return fs.open(path, "rb", compression="gzip" if uri.endswith((".gz", ".tgz")) else None)
+_ONE_WAY: tuple[type, ...] = (gzip.GzipFile, Forward)  # to look ahead and go back is to read all of it anew
 
 
 def split_name(name: str) -> tuple[str, str]:
