@@ -10,6 +10,7 @@ import struct
 import warnings
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Image.init()  # all formats, once: threads that decode would race for it
@@ -82,15 +83,41 @@ def to_rgb(image: Image.Image) -> Image.Image:
     image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips instead of scaling
-        grey = np.asarray(image).astype(np.int64)
-        depth = 255 if grey.max(initial=0) < 256 and image.mode == "I" else 65535
-        image = Image.fromarray((np.clip(grey, 0, depth) * 255 // depth).astype(np.uint8))
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _from_deep_grey(image)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         canvas = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(canvas, image)
     return image.convert("RGB")
+
+
+def _from_deep_grey(image: Image.Image) -> Image.Image:
+    """Grey of more than 8 bits, scaled: Pillow's own conversion clips what is brighter than 255 to white.
+
+    Raises:
+        BadImageError: the values do not say what black and white are.
+    """
+    values = np.asarray(image).astype(np.float64)  # [h, w]
+    white = _white_level(image.mode, values)
+    grey = np.clip(values * 255 / white, 0, 255).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):  # this level of grey is to be seen through
+        grey[values == transparent] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _white_level(mode: str, values: npt.NDArray[np.float64]) -> float:
+    """The value of white: of 16-bit grey 65,535; else by the range in which the values lie."""
+    if not np.isfinite(values).all() or values.min(initial=0) < 0:
+        raise BadImageError("image has values below black or not finite")
+    highest = values.max(initial=0)
+    if mode.startswith("I;16"):
+        return 65_535
+    for white in (1, 255, 65_535) if mode == "F" else (255, 65_535):
+        if highest <= white:
+            return white
+    raise BadImageError("image has values of more than 16 bits")
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
