@@ -1,8 +1,8 @@
 """Adopt a published faiss IVF index: its codes become parts of ours, row numbers become row ids.
 
 An index published with embeddings (by autofaiss, clip-retrieval, LAION) numbers their rows densely, in the order of
-their files: the order in which ``import`` plans them. It is one file, or a folder with ``populated.index`` and
-``merged_index.ivfdata``. Its recall is then measured here, like that of an index built here.
+their files' names. It is one file, or a folder with ``populated.index`` and ``merged_index.ivfdata``. Its codes are
+compared with the vectors that they are taken for, and its recall is measured here, like that of an index built here.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,16 +13,18 @@ from typing import Any
 
 import faiss
 import numpy as np
+import numpy.typing as npt
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.indexing import TARGET_RECALL, deletions, finish_index
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
 from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
+from memory_builder.pairing import Numbering, check_pairing, ids_of_part
 from memory_builder.parts import Part, PartRecord, fill, finished_part, open_trained, plan_parts, record_part
 from memory_builder.progress import say
 from memory_builder.quantizer import draw_split
-from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, row_ids, rows_of
+from memory_builder.rows import Ids, Keys, Rows, open_vectors, present_rows, rows_of
 from memory_builder.runner import Runner
 from memory_builder.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.storage import Store
@@ -46,16 +48,18 @@ def adopt_index(memory: Store | str, root: str, keys: Keys, published: Path, *, 
     manifest = Manifest.read(store)
     manifest.fold(store)
     base = Store(root).root
-    commits = {o: commit for o, commit in manifest.commits.items() if _is_imported(commit, base)}
+    numbering = Numbering.of([commit for commit in manifest.commits.values() if _is_imported(commit, base)])
+    commits = {ordinal: manifest.commits[ordinal] for ordinal in sorted(numbering.ordinals)}
     state = read_snapshot(store)
     index = open_published(published)
-    _check(index, published, description.d, sum(commit.n_written for commit in commits.values()))
+    _check(index, published, description.d, numbering.n_rows)
     checksums = [commit.checksums for commit in commits.values()]
     content = {"published": str(published), "bytes": _bytes(published), "keys": keys, "vectors": checksums}
     content |= deletions(state)
     folder = f"index/{config_hash(content)}"
     say(f"index {keys}: adopting {published} in {folder}")
     rows = Rows(store, commits, description.d, current_tombstones(store, state))
+    check_pairing(index, numbering, rows, keys, str(published))
     quantizer = read_trained(store, folder) or _empty(folder, index, rows, keys)
     parts = plan_parts(commits.values(), keys, PART_ROWS)
     task = AdoptTask(
@@ -63,7 +67,7 @@ def adopt_index(memory: Store | str, root: str, keys: Keys, published: Path, *, 
         folder=folder,
         keys=keys,
         published=str(published.absolute()),
-        ordinals=tuple(commits),
+        numbering=numbering,
         quantizer_sha256=quantizer.sha256,
         leaving_out=state,
     )
@@ -73,7 +77,7 @@ def adopt_index(memory: Store | str, root: str, keys: Keys, published: Path, *, 
 
 def _is_imported(commit: Commit, base: str) -> bool:
     path, part = split_uri(commit.uri)
-    return part.embeddings is not None and path.rstrip("/") == base
+    return part.is_published and path.rstrip("/") == base
 
 
 def open_published(path: Path) -> Any:
@@ -149,8 +153,7 @@ class AdoptTask:
     folder: str
     keys: Keys
     published: str
-    ordinals: tuple[int, ...]
-    """Imported shards, in the order in which the index numbers their rows."""
+    numbering: Numbering
     quantizer_sha256: str
     leaving_out: Snapshot
     """The state whose deleted rows are left out."""
@@ -159,7 +162,7 @@ class AdoptTask:
     def start(self) -> Callable[[Part], PartRecord]:
         store = Store(self.memory)
         commits = Manifest.read_folded(store).commits
-        imported = {ordinal: commits[ordinal] for ordinal in self.ordinals}
+        imported = {ordinal: commits[ordinal] for ordinal in self.numbering.ordinals}
         deleted = current_tombstones(store, self.leaving_out)
         d = read_description(store).d
         return partial(adopt_part, task=self, store=store, commits=imported, d=d, deleted=deleted)
@@ -172,28 +175,23 @@ def adopt_part(
     there = finished_part(store, task.folder, part, task.quantizer_sha256)
     if there is not None:
         return there
-    ids = _row_ids(part, store, commits, task.keys, d, deleted)  # i64[m], -1 where blank or deleted
-    before = sum(commit.n_written for ordinal, commit in commits.items() if ordinal < part.ordinals[0])
+    is_held = {o: _is_held(commits[o], store, task.keys, d, deleted) for o in part.ordinals}
     whole = open_published(Path(task.published))  # its IVF part lives only as long as this does
     published = faiss.downcast_index(faiss.extract_index_ivf(whole))
 
     def gathered() -> Iterator[tuple[Codes, Ids]]:
         for number in range(published.nlist):
             codes, numbers = read_list(published, number)
-            chosen = np.flatnonzero((numbers >= before) & (numbers < before + len(ids)))
-            here = ids[numbers[chosen] - before]
-            yield np.ascontiguousarray(codes[chosen[here >= 0]]), here[here >= 0]
+            ids = ids_of_part(task.numbering, numbers, is_held)
+            yield np.ascontiguousarray(codes[ids >= 0]), ids[ids >= 0]
 
     filled = with_lists_in_memory(open_trained(store, task.folder), gathered())
     n_deleted = sum(len(rows_of(ordinal, deleted)) for ordinal in part.ordinals)
     return record_part(store, task.folder, part, filled, task.quantizer_sha256, n_deleted=n_deleted)
 
 
-def _row_ids(part: Part, store: Store, commits: dict[int, Commit], keys: Keys, d: int, deleted: Ids) -> Ids:
-    pieces = []
-    for ordinal in part.ordinals:
-        ids = np.full(commits[ordinal].n_written, -1, np.int64)
-        rows = present_rows(commits[ordinal], open_vectors(store, commits[ordinal], keys, d), keys, deleted)
-        ids[rows] = row_ids(ordinal, rows)
-        pieces.append(ids)
-    return np.concatenate(pieces)
+def _is_held(commit: Commit, store: Store, keys: Keys, d: int, deleted: Ids) -> npt.NDArray[np.bool_]:
+    """Which rows of a shard have this modality and are not deleted."""
+    is_held = np.zeros(commit.n_written, np.bool_)
+    is_held[present_rows(commit, open_vectors(store, commit, keys, d), keys, deleted)] = True
+    return is_held

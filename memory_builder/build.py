@@ -16,12 +16,13 @@ from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFullError
 from memory_builder.failures import clear_failure, failed_ordinals, record_failure
-from memory_builder.imports import embeddings_width, find_embeddings
+from memory_builder.imports import what_is_lacking
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.known import delete_replaced, with_earlier
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
 from memory_builder.plan import Shard, Source, extend_plan, read_plan, spelled_as_planned
-from memory_builder.progress import Progress
+from memory_builder.progress import Progress, say
+from memory_builder.published import find_published, published_width
 from memory_builder.rejects import rejected_sources, standing_reasons
 from memory_builder.retry import RETRIES
 from memory_builder.rows import Keys
@@ -104,14 +105,22 @@ def embed(
 
 
 def import_embeddings(
-    root: str, memory: Store | str, *, encoder: EncoderConfig | None, config: EmbedConfig, runner: Runner
+    root: str,
+    memory: Store | str,
+    *,
+    encoder: EncoderConfig | None,
+    config: EmbedConfig,
+    runner: Runner,
+    keys: Keys = "image",
 ) -> EmbedReport:
     """Copy published embeddings into ``memory``, as far as it does not hold them yet.
 
     Args:
-        root: a folder of ``img_emb``, ``text_emb`` and ``metadata``, any of the first two.
+        root: a folder of ``img_emb``, ``text_emb`` and ``metadata``, any of the first two; of ``.npy`` files; or a
+            parquet or lance table with a column of vectors.
         encoder: the model they were made with; without it only vectors can be asked for.
-        config: only its ``columns`` matter.
+        config: only its ``columns``, ``caption_key`` and ``url_key`` matter.
+        keys: the modality of vectors whose files or columns are not called after one.
 
     Raises:
         SourceError: there are no embeddings, or they do not belong together.
@@ -120,16 +129,22 @@ def import_embeddings(
     """
     started = time.monotonic()
     store = Store(memory)
-    found = find_embeddings(root)
-    d = embeddings_width(found[0])
+    found = find_published(root, keys)
+    d = published_width(found[0].uri)
+    if lacking := what_is_lacking(found[0].uri, config):
+        say(f"import: {lacking}")
     described = run_one(runner, DescribeTask(encoder=encoder), config) if encoder else describe_vectors(d, config)
     if described.d != d:
         raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
     settle_description(store, described)
     store.sweep()
+    found = spelled_as_planned(read_plan(store), found)
     shards = _asked(extend_plan(store, found), found)
+    manifest = Manifest.read(store)
     task = EmbedTask(memory=store, encoder=None, config=config, description=described, wants_gpu=False)
-    return _do("import", store, Manifest.read(store), task, shards, runner, started)
+    report = _do("import", store, manifest, task, shards, runner, started)
+    delete_replaced(store, shards, manifest.commits)
+    return report
 
 
 def _asked(plan: Sequence[Shard], found: Sequence[Source]) -> list[Shard]:

@@ -59,7 +59,7 @@ def describe_vectors(d: int, config: EmbedConfig) -> Description:
         fingerprint="",
         d=d,
         columns=config.column_types,
-        config={"d": d, "columns": list(config.columns)},
+        config={"d": d, "columns": list(config.columns)} | _changed(config),
         config_hash=config_hash({"d": d, "fingerprint": ""} | _changed(config)),
     )
 

@@ -28,6 +28,7 @@ from memory_builder.plan import REPLACED, Shard
 from memory_builder.runner import available_threads
 from memory_builder.shard_files import commit_shard
 from memory_builder.shards import DUPLICATE_KEY, UNCHANGED, Break, MembersApartError, Pair, Reject, read_pairs
+from memory_builder.shards.pairs import UNCHANGED_NOTE
 from memory_builder.sources import current_etag
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import metadata_table, read_parquet
@@ -35,7 +36,6 @@ from memory_builder.uris import split_uri
 
 ATTEMPTS = 3
 """At reading a shard whose storage fails."""
-UNCHANGED_NOTE = "pairs are in the memory already and were not embedded again"
 BATCHES_AHEAD = 2
 """Batches that wait for the model; more only hold memory."""
 
@@ -57,7 +57,7 @@ class EmbedTask:
             import_shard,
             store=Store(self.memory),
             d=self.description.d,
-            column_types=self.config.column_types,
+            config=self.config,
             hash_of_config=self.description.config_hash,
         )
         if self.encoder is None:
@@ -76,7 +76,7 @@ class EmbedTask:
             hash_of_config=self.description.config_hash,
             decode_threads=self.decode_threads or available_threads(),
         )
-        return lambda shard: embed(shard) if split_uri(shard.uri)[1].embeddings is None else copy(shard)
+        return lambda shard: copy(shard) if split_uri(shard.uri)[1].is_published else embed(shard)
 
 
 def embed_shard(

@@ -1,177 +1,137 @@
-"""Adopt published embeddings: folders of ``img_emb/*.npy``, ``text_emb/*.npy`` and ``metadata/*.parquet``.
+"""Published embeddings → a shard of a memory, as if it had been embedded here.
 
-This is how clip-retrieval writes them and LAION publishes them. What stands behind ``img_emb_`` in a file's name (its
-number, of any width) is a shard, in the order of the names, which is also the order of the row numbers of an index
-published with them. No row is left out: one without a usable vector stays blank, so that those numbers stay right.
+No row is left out: one without a usable vector stays blank, so that the row numbers of an index published with them
+stay right. Only rows that a memory of ours has deleted are.
 """
 
-import io
-import posixpath
-import re
+import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import Vectors
 from memory_builder.errors import SourceError
-from memory_builder.manifest import Commit
-from memory_builder.plan import Shard, Source
-from memory_builder.retry import is_local, open_filesystem, uri_of
+from memory_builder.manifest import Commit, Manifest, metadata_path
+from memory_builder.plan import REPLACED, Shard
+from memory_builder.published import FOLDERS, MODALITIES, Published, metadata_columns, read_published
+from memory_builder.rows import vectors_path
 from memory_builder.shard_files import commit_shard
-from memory_builder.shards.tables import python_rows
-from memory_builder.storage import Store, sha256, version_of
-from memory_builder.tables import metadata_table, read_npy, read_parquet
-from memory_builder.uris import Piece, join_uri, split_uri
+from memory_builder.shards.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, call_url
+from memory_builder.shards.tables import first_spelled, key_text, python_rows, text_of
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import FIXED_FIELDS, metadata_table, npy_bytes, parquet_bytes
+from memory_builder.uris import split_uri
+from memory_builder.vector_tables import Modality
 
-FOLDERS = {"image": ("img_emb", ".npy"), "text": ("text_emb", ".npy"), "metadata": ("metadata", ".parquet")}
-SIDES: tuple[str, ...] = ("image", "text")
 UNIT_TOLERANCE = 1e-2
 """Published float16 rows are off by some 1e-3."""
 KEY_COLUMNS = ("image_path", "key", "__key__")
 BLOCK_ROWS = 1 << 16
+DELETED = "rows are deleted in the memory they come from and were left out"
 
 
-def find_embeddings(root: str) -> list[Source]:
-    """The shards of a folder of embeddings, in order.
-
-    Raises:
-        SourceError: there are none, or a number lacks one of the kinds of file that others have.
-    """
-    fs, path = open_filesystem(root)
-    kinds = {kind: _numbered(fs, path, kind) for kind in FOLDERS}
-    kinds = {kind: files for kind, files in kinds.items() if files}
-    if not kinds.keys() & {"image", "text"}:
-        raise SourceError(f"no embeddings at {root}: expected img_emb/img_emb_0.npy, text_emb/… and metadata/….parquet")
-    names = set().union(*kinds.values())
-    for kind, files in kinds.items():
-        if missing := sorted(names - files.keys()):
-            raise SourceError(
-                f"{root} has no {FOLDERS[kind][0]} for {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}, "
-                "which its other folders have: fetch them, or move the others away"
-            )
-    base = uri_of(fs, path)
-    sources = []
-    for name in sorted(names):
-        infos = [files[name] for files in kinds.values()]
-        uri = join_uri(base, Piece(embeddings=name))
-        sources.append(Source(uri=uri, bytes=sum(info["size"] for info in infos), etag=_etag(infos)))
-    return sources
-
-
-def embeddings_etag(uri: str) -> str:
-    """What changes when a file of this shard does; FileNotFoundError when all are gone."""
-    root, piece = split_uri(uri)
-    fs, path = open_filesystem(root)
-    infos = [fs.info(file) for file in _files(fs, path, piece).values()]
-    if not infos:
-        raise FileNotFoundError(uri)
-    return _etag(infos)
-
-
-def _etag(infos: list[dict[str, Any]]) -> str:
-    versions = [[info["size"], version_of(info)] for info in infos]
-    return sha256(repr(versions).encode())[:32]
-
-
-def _numbered(fs: Any, path: str, kind: str) -> dict[str, dict[str, Any]]:
-    """What stands behind the folder's name in its files' names → what the filesystem says of the file."""
-    folder, suffix = FOLDERS[kind]
-    try:
-        infos = fs.ls(f"{path}/{folder}", detail=True)
-    except FileNotFoundError:
-        return {}
-    found = {}
-    for info in infos:
-        name = re.fullmatch(rf"{folder}_?(.+){re.escape(suffix)}", posixpath.basename(info["name"]))
-        if name is not None and info["type"] == "file":
-            found[name[1]] = info
-    return found
-
-
-def _files(fs: Any, path: str, piece: Piece) -> dict[str, str]:
-    """Kind → path of the files of one shard that are there."""
-    found: dict[str, str] = {}
-    for kind, (folder, suffix) in FOLDERS.items():
-        for separator in ("_", ""):
-            file = f"{path}/{folder}/{folder}{separator}{piece.embeddings}{suffix}"
-            if fs.exists(file):
-                found.setdefault(kind, file)
-    return found
-
-
-def embeddings_width(source: Source) -> int:
-    """d of a shard's vectors."""
-    root, piece = split_uri(source.uri)
-    fs, path = open_filesystem(root)
-    files = _files(fs, path, piece)
-    return int(_load(fs, files.get("image") or files["text"]).shape[1])
-
-
-def import_shard(shard: Shard, *, store: Store, d: int, column_types: dict[str, str], hash_of_config: str) -> Commit:
+def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, hash_of_config: str) -> Commit:
     """Copy one shard of published embeddings into a memory and commit it.
+
+    Of a shard whose files were written anew with the same content, no row is copied again.
 
     Raises:
         SourceError: files are gone, of another width, hold no vectors, or do not have the same number of rows.
     """
     started = time.perf_counter()
-    root, piece = split_uri(shard.uri)
-    fs, path = open_filesystem(root)
-    files = _files(fs, path, piece)
-    sides = {side: _load(fs, files[side]) for side in SIDES if side in files}
-    table = read_parquet(fs.cat_file(files["metadata"])) if "metadata" in files else None
-    n = _agree(files, sides, table, d)
-    notes: dict[str, int] = {}
-    vectors: dict[str, Vectors] = {side: np.zeros((n, d), np.float16) for side in SIDES}
-    vectors |= {side: _unit(array, side, notes) for side, array in sides.items()}
-    has = {side: np.asarray(vectors[side].any(axis=1)) for side in SIDES}
-    rows = _rows(table, n, str(piece.embeddings), has, notes)
+    try:
+        published = read_published(shard.uri)
+    except FileNotFoundError:
+        raise SourceError(f"shard {shard.uri} is gone since it was planned: put it back") from None
+    n = _agree(published, d)
+    notes: Counter[str] = Counter()
+    vectors = {side: np.zeros((n, d), np.float16) for side in MODALITIES}
+    vectors |= {side: _unit(array, side, notes) for side, array in published.vectors.items()}
+    kept = np.setdiff1d(np.arange(n), published.deleted)
+    if len(kept) < n:
+        notes[DELETED] += n - len(kept)
+        vectors = {side: array[kept] for side, array in vectors.items()}
+    has = {side: np.asarray(array.any(axis=1)) for side, array in vectors.items()}
+    table = None if published.metadata is None else published.metadata.take(pa.array(kept))
+    rows = list(_rows(table, kept, _prefix(shard.uri), has, config, notes))
+    metadata = metadata_table(rows, config.column_types, notes)
+    if shard.earlier and _is_unchanged(store, shard, vectors, metadata):
+        return _commit_none(shard, store, d, config, hash_of_config, len(kept), started)
+    notes[REPLACED] += len(kept) if shard.earlier else 0
     return commit_shard(
         store,
         shard,
         images=vectors["image"],
         texts=vectors["text"],
-        metadata=metadata_table(list(rows), column_types),
+        metadata=metadata,
         rejects=[],
         partial=None,
         hash_of_config=hash_of_config,
         seconds={"total": time.perf_counter() - started},
-        notes=notes,
+        notes={note: count for note, count in notes.items() if count},
     )
 
 
-def _load(fs: Any, file: str) -> npt.NDArray[Any]:
-    try:
-        array: Any = read_npy(Path(file), mapped=True) if is_local(fs) else read_npy(io.BytesIO(fs.cat_file(file)))
-    except FileNotFoundError:
-        raise
-    except (ValueError, EOFError, OSError) as error:
-        raise SourceError(f"{file} cannot be read as an array of numbers ({error}): fetch it again") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        shape = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
-        raise SourceError(f"{file} holds {shape}: expected float16 or float32 of [rows, width]")
-    return array
+def what_is_lacking(uri: str, config: EmbedConfig) -> str | None:
+    """What the rows of a shard will be without, and why, in a sentence; None if they have captions and URLs.
+
+    Raises:
+        SourceError: a column that was named is not there.
+    """
+    names = metadata_columns(uri)
+    if names is None:
+        return f"no metadata beside the vectors ({FOLDERS['metadata'][0]}/*.parquet): rows without captions and URLs"
+    for option, name in (("--caption-key", config.caption_key), ("--url-key", config.url_key)):
+        if name not in (None, CAPTION) and name not in names:
+            raise SourceError(f"metadata has the columns {', '.join(names)}, and no {name!r}: give another {option}")
+    lacking = [
+        f"{what} (expected a column {spellings[0]}, or {option} NAME)"
+        for what, spellings, column, option in (
+            ("captions", CAPTION_SPELLINGS, caption_column(names, config), "--caption-key"),
+            ("URLs", URL_SPELLINGS, url_column(names, config), "--url-key"),
+        )
+        if column is None
+    ]
+    return f"metadata has the columns {', '.join(names)}: rows without {' and '.join(lacking)}" if lacking else None
 
 
-def _agree(files: dict[str, str], sides: dict[str, npt.NDArray[Any]], table: pa.Table | None, d: int) -> int:
+def caption_column(names: list[str], config: EmbedConfig) -> str | None:
+    """The metadata column that holds captions."""
+    return first_spelled(CAPTION_SPELLINGS if config.caption_key == CAPTION else (config.caption_key,), names)
+
+
+def url_column(names: list[str], config: EmbedConfig) -> str | None:
+    """The metadata column that holds addresses."""
+    return config.url_key or first_spelled(URL_SPELLINGS, names)
+
+
+def _prefix(uri: str) -> str:
+    """What stands before a row's number in the key of a row that has none."""
+    piece = split_uri(uri)[1]
+    return piece.embeddings or (piece.vectors or "").rsplit(".", 1)[0] or str((piece.items or (0,))[0])
+
+
+def _agree(published: Published, d: int) -> int:
     """How many rows they all have."""
-    rows = {files[side]: len(array) for side, array in sides.items()}
-    if table is not None:
-        rows[files["metadata"]] = table.num_rows
+    rows = {published.files[side]: len(array) for side, array in published.vectors.items()}
+    if published.metadata is not None:
+        rows[published.files["metadata"]] = published.metadata.num_rows
     if len(set(rows.values())) != 1:
         counts = ", ".join(f"{file} has {n:,} rows" for file, n in rows.items())
         raise SourceError(f"rows do not pair up: {counts}. Fetch the files again, or find those that belong together")
-    for side, array in sides.items():
+    for side, array in published.vectors.items():
         if array.shape[1] != d:
-            raise SourceError(f"{files[side]} holds vectors of width {array.shape[1]}, the memory's are {d}")
+            raise SourceError(f"{published.files[side]} holds vectors of width {array.shape[1]}, the memory's are {d}")
     return next(iter(rows.values()))
 
 
-def _unit(array: npt.NDArray[Any], side: str, notes: dict[str, int]) -> Vectors:
+def _unit(array: npt.NDArray[Any], side: str, notes: Counter[str]) -> Vectors:
     """[n, d] of any float → f16[n, d] of unit rows; a row that is not finite, or zero, is left blank."""
     vectors = np.zeros(array.shape, np.float16)
     for start in range(0, len(array), BLOCK_ROWS):
@@ -183,33 +143,65 @@ def _unit(array: npt.NDArray[Any], side: str, notes: dict[str, int]) -> Vectors:
         block[off] /= lengths[off, None]
         vectors[start : start + BLOCK_ROWS][usable] = block[usable]
         for note, n in ((f"{side} vectors normalised", off.sum()), (f"{side} vectors blank", (~usable).sum())):
-            if n:
-                notes[note] = notes.get(note, 0) + int(n)
+            notes[note] += int(n)
     return vectors
 
 
 def _rows(
-    table: pa.Table | None, n: int, name: str, has: dict[str, npt.NDArray[Any]], notes: dict[str, int]
+    table: pa.Table | None,
+    kept: npt.NDArray[np.int64],
+    prefix: str,
+    has: Mapping[Modality, npt.NDArray[Any]],
+    config: EmbedConfig,
+    notes: Counter[str],
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """(fixed columns, everything else the metadata says) of every row; cells that cannot be read count as absent."""
-    key = next((column for column in KEY_COLUMNS if table is not None and column in table.column_names), None)
-    given = python_rows(table) if table is not None else [({}, None) for _ in range(n)]
-    for i, (fields, fault) in enumerate(given):
+    names = [] if table is None else table.column_names
+    is_ours = {name for name, _ in FIXED_FIELDS} | {"extra"} <= {*names}
+    key = "key" if is_ours else next((name for name in KEY_COLUMNS if name in names), None)
+    caption, url = caption_column(names, config), url_column(names, config)
+    given = python_rows(table) if table is not None else [({}, None) for _ in kept]
+    for i, (row, fault) in enumerate(given):
         if fault:
-            notes[fault] = notes.get(fault, 0) + 1
+            notes[fault] += 1
+        fields = _unpacked(row) if is_ours else row
+        known: dict[str, Any] = {name: fields.pop(name, None) if is_ours else None for name in ("sha256", "member")}
         own_key = fields.pop(key, None) if key else None
-        caption = fields.pop("caption", None)
-        found = {
-            "key": f"{name}/{i:09d}" if own_key is None else str(own_key),
-            "caption": caption if isinstance(caption, str) else None,
+        text = _text(fields.pop(caption, None), notes) if caption else None
+        fields = call_url({name: _decoded(name, value, url) for name, value in fields.items()}, url)
+        known |= {
+            "key": f"{prefix}/{kept[i]:09d}" if own_key is None else key_text(own_key),
+            "caption": text,
             "width": _size(fields, "width"),
             "height": _size(fields, "height"),
-            "sha256": None,
-            "member": None,
             "has_image": bool(has["image"][i]),
             "has_text": bool(has["text"][i]),
         }
-        yield found, fields
+        notes["rows have no caption"] += table is not None and caption is not None and text is None
+        yield known, fields
+
+
+def _unpacked(row: dict[str, Any]) -> dict[str, Any]:
+    """A metadata row of a memory of ours as the fields that it was made of."""
+    try:
+        extra = json.loads(row.pop("extra") or "{}")
+    except ValueError:
+        extra = {}
+    fields = {name: value for name, value in row.items() if name not in ("has_image", "has_text") and value is not None}
+    return {name: value for name, value in extra.items() if name not in fields} | fields
+
+
+def _decoded(name: str, value: Any, url: str | None) -> Any:
+    return text_of(value) if name == url and isinstance(value, bytes) else value
+
+
+def _text(value: Any, notes: Counter[str]) -> str | None:
+    if isinstance(value, list):
+        value = next((text for text in value if isinstance(text, str) and text.strip()), None)
+    if isinstance(value, str | bytes):
+        return text_of(value)
+    notes["captions are no text and were left out"] += value is not None
+    return None
 
 
 def _size(fields: dict[str, Any], side: str) -> int | None:
@@ -222,3 +214,31 @@ def _size(fields: dict[str, Any], side: str) -> int | None:
             fields[name] = value
             break
     return None
+
+
+def _is_unchanged(store: Store, shard: Shard, vectors: dict[Any, Vectors], metadata: pa.Table) -> bool:
+    """Whether the newest earlier shard of these files that holds rows holds the same."""
+    commits = Manifest.read(store).commits
+    newest = next((commits[o] for o in reversed(shard.earlier) if commits[o].n_written), None)
+    if newest is None:
+        return False
+    made = {vectors_path(newest.ordinal, side): npy_bytes(array) for side, array in vectors.items()}
+    made[metadata_path(newest.ordinal)] = parquet_bytes(metadata)
+    return all(newest.checksums.get(path) == sha256(data) for path, data in made.items())
+
+
+def _commit_none(
+    shard: Shard, store: Store, d: int, config: EmbedConfig, hash_of_config: str, n_unchanged: int, started: float
+) -> Commit:
+    return commit_shard(
+        store,
+        shard,
+        images=np.zeros((0, d), np.float16),
+        texts=np.zeros((0, d), np.float16),
+        metadata=metadata_table([], config.column_types),
+        rejects=[],
+        partial=None,
+        hash_of_config=hash_of_config,
+        seconds={"total": time.perf_counter() - started},
+        notes={UNCHANGED_NOTE: n_unchanged},
+    )

@@ -34,15 +34,14 @@ def with_earlier(shards: Sequence[Shard], commits: Iterable[Commit]) -> list[Sha
 
 
 def _earlier(shard: Shard, commits: Iterable[Commit]) -> tuple[int, ...]:
-    piece = split_uri(shard.uri)[1]
-    if piece.rejects is not None or piece.embeddings is not None:
+    if split_uri(shard.uri)[1].rejects is not None:
         return ()
     return tuple(c.ordinal for c in commits if c.ordinal < shard.ordinal and c.etag != shard.etag)
 
 
 def _path_of(uri: str) -> tuple[str, str]:
     path, piece = split_uri(real_name(uri))
-    return path, piece.folder or ""
+    return path, piece.folder or piece.embeddings or piece.vectors or ""
 
 
 class KnownPairs:
@@ -91,8 +90,9 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
     stale = [np.zeros(0, np.int64)]
     for shard in with_earlier(replacing, commits.values()):
         fresh = set(_keys(store, shard.ordinal))
+        is_published = split_uri(shard.uri)[1].is_published  # then all of the files is replaced
         for ordinal in shard.earlier:
-            rows = [row for row, key in enumerate(_keys(store, ordinal)) if key in fresh]
+            rows = [row for row, key in enumerate(_keys(store, ordinal)) if is_published or key in fresh]
             stale.append(row_ids(ordinal, np.array(rows, np.int64)))
     ids: Ids = np.concatenate(stale)
     if len(ids):

@@ -10,9 +10,9 @@ from typing import Any
 import bracex
 
 from memory_builder.errors import SourceError
-from memory_builder.imports import embeddings_etag
 from memory_builder.plan import Source
 from memory_builder.progress import say
+from memory_builder.published import published_etag
 from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shards import folder, listing, parquet, webdataset
 from memory_builder.shards.folder import file_info
@@ -169,8 +169,8 @@ def current_etag(uri: str) -> str:
     named, piece = split_uri(uri)
     fs, path = open_filesystem(named)
     try:
-        if piece.embeddings is not None:
-            return embeddings_etag(uri)
+        if piece.is_published:
+            return published_etag(uri)
         return folder.measure(fs, path, piece)[1] if piece.folder is not None else _source(fs, path, fs.info(path)).etag
     except FileNotFoundError:
         raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None

@@ -61,7 +61,7 @@ def metadata_row(
     notes = Counter() if notes is None else notes
     known = {name: known.get(name) for name, _ in FIXED_FIELDS}
     url = fields.get("url")
-    row = known | {"url": url if isinstance(url, str) else None}
+    row = known | {"url": converted(url, "string") if isinstance(url, str) else None}
     for name, kind in column_types.items():
         value = fields.get(name)
         row[name] = converted(value, kind)

@@ -2,7 +2,7 @@
 
 The piece stands behind a ``#``: ``items`` (first and behind the last pair of a table or folder), ``bytes`` (of a
 listing), ``folder`` (below a folder of pictures), ``embeddings`` (one number of a folder of published vectors),
-``rejects`` (the pairs that an earlier shard rejected).
+``vectors`` and ``keys`` (a file of such, and its modality), ``rejects`` (the pairs that an earlier shard rejected).
 """
 
 import re
@@ -12,7 +12,7 @@ from urllib.parse import quote, unquote
 PAIRS_A_SHARD = 10_000
 """What is larger and has no shards of its own is cut into shards of about this many pairs."""
 
-_ITEM = r"(?:(?:folder|embeddings)=[^&#]*|(?:items|bytes)=\d+-\d+|rejects=\d+)"
+_ITEM = r"(?:(?:folder|embeddings|vectors)=[^&#]*|(?:items|bytes)=\d+-\d+|rejects=\d+|keys=(?:image|text))"
 _PART = re.compile(rf"#({_ITEM}(?:&{_ITEM})*)$")
 _WHOLE = "#"
 """Behind a path that itself ends like a piece, and is meant as it is."""
@@ -28,8 +28,17 @@ class Piece:
     bytes: tuple[int, int] | None = None
     embeddings: str | None = None
     """What stands behind ``img_emb_`` in the file's name."""
+    vectors: str | None = None
+    """A file of vectors, an array or a table, in that folder."""
+    keys: str | None = None
+    """The modality of such vectors."""
     rejects: int | None = None
     """Ordinal of the shard whose rejects are tried again."""
+
+    @property
+    def is_published(self) -> bool:
+        """Whether it is of vectors that were embedded elsewhere."""
+        return self.embeddings is not None or self.vectors is not None
 
 
 def join_uri(path: str, piece: Piece) -> str:
@@ -56,6 +65,8 @@ def split_uri(uri: str) -> tuple[str, Piece]:
         items=_range(given["items"]) if "items" in given else None,
         bytes=_range(given["bytes"]) if "bytes" in given else None,
         embeddings=unquote(given["embeddings"]) if "embeddings" in given else None,
+        vectors=unquote(given["vectors"]) if "vectors" in given else None,
+        keys=given.get("keys"),
         rejects=int(given["rejects"]) if "rejects" in given else None,
     )
     return uri[: found.start()], piece

@@ -62,7 +62,7 @@ def _as_number(value: Any, kind: str) -> int | float | None:
 
 def _as_string(value: Any) -> str | None:
     if isinstance(value, str):
-        return value
+        return value if is_unicode(value) else None
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, datetime | date | time):
@@ -70,6 +70,15 @@ def _as_string(value: Any) -> str | None:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, int | float | Decimal | timedelta) else None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether it holds no half of a pair of surrogates, which no file could."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _seconds(value: datetime | date) -> float:

@@ -15,6 +15,7 @@ from memory_builder.errors import UsageError
 from memory_builder.indexing import IndexConfig
 from memory_builder.progress import duration
 from memory_builder.rows import Keys
+from memory_builder.shards import CAPTION
 from memory_builder.storage import Store
 
 
@@ -73,10 +74,11 @@ class Embed:
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Adopt published embeddings (clip-retrieval, LAION): img_emb/*.npy, text_emb/*.npy, metadata/*.parquet."""
+    """Import vectors that were embedded elsewhere: img_emb/*.npy, text_emb/*.npy and metadata/*.parquet, as
+    clip-retrieval writes them; .npy files; or parquet and lance tables with a column of vectors."""
 
     root: Annotated[str, Positional, arg(metavar="NPY_ROOT")]
-    """Folder that holds those folders: a local path or an fsspec URL."""
+    """Folder that holds those folders or files, or one table: a local path or an fsspec URL."""
     memory: str
     """Folder of the memory: a local path or an fsspec URL."""
     model: str | None = None
@@ -85,19 +87,26 @@ class Import:
     """A pretrained tag or a weights file of --model."""
     columns: tuple[str, ...] = ()
     """Metadata fields to keep as columns, as name:type with type string, int, float or bool."""
+    caption_key: str = CAPTION
+    """Metadata column of the captions; as long as it is caption, one called text, alt or title will do."""
+    url_key: str | None = None
+    """Metadata column of the addresses; unless given, url, image_url or uri, in capitals or not."""
     index: Path | None = None
     """A faiss index published with them, to be used as it is: one file, or a folder with populated.index and
     merged_index.ivfdata."""
     keys: Keys = "image"
-    """Which vectors --index holds."""
+    """Which vectors --index holds, and files or columns of vectors that are not called after images or texts."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.build import adopt, import_embeddings
 
         encoder = named_encoder(self.model, self.pretrained)
-        config, runner = EmbedConfig(columns=self.columns), self.on.start()
-        report = import_embeddings(self.root, self.memory, encoder=encoder, config=config, runner=runner)
+        config = EmbedConfig(columns=self.columns, caption_key=self.caption_key, url_key=self.url_key)
+        runner = self.on.start()
+        report = import_embeddings(
+            self.root, self.memory, encoder=encoder, config=config, runner=runner, keys=self.keys
+        )
         if not print_embedded(report):
             return FAILED
         if self.index is not None:

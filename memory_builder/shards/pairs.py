@@ -15,6 +15,7 @@ MAX_CAPTION_BYTES = 1 << 20
 
 UNCHANGED = "in the memory already"
 """The reason of a pair that need not be embedded again; it is counted, and no reject."""
+UNCHANGED_NOTE = "pairs are in the memory already and were not embedded again"
 
 CAPTION = "caption"
 CAPTION_SPELLINGS = (CAPTION, "text", "txt", "captions", "alt", "alt_text", "title")

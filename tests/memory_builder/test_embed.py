@@ -201,15 +201,23 @@ def test_chosen_json_fields_become_columns_and_the_rest_is_kept_as_it_was(embed_
     assert set(rows) == set(odd)
     columns = {key: [row[c] for c in ("n", "f", "s", "b", "url")] for key, row in rows.items()}
     assert columns["good"] == [3, 0.5, "x", True, "http://x"]
-    assert columns["wrong"] == columns["large"] == columns["none"] == [None] * 5
+    assert columns["none"] == [None] * 5
+    assert columns["wrong"] == [3, None, "4", True, None]
+    assert columns["large"] == [None, float(1 << 70), None, None, None]
     assert columns["round"] == [None, 2.0, "", False, ""]
     extra = {key: json.loads(row["extra"]) for key, row in rows.items()}
     assert extra["good"] == {"other": [1, {"a": None}]}
-    assert extra["wrong"] == odd["wrong"]
-    assert extra["large"] == odd["large"]
+    assert extra["wrong"] == {"f": "y", "url": 5}
+    assert extra["large"] == {"n": 1 << 70, "s": "\ufffd", "url": "\ufffd", "b": None}
     assert extra["round"] == {"n": 1.5}
-    assert extra["claims"] == {"extra": "e"}
+    assert extra["claims"] == odd["claims"]  # none of it is what was seen
     assert rows["claims"]["width"] == 24
+    no_kind = "null in its column, kept in extra"
+    assert done.commit.notes == {
+        f"values of f are no float: {no_kind}": 1,
+        f"values of n are no int: {no_kind}": 2,
+        f"values of s are no string: {no_kind}": 1,
+    }
 
 
 def test_json_of_any_depth_costs_at_most_its_own_pair(embed_tar: Callable[..., Embedded]) -> None:
