@@ -223,7 +223,11 @@ def _compression(file: io.BufferedReader | Forward) -> Callable[[BinaryIO], Any]
 
 def _copied(file: Any) -> BinaryIO:
     spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - whoever reads it closes it
-    with file:
-        shutil.copyfileobj(file, spool, PIECE_BYTES)
+    try:
+        with file:
+            shutil.copyfileobj(file, spool, PIECE_BYTES)
+    except BaseException:
+        spool.close()
+        raise
     spool.seek(0)
     return cast(BinaryIO, spool)

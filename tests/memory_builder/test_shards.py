@@ -510,7 +510,9 @@ def test_a_zipped_tar_is_unzipped_once(monkeypatch: pytest.MonkeyPatch, only: fr
             rewinds.append(offset)
             return super().seek(offset, whence)
 
-    monkeypatch.setattr("memory_builder.shards.webdataset.open_stream", lambda _: gzip.GzipFile(fileobj=Watched(packed)))
+    monkeypatch.setattr(
+        "memory_builder.shards.webdataset.open_stream", lambda _: gzip.GzipFile(fileobj=Watched(packed))
+    )
     assert len(list(read_pairs("shard.tar.gz", only=only))) == len(only or range(400))
     assert rewinds == []
 

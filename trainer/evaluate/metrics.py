@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate.arrays import Floats, Labels
+from trainer.evaluate.arrays import Floats, Keys, Labels
 from trainer.evaluate.intervals import FEW, TOO_FEW, Sums, interval
 
 SCALE = 100
@@ -99,8 +99,9 @@ def _first_answers(left: Floats) -> Labels:
 
 
 def linear(images: Floats, classifier: Floats) -> Score:
-    """Logits of unit rows: SCALE × cosine."""
-    return lambda part: SCALE * images[part] @ classifier.T
+    """Logits of unit rows: SCALE × cosine; classes of one vector, as those of one name, have equal ones."""
+    classes = Keys(classifier)
+    return lambda part: classes.scores(SCALE * images[part])
 
 
 def class_sums(hits: npt.NDArray[np.floating | np.bool_], labels: Labels, classes: Labels | None = None) -> Sums:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate.arrays import Floats, Labels
+from trainer.evaluate.arrays import Floats, Keys, Labels
 from trainer.evaluate.features import Embedded
 from trainer.evaluate.intervals import Sums
 from trainer.evaluate.metrics import Figures, class_sums, figures_of
@@ -72,8 +72,9 @@ def _first_right(
         for group in groups:
             members.setdefault(group, []).append(key)
     found = np.zeros(len(queries), np.int64)
+    scored = Keys(keys)
     for start in range(0, len(queries), CHUNK):
-        scores = queries[start : start + CHUNK] @ keys.T  # f32[b, m]
+        scores = scored.scores(queries[start : start + CHUNK])  # f32[b, m]
         for row, groups in enumerate(query_groups[start : start + CHUNK]):
             found[start + row] = _before(scores[row], sorted({key for group in groups for key in members[group]}))
     return found
