@@ -168,7 +168,7 @@ def _rows(
         known: dict[str, Any] = {name: fields.pop(name, None) if is_ours else None for name in ("sha256", "member")}
         own_key = fields.pop(key, None) if key else None
         text = _text(fields.pop(caption, None), notes) if caption else None
-        fields = call_url({name: _decoded(name, value, url) for name, value in fields.items()}, url)
+        fields = call_url(fields, url)
         known |= {
             "key": f"{prefix}/{kept[i]:09d}" if own_key is None else key_text(own_key),
             "caption": text,
@@ -189,10 +189,6 @@ def _unpacked(row: dict[str, Any]) -> dict[str, Any]:
         extra = {}
     fields = {name: value for name, value in row.items() if name not in ("has_image", "has_text") and value is not None}
     return {name: value for name, value in extra.items() if name not in fields} | fields
-
-
-def _decoded(name: str, value: Any, url: str | None) -> Any:
-    return text_of(value) if name == url and isinstance(value, bytes) else value
 
 
 def _text(value: Any, notes: Counter[str]) -> str | None:

@@ -29,9 +29,8 @@ def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | 
     """The pairs of a piece of a listing; the first line of a CSV or TSV names its columns."""
     with open_listing(path, rules.notes) as listing:
         columns = Columns(listing.names, rules, path)
-        yield from pairs_of_rows(
-            without_known(listing.rows(piece, columns), columns.rules(rules)), path, columns.rules(rules)
-        )
+        rules = columns.rules(rules)
+        yield from pairs_of_rows(without_known(listing.rows(piece, columns), rules), path, rules)
 
 
 def pieces(path: str) -> list[Piece]:

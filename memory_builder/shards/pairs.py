@@ -178,10 +178,15 @@ def _with_url(fields: dict[str, Any], rules: PairRules) -> dict[str, Any]:
 
 def call_url(fields: dict[str, Any], name: str | None) -> dict[str, Any]:
     """The fields, the one of this name called ``url``; another one called so is ``url.1`` then."""
-    if name in (None, "url") or not isinstance(fields.get(name), str):
+    value = fields.get(name) if name else None
+    if isinstance(value, bytes):  # as TensorFlow's tools write texts
+        value = value.decode("utf-8", "replace")
+    if name == "url" and value is not None:
+        return fields | {"url": value}
+    if name in (None, "url") or not isinstance(value, str):
         return fields
     others = {"url.1" if other == "url" else other: value for other, value in fields.items() if other != name}
-    return {"url": fields[name]} | others
+    return {"url": value} | others
 
 
 def _first_text(value: Any, name: str) -> str:

@@ -1,5 +1,6 @@
 """Parquet tables of pairs: pictures as bytes in a column, or named by path or URI → pairs."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,9 +27,9 @@ def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | 
         columns = Columns(schema.names, rules, path)
         for name in sorted({*schema.names}.difference(_useful_columns(schema, columns))):
             rules.notes[f"tables have a column {name} of bytes, which is left out"] += 1
-        yield from pairs_of_rows(
-            without_known(_rows(table, piece, columns), columns.rules(rules)), path, columns.rules(rules)
-        )
+        rules = columns.rules(rules)
+        rows = _rows(table, piece, columns, rules.notes)
+        yield from pairs_of_rows(without_known(rows, rules), path, rules)
 
 
 def pieces(path: str) -> list[Piece]:
@@ -58,7 +59,9 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         yield table
 
 
-def _rows(table: pq.ParquetFile, piece: Piece, columns: Columns) -> Iterator[Row | Break]:
+def _rows(
+    table: pq.ParquetFile, piece: Piece, columns: Columns, notes: Counter[str] | None = None
+) -> Iterator[Row | Break]:
     start, stop = piece.items or (0, table.metadata.num_rows)
     wanted = _useful_columns(table.schema_arrow, columns)
     number = 0
@@ -66,19 +69,49 @@ def _rows(table: pq.ParquetFile, piece: Piece, columns: Columns) -> Iterator[Row
         first, number = number, number + table.metadata.row_group(group).num_rows
         if number <= start or first >= stop:
             continue
-        at = first
+        at = max(start, first)
         try:
-            for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted, use_threads=False):
-                here = batch.slice(max(0, start - at), max(0, min(stop, at + batch.num_rows) - max(start, at)))
-                for i, (values, fault) in enumerate(python_rows(here), max(start, at)):
+            wanted = _readable(table, group, wanted, columns, Counter() if notes is None else notes)
+            for begin, batch in _batches(table, group, wanted, first):
+                here = batch.slice(max(0, at - begin), max(0, min(stop, begin + batch.num_rows) - max(at, begin)))
+                for i, (values, fault) in enumerate(python_rows(here), at):
                     row = row_of(values, i, columns)
                     yield replace(row, fault=fault) if fault else row
-                at += batch.num_rows
+                at = max(at, min(stop, begin + batch.num_rows))
         except TransportError:
             raise
         except (pa.ArrowException, OSError) as error:
             yield Break(reason=f"breaks off at row {at}: {error}", offset=at)
             return
+
+
+def _batches(table: pq.ParquetFile, group: int, wanted: list[str], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted, use_threads=False):
+        yield first, batch
+        first += batch.num_rows
+
+
+def _readable(table: pq.ParquetFile, group: int, wanted: list[str], columns: Columns, notes: Counter[str]) -> list[str]:
+    """Those of the columns that Arrow can read in this group, and all that make a pair, readable or not."""
+    needed = (columns.image, columns.key, columns.caption, columns.url)
+    readable = []
+    for name in wanted:
+        nested = pa.types.is_nested(table.schema_arrow.field(name).type)  # others are read by Arrow whatever they hold
+        if name not in needed and nested and not _can_be_read(table, group, name):
+            notes[f"tables have a column {name} that Arrow cannot read, which is left out"] += 1
+        else:
+            readable.append(name)
+    return readable
+
+
+def _can_be_read(table: pq.ParquetFile, group: int, name: str) -> bool:
+    try:
+        table.read_row_group(group, columns=[name], use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, TransportError):
+            raise
+        return False
+    return True
 
 
 def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str]:

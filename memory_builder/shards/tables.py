@@ -13,11 +13,11 @@ from memory_builder.shards.links import Row
 from memory_builder.shards.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED, URL_SPELLINGS, Break, PairRules, call_url
 
 # Where --image-key does not say it: bytes first, then paths, then what has to be fetched from afar.
-IMAGE_COLUMNS = (
-    *("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes"),
+LINK_COLUMNS = (
     *("image_path", "path", "filepath", "file_path", "file_name", "filename", "file"),
     *("image_url", "url", "uri"),
 )
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", *LINK_COLUMNS)
 KEY_COLUMNS = ("key", "__key__")
 _NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
 """What Arrow raises of a cell that Python cannot hold."""
@@ -100,6 +100,8 @@ def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if image is None or image == "":
         return Row(name, None, None, values, member=f"row {number}")
+    if isinstance(image, bytes) and (columns.image or "").lower() in LINK_COLUMNS:
+        image = text_of(image)
     if isinstance(image, bytes):
         return Row(name, image, None, values, member=f"row {number}")
     if isinstance(image, str):
