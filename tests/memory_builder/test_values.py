@@ -207,6 +207,7 @@ def test_texts_that_a_table_holds_as_bytes_are_texts(tmp_path: Path, kind: pa.Da
     """TensorFlow's tools write every text so; the column of captions was left out as one of bytes."""
     notes: Counter[str] = Counter()
     columns = {
+        "png": [b"\x89", b"\x89"],
         "key": [b"k1", b"k2"],
         "caption": ["ü".encode(), b"\xff"],
         "url": [b"http://x", None],
