@@ -1,0 +1,246 @@
+"""A source that gained pairs, or was fetched again, adds what is new; a pair that changed replaces its row."""
+
+import io
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from tars import good_pairs, picture, tar_bytes
+
+from memory_builder.build import EmbedReport, embed, import_embeddings
+from memory_builder.describe import EmbedConfig
+from memory_builder.encoder import EncoderConfig
+from memory_builder.memory import Memory
+from memory_builder.plan import REPLACED
+from memory_builder.runner import LocalRunner
+from memory_builder.shards.pairs import UNCHANGED_NOTE
+from memory_builder.storage import Store
+from memory_builder.verify import verify
+
+Run = Callable[..., EmbedReport]
+
+
+@pytest.fixture
+def run(tmp_path: Path, model_dir: Path) -> Run:
+    """Embeds into one memory; sources are named below tmp_path."""
+
+    def once(*sources: str, **config: Any) -> EmbedReport:
+        return embed(
+            [str(tmp_path / source) for source in sources],
+            str(tmp_path / "memory"),
+            encoder=EncoderConfig(model=f"local-dir:{model_dir}"),
+            config=EmbedConfig(**config),
+            runner=LocalRunner(),
+        )
+
+    return once
+
+
+def rows(tmp_path: Path) -> dict[str, tuple[str | None, str | None]]:
+    """Key → caption and checksum of the picture of every row that is not deleted."""
+    memory = Memory.open(tmp_path / "memory")
+    ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
+    table = memory.metadata(ids, ["key", "caption", "sha256"]).to_pylist()
+    assert len({row["key"] for row in table}) == len(table)
+    return {row["key"]: (row["caption"], row["sha256"]) for row in table}
+
+
+def touch(path: Path) -> None:
+    """The same bytes, written at another time, in another file."""
+    copy = path.with_suffix(".copy")
+    shutil.copy(path, copy)
+    path.unlink()
+    copy.rename(path)
+    os.utime(path, (1_700_000_000, 1_700_000_000))
+
+
+def write(tmp_path: Path, kind: str, texts: dict[str, str]) -> None:
+    """A source of this kind that holds these captions, each with a picture of its own."""
+    pictures = {key: picture(sum(key.encode())) for key in texts}
+    (tmp_path / "p").mkdir(exist_ok=True)
+    for key, text in texts.items():
+        (tmp_path / "p" / f"{key}.png").write_bytes(pictures[key])
+        if kind == "folder":
+            (tmp_path / "p" / f"{key}.txt").write_text(text)
+    if kind == "tar":
+        members = [
+            m for key, text in texts.items() for m in ((f"{key}.png", pictures[key]), (f"{key}.txt", text.encode()))
+        ]
+        (tmp_path / "s.tar").write_bytes(tar_bytes(members))
+    if kind == "csv":
+        lines = [f"{key},p/{key}.png,{text}\n" for key, text in texts.items()]
+        (tmp_path / "s.csv").write_text("key,image,caption\n" + "".join(lines))
+    if kind == "parquet":
+        columns = {"key": list(texts), "image": [pictures[key] for key in texts], "caption": list(texts.values())}
+        pq.write_table(pa.table(columns), tmp_path / "s.parquet")
+
+
+SOURCES = {"folder": "p", "tar": "s.tar", "csv": "s.csv", "parquet": "s.parquet"}
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_what_is_new_is_added_and_what_changed_replaces(tmp_path: Path, run: Run, kind: str) -> None:
+    source = SOURCES[kind]
+    write(tmp_path, kind, {"a": "one", "b": "two", "c": "three"})
+    assert run(source).n_rows == 3
+    before = rows(tmp_path)
+
+    write(tmp_path, kind, {"a": "one", "b": "two", "c": "three", "d": "four"})
+    report = run(source)
+    assert (report.n_rows, report.notes) == (4, {UNCHANGED_NOTE: 3})
+    assert rows(tmp_path).keys() == {"a", "b", "c", "d"}
+    assert rows(tmp_path) | before == rows(tmp_path)
+
+    write(tmp_path, kind, {"a": "one", "b": "another two", "c": "three", "d": "four"})
+    report = run(source)
+    assert report.notes == {UNCHANGED_NOTE: 3, REPLACED: 1}
+    assert {key: caption for key, (caption, _) in rows(tmp_path).items()} == {
+        "a": "one",
+        "b": "another two",
+        "c": "three",
+        "d": "four",
+    }
+    assert len(Memory.open(tmp_path / "memory")) == 4
+    assert run(source).n_embedded == 0
+    assert verify(Store(tmp_path / "memory"), LocalRunner()) == []
+
+
+def test_a_changed_picture_replaces_the_one_of_its_name(tmp_path: Path, run: Run) -> None:
+    for kind in ("folder", "csv"):
+        write(tmp_path, kind, {"a": "one", "b": "two"})
+    run("s.csv")
+    (tmp_path / "p" / "b.png").write_bytes(picture(99))
+    touch(tmp_path / "s.csv")  # its own bytes are the same
+    assert run("s.csv").notes == {UNCHANGED_NOTE: 1, REPLACED: 1}
+    assert len(rows(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_the_same_bytes_fetched_again_add_nothing(tmp_path: Path, run: Run, kind: str) -> None:
+    source = SOURCES[kind]
+    write(tmp_path, kind, {"a": "one", "b": "two"})
+    run(source, columns=("n:int",))
+    before = rows(tmp_path)
+    for path in [*(tmp_path / "p").iterdir(), *tmp_path.glob("s.*")]:
+        touch(path)
+    report = run(source, columns=("n:int",))
+    assert (report.n_rows, report.notes[UNCHANGED_NOTE]) == (2, 2)
+    assert rows(tmp_path) == before
+
+
+def test_what_was_deleted_stays_so_though_its_source_has_it_still(tmp_path: Path, run: Run) -> None:
+    write(tmp_path, "folder", {"a": "one", "b": "two"})
+    run("p")
+    Memory.open(tmp_path / "memory").delete(keys=["a"])
+    write(tmp_path, "folder", {"a": "one", "b": "two", "c": "three"})
+    run("p")
+    assert rows(tmp_path).keys() == {"b", "c"}
+
+
+def test_a_change_that_was_cut_short_is_made_by_the_same_command(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed when the new rows are committed and the old ones not deleted yet."""
+    from memory_builder import build
+
+    write(tmp_path, "folder", {"a": "one", "b": "two"})
+    run("p")
+    write(tmp_path, "folder", {"a": "other", "b": "two"})
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "delete_replaced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run("p")
+    run("p")
+    assert {key: caption for key, (caption, _) in rows(tmp_path).items()} == {"a": "other", "b": "two"}
+
+
+def test_what_is_again_what_it_was_replaces_too(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "s.tar").write_bytes(tar_bytes(good_pairs(["a"])))
+    (tmp_path / "first.tar").write_bytes((tmp_path / "s.tar").read_bytes())
+    os.utime(tmp_path / "s.tar", (1, 1))
+    run("s.tar")
+    first = rows(tmp_path)
+    (tmp_path / "s.tar").write_bytes(tar_bytes([("a.png", picture(0)), ("a.txt", b"changed")]))
+    run("s.tar")
+    assert rows(tmp_path) != first
+    shutil.copy(tmp_path / "first.tar", tmp_path / "s.tar")
+    os.utime(tmp_path / "s.tar", (1, 1))
+    run("s.tar")
+    assert rows(tmp_path) == first
+
+
+def test_a_folder_reached_by_a_link_is_the_same_source(tmp_path: Path, run: Run) -> None:
+    write(tmp_path, "folder", {"a": "one"})
+    write(tmp_path, "tar", {"b": "two"})
+    run("p", "s.tar")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    assert run("linked/p", "linked/s.tar").n_embedded == 0
+
+
+def test_rows_that_name_addresses_are_not_fetched_again(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memory_builder.shards import links
+
+    fetched: list[str] = []
+
+    def fetch(link: str, *_: Any, **__: Any) -> bytes:
+        fetched.append(link)
+        return picture(len(link))
+
+    monkeypatch.setattr(links, "fetch_link", fetch)
+    urls = [f"https://example.org/{i}.png" for i in range(3)]
+    (tmp_path / "s.csv").write_text("url,caption\n" + "".join(f"{url},text\n" for url in urls[:2]))
+    run("s.csv")
+    (tmp_path / "s.csv").write_text("url,caption\n" + "".join(f"{url},text\n" for url in urls))
+    fetched.clear()
+    assert run("s.csv").n_rows == 3
+    assert fetched == [urls[2]]
+
+
+def publish(root: Path, name: int, n: int, seed: int = 0) -> None:
+    for folder in ("img_emb", "metadata"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    vectors = np.random.default_rng(seed).normal(size=(n, 8)).astype(np.float32)
+    np.save(root / "img_emb" / f"img_emb_{name}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    table = pa.table({"image_path": [f"{name}/{i}" for i in range(n)], "caption": [f"row {i}" for i in range(n)]})
+    pq.write_table(table, root / "metadata" / f"metadata_{name}.parquet")
+
+
+def test_an_import_that_goes_on_copies_what_is_new_alone(tmp_path: Path) -> None:
+    root = tmp_path / "laion"
+
+    def run_import() -> EmbedReport:
+        return import_embeddings(
+            str(root), str(tmp_path / "memory"), encoder=None, config=EmbedConfig(), runner=LocalRunner()
+        )
+
+    publish(root, 0, 5)
+    publish(root, 1, 4)
+    run_import()
+    touch(root / "img_emb" / "img_emb_0.npy")
+    publish(root, 10, 3)
+    report = run_import()
+    assert (report.n_rows, report.notes[UNCHANGED_NOTE]) == (12, 5)
+    publish(root, 1, 6, seed=9)  # other vectors, and more of them
+    assert run_import().notes == {REPLACED: 6}
+    memory = Memory.open(tmp_path / "memory")
+    assert len(memory) == 14
+    assert len(rows(tmp_path)) == 14
+
+
+def test_a_pair_that_was_rejected_is_tried_again_when_its_source_changed(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "p" / "a.txt").write_text("a")
+    assert run("p").n_rejects == 1
+    buffer = io.BytesIO(picture(5))
+    (tmp_path / "p" / "a.png").write_bytes(buffer.getvalue())
+    assert run("p").n_rows == 1
+    assert rows(tmp_path).keys() == {"a"}
