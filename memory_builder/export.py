@@ -1,23 +1,29 @@
 """Hand a memory, or what was found in it, to other tools.
 
 ``img2dataset``: the list of URLs and captions that img2dataset fetches, for a memory whose pictures live elsewhere.
+``parquet`` and ``lance``: every row with its metadata and vectors, as data frames and vector databases take them.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
-from memory_builder.rows import Ids, in_blocks
+from memory_builder.rows import Ids, Keys, in_blocks
 from memory_builder.storage import Store
 from memory_builder.tables import parquet_bytes
+from memory_builder.vector_tables import write_lance
 
 ROWS_A_FILE = 1_000_000
+VECTORS_A_FILE = 100_000
+KEYS: tuple[Keys, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +65,51 @@ def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
         n_without += table.num_rows - listed.num_rows
         store.put(f"{number:05d}.parquet", parquet_bytes(listed))
     return Listed(n_written=n_written, n_without_url=n_without, n_deleted=n_deleted)
+
+
+def export_table(memory: Memory, out: str, kind: Literal["parquet", "lance"], ids: Ids | None = None) -> int:
+    """Write every metadata column of the rows, ``row_id``, and ``image_vector`` and ``text_vector``; returns how many.
+
+    ``import`` reads them back as they are. A vector that is not there is zero.
+
+    Args:
+        memory: what is exported.
+        out: a folder that gets ``00000.parquet`` …, or where the lance dataset is to be.
+        kind: the format.
+        ids: i64[n] the rows, each once; None for all. Deleted rows are left out.
+
+    Raises:
+        UsageError: something is there already, or lance is not installed.
+    """
+    store = Store(out)
+    if store.list("") or store.list("", "directory"):
+        raise UsageError(f"{store.root} is not empty: name another OUT")
+    every = (memory.row_ids(ordinal) for ordinal in memory.commits)
+    pieces = in_blocks(every, VECTORS_A_FILE) if ids is None else _blocks(ids[~memory.is_deleted(ids)])
+    n_rows = 0
+    for number, piece in enumerate(pieces):
+        table = _with_vectors(memory, piece)
+        n_rows += table.num_rows
+        if kind == "parquet":
+            store.put(f"{number:05d}.parquet", parquet_bytes(table))
+        else:
+            write_lance(store.root, table, is_first=number == 0)
+    return n_rows
+
+
+def _blocks(ids: Ids) -> Iterator[Ids]:
+    return (ids[start : start + VECTORS_A_FILE] for start in range(0, len(ids), VECTORS_A_FILE))
+
+
+def _with_vectors(memory: Memory, ids: Ids) -> pa.Table:
+    table = memory.metadata(ids)
+    columns: dict[str, Any] = {"row_id": pa.array(ids, pa.int64())}
+    for keys in KEYS:
+        flat = pa.array(memory.vectors(ids, keys).astype(np.float16).ravel(), pa.float16())
+        columns[f"{keys}_vector"] = pa.FixedSizeListArray.from_arrays(flat, memory.description.d)
+    for name, column in columns.items():
+        table = table.append_column(name, column)
+    return table
 
 
 def read_hits(path: Path) -> Ids:

@@ -158,37 +158,38 @@ def _rows(
     """(fixed columns, everything else the metadata says) of every row; cells that cannot be read count as absent."""
     names = [] if table is None else table.column_names
     is_ours = {name for name, _ in FIXED_FIELDS} | {"extra"} <= {*names}
-    key = "key" if is_ours else next((name for name in KEY_COLUMNS if name in names), None)
+    key = next((name for name in KEY_COLUMNS if name in names), None)
     caption, url = caption_column(names, config), url_column(names, config)
     given = python_rows(table) if table is not None else [({}, None) for _ in kept]
     for i, (row, fault) in enumerate(given):
         if fault:
             notes[fault] += 1
-        fields = _unpacked(row) if is_ours else row
-        known: dict[str, Any] = {name: fields.pop(name, None) if is_ours else None for name in ("sha256", "member")}
-        own_key = fields.pop(key, None) if key else None
-        text = _text(fields.pop(caption, None), notes) if caption else None
-        fields = call_url(fields, url)
-        known |= {
-            "key": f"{prefix}/{kept[i]:09d}" if own_key is None else key_text(own_key),
-            "caption": text,
-            "width": _size(fields, "width"),
-            "height": _size(fields, "height"),
-            "has_image": bool(has["image"][i]),
-            "has_text": bool(has["text"][i]),
-        }
-        notes["rows have no caption"] += table is not None and caption is not None and text is None
-        yield known, fields
+        if is_ours:
+            known, fields = _of_memory(row)
+        else:
+            own_key = row.pop(key, None) if key else None
+            text = _text(row.pop(caption, None), notes) if caption else None
+            notes["rows have no caption"] += caption is not None and text is None
+            fields = call_url(row, url)
+            known = {
+                "key": f"{prefix}/{kept[i]:09d}" if own_key is None else key_text(own_key),
+                "caption": text,
+                "width": _size(fields, "width"),
+                "height": _size(fields, "height"),
+            }
+        yield known | {"has_image": bool(has["image"][i]), "has_text": bool(has["text"][i])}, fields
 
 
-def _unpacked(row: dict[str, Any]) -> dict[str, Any]:
-    """A metadata row of a memory of ours as the fields that it was made of."""
+def _of_memory(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A metadata row of a memory of ours as the fixed columns and the fields that it was made of."""
+    known = {name: row.pop(name) for name, _ in FIXED_FIELDS}
+    row.pop("row_id", None)  # of the memory it comes from
     try:
-        extra = json.loads(row.pop("extra") or "{}")
+        fields = json.loads(row.pop("extra") or "{}")
     except ValueError:
-        extra = {}
-    fields = {name: value for name, value in row.items() if name not in ("has_image", "has_text") and value is not None}
-    return {name: value for name, value in extra.items() if name not in fields} | fields
+        fields = {}
+    url = {} if known["url"] is None else {"url": known["url"]}
+    return known, fields | url | {name: value for name, value in row.items() if value is not None}
 
 
 def _text(value: Any, notes: Counter[str]) -> str | None:

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_builder.errors import SourceError
+from memory_builder.errors import SourceError, UsageError
 
 Modality = Literal["image", "text"]
 
@@ -73,11 +73,7 @@ def open_lance(root: str) -> Any:
         SourceError: it is none, or lance is not installed.
     """
     try:
-        import lance
-    except ImportError:
-        raise SourceError(f"{root} is a lance dataset: pip install 'memory-builder[lance]' to read it") from None
-    try:
-        return lance.dataset(root)
+        return _lance().dataset(root)
     except (OSError, ValueError) as error:
         raise SourceError(f"{root} cannot be opened as a lance dataset: {str(error).splitlines()[0]}") from None
 
@@ -87,3 +83,16 @@ def read_lance(root: str, items: tuple[int, int] | None) -> pa.Table:
     start, stop = items or (0, None)
     dataset = open_lance(root)
     return dataset.to_table(offset=start, limit=None if stop is None else stop - start, scan_in_order=True)
+
+
+def write_lance(root: str, table: pa.Table, *, is_first: bool) -> None:
+    """Write a table as a lance dataset, or behind the rows of the one that is being written."""
+    _lance().write_dataset(table, root, mode="create" if is_first else "append")
+
+
+def _lance() -> Any:
+    try:
+        import lance
+    except ImportError:
+        raise UsageError("lance is not installed: pip install 'memory-builder[lance]'") from None
+    return lance

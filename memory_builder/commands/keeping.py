@@ -84,21 +84,25 @@ class Export:
     """Folder of the memory."""
     out: Annotated[str, Positional, arg(metavar="OUT")]
     """Folder to write."""
-    format: Annotated[Literal["img2dataset", "clip-retrieval"], arg(name="as")]
-    """img2dataset: the URLs and captions to fetch, as parquet. clip-retrieval: what its back end serves."""
+    format: Annotated[Literal["img2dataset", "clip-retrieval", "parquet", "lance"], arg(name="as")]
+    """img2dataset: the URLs and captions to fetch, as parquet. clip-retrieval: what its back end serves. parquet,
+    lance: every row with its metadata and vectors."""
     hits: Path | None = None
-    """What search --json printed: only these rows. For img2dataset."""
+    """What search --json printed: only these rows. Not for clip-retrieval."""
     max_file: str = "4G"
     """An index larger than this becomes a folder with its lists on disk. For clip-retrieval."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
-        from memory_builder.export import export_urls, read_hits
+        from memory_builder.export import export_table, export_urls, read_hits
         from memory_builder.memory import Memory
 
         if self.format == "clip-retrieval":
             return self._for_clip_retrieval()
         ids = read_hits(self.hits) if self.hits else None
+        if self.format != "img2dataset":
+            print(f"{export_table(Memory.open(self.memory), self.out, self.format, ids):,} rows in {self.out}")
+            return 0
         listed = export_urls(Memory.open(self.memory), self.out, ids)
         left_out = {"have no URL": listed.n_without_url, "are deleted": listed.n_deleted}
         told = [f"; {n:,} rows {why} and were left out" for why, n in left_out.items() if n]
@@ -110,7 +114,7 @@ class Export:
         from memory_builder.memory import Memory
 
         if self.hits is not None:
-            raise UsageError("--hits is for --as img2dataset: a back end serves whole indexes")
+            raise UsageError("--hits is not for --as clip-retrieval: a back end serves whole indexes")
         memory, runner = Memory.open(self.memory), self.on.start()
         served = export_clip_retrieval(memory, self.out, max_file=self.max_file, runner=runner)
         vectors = ", ".join(f"{n:,} {keys} vectors" for keys, n in served.indexes.items())
