@@ -43,6 +43,8 @@ class EmbedReport:
     n_rows: int
     """Rows in the memory, whoever wrote them; likewise ``n_rejects`` and ``n_partial``."""
     n_rejects: int
+    reasons: dict[str, int]
+    """Rejects by reason, the commonest first."""
     n_partial: int
     failed: dict[str, str]
     """Shard uri → error."""
@@ -54,7 +56,7 @@ class EmbedReport:
 
 
 def embed(
-    sources: Sequence[str],
+    sources: str | Sequence[str],
     memory: Store | str,
     *,
     encoder: EncoderConfig,
@@ -184,11 +186,13 @@ def _do(
             manifest.fold(store)
     manifest.fold(store)
     commits = manifest.commits.values()
+    reasons = standing_reasons(commits)
     return EmbedReport(
         n_shards=len(shards),
         n_embedded=len(pending) - len(failed),
         n_rows=manifest.n_rows,
-        n_rejects=standing_reasons(commits).total(),
+        n_rejects=reasons.total(),
+        reasons=dict(reasons.most_common()),
         n_partial=sum(commit.partial is not None for commit in commits),
         failed=failed,
         n_retries=n_retries + RETRIES.take(),

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.arguments import several
 from memory_builder.drift import warn_of_drift
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
 from memory_builder.locks import turn
@@ -73,7 +74,7 @@ def delete(
     store: Store,
     *,
     ids: npt.ArrayLike | None = None,
-    keys: Sequence[str] | None = None,
+    keys: str | Sequence[str] | None = None,
     where: str | None = None,
 ) -> Snapshot:
     """Delete rows, named in one of three ways: no search finds them from the next opening on.
@@ -81,7 +82,7 @@ def delete(
     Args:
         store: the memory.
         ids: row ids, i64[n].
-        keys: keys of pairs; every row that has one of them, in any shard.
+        keys: keys of pairs, or one; every row that has one of them, in any shard.
         where: a filter, as for search.
 
     Raises:
@@ -97,7 +98,7 @@ def delete(
     if ids is not None:
         chosen = check_ids(ids, commits, store.root)
     else:
-        chosen = _rows_named(Rows(store, commits, description.d), keys, where)
+        chosen = _rows_named(Rows(store, commits, description.d), () if keys is None else several(keys), where)
     if not len(chosen):
         raise UsageError(f"nothing to delete: no row of {store.root} is named by that")
 
@@ -112,12 +113,12 @@ def delete(
     return settle(store, deleted)
 
 
-def _rows_named(rows: Rows, keys: Sequence[str] | None, where: str | None) -> Ids:
+def _rows_named(rows: Rows, keys: Sequence[str], where: str | None) -> Ids:
     if where is not None:
         from memory_builder.where import matching_rows  # its parser takes a while to import
 
         return matching_rows(rows, where).ids()
-    found, unknown = rows.with_keys(list(keys or ()))
+    found, unknown = rows.with_keys(list(keys))
     if unknown and len(found):
         say(f"warning: {len(unknown):,} keys are in no shard: {some(unknown)}")
     return np.unique(found)

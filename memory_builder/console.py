@@ -14,17 +14,28 @@ if TYPE_CHECKING:
     from memory_builder.build import EmbedReport
 
 
-def print_embedded(report: "EmbedReport") -> bool:
+HINTS = {
+    "no caption": "--require image takes pictures alone",
+    "no image": "--require text takes captions alone",
+}
+"""What helps against a reason of rejects."""
+
+
+def print_embedded(report: "EmbedReport", *, can_retry: bool = True) -> bool:
     """What came of a run of ``embed`` or ``import``; whether all of it worked."""
     print(
         f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
         f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
         f"{duration(report.seconds)}" + (f", {report.n_retries} requests made again" if report.n_retries else "")
     )
+    if report.reasons:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in report.reasons.items())
+        hints = [hint for reason, hint in HINTS.items() if reason in report.reasons]
+        print(f"rejects: {reasons}{'; ' * bool(hints)}{'; '.join(hints)}")
     for note, n in report.notes.items():
         print(f"{n:,} {note}")
     if report.failed:
-        print_failures(report.failed)
+        print_failures(report.failed, can_retry=can_retry)
     return not report.failed
 
 
@@ -39,11 +50,12 @@ def print_state(memory: str) -> None:
         print(f"{keys} index: {segments} rows, {index['deleted']:,} of them deleted")
 
 
-def print_failures(failed: dict[str, str]) -> None:
+def print_failures(failed: dict[str, str], *, can_retry: bool = True) -> None:
     """Shards that failed, to standard error."""
     rows = [{"shard": uri, "error": error} for uri, error in failed.items()]
     print_table(
-        f"{len(failed)} shards failed; the same command tries them again, with --retry-failed only them",
+        f"{len(failed)} shards failed; the same command tries them again"
+        + ", with --retry-failed only them" * can_retry,
         ("shard", "error"),
         rows,
         sys.stderr,

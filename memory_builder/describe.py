@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
 
+from memory_builder.arguments import several
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import UsageError
 from memory_builder.images import MAX_PIXELS
@@ -36,6 +37,7 @@ class EmbedConfig:
     """Decode large JPEGs at reduced detail: faster, and the vectors differ a little."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", several(self.columns))
         if self.batch_size < 1:
             raise UsageError(f"--batch-size {self.batch_size}: at least 1")
         for column in self.columns:

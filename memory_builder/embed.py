@@ -21,7 +21,7 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load_encoder
 from memory_builder.errors import EncoderError, SourceError, TransportFailedError
 from memory_builder.images import BadImageError, decode_image, picture_size
-from memory_builder.imports import import_shard
+from memory_builder.imports import NO_CAPTION, import_shard
 from memory_builder.known import KnownPairs
 from memory_builder.manifest import Commit, Description, rejects_path
 from memory_builder.plan import REPLACED, Shard
@@ -107,6 +107,8 @@ def embed_shard(
                 raise
             attempt += 1
     rows, notes, seconds = read
+    notes[NO_CAPTION] += sum(not row.has_text for row in rows.kept)
+    notes["rows have no picture"] += sum(not row.has_image for row in rows.kept)
     metadata = metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types, notes)
     return commit_shard(
         store,

@@ -33,6 +33,8 @@ UNIT_TOLERANCE = 1e-2
 """Published float16 rows are off by some 1e-3."""
 KEY_COLUMNS = ("image_path", "key", "__key__")
 BLOCK_ROWS = 1 << 16
+NO_CAPTION = "rows have no caption"
+NO_URL = "rows have no url"
 DELETED = "rows are deleted in the memory they come from and were left out"
 
 
@@ -169,8 +171,9 @@ def _rows(
         else:
             own_key = row.pop(key, None) if key else None
             text = _text(row.pop(caption, None), notes) if caption else None
-            notes["rows have no caption"] += caption is not None and text is None
             fields = call_url(row, url)
+            notes[NO_CAPTION] += text is None
+            notes[NO_URL] += not isinstance(fields.get("url"), str)
             known = {
                 "key": f"{prefix}/{kept[i]:09d}" if own_key is None else key_text(own_key),
                 "caption": text,

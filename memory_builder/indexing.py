@@ -83,7 +83,7 @@ def build_index(memory: Store | str, keys: Keys, config: IndexConfig, runner: Ru
     if not n_rows:
         raise IndexBuildError(
             f"{store.root} has no {keys} vectors to index: embed pairs that have the {keys} side, or index the other "
-            f"one (--keys {'text' if keys == 'image' else 'image'})"
+            f"one (--modality {'text' if keys == 'image' else 'image'})"
         )
     key, trials = _choose(store, keys, config, description, commits, n_rows, runner, state)
     folder = f"index/{_content_hash(description, commits, keys, key, config, state)}"

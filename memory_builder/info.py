@@ -1,6 +1,7 @@
 """What stands in a memory right now, from its commit records: the same answer from any machine, while a job runs."""
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class Info:
     """done, partial (read until its input broke off), failed and pending: together, all planned shards."""
     rejects: dict[str, int]
     """By reason."""
+    notes: dict[str, int]
+    """What else the commit records say of rows and shards, with how many it concerns."""
     deleted: int
     """Rows among them that were deleted."""
     indexes: dict[str, dict[str, Any]]
@@ -68,6 +71,7 @@ def read_info(store: Store) -> Info:
         rows=sum(commit.n_written for commit in commits.values()),
         shards={"done": len(commits) - partial, "partial": partial, "failed": len(failed), "pending": pending},
         rejects=dict(rejects.most_common()),
+        notes=dict(sum((Counter(commit.notes) for commit in commits.values()), Counter()).most_common()),
         deleted=len(deleted),
         indexes={keys: _index_info(store, view, deleted) for keys, view in snapshot.indexes.items()},
         input_bytes=sum(shard.bytes for shard in plan if shard.ordinal in commits),

@@ -1,6 +1,6 @@
 """A memory opened for questions."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.allowed import AllowedRows
+from memory_builder.arguments import one_modality, several
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.errors import EncoderError, UsageError
+from memory_builder.errors import EncoderError, IndexBuildError, UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Commit, Description, Manifest, read_description
 from memory_builder.queries import Picture, query_vectors
@@ -67,7 +68,7 @@ class Memory:
         serve_format: ServeFormat = "plain",
         address: str | None = None,
         snapshot: Snapshot | None = None,
-        **storage_options: Any,
+        storage_options: Mapping[str, Any] | None = None,
     ) -> "Memory":
         """Open the memory at a local path or fsspec URL. Reads a handful of files, however many shards there are.
 
@@ -82,14 +83,14 @@ class Memory:
                 Candidates are re-ranked here. The actors end with this process, or when the memory is let go.
             snapshot: a state of this memory, for workers that are to see what their driver sees; without it, the
                 current one.
-            storage_options: passed to fsspec, here and in the workers of ``append`` and ``compact``.
+            storage_options: of the filesystem, for fsspec, here and in the workers of ``append`` and ``compact``.
 
         Raises:
             UsageError: there is no memory here, or no such format.
             CorruptMemoryError: a file is missing or damaged.
         """
         return Memory._read(
-            Store(root, **storage_options), encoder, check_serve_format(serve_format), address, snapshot
+            Store(root, **(storage_options or {})), encoder, check_serve_format(serve_format), address, snapshot
         )
 
     @staticmethod
@@ -123,12 +124,13 @@ class Memory:
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
         side: Side | None = None,
-        keys: Keys = "image",
+        modality: Keys | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
+        keys: Keys | None = None,
     ) -> Hits:
-        """The k rows whose ``keys`` vectors are nearest to each query, deleted ones apart.
+        """The k rows whose image or text vectors are nearest to each query, deleted ones apart.
 
         Args:
             text: one text or several. Exactly one of text, image and vectors is given.
@@ -136,10 +138,11 @@ class Memory:
             vectors: f32[q, d] or f32[d], in the encoder's space; scaled to unit length here.
             k: rows a query; more than there are pads with -1.
             side: what ``vectors`` are embeddings of: they are searched as such queries are, not as the harder of both.
-            keys: search the rows' image or text vectors.
+            modality: of the rows' vectors that are searched: image, unless given, or text.
             where: search only rows whose metadata fulfil this, such as ``width >= 256 AND caption LIKE '%cat%'``.
             nprobe: inverted lists to scan, instead of the number tuned for this kind of query.
             refine: candidates to rescore exactly for each row asked for, likewise; 0 keeps the scores of the codes.
+            keys: the former name of ``modality``, for one more version.
 
         Raises:
             UsageError: none or several kinds of query, k < 1, vectors of another width or not finite, a filter that
@@ -148,6 +151,7 @@ class Memory:
             EncoderError: the model cannot be loaded or is not the one the memory was built with.
         """
         k = _at_least("k", k, 1)
+        keys = one_modality(modality, keys)
         kind, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
         index = self.index(keys)
         allowed = self._allowed.of(index, where)
@@ -162,17 +166,17 @@ class Memory:
         scores, ids = index.search(queries, k, effort, self._rows, keys, allowed)
         return Hits(scores=scores, ids=ids)
 
-    def rows(self, ids: npt.ArrayLike, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
+    def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """i64[...] → one row for each id in order: id, key, caption, url, or id and some of these. Nulls for id -1."""
-        return self._rows.table(np.asarray(ids, np.int64), columns)
+        return self._rows.table(np.asarray(ids, np.int64), several(columns))
 
-    def metadata(self, ids: npt.ArrayLike, columns: Sequence[str] | None = None) -> pa.Table:
+    def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:
         """i64[n] ids → all metadata columns, or these. Slower than ``rows``: reads the shards' parquet files."""
-        return self._rows.metadata(np.asarray(ids, np.int64), columns)
+        return self._rows.metadata(np.asarray(ids, np.int64), None if columns is None else several(columns))
 
-    def vectors(self, ids: npt.ArrayLike, keys: Keys = "image") -> Scores:
-        """i64[n] ids → f32[n, d] the stored vectors."""
-        return self._rows.vectors(np.asarray(ids, np.int64).ravel(), keys)
+    def vectors(self, ids: npt.ArrayLike, modality: Keys | None = None, *, keys: Keys | None = None) -> Scores:
+        """i64[n] ids → f32[n, d] the stored vectors of a modality; ``keys`` is its former name."""
+        return self._rows.vectors(np.asarray(ids, np.int64).ravel(), one_modality(modality, keys))
 
     @property
     def commits(self) -> dict[int, Commit]:
@@ -197,23 +201,32 @@ class Memory:
         """The shard a row came from."""
         return self._rows.source(row_id)
 
-    def append(self, *, keys: Sequence[Keys] = (), runner: Runner | None = None) -> "Memory":
+    def append(self, *, keys: Keys | Sequence[Keys] = (), runner: Runner | None = None) -> "Memory":
         """Index the shards committed since; see ``changes.append``. Returns the memory as it is then."""
         from memory_builder.changes import append
 
-        append(self.store, keys=keys, runner=runner or LocalRunner())
+        append(self.store, keys=(keys,) if isinstance(keys, str) else keys, runner=runner or LocalRunner())
         return self.latest()
 
     def delete(
-        self, *, ids: npt.ArrayLike | None = None, keys: Sequence[str] | None = None, where: str | None = None
+        self,
+        *,
+        ids: npt.ArrayLike | None = None,
+        pair_keys: str | Sequence[str] | None = None,
+        where: str | None = None,
+        keys: str | Sequence[str] | None = None,
     ) -> "Memory":
         """Delete rows by id, by the keys of their pairs or by a filter; see ``changes.delete``.
+
+        ``keys`` is the former name of ``pair_keys``, for one more version. A bare string is one key.
 
         Returns the memory without them; this one stays as it was opened.
         """
         from memory_builder.changes import delete
 
-        delete(self.store, ids=ids, keys=keys, where=where)
+        if pair_keys is not None and keys is not None:
+            raise UsageError("pair_keys and keys: keys is the former name of pair_keys, give one")
+        delete(self.store, ids=ids, keys=keys if pair_keys is None else pair_keys, where=where)
         return self.latest()
 
     def compact(self, *, purge: bool = False, runner: Runner | None = None) -> "Memory":
@@ -258,6 +271,10 @@ class Memory:
         return memory
 
     def _open_index(self, keys: Keys) -> OpenIndex:
+        if keys not in self.snapshot.indexes and not any(commit.n_present(keys) for commit in self.commits.values()):
+            raise IndexBuildError(
+                f"{self.store.root} has no {keys} vectors, so none can be searched: name the other side"
+            )
         view = self.snapshot.view(keys, self.store.root)
         if self._address is None:
             return OpenIndex(self.store, view.index, view.parts, serve_format=self._serve_format)

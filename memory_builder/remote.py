@@ -15,6 +15,7 @@ import pyarrow as pa
 import urllib3
 from PIL import Image
 
+from memory_builder.arguments import one_modality, several
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.images import to_rgb
 from memory_builder.manifest import Description
@@ -84,10 +85,11 @@ class RemoteMemory:
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
         side: Side | None = None,
-        keys: Keys = "image",
+        modality: Keys | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
+        keys: Keys | None = None,
     ) -> Hits:
         """As ``Memory.search``, in the service's latest state.
 
@@ -95,7 +97,14 @@ class RemoteMemory:
             UsageError: the service refuses the question.
             MemoryBuilderError: it cannot be reached, or cannot answer now.
         """
-        how = {"k": k, "side": side, "keys": keys, "where": where, "nprobe": nprobe, "refine": refine}
+        how = {
+            "k": k,
+            "side": side,
+            "keys": one_modality(modality, keys),
+            "where": where,
+            "nprobe": nprobe,
+            "refine": refine,
+        }
         how = {name: _plain(value) for name, value in how.items() if value is not None}
         if vectors is not None and text is None and image is None:
             return _one([self._search(some, how) for some in _blocks(_numbers(vectors), k)])
@@ -108,14 +117,15 @@ class RemoteMemory:
         told = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
         return _hits([answer["hits"] for answer in told["queries"]], k)
 
-    def rows(self, ids: npt.ArrayLike, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
+    def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
-        query = {"columns": list(columns)}
+        query = {"columns": several(columns)}
         blocks = [self._ask("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))]
         return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
 
-    def vectors(self, ids: npt.ArrayLike, keys: Keys = "image") -> Scores:
+    def vectors(self, ids: npt.ArrayLike, modality: Keys | None = None, *, keys: Keys | None = None) -> Scores:
         """As ``Memory.vectors``."""
+        keys = one_modality(modality, keys)
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
         blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", {"keys": keys}, body))) for body in bodies]
         found: Scores = np.concatenate(blocks)

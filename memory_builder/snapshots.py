@@ -57,7 +57,7 @@ class Snapshot:
         if keys not in self.indexes:
             raise IndexBuildError(
                 f"{root} has no index of {keys} vectors ({', '.join(self.indexes) or 'none yet'}): "
-                f"run memory-builder index {root} --keys {keys}"
+                f"run memory-builder index {root} --modality {keys}"
             )
         return self.indexes[keys]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import bracex
 
+from memory_builder.arguments import several
 from memory_builder.errors import SourceError
 from memory_builder.plan import Source
 from memory_builder.progress import say
@@ -30,7 +31,7 @@ EXPECTED = (
 )
 
 
-def find_sources(patterns: Sequence[str]) -> list[Source]:
+def find_sources(patterns: str | Sequence[str]) -> list[Source]:
     """Shards named by paths, folders, globs and brace ranges, local or on any fsspec filesystem; sorted, each once.
 
     What exists by the very name that is given is meant, whatever characters the name holds. What lies in a folder and
@@ -40,7 +41,7 @@ def find_sources(patterns: Sequence[str]) -> list[Source]:
         SourceError: a pattern that matches nothing, or a folder that cannot be listed.
     """
     sources: dict[str, Source] = {}
-    for pattern in patterns:
+    for pattern in several(patterns):
         passed_over: list[str] = []
         try:
             names = [pattern] if _exists(pattern) else list(bracex.expand(pattern, limit=0))

@@ -101,7 +101,7 @@ def _plain(value: Any, notes: Counter[str]) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return value.encode("utf-8", "replace").decode()  # halves of a pair of surrogates
     if isinstance(value, float):
         if math.isfinite(value):
             return value

@@ -41,7 +41,7 @@ class Searched(Protocol):
         """See ``Memory.search``."""
         ...
 
-    def vectors(self, ids: npt.ArrayLike, keys: Keys) -> Scores:
+    def vectors(self, ids: npt.ArrayLike, keys: Keys, /) -> Scores:
         """See ``Memory.vectors``."""
         ...
 

@@ -29,7 +29,7 @@ class Search:
     """Query pictures: files."""
     vector: Path | None = None
     """Query vectors: a .npy file, [q, d] or [d]."""
-    keys: Keys = "image"
+    keys: Annotated[Keys, arg(name="modality", aliases=["--keys"])] = "image"
     """Search among the rows' image or text vectors."""
     k: Annotated[int, arg(aliases=["-k"])] = 10
     """Rows for each query."""
@@ -103,6 +103,8 @@ class Info:
         print(f"shards: {shards}; {info.input_bytes / 1e6:,.1f} MB read")
         print(f"deleted: {info.deleted:,} rows")
         print(f"rejects: {', '.join(f'{n} {reason}' for reason, n in info.rejects.items()) or 'none'}")
+        for note, n in info.notes.items():
+            print(f"note: {n:,} {note}")
         if info.retries:
             print(f"storage: {info.retries:,} requests were made again")
         if info.pairs_per_s:

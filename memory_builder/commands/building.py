@@ -94,7 +94,7 @@ class Import:
     index: Path | None = None
     """A faiss index published with them, to be used as it is: one file, or a folder with populated.index and
     merged_index.ivfdata."""
-    keys: Keys = "image"
+    keys: Annotated[Keys, arg(name="modality", aliases=["--keys"])] = "image"
     """Which vectors --index holds, and files or columns of vectors that are not called after images or texts."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
@@ -107,7 +107,7 @@ class Import:
         report = import_embeddings(
             self.root, self.memory, encoder=encoder, config=config, runner=runner, keys=self.keys
         )
-        if not print_embedded(report):
+        if not print_embedded(report, can_retry=False):
             return FAILED
         if self.index is not None:
             adopt(self.memory, self.root, self.index, keys=self.keys, runner=runner)
@@ -120,7 +120,7 @@ class Index:
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
-    keys: Literal["image", "text", "both"] = "both"
+    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
     """Which vectors to index; both: those there are."""
     config: OmitArgPrefixes[IndexConfig] = field(default_factory=IndexConfig)
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)

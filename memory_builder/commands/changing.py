@@ -18,7 +18,7 @@ class Append:
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
-    keys: Literal["image", "text", "both"] = "both"
+    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
     """Which indexes; both: those there are."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
@@ -38,7 +38,7 @@ class Delete:
     """Folder of the memory."""
     ids: tuple[int, ...] = ()
     """Row ids, as search prints them."""
-    keys: tuple[str, ...] = ()
+    keys: Annotated[tuple[str, ...], arg(name="pair-keys", aliases=["--keys"])] = ()
     """Keys of pairs, or a file with one a line."""
     where: str | None = None
     """The rows whose metadata fulfil this, as for search."""

@@ -58,7 +58,7 @@ class Merge:
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
-    keys: Literal["image", "text", "both"] = "both"
+    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
     """Which indexes; both: those there are."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 

@@ -105,7 +105,7 @@ def test_what_cannot_be_exported(tmp_path: Path, write_memory: Any, clustered: A
     assert main([*export, "--max-file", "1K"]) == 2
     assert "raise --max-file" in capsys.readouterr().err
     assert main([*export, "--hits", "x"]) == 2
-    assert "--as img2dataset" in capsys.readouterr().err
+    assert "--as clip-retrieval" in capsys.readouterr().err
     assert main(export) == 0
     (tmp_path / "out" / "text.index").unlink()
     (tmp_path / "out" / "text.index").mkdir()

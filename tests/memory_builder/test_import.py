@@ -107,7 +107,7 @@ def test_metadata_that_has_no_column_of_its_own_is_kept_and_what_cannot_be_read_
     }
     pq.write_table(pa.table(table), tmp_path / "laion" / "metadata" / "metadata_0000.parquet")
     notes = run(tmp_path / "laion", tmp_path / "memory").notes
-    assert notes == {"column caption cannot be read": 1, "rows have no caption": 1}
+    assert notes == {"column caption cannot be read": 1, "rows have no caption": 1, "rows have no url": 3}
     rows = Memory.open(tmp_path / "memory").metadata(np.arange(3)).to_pylist()
     assert [row["caption"] for row in rows] == ["one", None, "three"]
     assert [(row["width"], row["height"]) for row in rows] == [(None, 20), (None, 200), (None, 200)]

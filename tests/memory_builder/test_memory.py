@@ -261,7 +261,7 @@ def test_a_memory_on_an_object_store_answers_as_a_local_one(
     for place, options in ((str(tmp_path / "memory"), {}), (s3.url, s3.options)):
         write_memory(place, *sides, shard_rows=150, **options)
         index_memory(place, keys=("image",), config=config, runner=LocalRunner())
-        memories.append(Memory.open(place, **options))
+        memories.append(Memory.open(place, storage_options=options))
     answers = [memory.search(vectors=sides[1][:10], k=5) for memory in memories]
     np.testing.assert_array_equal(answers[0].ids, answers[1].ids)
     np.testing.assert_allclose(answers[0].scores, answers[1].scores, atol=1e-6)

@@ -277,7 +277,7 @@ def test_a_memory_opened_with_options_is_changed_with_them(locked: str, write_me
     store = write_memory(locked, images[:300], texts[:300], shard_rows=100, password="sesame")
     build.index(store, keys=("image",), config=IndexConfig(index_key="IVF4,Flat", train_threads=1), runner=Elsewhere())
     write_memory(locked, images, texts, shard_rows=100, password="sesame")
-    memory = Memory.open(locked, password="sesame").append(runner=Elsewhere()).delete(ids=[0])
+    memory = Memory.open(locked, storage_options={"password": "sesame"}).append(runner=Elsewhere()).delete(ids=[0])
     memory = memory.compact(purge=True, runner=Elsewhere())
     assert memory.index("image").n_rows == 399
     assert merge(memory.store, "image", runner=Elsewhere()).n_rows == 399

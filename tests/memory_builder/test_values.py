@@ -133,7 +133,7 @@ def test_extra_is_strict_json_at_any_depth() -> None:
         "nan": None,
         "deep": [{"inf": None, "bytes": "cat"}, ["AP8=", ["1.50"]]],
         "when": "2020-01-01T00:00:00",
-        "half \ufffd": "\ufffd",
+        "half ?": "?",
         "uuid": "00000000-0000-0000-0000-000000000001",
         "for": "0:00:01",
     }
