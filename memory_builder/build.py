@@ -19,6 +19,7 @@ from memory_builder.failures import clear_failure, failed_ordinals, record_failu
 from memory_builder.imports import embeddings_width, find_embeddings
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
+from memory_builder.named import remember_model, remember_sources
 from memory_builder.plan import Shard, Source, extend_plan
 from memory_builder.progress import Progress
 from memory_builder.rejects import rejected_sources, standing_reasons
@@ -59,6 +60,7 @@ def embed(
     config: EmbedConfig,
     runner: Runner,
     decode_threads: int | None = None,
+    allow_hosts: tuple[str, ...] = (),
     retry_failed: bool = False,
     retry_rejects: bool = False,
 ) -> EmbedReport:
@@ -66,7 +68,7 @@ def embed(
 
     With ``retry_failed``, only those of them that failed last time, and without sources all that did. With
     ``retry_rejects``, the pairs that were rejected, of those shards or without sources of all: what comes of them
-    becomes new shards.
+    becomes new shards. Links lead to public addresses and ``allow_hosts``.
 
     Raises:
         SourceError: a source matches nothing.
@@ -79,6 +81,8 @@ def embed(
     found = find_sources(sources)
     described = run_one(runner, DescribeTask(encoder=encoder), config)
     settle_description(store, described)
+    remember_model(encoder)
+    remember_sources(store.root, (source.uri for source in found))
     store.sweep()
     if retry_rejects:
         named = {source.uri for source in found} if sources else None
@@ -95,6 +99,7 @@ def embed(
         config=config,
         description=described,
         decode_threads=decode_threads,
+        allow_hosts=allow_hosts,
     )
     return _do("embed", store, manifest, task, shards, runner, started)
 
@@ -122,6 +127,8 @@ def import_embeddings(
     if described.d != d:
         raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
     settle_description(store, described)
+    if encoder is not None:
+        remember_model(encoder)
     store.sweep()
     shards = _asked(extend_plan(store, found), found)
     task = EmbedTask(memory=store, encoder=None, config=config, description=described, wants_gpu=False)

@@ -46,6 +46,8 @@ class EmbedTask:
     config: EmbedConfig
     description: Description
     decode_threads: int | None = None
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy.hosts``."""
     wants_gpu: bool = True
 
     def start(self) -> Callable[[Shard], Commit]:
@@ -71,6 +73,7 @@ class EmbedTask:
             config=self.config,
             hash_of_config=self.description.config_hash,
             decode_threads=self.decode_threads or available_threads(),
+            allow_hosts=self.allow_hosts,
         )
         return lambda shard: embed(shard) if split_uri(shard.uri)[1].embeddings is None else copy(shard)
 
@@ -83,6 +86,7 @@ def embed_shard(
     config: EmbedConfig,
     hash_of_config: str,
     decode_threads: int = 1,
+    allow_hosts: tuple[str, ...] = (),
 ) -> Commit:
     """Embed one shard and commit it: data first, the record last.
 
@@ -99,6 +103,7 @@ def embed_shard(
         caption_key=config.caption_key,
         image_key=config.image_key,
         only=None if rejected is None else _worth_retrying(store, rejected),
+        allow_hosts=allow_hosts,
     )
     prepare = partial(_prepare, encoder=encoder, config=config)
     with closing(rows), ThreadPoolExecutor(decode_threads) as threads, closing(pairs):

@@ -4,12 +4,13 @@
 a shard breaks off a Break says so.
 """
 
-import posixpath
 from collections.abc import Generator, Iterator
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import folder, links, listing, parquet, webdataset
-from memory_builder.shards.pairs import CAPTION, BadPairError, Break, Pair, PairRules, Reject, Require
+from memory_builder.shards import folder, listing, parquet, webdataset
+from memory_builder.shards.pairs import CAPTION, Break, Pair, PairRules, Reject, Require
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.uris import split_uri
 
 DUPLICATE_KEY = "duplicate key"
@@ -25,6 +26,7 @@ def read_pairs(
     image_key: str | None = None,
     only: frozenset[str] | None = None,
     pictures_only: bool = False,
+    allow_hosts: tuple[str, ...] = (),
 ) -> Generator[Pair | Reject | Break, None, None]:
     """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Break, last.
 
@@ -34,12 +36,18 @@ def read_pairs(
         caption_key, image_key: see ``EmbedConfig``.
         only: the keys of the pairs that are wanted, each once; None for all.
         pictures_only: see ``PairRules``; then keys may come again.
+        allow_hosts: see ``LinkPolicy.hosts``.
 
     Raises:
         SourceError: the shard cannot be opened, or reading it fails for another reason than its content.
     """
     rules = PairRules(
-        require=require, caption_key=caption_key, image_key=image_key, only=only, pictures_only=pictures_only
+        require=require,
+        caption_key=caption_key,
+        image_key=image_key,
+        only=only,
+        pictures_only=pictures_only,
+        allow_hosts=allow_hosts,
     )
     seen: set[str] = set()
     try:
@@ -70,26 +78,18 @@ def _read(uri: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     return webdataset.read(path, rules)
 
 
-def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
+def read_member(uri: str, member: str, policy: LinkPolicy, image_key: str | None = None) -> bytes:
     """A pair's picture as its shard holds it, by the ``member`` of its metadata.
 
     Args:
         uri, member: the shard, and where in it.
+        policy: what may be read for it.
         image_key: ``Memory.image_key``.
 
     Raises:
-        SourceError: the shard or the member is gone, or what is needed to fetch it is not installed.
+        SourceError: the shard or the member is gone, may not be read, or what is needed to fetch it is not installed.
     """
-    path, piece = split_uri(uri)
-    try:
-        if piece.folder is not None:
-            return links.fetch_link(posixpath.join(path, piece.folder, member))
-        if path.endswith(parquet.SUFFIXES) and member.startswith("row "):
-            return parquet.read_row(path, int(member.removeprefix("row ")), image_key)
-        if path.endswith(parquet.SUFFIXES + listing.SUFFIXES):
-            return links.fetch_link(links.resolve(member, path))
-        return webdataset.read_member(path, member)
-    except FileNotFoundError:
-        raise SourceError(f"{member} is not in {uri} any more") from None
-    except BadPairError as bad:
-        raise SourceError(f"{member} of {uri} cannot be had any more: {bad}") from None
+    ((_, picture),) = read_pictures(uri, [Place(member)], policy, image_key)
+    if isinstance(picture, Missing):
+        raise SourceError(f"{member} of {uri} cannot be had any more: {picture.reason}")
+    return picture

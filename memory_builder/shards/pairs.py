@@ -58,6 +58,8 @@ class PairRules:
     """Keys of the pairs that are wanted; None for all."""
     pictures_only: bool = False
     """Take every picture, whatever is wrong with its key or with what is said of it, which is not read."""
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy.hosts``."""
 
     def wants(self, key: str) -> bool:
         """Whether a pair of this key is to be read."""
