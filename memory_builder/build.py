@@ -82,7 +82,7 @@ def embed(
     described = run_one(runner, DescribeTask(encoder=encoder), config)
     settle_description(store, described)
     remember_model(encoder)
-    remember_sources(store.root, (source.uri for source in found))
+    remember_sources(found)
     store.sweep()
     if retry_rejects:
         named = {source.uri for source in found} if sources else None

@@ -1,4 +1,4 @@
-"""What this user named on this machine: the sources of each memory that was embedded from here, and models.
+"""What this user named on this machine: sources that were embedded from here, and models.
 
 A memory says of itself where its rows came from and which model made them, and whoever wrote it may have written
 anything. That is followed only as far as the caller says so, or this record does, which no download can write: it lies
@@ -10,36 +10,52 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import EncoderError
+from memory_builder.manifest import Commit
+from memory_builder.plan import Source
 from memory_builder.progress import say
-from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shards.policy import LinkPolicy
 from memory_builder.storage import sha256
-from memory_builder.uris import split_uri
+from memory_builder.uris import join_uri, split_uri
 
 LOCAL_DIR = "local-dir:"
 PLAIN_NAME = re.compile(r"[\w.-]+")
 """Of an architecture or pretrained tag of open_clip's own: no path, no address."""
 
 
-def link_policy(memory: str, *, local_roots: Iterable[str] = (), allow_hosts: Iterable[str] = ()) -> LinkPolicy:
+def link_policy(
+    commits: Iterable[Commit], *, local_roots: Iterable[str] = (), allow_hosts: Iterable[str] = ()
+) -> LinkPolicy:
     """What may be read to get the pictures of a memory's rows.
 
     Args:
-        memory: its root.
+        commits: of the memory.
         local_roots, allow_hosts: see ``LinkPolicy``.
     """
-    sources = frozenset(_read(_sources_file(memory)))
-    return LinkPolicy(sources=sources, roots=tuple(local_roots), hosts=tuple(allow_hosts))
+    remembered = set(_read(_sources_file()))
+    own = frozenset(
+        split_uri(commit.uri)[0] for commit in commits if _source_digest(commit.uri, commit.etag) in remembered
+    )
+    return LinkPolicy(sources=own, roots=tuple(local_roots), hosts=tuple(allow_hosts))
 
 
-def remember_sources(memory: str, uris: Iterable[str]) -> None:
-    """Record that this user embeds these shards into a memory."""
-    _append(_sources_file(memory), {split_uri(uri)[0] for uri in uris})
+def remember_sources(sources: Iterable[Source]) -> None:
+    """Record that this user embeds these shards, as they are now.
+
+    What is kept is a digest of name and version: a stranger who guesses a path does not know when that file was
+    written, and a memory that is moved or copied stays one's own.
+    """
+    _append(_sources_file(), {_source_digest(source.uri, source.etag) for source in sources})
+
+
+def _source_digest(uri: str, etag: str) -> str:
+    path, piece = split_uri(uri)
+    return sha256(json.dumps([join_uri(path, replace(piece, rejects=None)), etag]).encode())
 
 
 def remember_model(config: EncoderConfig) -> None:
@@ -91,10 +107,8 @@ def _models_file() -> Path:
     return _state() / "models.jsonl"
 
 
-def _sources_file(memory: str) -> Path:
-    fs, path = open_filesystem(memory)
-    root = os.path.realpath(path) if is_local(fs) else uri_of(fs, path.rstrip("/"))
-    return _state() / "sources" / f"{sha256(root.encode())[:32]}.jsonl"
+def _sources_file() -> Path:
+    return _state() / "sources.jsonl"
 
 
 def _read(path: Path) -> Iterator[str]:

@@ -137,7 +137,7 @@ def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
 def memory_signs(memory: Memory, ids: np.ndarray) -> Signs:
     """Of these rows, from the shards they were embedded from."""
     glyphs, miniatures = [], []
-    policy = link_policy(memory.store.root)
+    policy = link_policy(memory.commits.values())
     for of_shard in np.split(ids, np.flatnonzero(np.diff(ids >> 32)) + 1):
         places = [Place(member) for member in memory.metadata(of_shard, ["member"])["member"].to_pylist()]
         pictures: dict[int, Image.Image] = {}

@@ -90,4 +90,4 @@ def image_queries(memory: Memory) -> list[Query]:
 def picture_of(memory: Memory, row_id: int) -> bytes:
     """A row's encoded picture, from its shard."""
     member: str = memory.metadata([row_id], ["member"])["member"][0].as_py()
-    return read_member(memory.source(row_id), member, link_policy(memory.store.root), memory.image_key)
+    return read_member(memory.source(row_id), member, link_policy(memory.commits.values()), memory.image_key)

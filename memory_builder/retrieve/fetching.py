@@ -77,7 +77,7 @@ def _fetch(piece: pa.Table, memory: Memory, policy: LinkPolicy) -> Iterator[_Fet
     first = 0
     for of_source in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1):
         rows = memory.metadata(of_source).to_pylist()
-        places = [Place(row["member"], row["url"]) for row in rows]
+        places = [Place.of(row) for row in rows]
         source = memory.source(int(of_source[0]))
         for which, picture in _in_order(read_pictures(source, places, policy, memory.image_key)):
             row_id = int(of_source[which])

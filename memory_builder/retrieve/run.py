@@ -85,7 +85,7 @@ def retrieve(request: Request, runner: Runner) -> Summary:
         limits=request.config.leaks,
         class_names=names,
         snapshot=state,
-        policy=link_policy(root, local_roots=request.local_roots, allow_hosts=request.allow_hosts),
+        policy=link_policy(memory.commits.values(), local_roots=request.local_roots, allow_hosts=request.allow_hosts),
     )
     done = done_pieces(store)
     pieces = [number for number in range(len(chosen.pieces)) if number not in done]

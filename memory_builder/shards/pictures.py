@@ -1,9 +1,10 @@
 """The pictures of some rows of a shard, as it holds them: in one pass, whatever the kind of shard."""
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from memory_builder.errors import SourceError
 from memory_builder.shards import links, listing, parquet, webdataset
@@ -22,6 +23,11 @@ class Place:
 
     member: str | None
     url: str | None = None
+
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "Place":
+        """Of a row of the metadata; the member of one without a picture is its caption."""
+        return Place(row["member"] if row["has_image"] else None, row["url"])
 
 
 @dataclass(frozen=True, slots=True)

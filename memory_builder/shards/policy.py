@@ -7,7 +7,8 @@ machine, and no private address: whoever wants that followed names the folder or
 import os
 import posixpath
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from urllib.parse import unquote, urlsplit
 
 import fsspec
@@ -20,6 +21,7 @@ CLOUD = ("s3", "s3a", "gs", "gcs", "abfs", "az")
 _SCHEME = re.compile(r"([a-zA-Z][\w+.-]*)://")
 KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 NOT_NAMED = "shard was not embedded from here (--local-root names folders that may be read)"
+NO_URL = "link is no URL"
 OUTSIDE = "link leads out of its source's folder (--local-root names folders that may be read)"
 
 
@@ -51,6 +53,10 @@ class LinkPolicy:
     """Hosts, or HOST:PORT, that may be asked although their addresses are not public."""
     follows_named: bool = False
     """While embedding: the caller names the sources themselves, and a local table may name any local picture."""
+
+    def and_sources(self, sources: Iterable[str]) -> "LinkPolicy":
+        """The same with more shards that may be opened."""
+        return replace(self, sources=self.sources.union(sources))
 
     def shard(self, path: str) -> None:
         """Check that a shard may be opened.
@@ -94,6 +100,8 @@ class LinkPolicy:
         """
         scheme = match[1].lower() if (match := _SCHEME.match(link)) else None
         if scheme in WEB:
+            if not _host_of(link):
+                raise BadPairError(NO_URL)
             own = table if self.follows_named or table in self.sources else None
             return _target(link, self.hosts, own=own)
         if scheme in CLOUD:
@@ -152,9 +160,17 @@ class LinkPolicy:
 
 def _target(uri: str, hosts: tuple[str, ...], own: str | None) -> Target:
     """A URI; the host of its source may be asked wherever it is."""
-    netloc = urlsplit(own).netloc.lower() if own is not None and own.lower().startswith(("http://", "https://")) else ""
-    is_own = bool(netloc) and urlsplit(uri).netloc.lower() == netloc
+    netloc = _host_of(own) if own is not None and own.startswith(("http://", "https://")) else ""
+    is_own = bool(netloc) and _host_of(uri) == netloc
     return Target(uri, is_local=False, hosts=(*hosts, netloc) if is_own else hosts, is_own_host=is_own)
+
+
+def _host_of(url: str) -> str:
+    """Host and port; nothing if it is no URL."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def _path_of(link: str) -> str:

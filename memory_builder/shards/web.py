@@ -15,14 +15,14 @@ import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from memory_builder.retry import ATTEMPTS, LONGEST_PAUSE_S, PASSING_STATUSES, RETRIES
 from memory_builder.shards.pairs import BadPairError
-from memory_builder.shards.policy import WEB, Target
+from memory_builder.shards.policy import NO_URL, WEB, Target
 
 if TYPE_CHECKING:
     import aiohttp
+    from yarl import URL
 
 CONNECT_S = 5.0
 """For a connection."""
@@ -46,6 +46,9 @@ NOT_PUBLIC = "address is not public (--allow-host names hosts that may be asked)
 NO_ADDRESS = "host name does not resolve"
 REFUSED = "connection refused"
 TIMED_OUT = "server does not answer in time"
+NOT_SECURE = "no secure connection can be made (TLS)"
+LASTING = (NOT_PUBLIC, NO_URL, NO_ADDRESS, NOT_SECURE)
+"""Reasons that another try does not change."""
 LEFT_ALONE = "server left alone: it never answered before"
 BROKEN_OFF = "connection broken off"
 
@@ -107,9 +110,14 @@ def fetch_url(target: Target, *, limit_s: float = URL_S) -> bytes:
 
 async def _fetch(target: Target, limit_s: float) -> bytes:
     import aiohttp
+    from yarl import URL
 
     attempts = ATTEMPTS if target.is_own_host else THIRD_PARTY_ATTEMPTS
-    host = urlsplit(target.uri).netloc.lower()
+    try:
+        url = URL(target.uri)
+        host = _host_key(url)
+    except ValueError:
+        raise BadPairError(NO_URL) from None
     if SILENT.is_silent(host):
         raise BadPairError(LEFT_ALONE)
     reason = TIMED_OUT
@@ -121,12 +129,11 @@ async def _fetch(target: Target, limit_s: float) -> bytes:
                     RETRIES.add()
                     await asyncio.sleep(min(LONGEST_PAUSE_S, (0.5 + random.random()) * 2 ** (attempt - 1)))
                 try:
-                    status, data = await _follow(target, limit_s)
-                except (aiohttp.ClientConnectorDNSError, aiohttp.ClientConnectorCertificateError, _RefusedError) as error:
-                    raise BadPairError(_reason_of(error)) from None
+                    status, data = await _follow(url, target, limit_s)
                 except (aiohttp.ClientError, OSError, TimeoutError) as error:
                     reason = _reason_of(error)
-                    if reason == REFUSED and not target.is_own_host:
+                    answered = reason in (NOT_PUBLIC, NO_URL)
+                    if reason in LASTING or (reason == REFUSED and not target.is_own_host):
                         break
                     continue
                 answered = True
@@ -138,21 +145,19 @@ async def _fetch(target: Target, limit_s: float) -> bytes:
     except TimeoutError:
         pass
     except BadPairError as bad:
-        reason = str(bad)
-        answered = reason != NO_ADDRESS
+        reason, answered = str(bad), True
     except ValueError:  # not a URL, or a redirect to none
-        answered, reason = True, "link is no URL"
+        answered, reason = True, NO_URL
     finally:
         (SILENT.answered if answered else SILENT.failed)(host)
     raise BadPairError(reason)
 
 
-async def _follow(target: Target, limit_s: float) -> tuple[int, bytes | None]:
+async def _follow(url: "URL", target: Target, limit_s: float) -> tuple[int, bytes | None]:
     """(status, the body if it is a success): of the URL, or of what it redirects to."""
     import aiohttp
     from yarl import URL
 
-    url = URL(target.uri)
     for _ in range(MAX_REDIRECTS + 1):
         if url.scheme not in WEB or not url.host:
             raise BadPairError(f"link of a kind that is not followed ({url.scheme[:20]})")
@@ -161,6 +166,7 @@ async def _follow(target: Target, limit_s: float) -> tuple[int, bytes | None]:
             aiohttp.ClientSession(connector=_connector(_may_be_private(url, target.hosts)), timeout=timeout) as session,
             session.get(url, allow_redirects=False) as response,
         ):
+            SILENT.answered(_host_key(url))
             location = response.headers.get("Location")
             if response.status in (301, 302, 303, 307, 308) and location:
                 url = url.join(URL(location))
@@ -178,7 +184,11 @@ async def _body(response: "aiohttp.ClientResponse") -> bytes:
     return bytes(data)
 
 
-def _may_be_private(url: Any, hosts: Sequence[str]) -> bool:
+def _host_key(url: "URL") -> str:
+    return f"{url.host}:{url.port}"
+
+
+def _may_be_private(url: "URL", hosts: Sequence[str]) -> bool:
     host = str(url.host).rstrip(".").lower()
     shown = f"[{host}]" if ":" in host else host
     return any(named.lower() in (host, shown, f"{shown}:{url.port}") for named in hosts)
@@ -234,7 +244,7 @@ def _reason_of(error: Exception) -> str:
     if any(isinstance(cause, aiohttp.ClientConnectorDNSError | socket.gaierror) for cause in causes):
         return NO_ADDRESS
     if any(isinstance(cause, ssl.SSLError | ssl.CertificateError | aiohttp.ClientSSLError) for cause in causes):
-        return "certificate of the server is not valid"
+        return NOT_SECURE
     if any(isinstance(cause, TimeoutError) for cause in causes):
         return TIMED_OUT
     if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
@@ -242,7 +252,7 @@ def _reason_of(error: Exception) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return "server cannot be reached"
     if isinstance(error, aiohttp.InvalidURL):
-        return "link is no URL"
+        return NO_URL
     return BROKEN_OFF
 
 

@@ -152,14 +152,14 @@ def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here:
         ({"text": ["cat"], "k": 101}, "at most 100 rows a query"),
         ({"text": ["cat"] * 1_001, "k": 100}, "100,100 rows: a request like this gets at most 100,000: ask in several"),
         ({"text": "cat", "k": 100, "refine": 2_001}, "rescores at most 200,000 rows a query"),
-        ({"text": "cat", "k": 0}, "at least 1"),
+        ({"text": "cat", "k": 0}, "k: Input should be greater than or equal to 1"),
         ({"text": "cat", "keys": "sound"}, "keys: Input should be 'image' or 'text'"),
         ({"text": "cat", "colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"text": "cat", "where": "weight > 3"}, "weight"),
         ({"image": "not base64!"}, "not base64"),
         ({"image": base64.b64encode(b"no picture").decode()}, "cannot use the query image"),
         ({"vectors": [[1.0, 2.0]]}, r"this memory takes [q, 192]"),
-        (b"{", "JSON decode error"),
+        (b"{", "Invalid JSON"),
     ],
 )
 def test_what_cannot_be_answered_is_refused_with_the_reason(url: str, question: object, says: str) -> None:

@@ -12,6 +12,7 @@ from memory_builder.memory import Memory
 from memory_builder.named import link_policy
 from memory_builder.rows import Ids, split_ids
 from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from trainer.evaluate.datasets import open_dataset
 from trainer.evaluate.report.entries import Group
 
@@ -24,7 +25,9 @@ DELETED = "deleted"
 class Pictures:
     """Small pictures as data URIs. Each shard is read once, and what cannot be read is told in ``missing``."""
 
-    def __init__(self) -> None:
+    def __init__(self, local_roots: Sequence[str] = (), allow_hosts: Sequence[str] = ()) -> None:
+        """The arguments are those of ``link_policy``."""
+        self._local_roots, self._allow_hosts = tuple(local_roots), tuple(allow_hosts)
         self.missing: set[str] = set()
         """In words."""
         self._asked: dict[str, str] = {}
@@ -60,21 +63,20 @@ class Pictures:
             self.missing.add(f"Rows of the memory are not shown: {error}")
             return
         self._rows |= {(root, row["id"]): (None, row["caption"] or "") for row in rows}
+        policy = link_policy(memory.commits.values(), local_roots=self._local_roots, allow_hosts=self._allow_hosts)
         ids = np.sort(np.array([row["id"] for row in rows], np.int64))
         for of_shard in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1) if len(ids) else ():
             try:
-                self._read_shard(memory, root, of_shard)
+                self._read_shard(memory, root, of_shard, policy)
             except MemoryBuilderError as error:
                 self.missing.add(f"Some pictures of the memory are not shown: {error}")
 
-    def _read_shard(self, memory: Memory, root: str, ids: Ids) -> None:
+    def _read_shard(self, memory: Memory, root: str, ids: Ids, policy: LinkPolicy) -> None:
         """Read the pictures of these rows of one shard."""
         rows = memory.metadata(ids, ["member", "url", "has_image"]).to_pylist()
-        pictured = [i for i, row in enumerate(rows) if row["has_image"]]
-        places = [Place(rows[i]["member"], rows[i]["url"]) for i in pictured]
-        policy = link_policy(memory.store.root)
+        places = [Place.of(row) for row in rows]
         for which, picture in read_pictures(memory.source(int(ids[0])), places, policy, memory.image_key):
-            row_id = int(ids[pictured[which]])
+            row_id = int(ids[which])
             try:
                 if isinstance(picture, Missing):
                     raise BadImageError(picture.reason)
