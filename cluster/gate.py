@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import re
 import socket
 from collections.abc import Iterable
 
@@ -9,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_HOST = re.compile(r"(?:\[(?P<address>[0-9a-fA-F:.]+)\]|(?P<name>[^\s:@/\[\]]+))(?::\d{1,5})?")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -42,10 +44,9 @@ class HostNames:
 
 
 def host_of(header: str) -> str:
-    """The Host header without its port, in lower case."""
-    if header.startswith("["):
-        return header[1:].split("]", 1)[0].lower()
-    return header.rsplit(":", 1)[0].rstrip(".").lower() if ":" in header else header.rstrip(".").lower()
+    """The Host header without its port, in lower case; nothing if it is none."""
+    parts = _HOST.fullmatch(header)
+    return (parts["address"] or parts["name"]).rstrip(".").lower() if parts else ""
 
 
 def _is_loopback(host: str) -> bool:
