@@ -6,6 +6,7 @@ waited for without end, and so would whoever wants the server to stop.
 
 import asyncio
 import os
+import socket
 import threading
 from dataclasses import dataclass
 from types import FrameType
@@ -17,8 +18,10 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from memory_builder.errors import UsageError
 
+CUT_S = 5
+"""For requests and answers under way, once the server is told to stop; then their connections are cut."""
 GRACE_S = 8
-"""For answers under way, once the server is told to stop."""
+"""Then what is still being computed is given up."""
 STOP_S = 12
 """After which it ends whatever still runs: nothing here is written, so nothing is lost."""
 MAX_CONNECTIONS = 1_000
@@ -93,7 +96,7 @@ class TimedProtocol(H11Protocol):
         if self._reading is not None and self._reading[0] == what:
             return
         self._stop_reading()
-        self._reading = (what, self.loop.call_later(seconds, self._cut))
+        self._reading = (what, self.loop.call_later(seconds, self.cut))
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -113,9 +116,10 @@ class TimedProtocol(H11Protocol):
 
     def _cut_if_untaken(self) -> None:
         if self.transport.get_write_buffer_size():
-            self._cut()
+            self.cut()
 
-    def _cut(self) -> None:
+    def cut(self) -> None:
+        """End the connection, whatever was to be sent."""
         self.transport.abort()
 
 
@@ -128,6 +132,15 @@ class Server(uvicorn.Server):
             watchdog.daemon = True
             watchdog.start()
         super().handle_exit(sig, frame)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        asyncio.get_running_loop().call_later(CUT_S, self._cut)
+        await super().shutdown(sockets)
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, TimedProtocol):
+                connection.cut()
 
 
 def server(app: Any, limits: WaitLimits) -> Server:

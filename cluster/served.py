@@ -3,6 +3,7 @@
 import base64
 import binascii
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from memory_builder.answers import answers, stated_recall
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
-from memory_builder.images import DAMAGE, BadImageError, decode_image, picture_size
+from memory_builder.images import DAMAGE, FORMATS, BadImageError, decode_image
 from memory_builder.memory import Memory
 from memory_builder.named import link_policy
 from memory_builder.progress import say
@@ -248,13 +249,17 @@ class Served:
 
     def _query_picture(self, encoded: str) -> bytes:
         data = _decoded(encoded)
-        with contextlib.suppress(*DAMAGE, Image.DecompressionBombError):  # said when it is decoded
-            width, height = picture_size(data)
-            if width * height > self.config.max_pixels:
-                raise UsageError(
-                    f"the query image has {width * height:,} pixels, this service takes {self.config.max_pixels:,}: "
-                    "scale it down; the model sees far fewer"
-                )
+        pixels = 0
+        with (
+            contextlib.suppress(*DAMAGE, Image.DecompressionBombError),  # said when it is decoded
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
+            pixels = image.width * image.height
+        if pixels > self.config.max_pixels:
+            raise UsageError(
+                f"the query image has {pixels:,} pixels, this service takes {self.config.max_pixels:,}: "
+                "scale it down; the model sees far fewer"
+            )
         return data
 
     def _check(self, n_queries: int, settings: Settings, most: int) -> None:
