@@ -16,14 +16,14 @@ from pathlib import Path
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import EncoderError
-from memory_builder.manifest import Commit
+from memory_builder.manifest import Commit, Description
+from memory_builder.model_files import LOCAL_DIR
 from memory_builder.plan import Source
 from memory_builder.progress import say
 from memory_builder.shards.policy import LinkPolicy
 from memory_builder.storage import sha256
 from memory_builder.uris import join_uri, split_uri
 
-LOCAL_DIR = "local-dir:"
 PLAIN_NAME = re.compile(r"[\w.-]+")
 """Of an architecture or pretrained tag of open_clip's own: no path, no address."""
 
@@ -73,13 +73,22 @@ def trusted_encoder(config: EncoderConfig, whose: str) -> EncoderConfig:
     Raises:
         EncoderError: it is a folder, a weights file or a repository that this user never named on this machine.
     """
-    if _is_known(config) or _name(config) in set(_read(_models_file())):
+    if not config.model or _is_known(config) or _name(config) in set(_read(_models_file())):
         return config
     weights = f" with pretrained {config.pretrained}" if config.pretrained else ""
     raise EncoderError(
         f"{whose} names the model {config.model}{weights}, which nobody named on this machine before; a model from "
         "elsewhere may do harm. If you trust it, name it yourself: --model (and --pretrained), or encoder= in Python"
     )
+
+
+def encoder_of(description: Description, root: str) -> EncoderConfig:
+    """The model that a memory says it was built with.
+
+    Raises:
+        EncoderError: see ``trusted_encoder``.
+    """
+    return trusted_encoder(EncoderConfig(model=description.model, pretrained=description.pretrained), root)
 
 
 def _is_known(config: EncoderConfig) -> bool:

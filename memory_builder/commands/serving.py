@@ -2,17 +2,19 @@
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from memory_builder.commands.running import LinkOptions, MovedModel
-from memory_builder.errors import UsageError
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.serving import ServeFormat
 
 if TYPE_CHECKING:
     from cluster.served import ServiceConfig
+    from memory_builder.encoder import EncoderConfig
     from memory_builder.shards.policy import LinkPolicy
 
 
@@ -59,7 +61,7 @@ class Serve:
 
         config = ServiceConfig(
             memory=self.memory,
-            encoder=self.model.encoder(),
+            encoder=self._encoder(),
             serve_format=self.serve_format,
             address=self.address if self.replicas is None else None,
             max_k=self.max_k,
@@ -81,6 +83,19 @@ class Serve:
             self._tell(self.port)
             while True:
                 time.sleep(3600)
+
+    def _encoder(self) -> "EncoderConfig | None":
+        """The model; likewise."""
+        from memory_builder.manifest import read_description
+        from memory_builder.named import encoder_of
+        from memory_builder.storage import Store
+
+        named = self.model.encoder()
+        if named is not None or self.replicas is None:
+            return named
+        with suppress(EncoderError):  # told to whoever asks it a text; vectors can be asked for
+            return encoder_of(read_description(Store(self.memory)), self.memory)
+        return None
 
     def _links(self) -> "LinkPolicy":
         """What may be read for pictures; replicas may run where nobody remembers what was embedded from here."""

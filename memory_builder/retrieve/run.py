@@ -10,7 +10,7 @@ from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, StorageFullError
 from memory_builder.manifest import config_hash
 from memory_builder.memory import Memory
-from memory_builder.named import link_policy
+from memory_builder.named import encoder_of, link_policy
 from memory_builder.progress import Progress
 from memory_builder.retrieve.choosing import Chosen, choose, read_chosen, write_all_hits
 from memory_builder.retrieve.classes import Class
@@ -64,6 +64,7 @@ def retrieve(request: Request, runner: Runner) -> Summary:
         RetrieveError: work failed; the same call tries it again. Or too much is missing.
     """
     store, memory = Store(request.out), Memory.open(request.memory, encoder=request.encoder)
+    request = replace(request, encoder=request.encoder or encoder_of(memory.description, memory.store.root))
     for mode in request.config.ask.modes:
         memory.snapshot.view(key_side(mode), memory.store.root)
     blocks = blocks_of(request.classes, request.templates, request.config.ask)
@@ -102,7 +103,8 @@ def _read_excluded(
     request: Request, memory: Memory, store: Store, excluded: Sequence[Excluded], runner: Runner
 ) -> None:
     described = memory.description
-    encoder = request.encoder or EncoderConfig(model=described.model, pretrained=described.pretrained)
+    encoder = request.encoder
+    assert encoder is not None
     precision = described.config.get("precision", encoder.precision)
     task = ExcludeTask(out=store.root, encoder=replace(encoder, precision=precision), fingerprint=described.fingerprint)
     done = done_excluded(store)
