@@ -29,15 +29,18 @@ from memory_builder.shards.pictures import Missing, Place, read_pictures
 from memory_builder.shards.policy import LinkPolicy
 from memory_builder.snapshots import snapshot_numbers
 
-MAX_QUERIES = 10_000
-"""A request in JSON, and numbers of a vector there."""
+MAX_QUERIES = 1_000
+"""A request in JSON."""
+MAX_WIDTH = 16_384
+"""Numbers of a vector there."""
 MAX_WHERE = 10_000
 """Characters of a filter: its parser takes some 10 ms for each thousand, and lets no one else work meanwhile."""
 LARGEST = (1 << 31) - 1
 DRAFT = 512
 """Pixels a side that a JPEG is decoded to, to see whether it is one."""
 Value = TypeVar("Value")
-Several = Annotated[list[Value], Field(max_length=MAX_QUERIES)]
+Several = Annotated[list[Value], Field(min_length=1, max_length=MAX_QUERIES)]
+Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_WIDTH)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,9 +107,20 @@ class Question(Settings):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"text": "a red panda", "k": 3}})
 
-    text: Annotated[str | Several[str] | None, Field(description="one text, or several")] = None
-    image: Annotated[str | Several[str] | None, Field(description="encoded pictures, in base64")] = None
-    vectors: Annotated[Several[Several[float]] | None, Field(description="of the memory's width")] = None
+    # One that is not given is None; null is no way of giving it.
+    text: Annotated[str | Several[str], Field(None, description="one text, or several")]
+    image: Annotated[str | Several[str], Field(None, description="encoded pictures, in base64")]
+    vectors: Annotated[Several[Vector], Field(None, description="of the memory's width")]
+
+    @staticmethod
+    def described(d: int, max_k: int) -> dict[str, Any]:
+        """As JSON schema, for a memory of this width."""
+        schema = Question.model_json_schema()
+        for name in ("text", "image", "vectors"):
+            schema["properties"][name].pop("default", None)
+        schema["properties"]["vectors"]["items"] |= {"minItems": d, "maxItems": d}
+        schema["properties"]["k"]["maximum"] = max_k
+        return schema | {"oneOf": [{"required": [name]} for name in ("text", "image", "vectors")]}
 
 
 class Hit(BaseModel):

@@ -81,7 +81,7 @@ def create_app(config: ServiceConfig) -> FastAPI:
         summary="Find the rows nearest to texts, pictures or vectors",
         responses=BAD | TOO_LONG | NOT_READ,
         response_model=Answers,
-        openapi_extra=body_of("application/json", Question.model_json_schema()),
+        openapi_extra=body_of("application/json", Question.described(served.memory().description.d, config.max_k)),
     )
     async def search(request: Request) -> Any:
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
