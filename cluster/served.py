@@ -2,25 +2,45 @@
 
 import base64
 import binascii
+import contextlib
+import io
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, field, fields
+from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from memory_builder.answers import answers, stated_recall
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.images import DAMAGE, FORMATS, BadImageError, decode_image
 from memory_builder.memory import Memory
+from memory_builder.named import link_policy
 from memory_builder.progress import say
+from memory_builder.queries import ONE_DECODES
 from memory_builder.rows import Ids, Keys, split_id
 from memory_builder.scores import Hits, Scores
 from memory_builder.serving import ServeFormat
 from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.snapshots import snapshot_numbers
+
+MAX_QUERIES = 1_000
+"""A request in JSON."""
+MAX_WIDTH = 16_384
+"""Numbers of a vector there."""
+MAX_WHERE = 10_000
+"""Characters of a filter: its parser takes some 10 ms for each thousand, and lets no one else work meanwhile."""
+LARGEST = (1 << 31) - 1
+DRAFT = 512
+"""Pixels a side that a JPEG is decoded to, to see whether it is one."""
+Value = TypeVar("Value")
+Several = Annotated[list[Value], Field(min_length=1, max_length=MAX_QUERIES)]
+Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_WIDTH)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,12 +64,22 @@ class ServiceConfig:
     max_candidates: int = 200_000
     """Rows a query that are rescored exactly, where the request says how many."""
     max_body_bytes: int = 256 << 20
-    """Of a request."""
+    """Of a request to /bulk."""
+    max_json_bytes: int = 32 << 20
+    """Of a request in JSON."""
+    max_pixels: int = 32_000_000
+    """Of a picture that is asked with or shown: decoding takes some 15 bytes for each."""
+    links: LinkPolicy = field(default_factory=LinkPolicy)
+    """What may be read for pictures; what this user embeds meanwhile is added."""
+    host: str = "127.0.0.1"
+    """Address that is listened at."""
+    server_names: tuple[str, ...] = ()
+    """Names by which clients may call this service, beside those of this machine."""
     refresh_s: float = 10.0
     """Seconds after which a request looks whether the memory has a newer state."""
 
     def __post_init__(self) -> None:
-        for name in ("max_k", "max_rows", "max_told", "max_candidates", "max_body_bytes"):
+        for name in (one.name for one in fields(self) if one.name.startswith("max_")):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} {getattr(self, name)}: expected at least 1")
         if not self.refresh_s >= 0:
@@ -61,20 +91,70 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    k: int = 10
-    keys: Literal["image", "text"] = "image"
-    side: Literal["image", "text"] | None = None
-    where: str | None = None
-    nprobe: int | None = None
-    refine: int | None = None
+    k: Annotated[int, Field(ge=1, description="rows a query")] = 10
+    keys: Annotated[Literal["image", "text"], Field(description="which vectors are searched")] = "image"
+    side: Annotated[Literal["image", "text"] | None, Field(description="what bare vectors are embeddings of")] = None
+    where: Annotated[
+        str | None,
+        Field(max_length=MAX_WHERE, description="filter over the metadata", examples=["width >= 256"]),
+    ] = None
+    nprobe: Annotated[int | None, Field(ge=1, le=LARGEST, description="inverted lists to scan")] = None
+    refine: Annotated[int | None, Field(ge=0, le=LARGEST, description="candidates to rescore for each row")] = None
 
 
 class Question(Settings):
     """``POST /search``: exactly one of text, image and vectors."""
 
-    text: str | list[str] | None = None
-    image: str | list[str] | None = Field(None, description="encoded pictures, in base64")
-    vectors: list[list[float]] | None = None
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"text": "a red panda", "k": 3}})
+
+    # One that is not given is None; null is no way of giving it.
+    text: Annotated[str | Several[str], Field(None, description="one text, or several")]
+    image: Annotated[str | Several[str], Field(None, description="encoded pictures, in base64")]
+    vectors: Annotated[Several[Vector], Field(None, description="of the memory's width")]
+
+    @staticmethod
+    def described(d: int, max_k: int) -> dict[str, Any]:
+        """As JSON schema, for a memory of this width."""
+        schema = Question.model_json_schema()
+        for name in ("text", "image", "vectors"):
+            schema["properties"][name].pop("default", None)
+        schema["properties"]["vectors"]["items"] |= {"minItems": d, "maxItems": d}
+        schema["properties"]["k"]["maximum"] = max_k
+        return schema | {"oneOf": [{"required": [name]} for name in ("text", "image", "vectors")]}
+
+
+class Hit(BaseModel):
+    """A row that was found."""
+
+    id: int
+    score: float
+    key: str | None
+    caption: str | None
+    url: str | None
+
+
+class Answer(BaseModel):
+    """The rows of one query, best first."""
+
+    query: int
+    hits: list[Hit]
+
+
+class Answers(BaseModel):
+    """What ``POST /search`` says."""
+
+    queries: list[Answer]
+    stated: dict[str, float] | None = Field(description="recall that was measured for such queries")
+    snapshot: int = Field(description="state of the memory that was asked")
+
+
+class Info(BaseModel):
+    """What ``GET /info`` says."""
+
+    rows: int
+    indexes: dict[str, Any]
+    description: dict[str, Any]
+    snapshot: dict[str, Any]
 
 
 class Served:
@@ -91,6 +171,7 @@ class Served:
         )
         self._looked_s = time.monotonic()
         self._one_looks = threading.Lock()
+        self._links = self._link_policy()
         self._asked: set[Keys] = set()
         """Kinds of keys that were searched."""
 
@@ -116,11 +197,15 @@ class Served:
         for keys in self._asked & set(latest.snapshot.modalities) if self.config.address is None else ():
             latest.index(keys)
         self._memory = latest
+        self._links = self._link_policy()
+
+    def _link_policy(self) -> LinkPolicy:
+        return self.config.links.and_sources(link_policy(self._memory.commits.values()).sources)
 
     def answer(self, question: Question) -> dict[str, Any]:
         """Hits of each query, the recall that is stated of such queries, and the state that was asked."""
         memory, settings = self.memory(), question.model_dump(include=set(Settings.model_fields))
-        image = None if question.image is None else [_picture(one) for one in _listed(question.image)]
+        image = None if question.image is None else [self._query_picture(one) for one in _listed(question.image)]
         n_queries = len(_listed(question.text) or image or question.vectors or ())
         self._check(n_queries, question, self.config.max_told)
         hits = memory.search(text=question.text, image=image, vectors=question.vectors, **settings)
@@ -162,10 +247,34 @@ class Served:
         commit = memory.commits.get(ordinal)
         if commit is None or number >= commit.n_written or memory.is_deleted([row_id])[0]:
             return Missing("of no row there is")
-        (row,) = memory.metadata([row_id], ["member", "url"]).to_pylist()
-        places = [Place(row["member"], row["url"])]
-        ((_, picture),) = read_pictures(memory.source(row_id), places, memory.image_key)
+        (row,) = memory.metadata([row_id], ["member", "url", "has_image"]).to_pylist()
+        places = [Place.of(row)]
+        ((_, picture),) = read_pictures(memory.source(row_id), places, self._links, memory.image_key)
+        return picture if isinstance(picture, Missing) else self._shown(picture)
+
+    def _shown(self, picture: bytes) -> bytes | Missing:
+        """The bytes, if they decode as a picture: nothing else of what a memory names leaves this service."""
+        try:
+            with ONE_DECODES:
+                decode_image(picture, max_pixels=self.config.max_pixels, draft_size=DRAFT)
+        except BadImageError as error:
+            return Missing(f"not shown ({error})")
         return picture
+
+    def _query_picture(self, encoded: str) -> bytes:
+        data = _decoded(encoded)
+        pixels = 0
+        with (
+            contextlib.suppress(*DAMAGE, Image.DecompressionBombError),  # said when it is decoded
+            Image.open(io.BytesIO(data), formats=FORMATS) as image,
+        ):
+            pixels = image.width * image.height
+        if pixels > self.config.max_pixels:
+            raise UsageError(
+                f"the query image has {pixels:,} pixels, this service takes {self.config.max_pixels:,}: "
+                "scale it down; the model sees far fewer"
+            )
+        return data
 
     def _check(self, n_queries: int, settings: Settings, most: int) -> None:
         """Refuse what one request may not ask."""
@@ -186,7 +295,7 @@ def _listed(given: str | list[str] | None) -> list[str]:
     return [given] if isinstance(given, str) else given or []
 
 
-def _picture(encoded: str) -> bytes:
+def _decoded(encoded: str) -> bytes:
     try:
         return base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):

@@ -20,6 +20,7 @@ from memory_builder.imports import what_is_lacking
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.known import delete_replaced, with_earlier
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
+from memory_builder.named import remember_model, remember_sources
 from memory_builder.plan import Shard, Source, extend_plan, read_plan, spelled_as_planned
 from memory_builder.progress import Progress, say
 from memory_builder.published import find_published, published_width
@@ -63,6 +64,7 @@ def embed(
     config: EmbedConfig,
     runner: Runner,
     decode_threads: int | None = None,
+    allow_hosts: tuple[str, ...] = (),
     retry_failed: bool = False,
     retry_rejects: bool = False,
 ) -> EmbedReport:
@@ -70,7 +72,7 @@ def embed(
 
     With ``retry_failed``, only those of them that failed last time, and without sources all that did. With
     ``retry_rejects``, the pairs that were rejected, of those shards or without sources of all: what comes of them
-    becomes new shards.
+    becomes new shards. Links lead to public addresses and ``allow_hosts``.
 
     Raises:
         SourceError: a source matches nothing.
@@ -83,11 +85,13 @@ def embed(
     found = find_sources(sources)
     described = run_one(runner, DescribeTask(encoder=encoder), config)
     settle_description(store, described)
+    remember_model(encoder)
+    found = spelled_as_planned(read_plan(store), found)
+    remember_sources(found)
     store.sweep()
     if retry_rejects:
         named = {source.uri for source in found} if sources else None
         found = rejected_sources(Manifest.read(store).commits.values(), named)
-    found = spelled_as_planned(read_plan(store), found)
     plan = extend_plan(store, found)
     manifest = Manifest.read(store)
     shards = _asked(plan, found)
@@ -100,6 +104,7 @@ def embed(
         config=config,
         description=described,
         decode_threads=decode_threads,
+        allow_hosts=allow_hosts,
     )
     report = _do("embed", store, manifest, task, shards, runner, started)
     delete_replaced(store, shards, manifest.commits)
@@ -139,6 +144,8 @@ def import_embeddings(
     if described.d != d:
         raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
     settle_description(store, described)
+    if encoder is not None:
+        remember_model(encoder)
     store.sweep()
     found = spelled_as_planned(read_plan(store), found)
     shards = _asked(extend_plan(store, found), found)

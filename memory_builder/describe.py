@@ -71,7 +71,8 @@ def _changed(config: EmbedConfig) -> dict[str, Any]:
 
 
 def describe(encoder: Encoder, config: EmbedConfig) -> Description:
-    """``memory.json`` for a memory made by this encoder and config."""
+    """``memory.json`` for a memory made by this encoder and config; its tokenizer is opened, lest that fail later."""
+    encoder.tokenizer  # noqa: B018
     decisive: dict[str, Any] = {
         "fingerprint": encoder.fingerprint,
         "precision": encoder.config.resolved_precision(),

@@ -50,6 +50,8 @@ class EmbedTask:
     config: EmbedConfig
     description: Description
     decode_threads: int | None = None
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy.hosts``."""
     wants_gpu: bool = True
 
     def start(self) -> Callable[[Shard], Commit]:
@@ -75,6 +77,7 @@ class EmbedTask:
             config=self.config,
             hash_of_config=self.description.config_hash,
             decode_threads=self.decode_threads or available_threads(),
+            allow_hosts=self.allow_hosts,
         )
         return lambda shard: copy(shard) if split_uri(shard.uri)[1].is_published else embed(shard)
 
@@ -87,6 +90,7 @@ def embed_shard(
     config: EmbedConfig,
     hash_of_config: str,
     decode_threads: int = 1,
+    allow_hosts: tuple[str, ...] = (),
 ) -> Commit:
     """Embed one shard and commit it: data first, the record last.
 
@@ -96,7 +100,7 @@ def embed_shard(
     gather, attempt = False, 1
     while True:
         try:
-            read = _read(shard, encoder, store, config, decode_threads, gather=gather)
+            read = _read(shard, encoder, store, config, decode_threads, allow_hosts, gather=gather)
             break
         except MembersApartError:
             if gather:
@@ -125,7 +129,14 @@ def embed_shard(
 
 
 def _read(
-    shard: Shard, encoder: Encoder, store: Store, config: EmbedConfig, decode_threads: int, *, gather: bool
+    shard: Shard,
+    encoder: Encoder,
+    store: Store,
+    config: EmbedConfig,
+    decode_threads: int,
+    allow_hosts: tuple[str, ...],
+    *,
+    gather: bool,
 ) -> "tuple[_Rows, Counter[str], dict[str, float]]":
     """The rows of a shard, encoded; remarks about it; and the seconds that took."""
     started = time.perf_counter()
@@ -144,6 +155,7 @@ def _read(
         known=known.holds_row if shard.earlier else None,
         gather=gather,
         notes=notes,
+        allow_hosts=allow_hosts,
     )
     prepare = partial(_prepare, encoder=encoder, config=config, known=known)
     with closing(rows), ThreadPoolExecutor(decode_threads) as threads, closing(pairs):

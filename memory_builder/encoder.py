@@ -7,10 +7,10 @@ need none start at once.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from memory_builder.errors import EncoderError
+from memory_builder.model_files import LOCAL_DIR, refuse_code, refuse_code_in
 
 if TYPE_CHECKING:
     import torch
@@ -48,9 +49,9 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         # memory.json keeps these, and who opens the memory may stand in another folder.
-        folder = self.model.removeprefix("local-dir:")
+        folder = self.model.removeprefix(LOCAL_DIR)
         if folder != self.model:
-            object.__setattr__(self, "model", f"local-dir:{os.path.abspath(folder)}")
+            object.__setattr__(self, "model", LOCAL_DIR + os.path.abspath(folder))
         if self.pretrained and os.path.isfile(self.pretrained):
             object.__setattr__(self, "pretrained", os.path.abspath(self.pretrained))
 
@@ -66,7 +67,8 @@ class Encoder:
     """A loaded model. ``d`` is the width of its embeddings.
 
     ``fingerprint`` covers architecture (which names the tokenizer), weights and preprocessing: two encoders with the
-    same fingerprint give the same vectors, whatever their files are called.
+    same fingerprint give the same vectors, whatever their files are called. The tokenizer is opened with the first
+    text: whoever expects a fingerprint has compared it by then.
 
     Raises:
         EncoderError: the name, tag, folder or weights file is not known or not usable.
@@ -79,7 +81,7 @@ class Encoder:
 
         self.config = config
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model, architecture, self._tokenizer = _load(config, self.device)
+        self.model, architecture = _load(config, self.device)
         if self.device.type == "cuda":
             self.model.to(memory_format=torch.channels_last)
         self._resize, self._mean, self._std, preprocess = _preprocessing(self.model, self.device)
@@ -91,8 +93,25 @@ class Encoder:
             self._encode_image = torch.compile(self._encode_image)
             self._encode_text = torch.compile(self._encode_text, dynamic=True)
         self._turn = Lock()  # threads that share this encoder take turns: two passes at once only slow each other
-        self.d = self.encode_texts(["a"]).shape[1]
+        self.d = self._width()
         self.image_size = min(self.preprocess(Image.new("RGB", (8, 8))).shape[:2])
+
+    @cached_property
+    def tokenizer(self) -> Callable[[list[str]], Any]:
+        """Texts → i64[n, context].
+
+        Raises:
+            EncoderError: it cannot be opened.
+        """
+        import open_clip
+
+        # open_clip hands these to transformers where that makes the tokenizer; its own takes none.
+        named = (model_config(self.config.model).get("text_cfg") or {}).get("hf_tokenizer_name")
+        with _loading(self.config):
+            made: Callable[[list[str]], Any] = open_clip.get_tokenizer(
+                self.config.model, **({"trust_remote_code": False} if named else {})
+            )
+        return made
 
     def preprocess(self, image: Image.Image) -> Pixels:
         """RGB picture → u8[h, w, 3], resized and cropped exactly as open_clip does it, not normalised yet."""
@@ -119,10 +138,18 @@ class Encoder:
         import torch
 
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        tokens = self._tokenizer([text[:MAX_READ] for text in distinct])  # i64[m, context]
+        tokens = self.tokenizer([text[:MAX_READ] for text in distinct])  # i64[m, context]
         with self._turn, torch.inference_mode(), self._autocast():
             vectors = _unit_rows(self._encode_text(tokens.to(self.device)))
         return vectors[[distinct[text] for text in texts]]
+
+    def _width(self) -> int:
+        """d, as a text of nothing but padding has it."""
+        import torch
+
+        length = int(getattr(self.model, "context_length", 0) or self.model.text.context_length)
+        with torch.inference_mode():
+            return int(self.model.encode_text(torch.zeros(1, length, dtype=torch.long, device=self.device)).shape[1])
 
     def _autocast(self) -> AbstractContextManager[Any]:
         import torch
@@ -137,32 +164,68 @@ def _unit_rows(features: "torch.Tensor") -> Vectors:
     return vectors
 
 
-def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any], Callable[[list[str]], Any]]:
+def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any]]:
+    """The model with its weights, which are tensors and nothing else, and its architecture."""
     import open_clip
 
+    folder = config.model.removeprefix(LOCAL_DIR)
+    with _loading(config):
+        if folder != config.model:
+            refuse_code(folder)
+        architecture = model_config(config.model)
+        refuse_code_in(architecture, config.model)
+        model = open_clip.create_model(
+            config.model,
+            pretrained=config.pretrained,
+            device=device,
+            require_pretrained=True,
+            pretrained_text=False,
+            weights_only=True,
+        )
+    model.eval().requires_grad_(False)
+    return model, architecture
+
+
+@contextmanager
+def _loading(config: EncoderConfig) -> Iterator[None]:
+    """Say of whatever goes wrong what was to be loaded."""
     asked = f"model {config.model!r}" + (f" with pretrained {config.pretrained!r}" if config.pretrained else "")
     try:
-        model = open_clip.create_model(
-            config.model, pretrained=config.pretrained, device=device, require_pretrained=True, pretrained_text=False
-        )
-        architecture = model_config(config.model)
-        tokenizer = open_clip.get_tokenizer(config.model)
+        with _no_remote_code():
+            yield
+    except EncoderError:
+        raise
     except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise EncoderError(
-            f"cannot load {asked}: {str(error).splitlines()[0][:300]}. Name an open_clip model with a pretrained tag "
+            f"cannot load {asked}: {reason}. Name an open_clip model with a pretrained tag "
             "or weights file (python -c 'import open_clip; print(open_clip.list_pretrained())' lists them), "
             "or --model local-dir:FOLDER with open_clip_config.json and open_clip_model.safetensors in it."
         ) from error
-    model.eval().requires_grad_(False)
-    return model, architecture, tokenizer
+
+
+@contextmanager
+def _no_remote_code() -> Iterator[None]:
+    """Have transformers refuse files with code of their own at once, rather than ask whoever sits at the terminal."""
+    try:
+        from transformers import dynamic_module_utils
+    except ImportError:
+        yield
+        return
+    waits_s = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
+    try:
+        yield
+    finally:
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = waits_s
 
 
 def model_config(name: str) -> dict[str, Any]:
     """The architecture of a model that can be loaded, as open_clip describes it: a copy of one's own."""
     import open_clip
 
-    if name.startswith("local-dir:"):
-        text = (Path(name.removeprefix("local-dir:")) / CONFIG).read_text()
+    if name.startswith(LOCAL_DIR):
+        text = (Path(name.removeprefix(LOCAL_DIR)) / CONFIG).read_text()
         config: dict[str, Any] = json.loads(text)["model_cfg"]
         return config
     return dict(open_clip.get_model_config(name) or {})

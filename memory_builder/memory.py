@@ -17,6 +17,7 @@ from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import EncoderError, IndexBuildError, UsageError
 from memory_builder.filtered import lists_for
 from memory_builder.manifest import Commit, Description, Manifest, read_description
+from memory_builder.named import encoder_of
 from memory_builder.queries import Picture, query_vectors
 from memory_builder.rows import Ids, Keys, Rows, Side, row_ids
 from memory_builder.runner import LocalRunner, Runner
@@ -44,7 +45,7 @@ class Memory:
         description: Description,
         snapshot: Snapshot,
         manifest: Manifest,
-        encoder: EncoderConfig,
+        encoder: EncoderConfig | None,
         serve_format: ServeFormat = "plain",
         address: str | None = None,
     ) -> None:
@@ -74,8 +75,8 @@ class Memory:
 
         Args:
             root: the memory's folder.
-            encoder: where to find the model the memory was built with, if not where it was then. Loaded when the
-                first text or image is asked for, and refused if its fingerprint is another.
+            encoder: where to find the model the memory was built with; needed for one from elsewhere, and where it has
+                moved. Loaded when the first text or image is asked for, and refused if its fingerprint is another.
             serve_format: ``fastscan`` holds the codes in RAM in the form that SIMD scans, for 4-bit PQ and RaBitQ;
                 other indexes are refused when they are first searched.
             address: a Ray cluster, as for ray.init (``auto``, HOST:PORT), or ``local`` for one on this machine: the
@@ -106,8 +107,7 @@ class Memory:
         manifest = Manifest.read_folded(store)
         if manifest.version < snapshot.manifest_version:  # lost or overwritten: the commit records say the same
             manifest = Manifest.read(store)
-        built_with = EncoderConfig(model=description.model, pretrained=description.pretrained)
-        return Memory(store, description, snapshot, manifest, encoder or built_with, serve_format, address)
+        return Memory(store, description, snapshot, manifest, encoder, serve_format, address)
 
     def __len__(self) -> int:
         """Rows, indexed or not, without those that are deleted."""
@@ -239,12 +239,13 @@ class Memory:
     @cached_property
     def encoder(self) -> Encoder:
         """The model the memory was built with."""
-        if not self._encoder_config.model:
+        config = self._encoder_config or encoder_of(self.description, self.store.root)
+        if not config.model:
             raise EncoderError(
                 f"{self.store.root} was imported without a model: ask it with vectors, or import again with --model"
             )
         with ONE_LOADS:
-            encoder = load_encoder(self._encoder_config)
+            encoder = load_encoder(config)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
                 f"{encoder.config.model} has fingerprint {encoder.fingerprint[:12]}, {self.store.root} was built with "

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ from memory_builder.scores import Scores
 
 BATCH = 256
 """Queries through the model at a time."""
+ONE_DECODES = Lock()
+"""Of pictures that people ask with, or look at through a service: a large one takes hundreds of megabytes."""
 Picture = str | Path | bytes | Image.Image
 """A file, encoded bytes, or a decoded image."""
 
@@ -51,7 +54,12 @@ def query_vectors(
 
 
 def _encode(model: Encoder, pictures: Sequence[Picture]) -> Any:
-    return model.encode_images(np.stack([model.preprocess(_picture(picture)) for picture in pictures]))
+    return model.encode_images(np.stack([_pixels(model, picture) for picture in pictures]))
+
+
+def _pixels(model: Encoder, picture: Picture) -> Any:
+    with ONE_DECODES:
+        return model.preprocess(_picture(picture))
 
 
 def _picture(picture: Picture) -> Image.Image:

@@ -4,7 +4,7 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -27,6 +27,8 @@ from memory_builder.tables import LOOKUP_FIELDS
 
 ROWS, BYTES = 200_000, 64 << 20
 """That one request asks for, sends or gets at most; what is more goes out in several."""
+QUERIES, JSON_BYTES = 1_000, 16 << 20
+"""Likewise, in JSON."""
 RETRIES = 3
 """Of a request that found no one, or a service that is about to start; a slow answer is not asked for again."""
 
@@ -108,14 +110,14 @@ class RemoteMemory:
         how = {name: _plain(value) for name, value in how.items() if value is not None}
         if vectors is not None and text is None and image is None:
             return _one([self._search(some, how) for some in _blocks(_numbers(vectors), k)])
-        question = how | ({} if text is None else {"text": text if isinstance(text, str) else list(text)})
-        if image is not None:
-            pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image
-            question["image"] = [_encoded(picture) for picture in pictures]
-        if vectors is not None:
-            question["vectors"] = np.atleast_2d(np.asarray(vectors)).tolist()
-        told = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
-        return _hits([answer["hits"] for answer in told["queries"]], k)
+        if (text is None) == (image is None) or vectors is not None:
+            raise UsageError("give exactly one of text, image and vectors")
+        if text is not None:
+            name, queries = "text", [text] if isinstance(text, str) else list(text)
+        else:
+            pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image or ()
+            name, queries = "image", [_encoded(picture) for picture in pictures]
+        return _one([self._ask_question(how | {name: some}, k) for some in _questions(queries)])
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
@@ -138,6 +140,10 @@ class RemoteMemory:
             UsageError: there is none.
         """
         return self._ask("GET", f"/pictures/{row_id}")
+
+    def _ask_question(self, question: Mapping[str, Any], k: int) -> Hits:
+        told = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
+        return _hits([answer["hits"] for answer in told["queries"]], k)
 
     def _search(self, body: bytes, how: Mapping[str, Any]) -> Hits:
         with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, body))) as told:
@@ -182,6 +188,17 @@ def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[byt
     row_bytes = max(row_bytes, array.itemsize * math.prod(array.shape[1:]))
     size = max(1, min(rows, BYTES // max(1, row_bytes)))
     return [_npy(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
+
+
+def _questions(queries: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Queries in runs that one request in JSON may hold; at least one run."""
+    start = n_bytes = 0
+    for end, query in enumerate(queries):
+        if end > start and (end - start == QUERIES or n_bytes + len(query) > JSON_BYTES):
+            yield queries[start:end]
+            start, n_bytes = end, 0
+        n_bytes += len(query)
+    yield queries[start:]
 
 
 def _npy(array: npt.NDArray[Any]) -> bytes:

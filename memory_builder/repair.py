@@ -16,6 +16,7 @@ from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Commit, Description, Manifest, commit_path, read_description, rejects_path
+from memory_builder.named import encoder_of
 from memory_builder.plan import Shard, read_plan
 from memory_builder.purge import read_purge
 from memory_builder.runner import Runner
@@ -101,7 +102,7 @@ def _planned(store: Store, commit: Commit) -> Shard:
 def _as_embedded(store: Store, description: Description, encoder: EncoderConfig | None) -> EmbedTask:
     """The task that wrote this memory, from what memory.json says of it."""
     if encoder is None and description.fingerprint:  # without one, all its vectors were imported
-        encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
+        encoder = encoder_of(description, store.root)
     return EmbedTask(
         memory=store,
         encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),

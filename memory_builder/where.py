@@ -5,7 +5,7 @@ with one is neither true nor false, and only true keeps a row.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlglot
 from sqlglot import exp
+from sqlglot.tokens import TokenType
 
 from memory_builder.errors import UsageError
 from memory_builder.rows import Rows
@@ -22,6 +23,16 @@ from memory_builder.rowset import Mask, RowSet
 
 ALLOWED = "=, <>, <, <=, >, >=, AND, OR, NOT, IN (…), BETWEEN, LIKE, IS NULL, numbers, 'strings', TRUE, FALSE, columns"
 READERS = 8
+MAX_CHARACTERS = 4 << 20
+"""Of a filter; a service takes fewer."""
+MAX_DEPTH = 40
+"""Of brackets, and of signs before a value."""
+MAX_JOINED = 240
+"""ANDs and ORs: their tree is as deep as they are many."""
+_OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE})
+_CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END})
+_PREFIXES = frozenset({TokenType.NOT, TokenType.DASH, TokenType.PLUS, TokenType.TILDE})
+_JOINING = frozenset({TokenType.AND, TokenType.OR})
 _ROW = "row of the shard"
 _COMPARISONS: dict[type[Any], Callable[[Any, Any], Any]] = {
     exp.EQ: lambda a, b: a == b,
@@ -84,24 +95,49 @@ def parse(where: str, schema: pa.Schema) -> Filter:
     """A filter over columns of this schema.
 
     Raises:
-        UsageError: it is no expression, or holds something else than ``ALLOWED``, or compares unlike things.
+        UsageError: it is no expression, or holds something else than ``ALLOWED``, or compares unlike things, or is too
+            long or too deep to be parsed.
     """
+    if len(where) > MAX_CHARACTERS:
+        raise UsageError(f"--where {_shown(where)} has {len(where):,} characters: at most {MAX_CHARACTERS:,}")
     try:
-        statements = sqlglot.parse(where)
+        tokens = sqlglot.tokenize(where)
+        _check_depth(where, tokens)
+        statements = sqlglot.Parser().parse(tokens, where)
         if len(statements) != 1 or statements[0] is None:
             raise UsageError(
-                f"--where {where!r}: expected one condition, such as width >= 256 AND caption LIKE '%cat%'"
+                f"--where {_shown(where)}: expected one condition, such as width >= 256 AND caption LIKE '%cat%'"
             )
         compiler = _Compiler(where, schema)
         expression = compiler.condition(statements[0])
     except sqlglot.errors.SqlglotError as error:
         reason = re.sub(r"\x1b\[\d*m", "", str(error)).splitlines()[0]
-        raise UsageError(f"--where {where!r} cannot be read: {reason} Allowed are {ALLOWED}") from None
+        raise UsageError(f"--where {_shown(where)} cannot be read: {reason} Allowed are {ALLOWED}") from None
     except RecursionError:
-        raise UsageError(f"--where {where[:60]!r}…: nested too deep; IN (…) takes long lists") from None
+        raise _too_deep(where) from None
     if not compiler.columns:
-        raise UsageError(f"--where {where!r} names no column: there are {', '.join(schema.names)}")
+        raise UsageError(f"--where {_shown(where)} names no column: there are {', '.join(schema.names)}")
     return Filter(columns=tuple(sorted(compiler.columns)), expression=expression)
+
+
+def _check_depth(where: str, tokens: Sequence[Any]) -> None:
+    """Refuse what would take the parser long, or as many calls inside each other as it has parts."""
+    depth = prefixes = joined = 0
+    for token in tokens:
+        kind = token.token_type
+        depth += (kind in _OPENING) - (kind in _CLOSING)
+        prefixes = prefixes + 1 if kind in _PREFIXES else 0
+        joined += kind in _JOINING
+        if max(depth, prefixes) > MAX_DEPTH or joined > MAX_JOINED:
+            raise _too_deep(where)
+
+
+def _too_deep(where: str) -> UsageError:
+    return UsageError(f"--where {_shown(where)}: nested too deep; IN (…) takes long lists")
+
+
+def _shown(where: str) -> str:
+    return repr(where) if len(where) <= 200 else f"{where[:200]!r}…"
 
 
 class _Compiler:
@@ -223,7 +259,7 @@ class _Compiler:
         return node
 
     def _error(self, what: str) -> UsageError:
-        return UsageError(f"--where {self.where!r}: {what}. Allowed are {ALLOWED}")
+        return UsageError(f"--where {_shown(self.where)}: {what[:300]}. Allowed are {ALLOWED}")
 
 
 def _constant(node: Any) -> str | int | float | bool:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ sys.dont_write_bytecode = False
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when faiss or torch is loaded, which none of the above does
 # Two processes of tests have two cores; one thread each does what two do in a tenth less of their time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What this user named on this machine (memory_builder/named.py) is that of the tests, in their processes too.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="memory-builder-state-")
 # How long one example takes says how busy the machine is.
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")

@@ -24,7 +24,12 @@ DOORS = {
         "trainer.evaluate.tasks",
     },
     "memory_builder/commands/running.py": {"cluster.runner"},
-    "memory_builder/commands/serving.py": {"cluster.replicas", "cluster.served", "cluster.service"},
+    "memory_builder/commands/serving.py": {
+        "cluster.protocol",
+        "cluster.replicas",
+        "cluster.served",
+        "cluster.service",
+    },
     "memory_builder/commands/submitting.py": {"cluster.submit"},
     "memory_builder/commands/training.py": {
         "trainer.customised",

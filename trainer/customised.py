@@ -6,13 +6,14 @@ so between means tanh of each gate times the share: the same as interpolating th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.errors import EncoderError, UsageError
+from memory_builder.named import trusted_encoder
 from memory_builder.storage import Store, sha256
 from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, pack, read_tensors
 from trainer.gated import GATES, NAME
@@ -34,6 +35,9 @@ class Choice:
     """The moving average instead of the parameters themselves."""
     share: float = 1.0
     """0: the frozen model, 1: the customised one; between, and a little beyond, their weights' mixture."""
+
+    encoder: EncoderConfig | None = None
+    """Where the run's frozen model is, if it is from elsewhere or has moved; weights must be the same."""
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.share) or self.share < 0:
@@ -63,7 +67,8 @@ def load_customised(choice: Choice) -> Customised:
     run = Store(choice.run)
     record = read_run(run, "react")
     state = chosen_state(run, choice.step)
-    encoder = Encoder(EncoderConfig(**record["encoder"], precision="fp32"))
+    frozen = choice.encoder or trusted_encoder(EncoderConfig(**record["encoder"]), run.root)
+    encoder = Encoder(replace(frozen, precision="fp32"))
     if encoder.fingerprint != record["fingerprint"]:
         raise EncoderError(
             f"{run.root} was trained in another model than {encoder.config.model} is now ({record['fingerprint'][:12]} "

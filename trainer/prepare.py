@@ -63,7 +63,7 @@ class Prepared:
         """Tokens where the text tower learns, else float16 embeddings, as a memory keeps them."""
         number, captions = self.pairs.distinct("caption")
         if self.learner.config.learns_texts:
-            tokenizer = open_clip.get_tokenizer(self.encoder.config.model)
+            tokenizer = self.encoder.tokenizer
             return lambda pairs: tokenizer([captions[i] for i in number[pairs]])
         kept = self._kept("texts", len(captions), TEXTS_PER_PART, {})
 

@@ -7,6 +7,7 @@ import torch
 
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.named import remember_model
 from memory_builder.runner import available_threads
 from memory_builder.storage import Store
 from trainer.backbone import frozen_digest
@@ -78,6 +79,7 @@ class ReactJob:
         pairs = prepare_pairs(subset, cache)
         order_of(self.loop, len(pairs))
         if world().is_first:
+            remember_model(self.encoder)
             settle_record(run, self._asked(subset) | {"kind": KIND, "fingerprint": encoder.fingerprint})
             wait_for_all()
         learner = self.learner(encoder)

@@ -10,6 +10,7 @@ import torch
 
 from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import EncoderError, UsageError
+from memory_builder.named import trusted_encoder
 from memory_builder.queries import Picture, query_vectors
 from memory_builder.retrieve.templates import fill
 from memory_builder.rows import Side
@@ -34,10 +35,16 @@ class RecoModel:
     """Use ``RecoModel.load``."""
 
     def __init__(
-        self, reco: Reco, lookup: LookupConfig, encoder: EncoderConfig, fingerprint: str, name: str, k: int
+        self,
+        reco: Reco,
+        lookup: LookupConfig,
+        encoder: Callable[[], EncoderConfig],
+        fingerprint: str,
+        name: str,
+        k: int,
     ) -> None:
         self.reco, self.lookup, self.fingerprint, self.name, self.k = reco, lookup, fingerprint, name, k
-        self._encoder_config = encoder
+        self._encoder_of_run = encoder
         self._heads: dict[str, Scores] = {}
 
     @staticmethod
@@ -73,7 +80,7 @@ class RecoModel:
         return RecoModel(
             reco.eval().requires_grad_(False).to(device),
             LookupConfig(**record["neighbours"]["lookup"]),
-            encoder or EncoderConfig(**record["encoder"]),
+            lambda: encoder or trusted_encoder(EncoderConfig(**record["encoder"]), store.root),
             record["fingerprint"],
             f"{store.root} (step {state.step})",
             config.k if k is None else k,
@@ -86,7 +93,7 @@ class RecoModel:
         Raises:
             EncoderError: it cannot be loaded, or is not the one that was refined.
         """
-        encoder = load_encoder(self._encoder_config)
+        encoder = load_encoder(self._encoder_of_run())
         if encoder.fingerprint != self.fingerprint:
             raise EncoderError(
                 f"{self.name} refines a model with fingerprint {self.fingerprint[:12]}, {encoder.config.model} is "

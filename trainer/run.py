@@ -4,9 +4,11 @@
 checkpoints are the job's own, in the run's folder, which is Ray's ``storage_path/name``.
 """
 
+import json
 import os
 import pickle
 import uuid
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -158,17 +160,25 @@ def _work(config: dict[str, Any]) -> None:
         job.work(ray.train.report)
     except MemoryBuilderError as error:
         with suppress(StorageError):
-            run.put(config["failure"], pickle.dumps(error))
+            told_error = {"kind": type(error).__name__, "message": str(error)}
+            run.put(config["failure"], json.dumps(told_error).encode())
         raise
 
 
 def _read_failure(run: Store, path: str) -> MemoryBuilderError | None:
     """What a worker raised, if it is one of ours."""
-    try:
-        error: MemoryBuilderError = pickle.loads(run.read(path))
-    except FileNotFoundError:
+    record = run.read_sound_json(path)
+    if record is None:
         return None
-    return error
+    kinds = {kind.__name__: kind for kind in _kinds(MemoryBuilderError)}
+    kind = kinds.get(str(record.get("kind")), MemoryBuilderError)
+    return kind(record.get("message"))
+
+
+def _kinds(base: type[MemoryBuilderError]) -> Iterator[type[MemoryBuilderError]]:
+    yield base
+    for kind in base.__subclasses__():
+        yield from _kinds(kind)
 
 
 def _is_final(error: MemoryBuilderError) -> bool:

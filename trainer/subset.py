@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import EncoderError, SourceError
+from memory_builder.named import trusted_encoder
 from memory_builder.progress import Progress, say
 from memory_builder.retry import open_filesystem
 from memory_builder.storage import Store, sha256, version_of
@@ -74,7 +75,7 @@ def described_encoder(root: str) -> EncoderConfig | None:
     """The model that chose a subset, if that says which."""
     described = Store(root).read_json(DESCRIPTION) or {}
     model = described.get("model")
-    return EncoderConfig(model=model, pretrained=described.get("pretrained")) if model else None
+    return trusted_encoder(EncoderConfig(model=model, pretrained=described.get("pretrained")), root) if model else None
 
 
 def check_encoder(subset: Subset, fingerprint: str, name: str) -> None:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, fields
 from memory_builder.build import embed
 from memory_builder.console import print_embedded
 from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError
 from memory_builder.manifest import Description, Manifest, read_description
 from memory_builder.memory import Memory
+from memory_builder.named import encoder_of
 from memory_builder.progress import Progress, say
 from memory_builder.rejects import standing_reasons
 from memory_builder.runner import Runner, run_all
@@ -101,7 +101,7 @@ def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> 
         return source
     _refuse_other_pairs(source, out)
     description = read_description(Store(memory))
-    encoder = EncoderConfig(model=description.model, pretrained=description.pretrained)
+    encoder = encoder_of(description, memory)
     report = embed([source], out, encoder=encoder, config=_embedded_as(description), runner=runner)
     if not print_embedded(report):
         uri, reason = next(iter(report.failed.items()))

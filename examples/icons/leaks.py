@@ -31,6 +31,7 @@ from prepare import put_json
 from memory_builder import Memory
 from memory_builder.encoder import Encoder, EncoderConfig
 from memory_builder.images import decode_image
+from memory_builder.named import link_policy
 from memory_builder.retrieve.aligned import glyph_of
 from memory_builder.retrieve.evidence import KINDS, Compared, Evidence, Groups, Signs
 from memory_builder.retrieve.miniature import miniature_of
@@ -136,10 +137,11 @@ def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
 def memory_signs(memory: Memory, ids: np.ndarray) -> Signs:
     """Of these rows, from the shards they were embedded from."""
     glyphs, miniatures = [], []
+    policy = link_policy(memory.commits.values())
     for of_shard in np.split(ids, np.flatnonzero(np.diff(ids >> 32)) + 1):
         places = [Place(member) for member in memory.metadata(of_shard, ["member"])["member"].to_pylist()]
         pictures: dict[int, Image.Image] = {}
-        for which, picture in read_pictures(memory.source(int(of_shard[0])), places):
+        for which, picture in read_pictures(memory.source(int(of_shard[0])), places, policy):
             assert isinstance(picture, bytes), f"{places[which].member} is {picture.reason}"
             pictures[which] = decode_image(picture)
         glyphs += [glyph_of(pictures[which]) for which in range(len(of_shard))]

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from memory_builder.commands.running import FAILED, RunnerOptions, named_encoder
 from memory_builder.console import print_embedded, print_indexes
@@ -46,6 +46,9 @@ class Embed:
     config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
     decode_threads: int | None = None
     """Threads that decode pictures in each worker; as many as it has CPUs unless given."""
+    allow_host: UseAppendAction[tuple[str, ...]] = ()
+    """Host, or HOST:PORT, that links may lead to although its address is not public; may be repeated. The host of an
+    http(s) SOURCE is allowed for it."""
     retry_failed: bool = False
     """Only the shards that failed last time: those of SOURCE, or without SOURCE all of the memory's."""
     retry_rejects: bool = False
@@ -66,6 +69,7 @@ class Embed:
             config=self.config,
             runner=self.on.start(),
             decode_threads=self.decode_threads,
+            allow_hosts=self.allow_host,
             retry_failed=self.retry_failed,
             retry_rejects=self.retry_rejects,
         )

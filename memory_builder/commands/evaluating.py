@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
+from memory_builder.commands.running import named_encoder
 from memory_builder.console import print_table
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
@@ -31,11 +32,12 @@ class EvaluateOptions:
     features: str | None = None
     """Folder for embeddings of sets, likewise, for several runs of one model to share; in --out unless given."""
     model: str | None = None
-    """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32."""
+    """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32. With --run, where that run's frozen model is, if
+    it is from elsewhere or has moved."""
     pretrained: str | None = None
     """A pretrained tag or a weights file of --model."""
     run: str | None = None
-    """Folder of a run of train react, in place of --model: its customised model; for reco, of a run of train reco."""
+    """Folder of a run of train react, for its customised model; for reco, of a run of train reco."""
     step: int | None = None
     """A checkpoint of --run; its newest unless given."""
     ema: bool = False
@@ -75,7 +77,7 @@ class EvaluateOptions:
             raise UsageError("--pretrained is for --model: a run knows its own weights")
 
     def _model(self) -> "EncoderConfig | Choice":
-        if (self.model is None) == (self.run is None):
+        if self.model is None and self.run is None:
             raise UsageError("name either --model or --run, the folder of a run of train react")
         self.check_pretrained()
         if self.run is None:
@@ -84,7 +86,8 @@ class EvaluateOptions:
             return EncoderConfig(model=str(self.model), pretrained=self.pretrained)
         from trainer.customised import Choice
 
-        return Choice(run=self.run, step=self.step, ema=self.ema, share=self.share)
+        moved = named_encoder(self.model, self.pretrained)
+        return Choice(run=self.run, step=self.step, ema=self.ema, share=self.share, encoder=moved)
 
     def tell(self, results: "Sequence[Result]") -> int:
         """Print the results; the exit code."""

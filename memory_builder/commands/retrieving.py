@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.commands.running import MovedModel, RunnerOptions
+from memory_builder.commands.running import LinkOptions, MovedModel, RunnerOptions
 from memory_builder.console import print_table
 from memory_builder.errors import UsageError
 from memory_builder.retrieve.config import MAX_MISSING, RetrieveConfig
@@ -40,6 +40,7 @@ class Retrieve:
     max_missing: float = MAX_MISSING
     """Share of the chosen pairs whose pictures may be gone; more is a failure."""
     model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
+    links: OmitArgPrefixes[LinkOptions] = field(default_factory=LinkOptions)
     json: bool = False
     """One JSON object."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
@@ -61,6 +62,8 @@ class Retrieve:
             config=self.config,
             encoder=self.model.encoder(),
             max_missing=self.max_missing,
+            local_roots=self.links.local_root,
+            allow_hosts=self.links.allow_host,
         )
         summary = retrieve(request, self.on.start())
         if self.json:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from tyro.conf import UseAppendAction
+
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.runner import LocalRunner, Runner
@@ -31,6 +33,16 @@ class RunnerOptions:
         from cluster.runner import RayRunner
 
         return RayRunner(address=self.address, cpus_per_worker=self.cpus_per_worker)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinkOptions:
+    """What may be read to get the pictures of rows, beside the sources that were embedded from this machine."""
+
+    local_root: UseAppendAction[tuple[str, ...]] = ()
+    """Folder (or start of a URL) that a memory from elsewhere may name pictures and shards in; may be repeated."""
+    allow_host: UseAppendAction[tuple[str, ...]] = ()
+    """Host, or HOST:PORT, that links may lead to although its address is not public; may be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)

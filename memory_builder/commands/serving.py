@@ -2,17 +2,20 @@
 
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from memory_builder.commands.running import MovedModel
-from memory_builder.errors import UsageError
+from memory_builder.commands.running import LinkOptions, MovedModel
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.serving import ServeFormat
 
 if TYPE_CHECKING:
     from cluster.served import ServiceConfig
+    from memory_builder.encoder import EncoderConfig
+    from memory_builder.shards.policy import LinkPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,21 @@ class Serve:
     """Run so many copies of the service on the Ray cluster, by Ray Serve, each with the whole index."""
     max_k: int = 10_000
     """Most rows a query."""
+    max_json_bytes: int = 32 << 20
+    """Longest request in JSON."""
+    max_body_bytes: int = 256 << 20
+    """Longest request to /bulk."""
+    max_pixels: int = 32_000_000
+    """Largest picture that is asked with or shown."""
+    head_s: float = 10.0
+    """Seconds a client may take to send the head of a request."""
+    body_s: float = 30.0
+    """Seconds for its body, and one more for each MiB."""
+    answer_s: float = 30.0
+    """Seconds to take the answer, and one more for each MiB."""
+    server_name: UseAppendAction[tuple[str, ...]] = ()
+    """Name by which clients call this service, beside those of this machine and IP addresses; may be repeated."""
+    links: OmitArgPrefixes[LinkOptions] = field(default_factory=LinkOptions)
     refresh_s: float = 10.0
     """Seconds after which a request looks whether the memory has a newer state."""
 
@@ -43,11 +61,17 @@ class Serve:
 
         config = ServiceConfig(
             memory=self.memory,
-            encoder=self.model.encoder(),
+            encoder=self._encoder(),
             serve_format=self.serve_format,
             address=self.address if self.replicas is None else None,
             max_k=self.max_k,
+            max_json_bytes=self.max_json_bytes,
+            max_body_bytes=self.max_body_bytes,
+            max_pixels=self.max_pixels,
             refresh_s=self.refresh_s,
+            links=self._links(),
+            host=self.host,
+            server_names=self.server_name,
         )
         if self.replicas is None:
             return self._run_here(config)
@@ -60,13 +84,34 @@ class Serve:
             while True:
                 time.sleep(3600)
 
+    def _encoder(self) -> "EncoderConfig | None":
+        """The model; likewise."""
+        from memory_builder.manifest import read_description
+        from memory_builder.named import encoder_of
+        from memory_builder.storage import Store
+
+        named = self.model.encoder()
+        if named is not None or self.replicas is None:
+            return named
+        with suppress(EncoderError):  # told to whoever asks it a text; vectors can be asked for
+            return encoder_of(read_description(Store(self.memory)), self.memory)
+        return None
+
+    def _links(self) -> "LinkPolicy":
+        """What may be read for pictures; replicas may run where nobody remembers what was embedded from here."""
+        from memory_builder.memory import Memory
+        from memory_builder.named import link_policy
+
+        commits = () if self.replicas is None else Memory.open(self.memory).commits.values()
+        return link_policy(commits, local_roots=self.links.local_root, allow_hosts=self.links.allow_host)
+
     def _run_here(self, config: "ServiceConfig") -> int:
         import socket
 
-        import uvicorn
-
+        from cluster.protocol import WaitLimits, server
         from cluster.service import create_app
 
+        limits = WaitLimits(head_s=self.head_s, body_s=self.body_s, answer_s=self.answer_s)
         app = create_app(config)
         with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -76,7 +121,7 @@ class Serve:
                 raise UsageError(f"cannot listen at --host {self.host} --port {self.port}: {error.strerror}") from None
             listening.listen()  # who asks as soon as it is told waits in line
             self._tell(listening.getsockname()[1])
-            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listening])
+            server(app, limits).run(sockets=[listening])
         return 0
 
     def _tell(self, port: int) -> None:

@@ -12,6 +12,7 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
+from memory_builder.named import link_policy
 from memory_builder.rows import ROW_BITS
 from memory_builder.runner import LocalRunner
 from memory_builder.shards import read_member
@@ -89,4 +90,4 @@ def image_queries(memory: Memory) -> list[Query]:
 def picture_of(memory: Memory, row_id: int) -> bytes:
     """A row's encoded picture, from its shard."""
     member: str = memory.metadata([row_id], ["member"])["member"][0].as_py()
-    return read_member(memory.source(row_id), member, memory.image_key)
+    return read_member(memory.source(row_id), member, link_policy(memory.commits.values()), memory.image_key)

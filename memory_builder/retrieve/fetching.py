@@ -20,6 +20,7 @@ from memory_builder.retrieve.miniature import Miniatures, miniature_of
 from memory_builder.rows import split_ids
 from memory_builder.runner import available_threads
 from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.storage import sha256
 
 AHEAD = 256
@@ -52,32 +53,33 @@ class Pair:
     thumbnail: bytes | None = None
 
 
-def read_piece_pairs(piece: pa.Table, memory: Memory, *, looks: bool) -> Iterator[Pair]:
+def read_piece_pairs(piece: pa.Table, memory: Memory, policy: LinkPolicy, *, looks: bool) -> Iterator[Pair]:
     """The pairs of a piece in order of their ids.
 
     Args:
         piece: as ``choosing.read_piece`` gives it.
+        policy: what may be read for its pictures.
         looks: whether all pictures are decoded, or only those that are shown.
 
     Raises:
         SourceError: a shard is there and cannot be read.
     """
     with ThreadPoolExecutor(available_threads()) as threads:
-        yield from map_ahead(partial(_look, looks=looks), _fetch(piece, memory), threads, AHEAD)
+        yield from map_ahead(partial(_look, looks=looks), _fetch(piece, memory, policy), threads, AHEAD)
 
 
 _Fetched = tuple[int, list[tuple[int, str, float]], dict[str, Any], bool, bytes | Missing]
 
 
-def _fetch(piece: pa.Table, memory: Memory) -> Iterator[_Fetched]:
+def _fetch(piece: pa.Table, memory: Memory, policy: LinkPolicy) -> Iterator[_Fetched]:
     claims = dict(claims_of(piece))
     ids, shown = piece["id"].to_numpy(), piece["shown"].to_pylist()
     first = 0
     for of_source in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1):
         rows = memory.metadata(of_source).to_pylist()
-        places = [Place(row["member"], row["url"]) for row in rows]
+        places = [Place.of(row) for row in rows]
         source = memory.source(int(of_source[0]))
-        for which, picture in _in_order(read_pictures(source, places, memory.image_key)):
+        for which, picture in _in_order(read_pictures(source, places, policy, memory.image_key)):
             row_id = int(of_source[which])
             yield row_id, claims[row_id], rows[which], shown[first + which], picture
         first += len(of_source)

@@ -10,6 +10,7 @@ from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, StorageFullError
 from memory_builder.manifest import config_hash
 from memory_builder.memory import Memory
+from memory_builder.named import encoder_of, link_policy
 from memory_builder.progress import Progress
 from memory_builder.retrieve.choosing import Chosen, choose, read_chosen, write_all_hits
 from memory_builder.retrieve.classes import Class
@@ -48,6 +49,9 @@ class Request:
     """Where the memory's model is now, if not where it was."""
     max_missing: float = MAX_MISSING
     """Share of the chosen pairs whose pictures may be gone; more is a failure."""
+    local_roots: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy``; likewise the roots."""
 
 
 def retrieve(request: Request, runner: Runner) -> Summary:
@@ -60,6 +64,7 @@ def retrieve(request: Request, runner: Runner) -> Summary:
         RetrieveError: work failed; the same call tries it again. Or too much is missing.
     """
     store, memory = Store(request.out), Memory.open(request.memory, encoder=request.encoder)
+    request = replace(request, encoder=request.encoder or encoder_of(memory.description, memory.store.root))
     for mode in request.config.ask.modes:
         memory.snapshot.view(key_side(mode), memory.store.root)
     blocks = blocks_of(request.classes, request.templates, request.config.ask)
@@ -75,7 +80,14 @@ def retrieve(request: Request, runner: Runner) -> Summary:
         _read_excluded(request, memory, store, excluded, runner)
     chosen = read_chosen(store) or _choose(store, blocks, memory, request.config)
     names = tuple(c.name for c in request.classes)
-    write = WriteTask(memory=root, out=store.root, limits=request.config.leaks, class_names=names, snapshot=state)
+    write = WriteTask(
+        memory=root,
+        out=store.root,
+        limits=request.config.leaks,
+        class_names=names,
+        snapshot=state,
+        policy=link_policy(memory.commits.values(), local_roots=request.local_roots, allow_hosts=request.allow_hosts),
+    )
     done = done_pieces(store)
     pieces = [number for number in range(len(chosen.pieces)) if number not in done]
     _do("write", runner, write, pieces, len(chosen.pieces), unit="tars")
@@ -91,7 +103,8 @@ def _read_excluded(
     request: Request, memory: Memory, store: Store, excluded: Sequence[Excluded], runner: Runner
 ) -> None:
     described = memory.description
-    encoder = request.encoder or EncoderConfig(model=described.model, pretrained=described.pretrained)
+    encoder = request.encoder
+    assert encoder is not None
     precision = described.config.get("precision", encoder.precision)
     task = ExcludeTask(out=store.root, encoder=replace(encoder, precision=precision), fingerprint=described.fingerprint)
     done = done_excluded(store)

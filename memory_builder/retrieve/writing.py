@@ -23,6 +23,7 @@ from memory_builder.retrieve.thresholds import Thresholds
 from memory_builder.rows import split_id
 from memory_builder.shards.pairs import printable
 from memory_builder.shards.pictures import Missing
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
 from memory_builder.tables import FIXED_FIELDS, parquet_bytes
@@ -59,6 +60,8 @@ class WriteTask:
     class_names: tuple[str, ...]
     snapshot: Snapshot
     """The state that was searched."""
+    policy: LinkPolicy
+    """What may be read for pictures."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[int], PieceRecord]:
@@ -70,6 +73,7 @@ class WriteTask:
             evaluation=Evaluation.read(store),
             limits=self.limits,
             class_names=self.class_names,
+            policy=self.policy,
         )
 
 
@@ -88,6 +92,7 @@ def write_piece(
     evaluation: Evaluation | None,
     limits: Thresholds,
     class_names: Sequence[str],
+    policy: LinkPolicy,
 ) -> PieceRecord:
     """Write one tar and commit it.
 
@@ -99,7 +104,7 @@ def write_piece(
     left: list[LeftOut] = []
     strip: list[dict[str, Any]] = []
     n_pairs = 0
-    pairs = read_piece_pairs(read_piece(store, number), memory, looks=evaluation is not None)
+    pairs = read_piece_pairs(read_piece(store, number), memory, policy, looks=evaluation is not None)
     with store.writing(f"{name}.tar") as path, path.open("wb") as file, TarWriter(file) as tar:
         for batch in _batches(pairs):
             out = left_out(batch, memory, evaluation, limits)

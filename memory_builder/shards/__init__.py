@@ -4,15 +4,16 @@
 a shard breaks off a Break says so.
 """
 
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 
 from memory_builder.errors import SourceError, TransportFailedError
-from memory_builder.shards import folder, links, listing, parquet, webdataset
+from memory_builder.shards import folder, listing, parquet, webdataset
 from memory_builder.shards.kinds import kind_of
 from memory_builder.shards.links import Row
-from memory_builder.shards.pairs import CAPTION, UNCHANGED, BadPairError, Break, Pair, PairRules, Reject, Require
+from memory_builder.shards.pairs import CAPTION, UNCHANGED, Break, Pair, PairRules, Reject, Require
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.shards.transport import TransportError
 from memory_builder.shards.webdataset import MembersApartError
 from memory_builder.uris import split_uri
@@ -45,6 +46,7 @@ def read_pairs(
     known: Callable[[Row, PairRules], bool] | None = None,
     gather: bool = False,
     notes: Counter[str] | None = None,
+    allow_hosts: tuple[str, ...] = (),
 ) -> Generator[Pair | Reject | Break, None, None]:
     """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Break, last.
 
@@ -57,6 +59,7 @@ def read_pairs(
         known: see ``PairRules``; such a pair is a Reject whose reason is ``UNCHANGED``.
         gather: put together what lies apart in a tar, on disk.
         notes: where remarks about the shard are counted.
+        allow_hosts: see ``LinkPolicy.hosts``.
 
     Raises:
         MembersApartError: the files of a pair are apart in a tar, and are not gathered.
@@ -70,6 +73,7 @@ def read_pairs(
         url_key=url_key,
         only=only,
         pictures_only=pictures_only,
+        allow_hosts=allow_hosts,
         known=known,
         notes=Counter() if notes is None else notes,
     )
@@ -105,27 +109,18 @@ def _read(uri: str, rules: PairRules, *, gather: bool) -> Iterator[Pair | Reject
     return webdataset.read(path, rules, gather=gather)
 
 
-def read_member(uri: str, member: str, image_key: str | None = None) -> bytes:
+def read_member(uri: str, member: str, policy: LinkPolicy, image_key: str | None = None) -> bytes:
     """A pair's picture as its shard holds it, by the ``member`` of its metadata.
 
     Args:
         uri, member: the shard, and where in it.
+        policy: what may be read for it.
         image_key: ``Memory.image_key``.
 
     Raises:
-        SourceError: the shard or the member is gone, or what is needed to fetch it is not installed.
+        SourceError: the shard or the member is gone, may not be read, or what is needed to fetch it is not installed.
     """
-    path, piece = split_uri(uri)
-    try:
-        if piece.folder is not None:
-            return links.fetch_link(posixpath.join(path, piece.folder, member))
-        kind = kind_of(path)
-        if kind == "parquet" and member.startswith("row "):
-            return parquet.read_row(path, int(member.removeprefix("row ")), image_key)
-        if kind in ("parquet", "listing"):
-            return links.fetch_link(links.resolve(member, path))
-        return webdataset.read_member(path, member)
-    except FileNotFoundError:
-        raise SourceError(f"{member} is not in {uri} any more") from None
-    except BadPairError as bad:
-        raise SourceError(f"{member} of {uri} cannot be had any more: {bad}") from None
+    ((_, picture),) = read_pictures(uri, [Place(member)], policy, image_key)
+    if isinstance(picture, Missing):
+        raise SourceError(f"{member} of {uri} cannot be had any more: {picture.reason}")
+    return picture

@@ -1,22 +1,23 @@
 """Rows that name a picture → pairs: the files are fetched some ahead, in threads, in order.
 
-A table that came from elsewhere must not make us read this machine's files: a remote one may name remote pictures and
-what lies beside or below it, a local one local pictures too.
+``policy.py`` says what a row may name.
 """
 
-import posixpath
+import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
-import fsspec
-
 from memory_builder.ahead import map_ahead
-from memory_builder.retry import is_local, open_filesystem, uri_of
+from memory_builder.retry import open_filesystem
 from memory_builder.shards.pairs import BadPairError, Break, Pair, PairRules, Reject, caption_of, check_sides, printable
+from memory_builder.shards.policy import LinkPolicy, Target, is_kernels
 from memory_builder.shards.tars import MAX_MEMBER_BYTES
+from memory_builder.shards.transport import TransportError
+from memory_builder.shards.web import fetch_url
 
 FETCH_THREADS = 16
 FETCH_AHEAD = 64
@@ -41,7 +42,8 @@ class Row:
 def pairs_of_rows(rows: Iterable[Row | Break], table: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
     """The pairs of a table that lies at ``table``."""
     wanted = (row for row in rows if isinstance(row, Break) or rules.wants(printable(row.key)))
-    return read_ahead(partial(_pair, table=table, rules=rules), wanted)
+    policy = LinkPolicy(follows_named=True, hosts=rules.allow_hosts)
+    return read_ahead(partial(_pair, table=table, rules=rules, policy=policy), wanted)
 
 
 def read_ahead(load: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
@@ -50,7 +52,7 @@ def read_ahead(load: Callable[[Item], Found], items: Iterable[Item]) -> Iterator
         yield from map_ahead(load, items, threads, FETCH_AHEAD)
 
 
-def _pair(row: Row | Break, *, table: str, rules: PairRules) -> Pair | Reject | Break:
+def _pair(row: Row | Break, *, table: str, rules: PairRules, policy: LinkPolicy) -> Pair | Reject | Break:
     if isinstance(row, Break):
         return row
     key = printable(row.key)
@@ -58,7 +60,7 @@ def _pair(row: Row | Break, *, table: str, rules: PairRules) -> Pair | Reject | 
         if row.fault and not rules.pictures_only:
             raise BadPairError(row.fault)
         caption = caption_of({}, row.fields, rules)
-        image = row.image if row.link is None else fetch_link(resolve(row.link, table))
+        image = row.image if row.link is None else fetch_target(policy.link(row.link, table))
         if image is not None and not image:
             raise BadPairError("empty image file")
         check_sides(image is not None, caption is not None, rules)
@@ -71,47 +73,54 @@ def _pair(row: Row | Break, *, table: str, rules: PairRules) -> Pair | Reject | 
     return Pair(key=key, image=image, caption=caption, member=member, fields=fields)
 
 
-def resolve(link: str, table: str) -> str:
-    """Where a link of a table leads.
+def fetch_target(target: Target) -> bytes:
+    """What a link leads to.
 
     Raises:
-        BadPairError: to where it must not.
+        BadPairError: as ``fetch`` and ``fetch_url``, or what is needed to go there is not installed.
     """
-    fs, path = fsspec.core.url_to_fs(table)
-    local = is_local(fs)
-    if "://" in link:
-        scheme = link.split("://", 1)[0]
-        if scheme not in ("http", "https", "s3", "s3a", "gs", "gcs", "abfs", "az") and not (local and scheme == "file"):
-            raise BadPairError(f"link of a kind that is not followed ({printable(scheme)[:20]})")
-        return link
-    if posixpath.isabs(link):
-        if not local:
-            raise BadPairError("link to a local file in a table that is not local")
-        return link
-    if ".." in link.split("/"):
-        raise BadPairError("link leaves its folder")
-    beside = posixpath.join(posixpath.dirname(path), link)
-    return uri_of(fs, beside)
-
-
-def fetch_link(link: str) -> bytes:
-    """What lies at a path or URI.
-
-    Raises:
-        BadPairError: as ``fetch``, or what is needed to go there is not installed.
-    """
+    if target.is_local:
+        return _read_regular(target.uri)
+    if target.uri.startswith(("http://", "https://")):
+        return fetch_url(target)
     try:
-        fs, path = open_filesystem(link)
+        fs, path = open_filesystem(target.uri)
     except ImportError as error:  # fsspec says of which package
         raise BadPairError(f"file cannot be fetched ({error})") from None
-    return fetch(fs, path)
+    try:
+        return fetch(fs, path)
+    except TransportError:
+        raise BadPairError("file cannot be fetched") from None
+
+
+def _read_regular(path: str) -> bytes:
+    """A stored file of this machine; a device or pipe might never end."""
+    if is_kernels(os.path.realpath(path)):
+        raise BadPairError("not a regular file")
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISDIR(status.st_mode):
+                raise BadPairError("no such file")
+            if not stat.S_ISREG(status.st_mode):
+                raise BadPairError("not a regular file")
+            if status.st_size > MAX_MEMBER_BYTES:
+                raise BadPairError(f"file larger than {MAX_MEMBER_BYTES >> 20} MiB")
+            return file.read(MAX_MEMBER_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise BadPairError("no such file") from None
+    except PermissionError:
+        raise BadPairError("file may not be read") from None
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        raise BadPairError("file cannot be fetched") from None
 
 
 def fetch(fs: Any, path: str) -> bytes:
     """The file's content.
 
     Raises:
-        BadPairError: it is not there, too large, or cannot be had.
+        BadPairError: it is not there, too large, or may not be read.
+        TransportError: its storage fails, however often it was tried.
     """
     try:
         with fs.open(path, "rb") as file:
@@ -120,8 +129,8 @@ def fetch(fs: Any, path: str) -> bytes:
         raise BadPairError("no such file") from None
     except PermissionError:
         raise BadPairError("file may not be read") from None
-    except Exception:  # whatever this filesystem raises once it has tried often enough
-        raise BadPairError("file cannot be fetched") from None
+    except Exception as error:  # whatever this filesystem raises once it has tried often enough
+        raise TransportError(f"{type(error).__name__}: {error}") from error
     if len(data) > MAX_MEMBER_BYTES:
         raise BadPairError(f"file larger than {MAX_MEMBER_BYTES >> 20} MiB")
     return data

@@ -73,6 +73,8 @@ class PairRules:
     """Whether a row (a ``links.Row``) that names its picture is in the memory already: then it is not fetched."""
     notes: Counter[str] = field(default_factory=Counter, compare=False)
     """Remarks about the shard, with the number of pairs each concerns; readers add to it."""
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy.hosts``."""
 
     def wants(self, key: str) -> bool:
         """Whether a pair of this key is to be read."""

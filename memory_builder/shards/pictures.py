@@ -1,14 +1,16 @@
 """The pictures of some rows of a shard, as it holds them: in one pass, whatever the kind of shard."""
 
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from memory_builder.errors import SourceError
 from memory_builder.shards import links, parquet, webdataset
 from memory_builder.shards.kinds import kind_of
 from memory_builder.shards.pairs import BadPairError
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.uris import Piece, split_uri
 
 GONE = "shard is gone"
@@ -23,6 +25,11 @@ class Place:
     member: str | None
     url: str | None = None
 
+    @staticmethod
+    def of(row: Mapping[str, Any]) -> "Place":
+        """Of a row of the metadata; the member of one without a picture is its caption."""
+        return Place(row["member"] if row["has_image"] else None, row["url"])
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -32,7 +39,7 @@ class Missing:
 
 
 def read_pictures(
-    uri: str, places: Sequence[Place], image_key: str | None = None
+    uri: str, places: Sequence[Place], policy: LinkPolicy, image_key: str | None = None
 ) -> Iterator[tuple[int, bytes | Missing]]:
     """(which of ``places``, the picture) for each place once, those that are missing among or after the others.
 
@@ -41,6 +48,7 @@ def read_pictures(
     Args:
         uri: the shard.
         places: of the pictures.
+        policy: what may be read for them; what it refuses is missing.
         image_key: ``Memory.image_key``.
 
     Raises:
@@ -48,7 +56,7 @@ def read_pictures(
     """
     left = set(range(len(places)))
     try:
-        for which, picture in _read(uri, places, image_key):
+        for which, picture in _read(uri, places, policy, image_key):
             left.discard(which)
             yield which, picture
         reason = NOT_THERE
@@ -60,39 +68,56 @@ def read_pictures(
         yield which, Missing(reason)
 
 
-def _read(uri: str, places: Sequence[Place], image_key: str | None) -> Iterator[tuple[int, bytes | Missing]]:
+def _read(
+    uri: str, places: Sequence[Place], policy: LinkPolicy, image_key: str | None
+) -> Iterator[tuple[int, bytes | Missing]]:
     path, piece = split_uri(uri)
     inside = {place.member: i for i, place in enumerate(places) if _is_inside(path, piece, place)}
     linked = sorted(set(range(len(places))).difference(inside.values()))
     if linked:
-        yield from links.read_ahead(partial(_fetch, path=path, piece=piece, places=places), linked)
+        fetch = partial(_fetch, path=path, piece=piece, places=places, policy=policy)
+        yield from links.read_ahead(fetch, linked)
     if not inside:
         return
+    try:
+        policy.shard(path)
+    except BadPairError as error:
+        yield from ((i, Missing(str(error))) for i in inside.values())
+        return
     if kind_of(path) == "parquet":
-        rows = {int(str(member).removeprefix("row ")): i for member, i in inside.items()}
+        rows = {number: i for member, i in inside.items() if (number := _row_number(member)) is not None}
         yield from ((rows[number], image) for number, image in parquet.read_rows(path, sorted(rows), image_key))
     else:
         wanted = {str(member): i for member, i in inside.items()}
         yield from ((wanted[name], data) for name, data in webdataset.read_wanted(path, wanted))
 
 
+def _row_number(member: str | None) -> int | None:
+    number = str(member).removeprefix("row ")
+    return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else None
+
+
 def _is_inside(path: str, piece: Piece, place: Place) -> bool:
     """Whether the shard's own file holds the picture."""
-    if place.member is None or piece.folder is not None or piece.embeddings is not None:
+    if place.member is None or piece.folder is not None or piece.is_published:
         return False
     if kind_of(path) == "parquet":
         return place.member.startswith("row ")
     return kind_of(path) != "listing"
 
 
-def _fetch(which: int, *, path: str, piece: Piece, places: Sequence[Place]) -> tuple[int, bytes | Missing]:
+def _fetch(
+    which: int, *, path: str, piece: Piece, places: Sequence[Place], policy: LinkPolicy
+) -> tuple[int, bytes | Missing]:
     place = places[which]
     try:
         if piece.folder is not None and place.member is not None:
-            return which, links.fetch_link(posixpath.join(path, piece.folder, place.member))
-        link = place.member or place.url
-        if link is None:
-            return which, Missing(NOWHERE)
-        return which, links.fetch_link(links.resolve(link, path))
+            target = policy.member(path, posixpath.join(piece.folder, place.member))
+        else:
+            link = place.member or place.url
+            if link is None:
+                return which, Missing(NOWHERE)
+            target = policy.link(link, posixpath.join(path, "") if piece.is_published else path)
+        return which, links.fetch_target(target)
     except BadPairError as error:
         return which, Missing(str(error))

@@ -100,7 +100,7 @@ def test_the_commands_in_their_order_do_what_the_page_says(home, command, model,
         ran = command(*arguments[1:])
         assert ran.code == 0, (line, ran.err)
         if "--memory" not in arguments:
-            assert ran.out.startswith("12 URLs"), (line, ran.out)
+            assert ran.out.startswith(("12 URLs", "12 rows")), (line, ran.out)
             continue
         memory = Store(arguments[arguments.index("--memory") + 1])
         assert Manifest.read(memory).n_rows == 12, line

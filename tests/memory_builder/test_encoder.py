@@ -183,7 +183,7 @@ def test_a_thousand_real_pictures_come_out_as_open_clip_prepares_them(encoder: E
 
 def test_captions_at_their_own_length_give_the_vectors_of_padded_ones(encoder: Encoder) -> None:
     texts = ["", "a", "red panda", "a long caption of many words " * 20, "naïve 熊猫 🐼"]
-    tokens = encoder._tokenizer(texts)
+    tokens = encoder.tokenizer(texts)
     with torch.inference_mode():
         padded = encoder.model.encode_text(tokens, normalize=True).numpy()
     np.testing.assert_allclose(encoder.encode_texts(texts), padded, atol=1e-3)

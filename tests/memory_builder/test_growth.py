@@ -190,11 +190,11 @@ def test_rows_that_name_addresses_are_not_fetched_again(
 
     fetched: list[str] = []
 
-    def fetch(link: str, *_: Any, **__: Any) -> bytes:
-        fetched.append(link)
-        return picture(len(link))
+    def fetch(target: Any) -> bytes:
+        fetched.append(target.uri)
+        return picture(len(target.uri))
 
-    monkeypatch.setattr(links, "fetch_link", fetch)
+    monkeypatch.setattr(links, "fetch_target", fetch)
     urls = [f"https://example.org/{i}.png" for i in range(3)]
     (tmp_path / "s.csv").write_text("url,caption\n" + "".join(f"{url},text\n" for url in urls[:2]))
     run("s.csv")

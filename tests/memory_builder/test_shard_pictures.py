@@ -11,7 +11,11 @@ import pytest
 
 from memory_builder.shards import read_member, tars
 from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.uris import Piece, join_uri
+
+OWN = LinkPolicy(follows_named=True)
+"""Of what a test names itself."""
 
 FILES = {f"{i}.{suffix}": f"{suffix} {i}".encode() * 300 for i in range(20) for suffix in ("png", "txt")}
 
@@ -27,7 +31,7 @@ def tar_bytes() -> bytes:
 
 
 def read(uri: Path | str, *places: Place) -> list[bytes | str]:
-    found = dict(read_pictures(str(uri), places))
+    found = dict(read_pictures(str(uri), places, OWN))
     assert sorted(found) == list(range(len(places)))
     return [picture.reason if isinstance(picture, Missing) else picture for _, picture in sorted(found.items())]
 
@@ -83,9 +87,9 @@ def test_rows_of_a_table_and_files_it_names(tmp_path: Path) -> None:
 def test_rows_of_a_table_whose_pictures_are_in_a_column_of_another_name(tmp_path: Path) -> None:
     table = pa.table({"image": ["elsewhere.png"] * 3, "bild": [b"a", b"b", b"c"]})
     pq.write_table(table, tmp_path / "t.parquet")
-    found = dict(read_pictures(str(tmp_path / "t.parquet"), [Place("row 2"), Place("row 0")], "bild"))
+    found = dict(read_pictures(str(tmp_path / "t.parquet"), [Place("row 2"), Place("row 0")], OWN, "bild"))
     assert found == {0: b"c", 1: b"a"}
-    assert read_member(str(tmp_path / "t.parquet"), "row 1", "bild") == b"b"
+    assert read_member(str(tmp_path / "t.parquet"), "row 1", OWN, "bild") == b"b"
 
 
 def test_folders_and_the_addresses_of_published_vectors(tmp_path: Path) -> None:

@@ -18,7 +18,11 @@ from tars import END, Member, good_pairs, header, pair, picture, raw, tar_bytes
 
 from memory_builder.errors import SourceError
 from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs, tars
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.sources import current_etag, find_sources
+
+OWN = LinkPolicy(follows_named=True)
+"""Of what a test names itself."""
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -154,7 +158,7 @@ def test_names_that_are_no_unicode_are_kept_printable_and_found_again(shard: Cal
     assert read.reasons == [("caf?", "duplicate key")]
     for _, reason in read.reasons:
         reason.encode()
-    assert read_member(str(path), read.pairs["caf?"].member or "") == picture()
+    assert read_member(str(path), read.pairs["caf?"].member or "", OWN) == picture()
 
 
 def test_folders_and_mac_files_are_no_pairs(shard: Callable[..., Path]) -> None:
@@ -390,10 +394,10 @@ def test_a_shard_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
 
 def test_a_member_is_read_again(shard: Callable[..., Path], tmp_path: Path) -> None:
     path = shard([*pair("a"), *pair("b", seed=7)])
-    assert read_member(str(path), "b.png") == picture(7)
+    assert read_member(str(path), "b.png", OWN) == picture(7)
     for uri, member in ((path, "c.png"), (tmp_path / "gone.tar", "a.png")):
         with pytest.raises(SourceError, match="any more"):
-            read_member(str(uri), member)
+            read_member(str(uri), member, OWN)
 
 
 def names(patterns: list[str]) -> list[str]:

@@ -22,7 +22,10 @@ from tars import good_pairs, tar_bytes
 
 from memory_builder.errors import SourceError, TransportFailedError
 from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.sources import find_sources
+
+OWN = LinkPolicy(follows_named=True)
 
 
 def noise(seed: int, side: int = 700) -> bytes:
@@ -74,7 +77,7 @@ def test_a_server_without_ranges_is_read_whole(tmp_path: Path, serve: Callable[[
         assert [item.image for item in items if isinstance(item, Pair)] == pictures
     assert len(items) == 4
     if name.startswith(("a", "b")):
-        assert read_member(source.uri, "2.png") == pictures[2]
+        assert read_member(source.uri, "2.png", OWN) == pictures[2]
 
 
 class Breaking(BaseHTTPRequestHandler):
@@ -174,7 +177,7 @@ def test_a_tar_is_read_by_its_bytes_whatever_its_name(tmp_path: Path, pack: str,
     path.write_bytes(PACKS[pack](tar_bytes(good_pairs(keys))))
     assert [source.uri for source in find_sources([str(tmp_path)])] == [str(path)]
     assert [item.key for item in read_pairs(str(path))] == keys
-    assert read_member(str(path), "07.png") == dict(good_pairs(keys))["07.png"]
+    assert read_member(str(path), "07.png", OWN) == dict(good_pairs(keys))["07.png"]
     assert [item.key for item in read_pairs(str(path), only=frozenset({"03", "17"}))] == ["03", "17"]
 
 

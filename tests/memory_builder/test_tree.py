@@ -13,9 +13,12 @@ from tars import good_pairs, picture, tar_bytes
 
 from memory_builder.errors import SourceError
 from memory_builder.shards import Pair, Reject, read_pairs
+from memory_builder.shards.policy import LinkPolicy
 from memory_builder.shards.tree import describe_passed_over
 from memory_builder.sources import current_etag, find_sources
 from memory_builder.uris import split_uri
+
+OWN = LinkPolicy(follows_named=True)
 
 TAR = tar_bytes(good_pairs(["a"]))
 
@@ -239,7 +242,7 @@ def test_a_picture_called_row_5_is_that_file(tmp_path: Path) -> None:
     (pair,) = read_pairs(str(tmp_path / "t.parquet"))
     assert isinstance(pair, Pair)
     assert pair.image == PNG
-    assert read_member(str(tmp_path / "t.parquet"), str(pair.member)) == PNG
+    assert read_member(str(tmp_path / "t.parquet"), str(pair.member), OWN) == PNG
 
 
 def test_passed_over_is_one_line() -> None:

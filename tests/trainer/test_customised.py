@@ -196,7 +196,6 @@ def test_an_export_to_a_url_is_refused(run, tmp_path, monkeypatch, capsys):
     ("told", "message"),
     [
         ({"out": "out"}, "name either --model or --run"),
-        ({"out": "out", "model": "ViT-B-32", "run": "run"}, "name either --model or --run"),
         ({"model": "ViT-B-32"}, "--out is missing: a folder for results"),
         ({"out": "out", "model": "ViT-B-32", "share": 0.5}, "--step, --ema and --share are for --run"),
     ],

@@ -9,6 +9,7 @@ import pyarrow as pa
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
+from memory_builder.named import trusted_encoder
 from memory_builder.rows import NO_ROW, Ids
 from memory_builder.storage import Store
 from trainer.evaluate.compared import compared
@@ -58,7 +59,7 @@ class Refinement:
 
 def encoder_of(run: str) -> EncoderConfig:
     """The frozen model of a run."""
-    return EncoderConfig(**read_run(Store(run), "reco")["encoder"])
+    return trusted_encoder(EncoderConfig(**read_run(Store(run), "reco")["encoder"]), run)
 
 
 def evaluate_reco(setting: Setting, refinement: Refinement, positives: Positives = "own") -> list[Result]:

@@ -114,7 +114,7 @@ def _towers(encoder: Encoder, name: str, fingerprint: str) -> Towers:
         d=encoder.d,
         device=encoder.device,
         resize=encoder.preprocess,
-        tokenizer=open_clip.get_tokenizer(encoder.config.model),
+        tokenizer=encoder.tokenizer,
         mean=mean,
         std=std,
     )

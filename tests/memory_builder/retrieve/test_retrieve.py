@@ -154,7 +154,9 @@ def test_of_an_imported_memory_what_makes_no_pair_is_left_out(ask: Ask, model_di
     encoder, runner, memory = EncoderConfig(model=f"local-dir:{model_dir}"), LocalRunner(), tmp_path / "memory"
     build.import_embeddings(str(tmp_path / "laion"), str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
     build.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
-    out, summary = ask(memory=memory, max_missing=0.9)
+    with pytest.raises(RetrieveError, match="2 link leads out of its source's folder"):
+        ask(memory=memory, max_missing=0.9, out=tmp_path / "strangers")
+    out, summary = ask(memory=memory, max_missing=0.9, local_roots=(str(tmp_path),))
     assert summary.chosen.n_incomplete == 1
     assert summary.missing_by_reason == {"no picture any more": 1}
     assert [(pair.member, pair.caption) for pair in pairs_in(out)] == [("00000-000000.jpg", "a cat")]

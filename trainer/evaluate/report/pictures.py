@@ -9,8 +9,10 @@ import numpy as np
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.images import BadImageError, decode_image, thumbnail
 from memory_builder.memory import Memory
-from memory_builder.rows import Ids
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.named import link_policy
+from memory_builder.rows import Ids, split_ids
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.policy import LinkPolicy
 from trainer.evaluate.datasets import open_dataset
 from trainer.evaluate.report.entries import Group
 
@@ -23,7 +25,9 @@ DELETED = "deleted"
 class Pictures:
     """Small pictures as data URIs. Each shard is read once, and what cannot be read is told in ``missing``."""
 
-    def __init__(self) -> None:
+    def __init__(self, local_roots: Sequence[str] = (), allow_hosts: Sequence[str] = ()) -> None:
+        """The arguments are those of ``link_policy``."""
+        self._local_roots, self._allow_hosts = tuple(local_roots), tuple(allow_hosts)
         self.missing: set[str] = set()
         """In words."""
         self._asked: dict[str, str] = {}
@@ -58,17 +62,26 @@ class Pictures:
         except MemoryBuilderError as error:
             self.missing.add(f"Rows of the memory are not shown: {error}")
             return
-        by_source: dict[str, dict[str, int]] = {}
-        for row in rows:
-            self._rows[root, row["id"]] = (None, row["caption"] or "")
-            by_source.setdefault(memory.source(row["id"]), {})[row["key"]] = row["id"]
-        for uri, ids in by_source.items():
+        self._rows |= {(root, row["id"]): (None, row["caption"] or "") for row in rows}
+        policy = link_policy(memory.commits.values(), local_roots=self._local_roots, allow_hosts=self._allow_hosts)
+        ids = np.sort(np.array([row["id"] for row in rows], np.int64))
+        for of_shard in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1) if len(ids) else ():
             try:
-                for pair in read_pairs(uri, require="image", only=frozenset(ids), image_key=memory.image_key):
-                    if isinstance(pair, Pair) and pair.image:
-                        row_id = ids[pair.key]
-                        self._rows[root, row_id] = (_data_uri(pair.image), self._rows[root, row_id][1])
-            except (MemoryBuilderError, BadImageError) as error:
+                self._read_shard(memory, root, of_shard, policy)
+            except MemoryBuilderError as error:
+                self.missing.add(f"Some pictures of the memory are not shown: {error}")
+
+    def _read_shard(self, memory: Memory, root: str, ids: Ids, policy: LinkPolicy) -> None:
+        """Read the pictures of these rows of one shard."""
+        rows = memory.metadata(ids, ["member", "url", "has_image"]).to_pylist()
+        places = [Place.of(row) for row in rows]
+        for which, picture in read_pictures(memory.source(int(ids[0])), places, policy, memory.image_key):
+            row_id = int(ids[which])
+            try:
+                if isinstance(picture, Missing):
+                    raise BadImageError(picture.reason)
+                self._rows[root, row_id] = (_data_uri(picture), self._rows[root, row_id][1])
+            except BadImageError as error:
                 self.missing.add(f"Some pictures of the memory are not shown: {error}")
 
     def _standing(self, memory: Memory, root: str, row_ids: Sequence[int]) -> Ids:

@@ -1,0 +1,78 @@
+"""Bodies of requests: read up to a limit, and parsed without trust."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import HTTPException, Request
+from numpy.lib import format as npy
+from pydantic import ValidationError
+
+from cluster.served import Question
+from memory_builder.errors import UsageError
+
+MAX_VALUES = 2_000_000
+"""In one JSON body; arrays of more are sent as .npy to /bulk."""
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The body, unless it is too long.
+
+    Raises:
+        HTTPException: 413.
+    """
+    length = request.headers.get("content-length", "")
+    body = bytearray()
+    if not (length.isascii() and length.isdigit() and int(length[:20]) > max_bytes):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > max_bytes:
+                break
+        else:
+            return bytes(body)
+    raise HTTPException(413, f"a request of more than {max_bytes:,} bytes: ask in several")
+
+
+def parse_question(body: bytes) -> Question:
+    """The JSON of ``POST /search``. Takes a while for a long one: not to be called where others wait.
+
+    Raises:
+        UsageError: it is none; HTTPException: 413, it has too many values.
+    """
+    if body.count(b",") + body.count(b"[") > MAX_VALUES:
+        raise HTTPException(413, f"JSON of more than {MAX_VALUES:,} values: send vectors as .npy to /bulk/search")
+    try:
+        return Question.model_validate_json(body)
+    except ValidationError as error:
+        raise UsageError(describe_faults(error.errors(include_url=False, include_context=False))) from None
+
+
+def describe_faults(faults: Any, n_shown: int = 10) -> str:
+    """What pydantic found wrong, in one line."""
+    shown = [f"{'.'.join(map(str, one['loc']))[:200] or 'body'}: {one['msg'][:300]}" for one in faults[:n_shown]]
+    return "; ".join(shown) + ("; …" if len(faults) > n_shown else "")
+
+
+def parse_array(body: bytes, kinds: str) -> npt.NDArray[Any]:
+    """The .npy file of a body, if it holds numbers of these kinds: one or two dimensions, as long as its head says.
+
+    Raises:
+        UsageError: it does not.
+    """
+    stream = io.BytesIO(body)
+    try:
+        version = npy.read_magic(stream)
+        read_head = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, is_fortran, dtype = read_head(stream)
+    except Exception as error:  # numpy reads the head with Python's parser, which may raise anything
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise UsageError(f"the body is not a .npy file: {reason}") from None
+    if dtype.kind not in kinds:
+        raise UsageError(f"the body holds {str(dtype)[:100]}: expected numbers of another kind")
+    if len(shape) > 2 or any(type(n) is not int or n < 0 for n in shape):
+        raise UsageError(f"the body is not a .npy file of one or two dimensions: its shape is {str(shape)[:100]}")
+    if len(body) - stream.tell() != math.prod(shape) * dtype.itemsize:
+        raise UsageError(f"the body is not a .npy file: {str(shape)[:100]} of {dtype} is not what follows its head")
+    return np.ndarray(shape, dtype, body, stream.tell(), order="F" if is_fortran else "C")

@@ -1,0 +1,105 @@
+"""What the service says of itself: OpenAPI, a page of it, and which scripts a browser may run there: our own alone."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+NPY, NPZ, ARROW = "application/x-npy", "application/x-npz", "application/vnd.apache.arrow.stream"
+PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif")
+Responses = dict[int | str, dict[str, Any]]
+
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_ERROR = {
+    "application/json": {
+        "schema": {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]},
+        "example": {"error": "k 0: expected a whole number, at least 1"},
+    }
+}
+
+
+def _error(status: int, description: str) -> Responses:
+    return {status: {"description": description, "content": _ERROR}}
+
+
+BAD = _error(400, "It cannot be done as asked, or is too much for one request; the message says what and why.")
+TOO_LONG = _error(413, "The body is too long.")
+NOT_READ = _error(503, "The memory cannot be read now.")
+ARRAYS: dict[str, Responses] = {
+    kind: {200: {"description": "The answer.", "content": {kind: _BINARY}}} for kind in (NPY, NPZ, ARROW)
+}
+PICTURES: Responses = {
+    200: {"description": "The picture.", "content": dict.fromkeys(PICTURE_TYPES, _BINARY)},
+    **_error(404, "The row has no picture, or it cannot be had any more or must not be shown; the message says which."),
+}
+
+
+def body_of(media_type: str, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A request's body, for a route that reads it itself."""
+    return {"requestBody": {"required": True, "content": {media_type: {"schema": dict(schema)}}}}
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI of the service, without the 422 that it never answers."""
+    if app.openapi_schema is None:
+        schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        for path in schema["paths"].values():
+            for operation in path.values():
+                operation["responses"].pop("422", None)
+                operation["responses"].setdefault("400", BAD[400])  # a Host that is not ours
+        for name in ("HTTPValidationError", "ValidationError"):
+            schema["components"]["schemas"].pop(name, None)
+        app.openapi_schema = schema
+    return app.openapi_schema
+
+
+def description_page(schema: Mapping[str, Any] | None = None) -> str:
+    """OpenAPI for people: plain HTML, without any script."""
+    sections = []
+    for path, operations in (schema or {"paths": {}})["paths"].items():
+        for method, operation in operations.items():
+            sections.append(_section(f"{method.upper()} {path}", operation))
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>memory-builder: HTTP</title>
+<style>{_STYLE}</style><h1>memory-builder: HTTP</h1>
+<p>For programs: <a href="openapi.json">openapi.json</a></p>{"".join(sections)}</html>"""
+
+
+_STYLE = "body { font: 16px/1.4 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem } pre { overflow: auto; background: #8882; padding: .5rem }"  # noqa: E501
+
+
+def _section(title: str, operation: Mapping[str, Any]) -> str:
+    parts = [f"<h2><code>{html.escape(title)}</code></h2><p>{html.escape(operation.get('summary', ''))}</p>"]
+    for parameter in operation.get("parameters", ()):
+        parts.append(f"<h4>{html.escape(parameter['name'])} ({parameter['in']})</h4>{_pre(parameter['schema'])}")
+    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+        parts.append(f"<h4>body: {html.escape(kind)}</h4>{_pre(content['schema'])}")
+    answers = "".join(
+        f"<li>{status}: {html.escape(answer['description'])} {html.escape(', '.join(answer.get('content', {})))}"
+        for status, answer in sorted(operation["responses"].items())
+    )
+    return f"{''.join(parts)}<h4>answers</h4><ul>{answers}</ul>"
+
+
+def _pre(value: Any) -> str:
+    return f"<pre>{html.escape(json.dumps(value, indent=1))}</pre>"
+
+
+def page_policy(*pages: str) -> str:
+    """Content-Security-Policy by which these pages run their own scripts and load nothing from elsewhere."""
+    scripts = _hashes("script", pages)
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src {_hashes('style', pages)}; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+def _hashes(tag: str, pages: tuple[str, ...]) -> str:
+    contents = dict.fromkeys(content for page in pages for content in re.findall(rf"(?s)<{tag}>(.*?)</{tag}>", page))
+    digests = [base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents]
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

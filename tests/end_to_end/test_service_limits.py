@@ -1,0 +1,337 @@
+"""What a service takes from clients that stall, send nonsense or ask for too much, and how it stops meanwhile."""
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import re
+import signal
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import PIPE, Popen
+from typing import Any
+
+import numpy as np
+import pytest
+from processes import python
+
+
+@dataclass
+class Service:
+    """A running one."""
+
+    process: Popen[str]
+    port: int
+    said: list[str]
+    """Lines on standard error."""
+
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, **headers: str
+    ) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        sent = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, path, body, sent)
+        with contextlib.closing(connection), connection.getresponse() as answer:
+            return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+    def search(self, body: bytes) -> tuple[int, str]:
+        status, _, data = self.ask("POST", "/search", body, content_type="application/json")
+        return status, json.loads(data).get("error", "")
+
+    def send(self, data: bytes) -> socket.socket:
+        client = socket.create_connection(("127.0.0.1", self.port), timeout=60)
+        client.sendall(data)
+        return client
+
+
+@contextlib.contextmanager
+def serving(memory: Path, *flags: str) -> Iterator[Service]:
+    with python("-m", "memory_builder.cli", "serve", memory, "--port", "0", *flags, stderr=PIPE) as process:
+        told = process.stderr.readline()
+        found = re.search(r":(\d+)$", told.strip())
+        assert found, told
+        said: list[str] = []
+        reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
+        reader.start()
+        try:
+            yield Service(process, int(found[1]), said)
+        finally:
+            process.kill()
+            reader.join(10)
+    assert not [line for line in said if "Traceback" in line or "ERROR" in line], "".join(said)
+
+
+@pytest.fixture(scope="module")
+def service(built_memory: Path) -> Iterator[Service]:
+    with serving(built_memory, "--max-pixels", "1000000", "--server-name", "memory.example") as service:
+        yield service
+
+
+HEAD = b"GET /info HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: "
+BODY = b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
+
+
+def untaken(n: int = 20_000) -> bytes:
+    """A question of which the answer does not fit into the buffers on the way."""
+    body = npy(np.zeros(n, np.int64))
+    head = f"POST /bulk/vectors HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def npy(array: np.ndarray) -> bytes:
+    np.save(stream := io.BytesIO(), array)
+    return stream.getvalue()
+
+
+def is_cut(client: socket.socket, within_s: float, *, drips: bool) -> bool:
+    """Whether the other side ends the connection while this one sends, or waits."""
+    deadline = time.monotonic() + within_s
+    client.settimeout(0.2)
+    while time.monotonic() < deadline:
+        try:
+            if drips:
+                client.sendall(b"x")
+            if client.recv(1) == b"":
+                return True
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False
+
+
+def test_who_stalls_is_cut_off_and_others_are_answered(built_memory: Path) -> None:
+    with serving(built_memory, "--head-s", "1", "--body-s", "1", "--answer-s", "1") as service:
+        clients = [service.send(data) for _ in range(10) for data in (b"", HEAD, BODY, BODY[:-1])]
+        started = time.monotonic()
+        assert service.ask("GET", "/info")[0] == 200
+        assert all(is_cut(client, 30, drips=i % 2 == 0) for i, client in enumerate(clients))
+        assert time.monotonic() - started < 60
+        with service.send(untaken()) as reader:
+            time.sleep(20)  # a second, and one for each of 15 MiB
+            taken = 0
+            reader.settimeout(20)
+            with contextlib.suppress(OSError):
+                while data := reader.recv(1 << 20):
+                    taken += len(data)
+        assert taken < 20_000 * 192 * 4
+        assert service.ask("GET", "/info")[0] == 200
+        with service.send(BODY[:-1]) as slow:
+            slow.sendall(b'{"text": "cat"}'.ljust(500))
+            time.sleep(0.5)
+            slow.sendall(b" " * 500)  # in time
+            assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        for client in clients:
+            client.close()
+
+
+@pytest.mark.parametrize("sign", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_in_time_whatever_clients_do(built_memory: Path, sign: signal.Signals) -> None:
+    with serving(built_memory) as service:
+        clients = [service.send(data) for _ in range(4) for data in (b"", HEAD, BODY, untaken())]
+        time.sleep(1)
+        service.process.send_signal(sign)
+        started = time.monotonic()
+        code = service.process.wait(60)
+        assert time.monotonic() - started < 15
+        assert code == (-signal.SIGTERM if sign == signal.SIGTERM else 130)
+        for client in clients:
+            client.close()
+
+
+def test_a_client_that_leaves_is_no_error(service: Service) -> None:
+    for data in (HEAD, BODY, untaken()[:1000]):
+        service.send(data).close()
+    time.sleep(0.5)
+    assert service.ask("GET", "/info")[0] == 200  # and the fixture looks for tracebacks
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("localhost:8000", 200),
+        ("[::1]:8000", 200),
+        ("MEMORY.example:80", 200),
+        ("evil.example", 400),
+        ("evil.example:8000", 400),
+        ("127.0.0.1.evil.example", 400),
+        ("localhost@evil.example", 400),
+        ("192.168.0.1", 400),
+        ("[::1", 400),
+        ("", 400),
+    ],
+)
+def test_a_page_of_a_stranger_cannot_call_it_by_its_own_name(service: Service, host: str, status: int) -> None:
+    got, headers, data = service.ask("GET", "/info", Host=host)
+    assert got == status, data
+    assert headers["x-content-type-options"] == "nosniff"
+    assert status == 200 or "--server-name" in json.loads(data)["error"]
+
+
+def test_beyond_this_machine_any_address_and_named_hosts() -> None:
+    from cluster.gate import HostNames
+
+    names = HostNames("0.0.0.0", ["memory.example"])
+    allowed = ["10.0.0.1:8000", "memory.example", "localhost", socket.gethostname(), "[2001:db8::1]:80"]
+    assert all(map(names.allows, allowed))
+    assert not any(map(names.allows, ["evil.example", "", None, "memory.example.evil.example"]))
+    assert HostNames("box.example", []).allows("box.example:8000")
+
+
+@pytest.mark.parametrize("path", ["/", "/docs", "/info", "/pictures/0", "/nowhere", "/openapi.json"])
+def test_no_page_runs_what_is_not_ours_or_is_framed(service: Service, path: str) -> None:
+    _, headers, data = service.ask("GET", path)
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    if headers["content-type"].startswith("text/html"):
+        assert not re.findall(rb"""(?:src|href)=["']?(?:https?:)?//""", data)
+        assert not re.findall(rb"\son\w+=", data)
+
+
+HEADS = [
+    f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({2**70},), }}",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1099511627776,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (True,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }",
+    "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1, 1), }",
+    "{'descr': '|O', 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,), }",
+    "{'descr': '<f4,<f4', 'fortran_order': False, 'shape': (1,), }",
+    "[" * 9_000,
+    "'''",
+    "{'a':\n  1\n b",
+    "{[]:1}",
+    "{1: 1, 'a': 2}",
+    "-" * 9_000 + "1",
+    "\0",
+    "",
+]
+
+
+@pytest.mark.parametrize("path", ["/bulk/search", "/bulk/vectors", "/bulk/rows?columns=key"])
+@pytest.mark.parametrize("version", [1, 2, 3, 9])
+def test_arrays_that_are_none(service: Service, path: str, version: int) -> None:
+    for head in HEADS:
+        text = f"{head}\n".encode("latin1")
+        length = struct.pack("<H" if version == 1 else "<I", len(text))
+        body = b"\x93NUMPY" + bytes([version, 0]) + length + text
+        status, _, data = service.ask("POST", path, body)
+        assert (status, list(json.loads(data))) == (400, ["error"]), (head[:60], data[:200])
+    for body in (b"", b"\x93NUMPY", b"PK\x03\x04", npy(np.zeros(3))[:-1], npy(np.zeros(3)) + b"x"):
+        assert service.ask("POST", path, body)[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (rb"""{"text":"a","where":"caption = '\ud800'"}""", "Invalid JSON"),
+        (rb'{"text":"\ud800"}', "Invalid JSON"),
+        (b"[" * 100_000, "Invalid JSON"),
+        (b'{"vectors":[[' + b"NaN," * 191 + b"NaN]]}", "query vectors hold NaN"),
+        (b'{"text":"a","k":1e30}', "k:"),
+        (b'{"text":"a","where":"' + b"(" * 9_000 + b'"}', "nested too deep"),
+        (b'{"text":"a","where":"' + b"(" * 41 + b'"}', "nested too deep"),
+        (b'{"text":"a","where":"' + b"NOT " * 2_000 + b'width"}', "nested too deep"),
+        (b'{"text":"a","where":"' + b"width>1 OR " * 900 + b'width>1"}', "nested too deep"),
+        (b'{"text":"a","where":"' + b"- " * 4_000 + b'1 > width"}', "nested too deep"),
+        (b'{"text":"a","where":"' + b"CASE WHEN " * 900 + b'"}', "nested too deep"),
+        (b'{"text":"a","where":"width IN (' + b"1," * 5_000 + b'1)"}', "at most 10000 characters"),
+        (b'{"text":[' + b'"a",' * 1_000 + b'"a"]}', "at most 1000 items"),
+        (b'{"text":[]}', "at least 1 item"),
+        (b'{"text":"a","image":null}', "image"),
+        (b"\xff\xfe", "Invalid JSON"),
+        (b"", "Invalid JSON"),
+        (b"null", "body: Input should be an object"),
+    ],
+)
+def test_json_that_is_no_question(service: Service, body: bytes, says: str) -> None:
+    started = time.monotonic()
+    status, error = service.search(body)
+    assert status == 400
+    assert says in error
+    assert len(error) < 2_000
+    assert time.monotonic() - started < 20
+
+
+def test_too_many_values_and_too_long_bodies(built_memory: Path, service: Service) -> None:
+    many = b'{"vectors":[' + b"[1]," * 1_000_001 + b"[1]]}"
+    assert service.search(many) == (413, "JSON of more than 2,000,000 values: send vectors as .npy to /bulk/search")
+    with serving(built_memory, "--max-json-bytes", "100", "--max-body-bytes", "300") as small:
+        assert small.search(b'{"text": "cat"}')[0] == 200
+        assert small.search(b'{"text": "' + b"a" * 100 + b'"}')[0] == 413
+        assert small.ask("POST", "/bulk/rows?columns=key", npy(np.zeros(5, np.int64)))[0] == 200
+        assert small.ask("POST", "/bulk/rows?columns=key", npy(np.zeros(50, np.int64)))[0] == 413
+        chunked = b"Transfer-Encoding: chunked\r\n\r\n" + b"64\r\n%b\r\n" % (b" " * 100) * 3
+        head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        with small.send(head + chunked) as client:
+            assert client.recv(12) == b"HTTP/1.1 413"
+
+
+def test_only_json_is_taken_for_a_question(service: Service) -> None:
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):  # what a page may send to anyone
+        status, _, data = service.ask("POST", "/search", b'{"text": "cat"}', content_type=kind)
+        assert status == 400
+        assert b"content type" in data
+
+
+def png(width: int, height: int) -> bytes:
+    """A PNG of zeros that says it is so large: small however large it is."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((width * 4 + 1) * height), 9)
+    header = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def test_a_picture_that_takes_gigabytes_is_not_decoded(service: Service) -> None:
+    def ask(data: bytes) -> tuple[int, str]:
+        return service.search(json.dumps({"image": base64.b64encode(data).decode()}).encode())
+
+    assert ask(png(900, 900))[0] == 200
+    before = resident(service)
+    threads = [threading.Thread(target=ask, args=(png(4_000, 4_000),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    status, error = ask(png(4_000, 4_000))
+    assert status == 400
+    assert "16,000,000 pixels, this service takes 1,000,000" in error
+    assert resident(service) - before < 60 << 10  # KiB; one would take 240 MiB
+
+
+def resident(service: Service) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+
+
+def test_openapi_says_what_is_answered(service: Service) -> None:
+    described: dict[str, Any] = json.loads(service.ask("GET", "/openapi.json")[2])
+    operations = [operation for path in described["paths"].values() for operation in path.values()]
+    names = [operation["operationId"] for operation in operations]
+    assert sorted(names) == ["bulk_rows", "bulk_search", "bulk_vectors", "info", "page", "picture", "search"]
+    assert all(operation["summary"] for operation in operations)
+    assert not any("422" in operation["responses"] for operation in operations)
+    by_name = dict(zip(names, operations, strict=True))
+    assert {"200", "400", "413", "503"} == by_name["search"]["responses"].keys()
+    assert {"200", "400", "404", "503"} == by_name["picture"]["responses"].keys()
+    assert set(by_name["picture"]["responses"]["200"]["content"]) >= {"image/png", "image/jpeg"}
+    assert list(by_name["bulk_vectors"]["requestBody"]["content"]) == ["application/x-npy"]
+    assert list(by_name["bulk_search"]["responses"]["200"]["content"]) == ["application/x-npz"]
+    page = service.ask("GET", "/docs")[2].decode()
+    assert all(path in page for path in described["paths"])
