@@ -19,7 +19,7 @@ from memory_builder.failures import clear_failure, failed_ordinals, record_failu
 from memory_builder.imports import embeddings_width, find_embeddings
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
-from memory_builder.named import remember_model, remember_sources
+from memory_builder.named import refuse_unnamed, remember_model, remember_sources
 from memory_builder.plan import Shard, Source, extend_plan
 from memory_builder.progress import Progress
 from memory_builder.rejects import rejected_sources, standing_reasons
@@ -93,6 +93,8 @@ def embed(
     if retry_failed:
         failures = failed_ordinals(store, manifest.commits)
         shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
+    if not sources:
+        refuse_unnamed(shards, plan)
     task = EmbedTask(
         memory=store,
         encoder=replace(encoder, precision=described.config["precision"]),
