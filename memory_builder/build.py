@@ -20,7 +20,7 @@ from memory_builder.imports import what_is_lacking
 from memory_builder.indexing import IndexConfig, build_index
 from memory_builder.known import delete_replaced, with_earlier
 from memory_builder.manifest import FOLD_EVERY, Manifest, settle_description
-from memory_builder.named import remember_model, remember_sources
+from memory_builder.named import refuse_unnamed, remember_model, remember_sources
 from memory_builder.plan import Shard, Source, extend_plan, read_plan, spelled_as_planned
 from memory_builder.progress import Progress, say
 from memory_builder.published import find_published, published_width
@@ -98,6 +98,8 @@ def embed(
     if retry_failed:
         failures = failed_ordinals(store, manifest.commits)
         shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
+    if not sources:
+        refuse_unnamed(shards, plan)
     task = EmbedTask(
         memory=store,
         encoder=replace(encoder, precision=described.config["precision"]),

@@ -15,10 +15,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import EncoderError
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.manifest import Commit, Description
 from memory_builder.model_files import LOCAL_DIR
-from memory_builder.plan import Source
+from memory_builder.plan import Shard, Source
 from memory_builder.progress import say
 from memory_builder.shards.policy import LinkPolicy
 from memory_builder.storage import sha256
@@ -29,12 +29,12 @@ PLAIN_NAME = re.compile(r"[\w.-]+")
 
 
 def link_policy(
-    commits: Iterable[Commit], *, local_roots: Iterable[str] = (), allow_hosts: Iterable[str] = ()
+    commits: Iterable[Commit | Shard], *, local_roots: Iterable[str] = (), allow_hosts: Iterable[str] = ()
 ) -> LinkPolicy:
     """What may be read to get the pictures of a memory's rows.
 
     Args:
-        commits: of the memory.
+        commits: of the memory, or the shards of its plan.
         local_roots, allow_hosts: see ``LinkPolicy``.
     """
     remembered = set(_read(_sources_file()))
@@ -51,6 +51,26 @@ def remember_sources(sources: Iterable[Source]) -> None:
     written, and a memory that is moved or copied stays one's own.
     """
     _append(_sources_file(), {_source_digest(source.uri, source.etag) for source in sources})
+
+
+def refuse_unnamed(shards: Iterable[Shard], planned: Iterable[Shard]) -> None:
+    """Of work that a memory alone names: do none on what this user never named.
+
+    Args:
+        shards: to be read.
+        planned: all of the memory.
+
+    Raises:
+        UsageError: one is somebody else's.
+    """
+    own = link_policy(planned).sources
+    for shard in shards:
+        path, _ = split_uri(shard.uri)
+        if path not in own:
+            raise UsageError(
+                f"{shard.uri} was not embedded from this machine before: name it, as in embed {path} --memory MEMORY, "
+                "if it may be read"
+            )
 
 
 def _source_digest(uri: str, etag: str) -> str:

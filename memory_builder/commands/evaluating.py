@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from memory_builder.commands.running import named_encoder
+from memory_builder.commands.running import LinkOptions, named_encoder
 from memory_builder.console import print_table
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
@@ -272,11 +272,13 @@ class Report:
     """Folders that evaluate wrote to with --out."""
     out: str = "report.html"
     """The page: a local path or an fsspec URL."""
+    links: OmitArgPrefixes[LinkOptions] = field(default_factory=LinkOptions)
 
     def run(self) -> int:
         from trainer.evaluate.report.write import write_report
 
-        print(f"report: {write_report(self.run_folders, self.out)}")
+        roots, hosts = self.links.local_root, self.links.allow_host
+        print(f"report: {write_report(self.run_folders, self.out, local_roots=roots, allow_hosts=hosts)}")
         return 0
 
 

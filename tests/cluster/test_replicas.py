@@ -59,7 +59,7 @@ def test_a_replica_answers_as_the_memory_does_and_one_that_dies_is_replaced(ther
     np.testing.assert_array_equal(there.search(text="cat").ids, mine.ids)
     vectors = here.vectors(here.row_ids(0))
     np.testing.assert_array_equal(there.search(vectors=vectors).ids, here.search(vectors=vectors).ids)
-    with pytest.raises(UsageError, match="at least 1"):
+    with pytest.raises(UsageError, match="greater than or equal to 1"):
         there.search(text="cat", k=0)
     (replica,) = [one for one in list_actors() if one.class_name.startswith("ServeReplica")]
     os.kill(replica.pid, signal.SIGKILL)

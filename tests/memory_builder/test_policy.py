@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from memory_builder.errors import UsageError
 from memory_builder.manifest import Commit
-from memory_builder.named import link_policy, remember_sources
-from memory_builder.plan import Source
+from memory_builder.named import link_policy, refuse_unnamed, remember_sources
+from memory_builder.plan import Shard, Source
 from memory_builder.shards.links import fetch_target
 from memory_builder.shards.pairs import BadPairError
 from memory_builder.shards.policy import LinkPolicy
@@ -155,6 +156,15 @@ def test_only_stored_files_are_read(tmp_path: Path) -> None:
     ]:
         with pytest.raises(BadPairError, match=reason):
             fetch_target(named.link(name, str(tmp_path / "list.csv")))
+
+
+def test_work_that_a_memory_alone_names_is_done_on_what_was_named_here(tmp_path: Path) -> None:
+    planned = [Shard(ordinal=i, uri=f"{tmp_path}/{i}.tar", etag="version", bytes=1) for i in range(3)]
+    again = Shard(ordinal=3, uri=f"{tmp_path}/1.tar#rejects=1", etag="a later version", bytes=0)
+    remember_sources(source(shard.uri) for shard in planned[:2])
+    refuse_unnamed([*planned[:2], again], planned)
+    with pytest.raises(UsageError, match=r"2.tar was not embedded from this machine before: name it"):
+        refuse_unnamed(planned, planned)
 
 
 def test_the_record_of_what_was_named_is_this_user_s_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

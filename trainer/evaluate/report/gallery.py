@@ -28,8 +28,8 @@ class Change:
     """Row ids."""
 
 
-def gallery(group: Group) -> str:
-    """For every method that keeps its reasons: answers put right, and answers spoilt."""
+def gallery(group: Group, pictures: Pictures) -> str:
+    """For every method that keeps its reasons: answers put right, and answers spoilt; ``pictures`` reads theirs."""
     pairs = [(entry, group.zero_shot_of(entry)) for entry in group.entries if entry.has_reasons]
     compared = [(entry, zero_shot) for entry, zero_shot in pairs if zero_shot is not None]
     if not compared:
@@ -37,7 +37,6 @@ def gallery(group: Group) -> str:
     entries = [entry for entry, _ in compared]
     changes = [_changes(entry, zero_shot) for entry, zero_shot in compared]
     shown = [(_shown(put_right), _shown(spoilt)) for put_right, spoilt in changes]
-    pictures = Pictures()
     pictures.read_asked(group, {change.key for kinds in shown for some in kinds for change in some})
     for root in dict.fromkeys(entry.memory_root for entry in entries):
         of_root = (kinds for entry, kinds in zip(entries, shown, strict=True) if entry.memory_root == root)

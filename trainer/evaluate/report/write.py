@@ -13,17 +13,21 @@ from trainer.evaluate.report.charts import forest, shots_curve
 from trainer.evaluate.report.entries import Group, read_groups
 from trainer.evaluate.report.gallery import gallery
 from trainer.evaluate.report.page import page
+from trainer.evaluate.report.pictures import Pictures
 from trainer.evaluate.report.tables import measured_table, methods_table, other_tables
 
 TITLE = "Evaluation"
 
 
-def write_report(runs: Sequence[str], out: str | Path) -> str:
+def write_report(
+    runs: Sequence[str], out: str | Path, *, local_roots: Sequence[str] = (), allow_hosts: Sequence[str] = ()
+) -> str:
     """Write one page about all results of these runs; return where it lies.
 
     Args:
         runs: their folders.
         out: the page; local paths or fsspec URLs, as the runs are.
+        local_roots, allow_hosts: see ``LinkPolicy``.
 
     Raises:
         UsageError: no run, or one without results.
@@ -32,7 +36,8 @@ def write_report(runs: Sequence[str], out: str | Path) -> str:
     if not runs:
         raise UsageError("nothing to report: name the folders that evaluate wrote to with --out")
     groups = read_groups(runs)
-    body = f"<h1>{TITLE}</h1>{_models(groups)}{''.join(map(_group, groups))}{_recall(groups)}"
+    shown = "".join(_group(group, Pictures(local_roots, allow_hosts)) for group in groups)
+    body = f"<h1>{TITLE}</h1>{_models(groups)}{shown}{_recall(groups)}"
     folder, slash, name = str(out).rpartition("/")
     Store(folder or slash or ".").put(name, page(TITLE, body).encode())
     return str(out)
@@ -51,11 +56,11 @@ def _models(groups: Sequence[Group]) -> str:
     return "".join(lines)
 
 
-def _group(group: Group) -> str:
+def _group(group: Group, pictures: Pictures) -> str:
     plots = forest(group) + shots_curve(group)
     return (
         f"<h2>{escape(group.title)}</h2>{_notes(group)}{measured_table(group)}{methods_table(group)}"
-        f'{other_tables(group)}{f"""<div class="plots">{plots}</div>""" if plots else ""}{gallery(group)}'
+        f'{other_tables(group)}{f"""<div class="plots">{plots}</div>""" if plots else ""}{gallery(group, pictures)}'
     )
 
 
