@@ -16,8 +16,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Manifest, lookup_path, metadata_path, read_description, shard_name
+from memory_builder.manifest import (
+    Commit,
+    Manifest,
+    check_own_files,
+    lookup_path,
+    metadata_path,
+    read_description,
+    shard_name,
+)
 from memory_builder.progress import Progress, say
+from memory_builder.records import Digest, Ordinal, RowCount, ShardFile, read_record, strict_record
 from memory_builder.rows import Ids, open_vectors, rows_of, split_ids, vectors_path
 from memory_builder.runner import Runner, run_all
 from memory_builder.storage import Store, sha256
@@ -29,14 +38,15 @@ KEPT = ("key", "width", "height", "sha256", "member")
 """Metadata that stays: what a pair is called and what it was, so that it is known again."""
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Purge:
     """``purges/<ordinal>.json``: what the files of a shard are after rows of it were blanked."""
 
-    ordinal: int
-    n_rows: int
+    ordinal: Ordinal
+    n_rows: RowCount
     """Rows blanked; rows that are deleted stay so, which makes this say which."""
-    checksums: dict[str, str]
+    checksums: dict[ShardFile, Digest]
     """Path → SHA-256, instead of those of the commit record."""
 
 
@@ -57,11 +67,13 @@ def read_purge(store: Store, ordinal: int) -> Purge | None:
         CorruptMemoryError: it is damaged.
     """
     path = _record_path(ordinal)
-    record = store.read_json(path, fix=PURGE_AGAIN)
-    try:
-        return None if record is None else Purge(**record)
-    except TypeError as error:
-        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): {PURGE_AGAIN}") from None
+    purge = read_record(store, path, Purge, fix=PURGE_AGAIN)
+    if purge is not None:
+        where = f"{store.root}/{path}"
+        if purge.ordinal != ordinal:
+            raise CorruptMemoryError(f"{where} is damaged (ordinal: it is of shard {purge.ordinal})", PURGE_AGAIN)
+        check_own_files(ordinal, purge.checksums, where, PURGE_AGAIN)
+    return purge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
