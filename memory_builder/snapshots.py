@@ -133,12 +133,12 @@ def recovered_snapshot(store: Store, number: int) -> Snapshot:
 
 
 def _newest_tombstones(store: Store) -> tuple[str, str] | None:
-    """(path, SHA-256) of the tombstones of the highest number, be they whole or not."""
-    numbers = [int(stem) for stem in _stems(store, TOMBSTONES, ".npy")]
-    if not numbers:
-        return None
-    path = f"{TOMBSTONES}/{max(numbers)}.npy"
-    return path, sha256(store.read(path))
+    """(path, SHA-256) of the tombstones of the highest number. An empty file is none: its writer was killed."""
+    for number in sorted(map(int, _stems(store, TOMBSTONES, ".npy")), reverse=True):
+        data = store.read(f"{TOMBSTONES}/{number}.npy")
+        if data:
+            return f"{TOMBSTONES}/{number}.npy", sha256(data)
+    return None
 
 
 def snapshot_numbers(store: Store) -> list[int]:

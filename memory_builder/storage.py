@@ -163,6 +163,12 @@ class Store:
         else:
             self.fs.rm_file(self.full(path))
 
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and all that is in it; where it is a link, nothing."""
+        if self.is_local:
+            self._inside(f"{path}/file")
+        self.fs.rm(self.full(path), recursive=True)
+
     def put(self, path: str, data: bytes) -> None:
         """Write a file atomically, replacing what was there."""
         if self.is_local:
