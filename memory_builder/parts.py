@@ -19,6 +19,7 @@ import numpy as np
 
 from memory_builder.coarse import Backend, Device, adder, choose_backend
 from memory_builder.errors import BUILD_AGAIN, REPAIR, CorruptMemoryError, IndexBuildError
+from memory_builder.faiss_checks import unsound
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
 from memory_builder.progress import Progress
 from memory_builder.records import Count, Digest, Ordinal, PartName, partial_record, read_record, strict_record
@@ -148,10 +149,13 @@ def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
     if not path.exists():
         raise CorruptMemoryError(f"{what} is missing", REPAIR)
     try:
-        return faiss.read_index(str(path), flags)
+        index = faiss.read_index(str(path), flags)
+        problem = unsound(index)
     except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
-        raise CorruptMemoryError(f"{what} cannot be read ({reason})", REPAIR) from None
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
+    if problem is not None:
+        raise CorruptMemoryError(f"{what} cannot be read ({problem})", REPAIR)
+    return index
 
 
 def open_trained(store: Store, folder: str) -> Any:
@@ -266,6 +270,9 @@ def filled(
     """(the faiss index of a part, deleted rows that were left out). Arguments as for ``fill_part``."""
     faiss.omp_set_num_threads(threads)
     index = open_trained(store, folder)
+    if (index.d, index.ntotal) != (d, 0):
+        there = f"is of vectors of width {index.d} and holds {index.ntotal} rows"
+        raise CorruptMemoryError(f"{store.root}/{folder}/trained.faiss {there}, not of width {d} and empty", REPAIR)
     add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
         vectors = open_vectors(store, commits[ordinal], keys, d)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from tokenize import TokenError
 from typing import Annotated, Any, TypeVar
 
 import pyarrow as pa
@@ -45,6 +46,8 @@ UNREADABLE = (
     NotImplementedError,
     MemoryError,
     EOFError,
+    SyntaxError,  # numpy, of a header; as is the next
+    TokenError,
 )
 """What Python, numpy and pyarrow raise of content that makes no sense."""
 

@@ -94,7 +94,7 @@ def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
         vectors: Vectors = read_npy(store.fetch(path), mapped=True)
     except FileNotFoundError:
         raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed", REPAIR) from None
-    except (ValueError, EOFError, OverflowError, MemoryError, OSError) as error:  # numpy, of a header that lies
+    except UNREADABLE as error:
         raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error})", REPAIR) from None
     if vectors.shape != (commit.n_written, d) or vectors.dtype != np.float16:
         raise CorruptMemoryError(
@@ -176,7 +176,8 @@ class Rows:
             places.append(where)
         if not tables:  # any shard knows the columns
             tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
-        return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
+        with reading(f"{self.store.root}/metadata"):  # of which every file has the same columns
+            return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
 
     def with_keys(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
         """Pairs' keys → (i64[n] the rows that have one of them, in any shard, and the keys that no row has)."""
@@ -285,7 +286,8 @@ class Rows:
                     )
                 if file.metadata.num_rows != self.commits[ordinal].n_written:
                     raise ValueError(f"{file.metadata.num_rows:,} rows, not its commit's")
-                wrong = [name for name, kind in FIXED_FIELDS if file.schema_arrow.field(name).type != kind]
+                expected = [*FIXED_FIELDS, ("extra", pa.string())]
+                wrong = [name for name, kind in expected if file.schema_arrow.field(name).type != kind]
                 if wrong:
                     raise ValueError(f"column {wrong[0]} is of another type")
                 table = file.read(None if columns is None else list(columns), use_threads=False)

@@ -215,7 +215,7 @@ CHECKPOINT_DAMAGE = {
 
 @pytest.mark.parametrize("kind", CHECKPOINT_DAMAGE)
 def test_a_damaged_run_goes_on_from_what_is_whole_to_the_same_bytes(job, whole, tmp_path, kind, capsys):
-    asked = job(tmp_path / "run", ema=0.9, cache=None)
+    asked = replace(job(tmp_path / "run", ema=0.9), cache=None)
     if kind.startswith("cached"):
         run_job(asked, Where())
     else:
