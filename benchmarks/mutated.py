@@ -631,6 +631,8 @@ def _is_outside(call: str, inside: str) -> bool:
 
 if __name__ == "__main__":
     given = tyro.cli(Mutated)
+    if os.environ.get("OMP_NUM_THREADS") != "1":  # a process that forks must not have threads that wait for work
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_NUM_THREADS": "1"})
     if given.traced:
         log = Path(tempfile.gettempdir()) / f"mutated-{os.getpid()}.strace"
         rest = [argument for argument in sys.argv[1:] if argument != "--traced"]

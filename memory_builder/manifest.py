@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from typing import Annotated, Any, Literal
 
@@ -371,6 +372,22 @@ class Manifest:
             held.check()
             store.put(MANIFEST, self._to_parquet(_description_if_any(store)))
             self.folded = frozenset(self.commits)
+
+    @staticmethod
+    def rewrite(store: Store) -> None:
+        """Write ``manifest.parquet`` anew from the commit records alone, whatever it says.
+
+        Raises:
+            CorruptMemoryError: a commit record is damaged.
+        """
+        with turn(store, "manifest.lock") as held:
+            commits = _read_commits(store, record_names(store, "commits"))
+            manifest = Manifest(dict(sorted(commits.items())), read_snapshot(store).manifest_version, frozenset())
+            with suppress(CorruptMemoryError):
+                manifest.version = max(manifest.version, Manifest.read_strictly(store).version)
+            manifest.version = max(1, manifest.version)
+            held.check()
+            store.put(MANIFEST, manifest._to_parquet(_description_if_any(store)))
 
     def _to_parquet(self, description: Description | None) -> bytes:
         rows = [_to_row(commit) for commit in self.commits.values()]

@@ -192,6 +192,8 @@ def decode_table(
     Raises:
         CorruptMemoryError: it is not such a table.
     """
+    if not data.startswith(b"PAR1"):  # pyarrow looks at the end alone
+        raise CorruptMemoryError(f"{where} is damaged (it is no parquet file)", fix)
     with reading(where, fix), pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
         there = file.schema_arrow
         wrong = [

@@ -1,6 +1,7 @@
 """Records of a memory written anew from others that say the same; what no other says is named as lost."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -34,7 +35,7 @@ from memory_builder.snapshots import (
 )
 from memory_builder.storage import Store
 from memory_builder.tombstones import check_ids, current_tombstones, read_tombstones, write_tombstones
-from memory_builder.verify import Problem, folded_commits, sound_snapshots
+from memory_builder.verify import Problem, folded_commits, sound_snapshots, verify_shard
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +56,8 @@ def mend_records(store: Store, problems: list[Problem]) -> Mended:
     if DESCRIPTION in damaged:
         _mend_description(store, mended)
     _mend_commits(store, damaged, mended)
-    if MANIFEST in damaged:
-        _try(mended, MANIFEST, lambda: Manifest.read(store).fold(store))
+    if MANIFEST in damaged or _differs(store):
+        _try(mended, MANIFEST, lambda: Manifest.rewrite(store))
     if PLAN in damaged:
         _try(mended, PLAN, lambda: _mend_plan(store, mended))
     for number in snapshot_numbers(store):
@@ -85,16 +86,28 @@ def _mend_description(store: Store, mended: Mended) -> None:
 
 
 def _mend_commits(store: Store, damaged: set[str], mended: Mended) -> None:
-    """As ``manifest.parquet`` has them; those that can be read are left alone."""
+    """As ``manifest.parquet`` has them, where they cannot be read or speak of other files than there are."""
     folded = {commit_path(ordinal): commit for ordinal, commit in folded_commits(store).items()}
     for path in sorted(damaged & folded.keys()):
         try:
-            is_sound = read_commit(store, folded[path].ordinal) is not None
+            there = read_commit(store, folded[path].ordinal)
         except CorruptMemoryError:
-            is_sound = False
-        if not is_sound:
+            there = None
+        if there is None or (_fits(store, folded[path]) and not _fits(store, there)):
             store.put(path, folded[path].to_json())
             mended.files.append(path)
+
+
+def _fits(store: Store, commit: Commit) -> bool:
+    return not verify_shard(commit, store=store)
+
+
+def _differs(store: Store) -> bool:
+    """Whether the folded commits are not what the records say, which are the truth."""
+    folded = folded_commits(store)
+    with suppress(CorruptMemoryError):
+        return any(read_commit(store, ordinal) not in (None, commit) for ordinal, commit in folded.items())
+    return False
 
 
 def _mend_plan(store: Store, mended: Mended) -> None:

@@ -86,11 +86,11 @@ def damaged_records(store: Store) -> list[Problem]:
         problems.append(_problem(DESCRIPTION, error.problem))
     for file, read in ((MANIFEST, Manifest.read_strictly), (PLAN, read_plan_strictly)):
         try:
-            is_missing = read(store) is None
+            read(store)
         except CorruptMemoryError as error:
             problems.append(_problem(file, f"{error.problem}; the commit records are read instead"))
         else:
-            if is_missing and record_names(store, "commits"):
+            if not store.exists(file) and record_names(store, "commits"):
                 problems.append(_problem(file, "missing; the commit records are read instead"))
     for number in snapshot_numbers(store):
         try:
