@@ -7,7 +7,7 @@ A shard is done when its commit record exists and for no other reason. The drive
 import json
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from memory_builder.errors import (
+    BUILD_AGAIN,
     REPAIR,
     ConcurrentWriterError,
     ConfigMismatchError,
@@ -166,6 +167,17 @@ def _checked(commit: Commit, where: str, ordinal: int | None = None) -> Commit:
     return commit
 
 
+def refuse_uncommitted(ordinals: Iterable[int], commits: Mapping[int, Commit], where: str) -> None:
+    """Refuse a part that holds rows of shards that the memory does not have.
+
+    Raises:
+        CorruptMemoryError: it does.
+    """
+    unknown = [ordinal for ordinal in ordinals if ordinal not in commits]
+    if unknown:
+        raise CorruptMemoryError(f"{where} holds rows of shard {unknown[0]}, which is not committed", BUILD_AGAIN)
+
+
 def check_own_files(ordinal: int, paths: Iterable[str], where: str, fix: str = REPAIR) -> None:
     """Refuse the record of a shard that names files of another.
 
@@ -313,16 +325,19 @@ class Manifest:
 
     @staticmethod
     def read_folded(store: Store) -> "Manifest":
-        """Only ``manifest.parquet``: one file, whatever the number of shards. Where it is damaged, the commit records.
+        """Only ``manifest.parquet``: one file, whatever the number of shards. Without it, the commit records.
 
         Raises:
             CorruptMemoryError: it is damaged, and a commit record too.
         """
         try:
-            return Manifest.read_strictly(store)
+            manifest = Manifest.read_strictly(store)
+            if manifest.version:
+                return manifest
         except CorruptMemoryError as error:
             warn(f"{error.problem}; the commit records are read instead, and the next change writes it anew")
-            return Manifest(_read_commits(store, record_names(store, "commits")), 0, frozenset())
+        commits = _read_commits(store, record_names(store, "commits"))
+        return Manifest(dict(sorted(commits.items())), 0, frozenset())
 
     @staticmethod
     def read_strictly(store: Store) -> "Manifest":
@@ -338,6 +353,8 @@ class Manifest:
             return Manifest({}, 0, frozenset())
         with reading(where):
             version = int(metadata[b"version"])
+            if not 1 <= version < 1 << 53:
+                raise ValueError(f"version {version}")
             rows = [_from_row(row) for row in table.to_pylist()]
         found = [_checked(decode_value(Commit, row, where=where), where) for row in rows]
         commits = {commit.ordinal: commit for commit in found}

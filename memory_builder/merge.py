@@ -19,7 +19,7 @@ import numpy as np
 from memory_builder.dense import Kept
 from memory_builder.errors import UsageError
 from memory_builder.filtered import lists_for
-from memory_builder.manifest import Manifest, config_hash
+from memory_builder.manifest import Manifest, config_hash, refuse_uncommitted
 from memory_builder.ondisk import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
 from memory_builder.parts import open_trained, trained_record, write_faiss
 from memory_builder.progress import Progress, say
@@ -217,6 +217,7 @@ def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
     """Reads one list over all parts: codes u8[n, code_size] and ids, or numbers, i64[n], without deleted rows."""
     commits = Manifest.read_folded(store).commits
     ordinals = index.ordinals if task.numbered is None else task.numbered
+    refuse_uncommitted(ordinals, commits, f"an index of {store.root}")
     kept = Kept({ordinal: commits[ordinal].n_written for ordinal in ordinals}, current_tombstones(store, task.snapshot))
 
     def read(number: int) -> tuple[Codes, Ids]:

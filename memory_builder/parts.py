@@ -20,7 +20,7 @@ import numpy as np
 from memory_builder.coarse import Backend, Device, adder, choose_backend
 from memory_builder.errors import BUILD_AGAIN, REPAIR, CorruptMemoryError, IndexBuildError
 from memory_builder.faiss_checks import unsound
-from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
+from memory_builder.manifest import Commit, Manifest, config_hash, read_description, refuse_uncommitted, shard_name
 from memory_builder.progress import Progress
 from memory_builder.records import Count, Digest, Ordinal, PartName, partial_record, read_record, strict_record
 from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
@@ -269,6 +269,7 @@ def filled(
 ) -> tuple[Any, int]:
     """(the faiss index of a part, deleted rows that were left out). Arguments as for ``fill_part``."""
     faiss.omp_set_num_threads(threads)
+    refuse_uncommitted(part.ordinals, commits, f"part {part.name} of {store.root}/{folder}")
     index = open_trained(store, folder)
     if (index.d, index.ntotal) != (d, 0):
         there = f"is of vectors of width {index.d} and holds {index.ntotal} rows"

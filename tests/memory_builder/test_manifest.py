@@ -412,7 +412,8 @@ def test_drivers_that_fold_at_the_same_time_lose_no_commit(tmp_path: Path) -> No
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(fold, range(8)))
     folded = Manifest.read_folded(Store(tmp_path))
-    assert (list(folded.commits), folded.version) == (list(range(8)), 8)
+    assert list(folded.commits) == list(range(8))
+    assert 1 <= folded.version <= 8  # whoever is first finds what others committed by then
     assert not Store(tmp_path).exists("manifest.lock")
 
 
