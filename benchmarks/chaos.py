@@ -9,7 +9,8 @@ A round starts with an empty memory (embed) or an embedded one (index) and is ki
 repeated until the kills are used up. Each finished memory must equal that of an uninterrupted run, and no shard or part
 that was committed before a kill may be done again. Append, delete, compact, purge and merge start with an indexed
 memory; after each kill it must open and answer as before the change or as after it. ``snapshot`` is a deletion that is
-killed while its state becomes current. ``retrieve`` makes a subset of an indexed memory that nobody kills.
+killed while its state becomes current. ``retrieve`` makes a subset of an indexed memory that nobody
+kills, and ``train`` trains gated blocks on the shards.
 """
 
 import glob
@@ -35,6 +36,7 @@ from memory_builder.storage import Store
 IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
 IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss", "index/*/merged/*")
 IDENTICAL_SUBSET = ("*.tar", "*.parquet", "*.npy", "selection.json", "subset.json", "subset.html")
+IDENTICAL_RUN = ("checkpoints/*",)
 RECORDS = ("commits/*.json", "index/*/parts/*.json", "index/*/trained.json", "search/*.json", "exclude/*.json")
 IDENTICAL_CHANGES = ("tombstones/*.npy", "purges/*.json")
 CHANGES = {
@@ -60,7 +62,11 @@ CLASSES = (
     "tree",
     "clock",
 )
-Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge", "merge", "retrieve"]
+TRAIN = (
+    *("--epochs", "100", "--max-steps", "24", "--batch-size", "16", "--checkpoint-every", "2", "--keep", "2"),
+    *("--last-k", "1", "--ema", "0.9", "--augmentation", "none", "--precision", "fp32"),
+)
+Stage = Literal["embed", "index", "append", "delete", "snapshot", "compact", "purge", "merge", "retrieve", "train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +83,7 @@ class Chaos:
     """An indexed memory to retrieve from, instead of one made of the shards."""
     memory_root: str | None = None
     """Folder or URL for those that are killed; ``work`` if not given. What lies at its ``broken`` is removed."""
-    stages: tuple[Stage, ...] = ("embed", "index", *CHANGES, "retrieve")
+    stages: tuple[Stage, ...] = ("embed", "index", *CHANGES, "retrieve", "train")
     kills: int = 25
     """Kills for each stage."""
     seed: int = 0
@@ -180,7 +186,8 @@ def torture(
             raise SystemExit(f"{stage}: done again after a kill: {redone}")
         kept += len(committed)
         check()
-        same = IDENTICAL_SUBSET if stage == "retrieve" else IDENTICAL + IDENTICAL_INDEX + IDENTICAL_CHANGES
+        others = {"retrieve": IDENTICAL_SUBSET, "train": IDENTICAL_RUN}
+        same = others.get(stage, IDENTICAL + IDENTICAL_INDEX + IDENTICAL_CHANGES)
         found = contents(memory, same)
         if found != expected:
             differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
@@ -228,7 +235,22 @@ def chaos(config: Chaos) -> list[Outcome]:
             for arguments in (embed(str(whole)), index(str(whole))):
                 run(arguments)
         outcomes.append(torture_retrieve(config.indexed or whole, broken, config))
+    if "train" in config.stages:
+        outcomes.append(torture_train(broken, config))
     return outcomes
+
+
+def torture_train(broken: Store, config: Chaos) -> Outcome:
+    """Rounds of kills while gated blocks are trained on the shards, which lie in one folder."""
+    shards, run_folder = str(Path(config.shards).parent), Store(config.work / "run")
+    start_afresh(run_folder, None)
+
+    def train(out: Store) -> list[str]:
+        return ["train", "react", shards, "--model", config.model, *TRAIN, "--out", out.root]
+
+    seconds = run(train(run_folder))
+    expected = contents(run_folder, IDENTICAL_RUN)
+    return torture("train", broken, None, train(broken), expected, seconds, config)
 
 
 def torture_retrieve(memory: Path, broken: Store, config: Chaos) -> Outcome:

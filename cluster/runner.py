@@ -206,7 +206,10 @@ class _Pool:
         if counts[place] < limit:
             (self.suspects if self.deaths[place] else self.fresh).appendleft(place)
             return None
-        return place, WorkerError(f"the worker process died {counts[place]} times on this item: {last_line(error)}")
+        return place, WorkerError(
+            f"the worker process died {counts[place]} times on this item: {last_line(error)}. If it was killed for "
+            "being out of memory, ask for fewer and larger workers (--cpus-per-worker)"
+        )
 
 
 def _is_lost(worker: _Hired, error: RayError) -> bool:

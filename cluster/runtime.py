@@ -12,6 +12,7 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 
 from memory_builder.errors import UsageError
+from memory_builder.interrupts import is_sigterm_ours, take_sigterm_again
 
 CPUS_OF_ONE_OF_MANY = 8
 """CPUs a worker, where there are more items than that leaves workers: a forward pass gains little from more."""
@@ -34,8 +35,11 @@ def connect(address: str | None = None) -> None:
         _check_answers(address)
     # Ray prints notes about dead workers to stdout whatever log_to_driver says, and stdout is for results.
     setattr(ray._private.worker, "_worker_logs_enabled", False)  # noqa: B010
+    is_ours = is_sigterm_ours()
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
+        if is_ours:
+            take_sigterm_again()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UsageError(f"cannot join the Ray cluster at --address {address}: {_first_line(error)}") from error
 

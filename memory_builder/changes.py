@@ -20,7 +20,7 @@ from memory_builder.parts import FillTask, PartRecord, fill, part_record, plan_p
 from memory_builder.progress import say
 from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.runner import Runner
-from memory_builder.snapshots import IndexView, Snapshot, read_snapshot, write_snapshot
+from memory_builder.snapshots import IndexView, Snapshot, read_current, read_snapshot, write_snapshot
 from memory_builder.storage import Store
 from memory_builder.tombstones import check_ids, current_tombstones, some, write_tombstones
 
@@ -127,10 +127,12 @@ def _rows_named(rows: Rows, keys: Sequence[str], where: str | None) -> Ids:
 def settle(store: Store, change: Callable[[Snapshot], Snapshot]) -> Snapshot:
     """Apply a change to the current state until it is the next one; a change that returns its argument is none."""
     for _ in range(ATTEMPTS):
-        before = read_snapshot(store)
+        before, is_whole = read_current(store)
         after = change(before)
         if after is before:
-            return before
+            if is_whole:
+                return before
+            after = replace(before, number=before.number + 1)  # the damaged file is behind us then
         try:
             return publish(store, after)
         except ConcurrentWriterError as error:
@@ -145,7 +147,7 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
         ConcurrentWriterError: another writer took the number, or removed a file meanwhile.
     """
     snapshot = replace(snapshot, written_s=time.time())
-    with turn(store, LOCK):
+    with turn(store, LOCK) as held:
         for view in snapshot.indexes.values():
             there = set(store.list(f"{view.index}/parts"))
             missing = [name for name in view.parts if not {f"{name}.json", f"{name}.faiss"} <= there]
@@ -153,6 +155,7 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
                 raise ConcurrentWriterError(
                     f"{store.root}/{view.index}: another writer removed {some(missing)} meanwhile; run this again"
                 )
+        held.check()
         write_snapshot(store, snapshot)
     return snapshot
 

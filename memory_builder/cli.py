@@ -1,10 +1,11 @@
 """The command: ``memory-builder SUBCOMMAND``.
 
 Results go to standard output, progress and errors to standard error. Exit code 0: done, 1: work failed, 2: it cannot
-be done as asked.
+be done as asked, 130: Ctrl-C, 143: SIGTERM; then the same command goes on where it stopped.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,8 +25,8 @@ from memory_builder.commands.serving import Serve
 from memory_builder.commands.submitting import Submit
 from memory_builder.commands.training import Train
 from memory_builder.errors import MemoryBuilderError
+from memory_builder.interrupts import TERMINATED, exit_code, sigterm_interrupts
 
-INTERRUPTED = 130
 CUT = 141
 """As the shell says of a program whose reader has gone."""
 
@@ -67,11 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if isinstance(command, Submit):
             command = replace(command, command=submitted)
-        code: int = command.run()
+        with sigterm_interrupts():
+            code: int = command.run()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
-        return INTERRUPTED
+        return _tell_interrupted(exit_code())
+    except SystemExit as stop:
+        if stop.code != signal.SIGTERM:  # what Ray makes of it while it starts
+            raise
+        return _tell_interrupted(TERMINATED)
     except BrokenPipeError:
         # There is no one to tell, nor at exit, when what is left would be written.
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -89,6 +94,11 @@ def _split_submitted(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
     if "submit" not in arguments[:at]:
         return arguments, ()
     return arguments[:at], tuple(arguments[at + 1 :])
+
+
+def _tell_interrupted(code: int) -> int:
+    print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+    return code
 
 
 def _tell(error: Exception) -> int:

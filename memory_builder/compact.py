@@ -4,23 +4,32 @@ The parts that come of it hold what a first filling with the remaining rows woul
 their files stay until two later states are there and ten minutes have passed.
 """
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memory_builder.changes import LOCK, PART_ROWS, records_of, settle
-from memory_builder.errors import ConcurrentWriterError
+from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
 from memory_builder.locks import turn
 from memory_builder.manifest import Manifest
 from memory_builder.merge import remove_merged
 from memory_builder.parts import FillTask, PartRecord, fill, part_of, read_quantizer_hash
 from memory_builder.progress import say
 from memory_builder.purge import purge_rows
+from memory_builder.records import is_index_folder, is_part_file
 from memory_builder.rows import Ids, Keys
 from memory_builder.runner import Runner
-from memory_builder.snapshots import IndexView, Snapshot, read_numbered_snapshot, read_snapshot, snapshot_numbers
+from memory_builder.snapshots import (
+    TOMBSTONES,
+    IndexView,
+    Snapshot,
+    read_numbered_snapshot,
+    read_snapshot,
+    snapshot_numbers,
+)
 from memory_builder.storage import Store
-from memory_builder.tombstones import FOLDER, current_tombstones
+from memory_builder.tombstones import current_tombstones
 
 KEEP_S = 600
 """A state's files stay so long after the next one: a reader may have opened it and not yet looked."""
@@ -68,7 +77,7 @@ def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int
     after = settle(store, compacted)
     if purge:
         purge_rows(store, deleted, runner)
-        folders = [f"index/{name}" for name in store.list("index", "directory")]
+        folders = [f"index/{name}" for name in store.list("index", "directory") if is_index_folder(name)]
         remove_unused(store, keep_s=0, states_kept=1, folders=folders)
         remove_merged(store, folders)
     else:
@@ -136,21 +145,33 @@ def remove_unused(
 
     In the folders of the current indexes, unless others are given: one that is being built elsewhere has no state yet.
     """
-    with turn(store, LOCK):
-        kept = _kept_states(store, keep_s, states_kept)
+    with turn(store, LOCK) as held:
+        try:
+            kept = _kept_states(store, keep_s, states_kept)
+        except CorruptMemoryError as error:
+            say(f"warning: {error.problem}, so which files it needs is not known and none is removed")
+            return []
         views = [view for snapshot in kept for view in snapshot.indexes.values()]
         named = {f"{view.index}/parts/{name}" for view in views for name in view.parts}
         named |= {snapshot.tombstones.removesuffix(".npy") for snapshot in kept if snapshot.tombstones}
         if folders is None:
             folders = sorted({view.index for view in kept[0].indexes.values()}) if kept else []
-        found = [f"{folder}/parts/{name}" for folder in folders for name in store.list(f"{folder}/parts")]
+        found = [f"{folder}/parts/{name}" for folder in folders for name in _part_files(store, folder)]
         # A later number belongs to a writer that is about to make the next state.
-        numbers = [name for name in store.list(FOLDER) if name.removesuffix(".npy").isdecimal()]
-        found += [f"{FOLDER}/{name}" for name in numbers if kept and int(name.removesuffix(".npy")) <= kept[0].number]
+        numbers = [name for name in store.list(TOMBSTONES) if re.fullmatch(r"[0-9]{1,18}\.npy", name)]
+        found += [
+            f"{TOMBSTONES}/{name}" for name in numbers if kept and int(name.removesuffix(".npy")) <= kept[0].number
+        ]
         unused = [path for path in found if path.rsplit(".", 1)[0] not in named]
+        held.check()
         for path in sorted(unused, key=lambda path: not path.endswith(".json")):  # the record first
             store.remove(path)
     return unused
+
+
+def _part_files(store: Store, folder: str) -> list[str]:
+    """Files in an index's folder of parts that are called as ours are; what else lies there is not ours to remove."""
+    return [name for name in store.list(f"{folder}/parts") if is_part_file(name)]
 
 
 def _kept_states(store: Store, keep_s: float, states_kept: int) -> list[Snapshot]:

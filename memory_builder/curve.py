@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
+from memory_builder.errors import BUILD_AGAIN
 from memory_builder.recall import RECALL_AT, Point
+from memory_builder.records import decode_value, reading
 from memory_builder.rows import Keys, Side
 from memory_builder.snapshots import read_snapshot, read_tuning
 from memory_builder.storage import Store
@@ -48,17 +49,15 @@ def read_curves(store: Store) -> list[Curve]:
     """
     curves = []
     for keys, view in read_snapshot(store).indexes.items():
-        tuning = read_tuning(store, view)
-        try:
-            curves += [_curve(side, keys, points, tuning["sides"][side]) for side, points in tuning["curves"].items()]
-        except (LookupError, TypeError, AttributeError) as error:
-            place = f"{store.root}/{view.index}/{view.tuning}"
-            raise CorruptMemoryError(f"{place} is damaged ({error!r}): {BUILD_AGAIN}") from None
+        tuning, where = read_tuning(store, view), f"{store.root}/{view.index}/{view.tuning}"
+        with reading(where, BUILD_AGAIN):
+            for side, points in tuning["curves"].items():
+                measured = [decode_value(Point, point, where=where, fix=BUILD_AGAIN) for point in points]
+                curves.append(_curve(side, keys, measured, tuning["sides"][side]))
     return curves
 
 
-def _curve(side: Any, keys: Any, points: list[dict[str, Any]], setting: dict[str, Any]) -> Curve:
-    measured = [Point(**fields) for fields in points]
+def _curve(side: Any, keys: Any, measured: list[Point], setting: dict[str, Any]) -> Curve:
     in_use = (setting["nprobe"], setting["refine"])
     chosen = next((point for point in measured if (point.nprobe, point.refine) == in_use), None)
     return Curve(side=side, keys=keys, points=tuple(frontier(measured)), chosen=chosen)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.progress import say
 from memory_builder.quantizer import MAX_HELD_OUT
@@ -17,7 +18,7 @@ from memory_builder.rows import Ids, Keys, Rows
 from memory_builder.scores import Scores
 from memory_builder.search import OpenIndex
 from memory_builder.storage import Store
-from memory_builder.tables import read_npy
+from memory_builder.training import read_held_out
 
 LEAST_SAMPLE = 50
 """Fewer rows say nothing."""
@@ -37,7 +38,11 @@ class Fit:
 
 def warn_of_drift(store: Store, folder: str, keys: Keys, commits: Sequence[Commit], deleted: Ids) -> None:
     """Say so when the rows of these shards no longer fit the quantizer of the index in ``folder``."""
-    fits = measure_drift(store, folder, keys, commits, deleted)
+    try:
+        fits = measure_drift(store, folder, keys, commits, deleted)
+    except CorruptMemoryError as error:  # what was appended is there all the same
+        say(f"warning: whether the appended rows fit the {keys} index was not measured: {error}")
+        return
     if fits is None:
         return
     trained, appended = fits
@@ -60,8 +65,8 @@ def measure_drift(
     if index.is_exact:
         return None
     d = read_description(store).d
-    rows = Rows(store, Manifest.read(store).commits, d)
-    held_out: Ids = read_npy(store.fetch(f"{folder}/held_out.npy"))
+    known = Manifest.read(store).commits
+    rows, held_out = Rows(store, known, d), read_held_out(store, folder, known)
     new = Rows(store, {commit.ordinal: commit for commit in commits}, d, deleted)
     n_rows = new.n_present(keys)
     drawn = np.random.default_rng(0).choice(n_rows, min(n_rows, MAX_HELD_OUT), replace=False)

@@ -15,10 +15,12 @@ MemoryBuilderError            exit code 1: work failed
     └── IndexBuildError       an index cannot be chosen or built as asked
 """
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
-BUILD_AGAIN = "build the index again"
-"""What helps where a file of an index is missing or damaged."""
+BUILD_AGAIN = "build the index again (memory-builder index MEMORY): what is damaged is made anew"
+"""What helps where a file of an index that is not checked by a record is missing or damaged."""
+REPAIR = "run memory-builder verify MEMORY --repair: it mends the file, or says what is lost and what to do then"
+"""What helps where any other file of a memory is."""
 
 
 class MemoryBuilderError(Exception):
@@ -28,7 +30,21 @@ class MemoryBuilderError(Exception):
 
 
 class CorruptMemoryError(MemoryBuilderError):
-    """A file of the memory is missing or is not what its record says."""
+    """A file of the memory is missing or is not what its record says.
+
+    Args:
+        problem: what is wrong, and where.
+        fix: what helps. ``verify`` shows the problem alone, and says itself what can be done.
+    """
+
+    def __init__(self, problem: str, fix: str | None = None) -> None:
+        super().__init__(f"{problem}: {fix}" if fix else problem)
+        self.problem = problem
+        self._fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Workers send it to their driver."""
+        return type(self), (self.problem, self._fix)
 
 
 class ConcurrentWriterError(MemoryBuilderError):

@@ -122,8 +122,8 @@ def read_hits(path: Path) -> Ids:
     try:
         for line in filter(None, path.read_text(encoding="utf-8").split("\n")):  # a caption may hold other line ends
             found: dict[str, Any] = json.loads(line)
-            ids |= dict.fromkeys(int(hit["id"]) for hit in found["hits"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+            ids |= dict.fromkeys(int(np.int64(hit["id"])) for hit in found["hits"])
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UsageError(
             f"--hits {path}: expected what search --json prints ({type(error).__name__}: {error})"
         ) from None

@@ -13,9 +13,9 @@ from typing import Any
 import faiss
 
 from memory_builder.coarse import Device
-from memory_builder.errors import IndexBuildError, UsageError
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError, UsageError
 from memory_builder.manifest import Commit, Description, Manifest, config_hash, read_description
-from memory_builder.parts import FillTask, PartRecord, fill, plan_parts
+from memory_builder.parts import FillTask, PartRecord, fill, part_record, plan_parts
 from memory_builder.progress import say
 from memory_builder.quantizer import (
     check_key,
@@ -24,10 +24,10 @@ from memory_builder.quantizer import (
 )
 from memory_builder.rows import Keys, Rows, vectors_path
 from memory_builder.runner import Runner, run_one
-from memory_builder.snapshots import IndexView, Snapshot, read_snapshot
+from memory_builder.snapshots import IndexView, Snapshot, read_snapshot, read_tuning
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
-from memory_builder.training import Quantizer, TrainTask
+from memory_builder.training import Quantizer, TrainTask, read_quantizer
 from memory_builder.trials import Trial, TrialTask, choose_by_trials
 from memory_builder.tuning import tune
 
@@ -172,6 +172,21 @@ def finish_index(
         record["trials"] = [asdict(trial) for trial in trials]
     store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
     return replace(view, tuning=name)
+
+
+def restore_build_record(store: Store, view: IndexView, keys: Keys) -> None:
+    """Write a lost ``index.json`` anew, from what it was made of; what was tried before the key was chosen is lost.
+
+    Raises:
+        CorruptMemoryError: of that something is damaged too.
+    """
+    quantizer, tuning = read_quantizer(store, view.index), read_tuning(store, view)
+    if quantizer is None:
+        raise CorruptMemoryError(f"{store.root}/{view.index}/trained.json is missing", BUILD_AGAIN)
+    records = [part_record(store, view.index, name) for name in view.segments[0]]
+    n_rows = sum(part.n_rows for part in records)
+    record = _build_record(quantizer, records, read_description(store), n_rows, keys, tuning)
+    store.put(f"{view.index}/index.json", json.dumps(record, indent=1).encode())
 
 
 def _content_hash(

@@ -16,6 +16,8 @@ from memory_builder.rows import Ids
 from memory_builder.snapshots import IndexView, read_snapshot, read_tuning
 from memory_builder.storage import Store
 from memory_builder.tombstones import current_tombstones
+from memory_builder.training import read_quantizer
+from memory_builder.verify import damaged_records
 
 RATE_OVER_SHARDS = 50
 
@@ -48,6 +50,8 @@ class Info:
     fingerprint: str
     d: int
     snapshot: int
+    damaged: list[str]
+    """Records that are damaged, and what stands in for them; see ``verify``."""
 
 
 def read_info(store: Store) -> Info:
@@ -82,6 +86,7 @@ def read_info(store: Store) -> Info:
         fingerprint=description.fingerprint,
         d=description.d,
         snapshot=snapshot.number,
+        damaged=[f"{problem.file}: {problem.problem}" for problem in damaged_records(store)],
     )
 
 
@@ -103,13 +108,13 @@ def _time_left(commits: Sequence[Commit], pending: int, rate: float | None) -> f
 
 
 def _index_info(store: Store, view: IndexView, deleted: Ids) -> dict[str, Any]:
-    record, tuning = store.read_json(f"{view.index}/index.json", fix=BUILD_AGAIN), read_tuning(store, view)
-    if record is None:
-        raise CorruptMemoryError(f"{store.root}/{view.index}/index.json is missing: {BUILD_AGAIN}")
+    tuning, quantizer = read_tuning(store, view), read_quantizer(store, view.index)
+    if quantizer is None:
+        raise CorruptMemoryError(f"{store.root}/{view.index}/trained.json is missing", BUILD_AGAIN)
     segments = [[part_record(store, view.index, name) for name in segment] for segment in view.segments]
     parts = [part for segment in segments for part in segment]
     return {
-        "index_key": record["index_key"],
+        "index_key": quantizer.index_key,
         "rows": view.n_rows,
         "bytes": sum(part.bytes for part in parts),
         "parts": len(parts),

@@ -7,26 +7,47 @@ A shard is done when its commit record exists and for no other reason. The drive
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
+from pydantic import Field
 
 from memory_builder.errors import (
+    BUILD_AGAIN,
+    REPAIR,
     ConcurrentWriterError,
     ConfigMismatchError,
     CorruptMemoryError,
     UsageError,
 )
 from memory_builder.locks import turn
+from memory_builder.progress import warn
+from memory_builder.records import (
+    FORMAT_VERSION,
+    ColumnType,
+    Count,
+    Digest,
+    Ordinal,
+    RowCount,
+    Seconds,
+    ShardFile,
+    ShortHash,
+    check_format,
+    decode,
+    decode_table,
+    decode_value,
+    reading,
+    strict_record,
+)
 from memory_builder.retry import RETRIES
+from memory_builder.snapshots import read_snapshot
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import parquet_bytes, read_parquet
+from memory_builder.tables import parquet_bytes
 
-FORMAT_VERSION = 1
 FOLD_EVERY = 1_000
 
 MANIFEST_SCHEMA = pa.schema(
@@ -49,6 +70,13 @@ MANIFEST_SCHEMA = pa.schema(
     ]
 )
 
+NEWER_COLUMNS = ("retries", "notes")
+MAX_SHARDS = 1 << 21
+DESCRIPTION = "memory.json"
+MANIFEST = "manifest.parquet"
+EMBED_AGAIN = (
+    "run the embed or import command that made this memory once more, with the same settings: it writes the file anew"
+)
 JSON_COLUMNS = ("reasons", "checksums", "seconds", "notes")
 
 
@@ -82,33 +110,34 @@ def rejects_path(ordinal: int) -> str:
     return f"rejects/rejects_{shard_name(ordinal)}.parquet"
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
     """The record that makes one shard's files exist."""
 
-    ordinal: int
+    ordinal: Ordinal
     uri: str
     etag: str
-    config_hash: str
-    n_read: int
+    config_hash: ShortHash
+    n_read: Count
     """Pairs met in the input; ``n_written`` plus the rejects."""
-    n_written: int
-    n_images: int
+    n_written: RowCount
+    n_images: RowCount
     """Rows whose image vector is not blank; likewise ``n_texts``."""
-    n_texts: int
-    reasons: dict[str, int]
+    n_texts: RowCount
+    reasons: dict[str, Count]
     """Rejects by reason."""
     partial: str | None
     """Why and where the input broke off; None when it was read to its end."""
-    checksums: dict[str, str]
+    checksums: dict[ShardFile, Digest]
     """Path under the memory → SHA-256."""
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, Seconds] = field(default_factory=dict)
     """Wall time by what it went into (``decode`` and ``forward`` among them), and ``total``."""
-    finished_s: float = 0.0
+    finished_s: Seconds = 0.0
     """Unix time."""
-    retries: int = 0
+    retries: Count = 0
     """Storage requests that this worker had to make again since its commit before."""
-    notes: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, Count] = field(default_factory=dict)
     """What else is worth knowing of its rows, with how many it concerns."""
 
     def n_present(self, keys: str) -> int:
@@ -119,10 +148,48 @@ class Commit:
         return json.dumps(asdict(self), indent=1).encode()
 
     @staticmethod
-    def from_json(data: bytes) -> "Commit":
-        return Commit(**json.loads(data))
+    def from_json(data: bytes, where: str = "a commit record", ordinal: int | None = None) -> "Commit":
+        """The record in a file, which is named after the ordinal if one is given.
+
+        Raises:
+            CorruptMemoryError: it is damaged.
+        """
+        return _checked(decode(Commit, data, where=where), where, ordinal)
 
 
+def _checked(commit: Commit, where: str, ordinal: int | None = None) -> Commit:
+    """A commit that speaks of its own shard alone."""
+    check_own_files(commit.ordinal, commit.checksums, where)
+    if ordinal not in (None, commit.ordinal):
+        raise CorruptMemoryError(f"{where} is damaged (ordinal: it is of shard {commit.ordinal})", REPAIR)
+    if not max(commit.n_images, commit.n_texts) <= commit.n_written <= commit.n_read:
+        raise CorruptMemoryError(f"{where} is damaged (n_written: not between what was read and what is there)", REPAIR)
+    return commit
+
+
+def refuse_uncommitted(ordinals: Iterable[int], commits: Mapping[int, Commit], where: str) -> None:
+    """Refuse a part that holds rows of shards that the memory does not have.
+
+    Raises:
+        CorruptMemoryError: it does.
+    """
+    unknown = [ordinal for ordinal in ordinals if ordinal not in commits]
+    if unknown:
+        raise CorruptMemoryError(f"{where} holds rows of shard {unknown[0]}, which is not committed", BUILD_AGAIN)
+
+
+def check_own_files(ordinal: int, paths: Iterable[str], where: str, fix: str = REPAIR) -> None:
+    """Refuse the record of a shard that names files of another.
+
+    Raises:
+        CorruptMemoryError: it does.
+    """
+    foreign = [path for path in paths if not path.partition(".")[0].endswith(f"_{shard_name(ordinal)}")]
+    if foreign:
+        raise CorruptMemoryError(f"{where} is damaged (checksums: {foreign[0]} is not of shard {ordinal})", fix)
+
+
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
     """``memory.json``: what every row of this memory has in common."""
@@ -130,73 +197,119 @@ class Description:
     model: str
     pretrained: str | None
     fingerprint: str
-    d: int
-    columns: dict[str, str]
+    d: Annotated[int, Field(ge=1, le=1 << 16)]
+    columns: dict[str, ColumnType]
     """Metadata columns taken from the pairs' json, beside the fixed ones: name → Arrow type."""
     config: dict[str, Any]
     """Every setting, for people to read."""
-    config_hash: str
+    config_hash: ShortHash
     """Over those that are not at their default: a later version's new setting does not lock this memory."""
-    dtype: str = "float16"
-    format_version: int = FORMAT_VERSION
+    dtype: Literal["float16"] = "float16"
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
 
 
 def read_description(store: Store) -> Description:
-    """``memory.json``, or an error that says there is no memory here."""
-    try:
-        data = store.read("memory.json")
-    except FileNotFoundError:
-        raise UsageError(
-            f"no memory at {store.root}: memory.json is missing (memory-builder embed makes one)"
-        ) from None
-    with reading(store, "memory.json"):
-        fields = json.loads(data)
-        check_format(store, fields)
-        return Description(**fields)
-
-
-@contextmanager
-def reading(store: Store, path: str) -> Iterator[None]:
-    """What goes wrong while a file's content is made sense of is the file's fault, and is said of it."""
-    try:
-        yield
-    except (ValueError, LookupError, TypeError, AttributeError, OSError) as error:  # OSError: pyarrow, of its content
-        raise CorruptMemoryError(
-            f"{store.root}/{path} is damaged ({type(error).__name__}: {error}): run verify"
-        ) from error
-
-
-def check_format(store: Store, fields: dict[str, Any]) -> None:
-    """Refuse what a newer version wrote.
+    """``memory.json``; where that is missing or damaged, the copy of it in ``manifest.parquet``.
 
     Raises:
-        UsageError: its format is newer than what this version reads.
+        UsageError: there is no memory here.
+        CorruptMemoryError: it is damaged, and there is no copy.
     """
-    if fields["format_version"] > FORMAT_VERSION:
-        raise UsageError(
-            f"{store.root} has format {fields['format_version']}, this version reads up to {FORMAT_VERSION}: "
-            "install a newer memory-builder"
-        )
+    missing = UsageError(f"no memory at {store.root}: {DESCRIPTION} is missing (memory-builder embed makes one)")
+    error: UsageError | CorruptMemoryError
+    try:
+        data = store.read(DESCRIPTION)
+        return read_description_strictly(store, data)
+    except FileNotFoundError:
+        error = missing
+    except CorruptMemoryError as damaged:
+        error = damaged
+    copy = described_by_manifest(store)
+    if copy is None:
+        raise error from None
+    warn(f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. {_writes_anew(store)}")
+    return copy
+
+
+def _writes_anew(store: Store) -> str:
+    return f"memory-builder verify {store.root} --repair writes it anew"
+
+
+def read_description_strictly(store: Store, data: bytes) -> Description:
+    """What ``memory.json`` says.
+
+    Raises:
+        UsageError: a newer version wrote it.
+        CorruptMemoryError: it is damaged.
+    """
+    check_format(store, data)
+    return decode(Description, data, where=f"{store.root}/{DESCRIPTION}", fix=EMBED_AGAIN)
+
+
+def described_by_manifest(store: Store) -> Description | None:
+    """The copy of ``memory.json`` in the folded commits; None where there is none, as in older memories."""
+    try:
+        _, metadata = _read_manifest_table(store)
+        return read_description_strictly(store, metadata[b"description"])
+    except (FileNotFoundError, LookupError, CorruptMemoryError):
+        return None
+
+
+def _description_if_any(store: Store) -> Description | None:
+    try:
+        return read_description(store)
+    except (UsageError, CorruptMemoryError):
+        return None
 
 
 def settle_description(store: Store, description: Description) -> None:
-    """Write ``memory.json`` for a new memory; for an existing one check that it agrees."""
-    data = json.dumps(asdict(description), indent=1).encode()
+    """Write ``memory.json`` for a new memory, or anew where it was lost; for an existing one check that it agrees.
+
+    Raises:
+        ConfigMismatchError: the memory was written with other settings.
+    """
     try:
-        store.create("memory.json", data)
-    except FileExistsError:
-        there = read_description(store)
-        if there.config_hash != description.config_hash:
-            differing = {
-                name: (there.config.get(name), description.config.get(name))
-                for name in sorted(there.config.keys() | description.config.keys())
-                if there.config.get(name) != description.config.get(name)
-            }
-            changes = ", ".join(f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in differing.items())
-            raise ConfigMismatchError(
-                f"{store.root} was written with config {there.config_hash}, this run has {description.config_hash} "
-                f"({changes}). Use the same settings, or another --memory folder."
-            ) from None
+        there: Description | None = read_description(store)
+    except (UsageError, CorruptMemoryError):  # a new memory; or what is there is lost
+        there = None
+    hashes = {there.config_hash} if there else {commit.config_hash for commit in Manifest.read(store).commits.values()}
+    if hashes - {description.config_hash}:
+        _refuse_other_settings(store, there, hashes.pop(), description)
+    if there is None:
+        try:
+            store.create(DESCRIPTION, description.to_json())
+        except FileExistsError:
+            _settle_with_the_first(store, description)
+
+
+def _settle_with_the_first(store: Store, description: Description) -> None:
+    """Another writer created ``memory.json`` meanwhile, or it is damaged."""
+    data = store.read(DESCRIPTION)
+    try:
+        there = read_description_strictly(store, data)
+    except CorruptMemoryError:
+        store.put(DESCRIPTION, description.to_json())
+        return
+    if there.config_hash != description.config_hash:
+        _refuse_other_settings(store, there, there.config_hash, description)
+
+
+def _refuse_other_settings(store: Store, there: Description | None, hash_there: str, description: Description) -> None:
+    config = there.config if there else {}
+    differing = {
+        name: (config.get(name), description.config.get(name))
+        for name in sorted(config.keys() | description.config.keys())
+        if there and config.get(name) != description.config.get(name)
+    }
+    changes = ", ".join(f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in differing.items())
+    raise ConfigMismatchError(
+        f"{store.root} was written with config {hash_there}, this run has {description.config_hash} "
+        f"({changes or 'memory.json is lost, so what differs is not known'}). Use the same settings, or another "
+        "--memory folder."
+    ) from None
 
 
 class Manifest:
@@ -212,26 +325,48 @@ class Manifest:
 
     @staticmethod
     def read_folded(store: Store) -> "Manifest":
-        """Only ``manifest.parquet``: one file, whatever the number of shards."""
+        """Only ``manifest.parquet``: one file, whatever the number of shards. Without it, the commit records.
+
+        Raises:
+            CorruptMemoryError: it is damaged, and a commit record too.
+        """
         try:
-            data = store.read("manifest.parquet")
+            manifest = Manifest.read_strictly(store)
+            if manifest.version:
+                return manifest
+        except CorruptMemoryError as error:
+            warn(f"{error.problem}; the commit records are read instead, and the next change writes it anew")
+        commits = _read_commits(store, record_names(store, "commits"))
+        return Manifest(dict(sorted(commits.items())), 0, frozenset())
+
+    @staticmethod
+    def read_strictly(store: Store) -> "Manifest":
+        """Only ``manifest.parquet``; empty where there is none.
+
+        Raises:
+            CorruptMemoryError: it is damaged.
+        """
+        where = f"{store.root}/{MANIFEST}"
+        try:
+            table, metadata = _read_manifest_table(store)
         except FileNotFoundError:
             return Manifest({}, 0, frozenset())
-        with reading(store, "manifest.parquet"):
-            table = read_parquet(data)
-            commits = {row["ordinal"]: _from_row(row) for row in table.to_pylist()}
-            version = int(table.schema.metadata[b"version"])
+        with reading(where):
+            version = int(metadata[b"version"])
+            if not 1 <= version < 1 << 53:
+                raise ValueError(f"version {version}")
+            rows = [_from_row(row) for row in table.to_pylist()]
+        found = [_checked(decode_value(Commit, row, where=where), where) for row in rows]
+        commits = {commit.ordinal: commit for commit in found}
         return Manifest(dict(sorted(commits.items())), version, frozenset(commits))
 
     @staticmethod
     def read(store: Store) -> "Manifest":
         """``manifest.parquet`` and the commit records written since."""
         manifest = Manifest.read_folded(store)
-        names = {f"{shard_name(ordinal)}.json" for ordinal in manifest.folded}
+        names = {f"{shard_name(ordinal)}.json" for ordinal in manifest.commits}
         later = [name for name in record_names(store, "commits") if name not in names]
-        with ThreadPoolExecutor(16) as threads:
-            fresh = threads.map(lambda name: _read_commit(store, f"commits/{name}"), later)
-            commits = manifest.commits | {commit.ordinal: commit for commit in fresh}
+        commits = manifest.commits | _read_commits(store, later)
         return Manifest(dict(sorted(commits.items())), manifest.version, manifest.folded)
 
     def add(self, commit: Commit) -> None:
@@ -242,27 +377,78 @@ class Manifest:
 
         The records stay where they are: they are the truth, this is a faster way to read them.
         """
-        with turn(store, "manifest.lock"):
+        with turn(store, "manifest.lock") as held:
             there = Manifest.read_folded(store)
             self.commits = dict(sorted((there.commits | self.commits).items()))
             if there.folded == self.commits.keys():
                 self.version, self.folded = there.version, there.folded
                 return
-            rows = [_to_row(commit) for commit in self.commits.values()]
-            self.version = max(self.version, there.version) + 1
-            schema = MANIFEST_SCHEMA.with_metadata({"version": str(self.version), "format": str(FORMAT_VERSION)})
-            store.put("manifest.parquet", parquet_bytes(pa.Table.from_pylist(rows, schema=schema)))
+            # Where the file was lost, its version is what the current state needs at least.
+            reached = there.version or read_snapshot(store).manifest_version - 1
+            self.version = max(self.version, reached, 0) + 1
+            held.check()
+            store.put(MANIFEST, self._to_parquet(_description_if_any(store)))
             self.folded = frozenset(self.commits)
+
+    @staticmethod
+    def rewrite(store: Store) -> None:
+        """Write ``manifest.parquet`` anew from the commit records alone, whatever it says.
+
+        Raises:
+            CorruptMemoryError: a commit record is damaged.
+        """
+        with turn(store, "manifest.lock") as held:
+            commits = _read_commits(store, record_names(store, "commits"))
+            manifest = Manifest(dict(sorted(commits.items())), read_snapshot(store).manifest_version, frozenset())
+            with suppress(CorruptMemoryError):
+                manifest.version = max(manifest.version, Manifest.read_strictly(store).version)
+            manifest.version = max(1, manifest.version)
+            held.check()
+            store.put(MANIFEST, manifest._to_parquet(_description_if_any(store)))
+
+    def _to_parquet(self, description: Description | None) -> bytes:
+        rows = [_to_row(commit) for commit in self.commits.values()]
+        metadata = {"version": str(self.version), "format": str(FORMAT_VERSION)}
+        if description is not None:  # should memory.json be lost
+            metadata["description"] = description.to_json().decode()
+        return parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA.with_metadata(metadata)))
 
     @property
     def n_rows(self) -> int:
         return sum(commit.n_written for commit in self.commits.values())
 
 
-def _read_commit(store: Store, path: str) -> Commit:
-    data = store.read(path)
-    with reading(store, path):
-        return Commit.from_json(data)
+def _read_manifest_table(store: Store) -> tuple[pa.Table, dict[bytes, bytes]]:
+    """(the rows, what stands beside them); FileNotFoundError when there is none."""
+    data, where = store.read(MANIFEST), f"{store.root}/{MANIFEST}"
+    table = decode_table(data, MANIFEST_SCHEMA, where=where, optional=NEWER_COLUMNS, max_rows=MAX_SHARDS)
+    return table, table.schema.metadata or {}
+
+
+def _read_commits(store: Store, names: Sequence[str]) -> dict[int, Commit]:
+    """The commit records with these file names, by ordinal."""
+    with ThreadPoolExecutor(16) as threads:
+        found = threads.map(lambda name: read_commit(store, int(name.removesuffix(".json"))), names)
+        return {commit.ordinal: commit for commit in found if commit is not None}
+
+
+def read_commit(store: Store, ordinal: int) -> Commit | None:
+    """The commit record of a shard; None when there is none.
+
+    An empty file is none: on a filesystem without hard links a writer that was killed may have left one.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    path = commit_path(ordinal)
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    if not data:
+        warn(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed makes it again")
+        return None
+    return Commit.from_json(data, f"{store.root}/{path}", ordinal)
 
 
 def record_names(store: Store, folder: str) -> list[str]:
@@ -281,11 +467,11 @@ def write_commit(store: Store, commit: Commit) -> Commit:
     try:
         store.create(path, commit.to_json())
     except FileExistsError:
-        there = Commit.from_json(store.read(path))
-        if (there.uri, there.etag, there.checksums) != (commit.uri, commit.etag, commit.checksums):
+        there = read_commit(store, commit.ordinal)
+        if there is None or (there.uri, there.etag, there.checksums) != (commit.uri, commit.etag, commit.checksums):
             raise ConcurrentWriterError(
-                f"{store.root}/{path}: another driver committed {there.uri} in the place of {commit.uri}; let one "
-                "finish, then run the other again"
+                f"{store.root}/{path}: another driver committed {there.uri if there else 'something'} in the place of "
+                f"{commit.uri}; let one finish, then run the other again"
             ) from None
         return there  # it did the same work, and the bytes are the same
     return commit
@@ -296,5 +482,5 @@ def _to_row(commit: Commit) -> dict[str, Any]:
     return row | {name: json.dumps(row[name], sort_keys=True) for name in JSON_COLUMNS}
 
 
-def _from_row(row: dict[str, Any]) -> Commit:
-    return Commit(**row | {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row})  # older: fewer columns
+def _from_row(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}  # older: fewer columns

@@ -19,10 +19,11 @@ import numpy as np
 from memory_builder.dense import Kept
 from memory_builder.errors import UsageError
 from memory_builder.filtered import lists_for
-from memory_builder.manifest import Manifest, config_hash
+from memory_builder.manifest import Manifest, config_hash, refuse_uncommitted
 from memory_builder.ondisk import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
 from memory_builder.parts import open_trained, trained_record, write_faiss
 from memory_builder.progress import Progress, say
+from memory_builder.records import Count, ShortHash, read_sound_record, strict_record
 from memory_builder.rows import Ids, Keys
 from memory_builder.runner import Runner, run_all
 from memory_builder.search import OpenIndex, graph_effort
@@ -35,15 +36,16 @@ RANGE_BYTES = 256 << 20
 RECORD = "merged.json"
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
     """``merged.json``: makes a merged index exist."""
 
-    state: str
+    state: ShortHash
     """Hash of what is in it: parts, deleted rows, numbering."""
-    n_rows: int
-    n_lists: int
-    bytes: int
+    n_rows: Count
+    n_lists: Count
+    bytes: Count
     """Of the inverted lists."""
 
 
@@ -88,10 +90,14 @@ def merge_into(
         numbered: shards whose rows are numbered from 0, as ``Kept`` does it; without it, row ids stay.
     """
     task = MergeTask(memory=store, snapshot=snapshot, keys=keys, out=out, target=target, numbered=numbered)
-    there = out.read_sound_json(f"{target}/{RECORD}") or {"state": None}
-    if there["state"] == task.state and all(out.exists(f"{target}/{name}") for name in (POPULATED, LISTS)):
+    there = read_sound_record(out, f"{target}/{RECORD}", Merged)
+    if (
+        there is not None
+        and there.state == task.state
+        and all(out.exists(f"{target}/{name}") for name in (POPULATED, LISTS))
+    ):
         _remove_ranges(out, target)
-        return Merged(**there)
+        return there
     index = open_lists(store, snapshot, keys)
     ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
     progress = Progress(f"merge {keys}: gathered", n_planned=len(ranges), n_done=0, unit="ranges of lists")
@@ -167,7 +173,7 @@ def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Keys) -> Any:
     sides = read_tuning(store, view)["sides"].values()
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
     nprobe = max((side["nprobe"] for side in sides), default=ivf.nlist)
-    n_tuned = trained_record(store, view.index).get("n_rows", index.ntotal)
+    n_tuned = trained_record(store, view.index).n_rows or index.ntotal
     ivf.nprobe = lists_for(index.ntotal, nprobe, n_tuned, ivf.nlist)
     quantizer = faiss.downcast_index(ivf.quantizer)
     if isinstance(quantizer, faiss.IndexHNSW):
@@ -211,6 +217,7 @@ def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
     """Reads one list over all parts: codes u8[n, code_size] and ids, or numbers, i64[n], without deleted rows."""
     commits = Manifest.read_folded(store).commits
     ordinals = index.ordinals if task.numbered is None else task.numbered
+    refuse_uncommitted(ordinals, commits, f"an index of {store.root}")
     kept = Kept({ordinal: commits[ordinal].n_written for ordinal in ordinals}, current_tombstones(store, task.snapshot))
 
     def read(number: int) -> tuple[Codes, Ids]:

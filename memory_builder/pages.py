@@ -7,7 +7,7 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.errors import CorruptMemoryError
+from memory_builder.errors import REPAIR, CorruptMemoryError
 from memory_builder.storage import Store
 
 PAGE_BYTES = 1 << 14
@@ -38,7 +38,7 @@ class PageCache:
         for row, (start, first, last) in enumerate(zip(starts.tolist(), firsts.tolist(), lasts.tolist(), strict=True)):
             piece = b"".join(pages.get(page, b"") for page in range(first, last + 1))
             if len(piece) < start - first * PAGE_BYTES + width:
-                raise CorruptMemoryError(f"{self._store.root}/{path} is shorter than its commit says: run verify")
+                raise CorruptMemoryError(f"{self._store.root}/{path} is shorter than its commit says", REPAIR)
             out[row] = np.frombuffer(piece, np.uint8, width, start - first * PAGE_BYTES)
         return out
 

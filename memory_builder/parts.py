@@ -6,8 +6,9 @@ order, on any machine, and searched together.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,16 +18,19 @@ import faiss
 import numpy as np
 
 from memory_builder.coarse import Backend, Device, adder, choose_backend
-from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError
-from memory_builder.manifest import Commit, Manifest, config_hash, read_description, shard_name
+from memory_builder.errors import BUILD_AGAIN, REPAIR, CorruptMemoryError, IndexBuildError
+from memory_builder.faiss_checks import unsound
+from memory_builder.manifest import Commit, Manifest, config_hash, read_description, refuse_uncommitted, shard_name
 from memory_builder.progress import Progress
+from memory_builder.records import Count, Digest, Ordinal, PartName, partial_record, read_record, strict_record
 from memory_builder.rows import Ids, Keys, open_vectors, present_rows, row_ids, rows_of
 from memory_builder.runner import Runner, Task, available_threads, run_all
 from memory_builder.snapshots import Snapshot
-from memory_builder.storage import Store
+from memory_builder.storage import FULL, Store
 from memory_builder.tombstones import current_tombstones
 
-PART_MISSING = "open the memory anew if it was compacted since, else run verify or build the index again"
+PART_AGAIN = f"open the memory anew if it was compacted since; else {REPAIR}"
+"""What helps where a part is missing or damaged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,17 +41,18 @@ class Part:
     ordinals: tuple[int, ...]
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartRecord:
     """``parts/<name>.json``: makes ``parts/<name>.faiss`` exist."""
 
-    name: str
-    ordinals: tuple[int, ...]
-    n_rows: int
-    bytes: int
-    sha256: str
-    quantizer_sha256: str
-    n_deleted: int = 0
+    name: PartName
+    ordinals: tuple[Ordinal, ...]
+    n_rows: Count
+    bytes: Count
+    sha256: Digest
+    quantizer_sha256: Digest
+    n_deleted: Count = 0
     """Rows of these shards that were deleted when it was filled, and are not in it."""
 
     def n_dead(self, deleted: Ids) -> int:
@@ -83,15 +88,16 @@ def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
 
 
 def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
-    """The record of a finished part, or None."""
+    """The record of a finished part, or None.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
     path = f"{folder}/parts/{name}.json"
-    try:
-        fields = json.loads(store.read(path))
-        return PartRecord(**{**fields, "ordinals": tuple(fields["ordinals"])})
-    except FileNotFoundError:
-        return None
-    except (ValueError, LookupError, TypeError) as error:
-        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): {BUILD_AGAIN}") from None
+    found = read_record(store, path, PartRecord, fix=BUILD_AGAIN)
+    if found is not None and found.name != name:
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged (name: it is of part {found.name})", BUILD_AGAIN)
+    return found
 
 
 def part_record(store: Store, folder: str, name: str) -> PartRecord:
@@ -100,28 +106,38 @@ def part_record(store: Store, folder: str, name: str) -> PartRecord:
     Raises:
         CorruptMemoryError: it is missing or damaged.
     """
-    record = read_part_record(store, folder, name)
-    if record is None:
-        raise CorruptMemoryError(f"{store.root}/{folder}/parts/{name}.json is missing: {PART_MISSING}")
-    return record
+    found = read_part_record(store, folder, name)
+    if found is None:
+        raise CorruptMemoryError(f"{store.root}/{folder}/parts/{name}.json is missing", PART_AGAIN)
+    return found
 
 
-def trained_record(store: Store, folder: str) -> dict[str, Any]:
-    """``trained.json``, of which ``sha256`` is there for sure.
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """``trained.json``, as far as a search needs it."""
+
+    sha256: Digest
+    n_rows: Count | None = None
+    """Rows there were when it was trained."""
+
+
+def trained_record(store: Store, folder: str) -> Trained:
+    """What is recorded of the trained quantizer.
 
     Raises:
         CorruptMemoryError: it is missing or damaged.
     """
     path = f"{folder}/trained.json"
-    record = store.read_json(path, fix=BUILD_AGAIN)
-    if record is None or "sha256" not in record:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged: {BUILD_AGAIN}")
-    return record
+    found = read_record(store, path, Trained, fix=BUILD_AGAIN)
+    if found is None:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing", BUILD_AGAIN)
+    return found
 
 
 def read_quantizer_hash(store: Store, folder: str) -> str:
     """SHA-256 of the trained quantizer, as its record ``trained.json`` says."""
-    return str(trained_record(store, folder)["sha256"])
+    return trained_record(store, folder).sha256
 
 
 def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
@@ -131,12 +147,15 @@ def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
         CorruptMemoryError: it is missing, or faiss cannot read it.
     """
     if not path.exists():
-        raise CorruptMemoryError(f"{what} is missing: run verify, or build the index again")
+        raise CorruptMemoryError(f"{what} is missing", REPAIR)
     try:
-        return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1][-200:]
-        raise CorruptMemoryError(f"{what} cannot be read ({reason}): run verify, or build the index again") from None
+        index = faiss.read_index(str(path), flags)
+        problem = unsound(index)
+    except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
+    if problem is not None:
+        raise CorruptMemoryError(f"{what} cannot be read ({problem})", REPAIR)
+    return index
 
 
 def open_trained(store: Store, folder: str) -> Any:
@@ -152,11 +171,24 @@ def open_trained(store: Store, folder: str) -> Any:
 def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
     """Write an index atomically; return its bytes and SHA-256."""
     with store.writing(path) as temporary:
-        faiss.write_index(index, str(temporary))
+        with _faiss_errors():
+            faiss.write_index(index, str(temporary))
         with temporary.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = temporary.stat().st_size
     return size, digest
+
+
+@contextmanager
+def _faiss_errors() -> Iterator[None]:
+    """A write that fails in faiss, which says why in words alone, fails as a write does in Python."""
+    try:
+        yield
+    except RuntimeError as error:
+        for number in FULL:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
 
 
 def finished_part(store: Store, folder: str, part: Part, quantizer_sha256: str) -> PartRecord | None:
@@ -217,18 +249,38 @@ def fill_part(
     there = finished_part(store, folder, part, quantizer_sha256)
     if there is not None:
         return there
-    faiss.omp_set_num_threads(threads)
     trained = f"{folder}/trained.faiss"
     if store.checksum(trained) != quantizer_sha256:
         raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
+    index, n_deleted = filled(part, store, folder, keys, d, commits, threads, backend, deleted)
+    return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
+
+
+def filled(
+    part: Part,
+    store: Store,
+    folder: str,
+    keys: Keys,
+    d: int,
+    commits: dict[int, Commit],
+    threads: int,
+    backend: Backend,
+    deleted: Ids | None,
+) -> tuple[Any, int]:
+    """(the faiss index of a part, deleted rows that were left out). Arguments as for ``fill_part``."""
+    faiss.omp_set_num_threads(threads)
+    refuse_uncommitted(part.ordinals, commits, f"part {part.name} of {store.root}/{folder}")
     index = open_trained(store, folder)
+    if (index.d, index.ntotal) != (d, 0):
+        there = f"is of vectors of width {index.d} and holds {index.ntotal} rows"
+        raise CorruptMemoryError(f"{store.root}/{folder}/trained.faiss {there}, not of width {d} and empty", REPAIR)
     add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
         vectors = open_vectors(store, commits[ordinal], keys, d)
         rows = present_rows(commits[ordinal], vectors, keys, deleted)
         add(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
         n_deleted += 0 if deleted is None else len(rows_of(ordinal, deleted))
-    return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
+    return index, n_deleted
 
 
 def _size(store: Store, path: str) -> int | None:

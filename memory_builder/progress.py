@@ -2,6 +2,7 @@
 
 import sys
 import time
+from functools import lru_cache
 
 
 class Progress:
@@ -43,6 +44,12 @@ class Progress:
 def say(line: str) -> None:
     """Tell whoever watches; standard output is for results."""
     print(line, file=sys.stderr, flush=True)
+
+
+@lru_cache(256)
+def warn(line: str) -> None:
+    """Tell whoever watches of something that is not as it should be; once, however often it is met."""
+    say(f"warning: {line}")
 
 
 def duration(seconds: float) -> str:

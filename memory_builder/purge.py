@@ -13,15 +13,23 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Manifest, lookup_path, metadata_path, read_description, shard_name
+from memory_builder.manifest import (
+    Commit,
+    Manifest,
+    check_own_files,
+    lookup_path,
+    metadata_path,
+    read_description,
+    shard_name,
+)
 from memory_builder.progress import Progress, say
-from memory_builder.rows import Ids, open_vectors, rows_of, split_ids, vectors_path
+from memory_builder.records import Digest, Ordinal, RowCount, ShardFile, read_record, strict_record
+from memory_builder.rows import Ids, Rows, open_vectors, rows_of, split_ids, vectors_path
 from memory_builder.runner import Runner, run_all
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import arrow_bytes, npy_bytes, parquet_bytes
+from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes, npy_bytes, parquet_bytes
 
 FOLDER = "purges"
 PURGE_AGAIN = "run compact --purge again"
@@ -29,14 +37,15 @@ KEPT = ("key", "width", "height", "sha256", "member")
 """Metadata that stays: what a pair is called and what it was, so that it is known again."""
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Purge:
     """``purges/<ordinal>.json``: what the files of a shard are after rows of it were blanked."""
 
-    ordinal: int
-    n_rows: int
+    ordinal: Ordinal
+    n_rows: RowCount
     """Rows blanked; rows that are deleted stay so, which makes this say which."""
-    checksums: dict[str, str]
+    checksums: dict[ShardFile, Digest]
     """Path → SHA-256, instead of those of the commit record."""
 
 
@@ -57,11 +66,13 @@ def read_purge(store: Store, ordinal: int) -> Purge | None:
         CorruptMemoryError: it is damaged.
     """
     path = _record_path(ordinal)
-    record = store.read_json(path, fix=PURGE_AGAIN)
-    try:
-        return None if record is None else Purge(**record)
-    except TypeError as error:
-        raise CorruptMemoryError(f"{store.root}/{path} is damaged ({error}): {PURGE_AGAIN}") from None
+    purge = read_record(store, path, Purge, fix=PURGE_AGAIN)
+    if purge is not None:
+        where = f"{store.root}/{path}"
+        if purge.ordinal != ordinal:
+            raise CorruptMemoryError(f"{where} is damaged (ordinal: it is of shard {purge.ordinal})", PURGE_AGAIN)
+        check_own_files(ordinal, purge.checksums, where, PURGE_AGAIN)
+    return purge
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,8 +100,9 @@ def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
     files = {
         vectors_path(commit.ordinal, keys): _blank_vectors(store, commit, keys, d, rows) for keys in ("image", "text")
     }
-    files[metadata_path(commit.ordinal)] = _blank_metadata(store, commit.ordinal, rows)
-    files[lookup_path(commit.ordinal)] = _blank_lookup(store, commit.ordinal, rows)
+    metadata = _blank_metadata(Rows(store, {commit.ordinal: commit}, d).shard_metadata(commit.ordinal), rows)
+    files[metadata_path(commit.ordinal)] = parquet_bytes(metadata)
+    files[lookup_path(commit.ordinal)] = arrow_bytes(metadata.select(LOOKUP_FIELDS))
     purge = Purge(
         ordinal=commit.ordinal, n_rows=len(rows), checksums={path: sha256(data) for path, data in files.items()}
     )
@@ -101,7 +113,10 @@ def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
 
 
 def _is_done(store: Store, purge: Purge) -> bool:
-    return all(store.checksum(path) == digest for path, digest in purge.checksums.items())
+    try:
+        return all(store.checksum(path) == digest for path, digest in purge.checksums.items())
+    except FileNotFoundError:
+        return False
 
 
 def _record_path(ordinal: int) -> str:
@@ -114,22 +129,12 @@ def _blank_vectors(store: Store, commit: Commit, keys: str, d: int, rows: Ids) -
     return npy_bytes(vectors)
 
 
-def _blank_metadata(store: Store, ordinal: int, rows: Ids) -> bytes:
-    table = pq.read_table(store.fetch(metadata_path(ordinal)))
+def _blank_metadata(table: pa.Table, rows: Ids) -> pa.Table:
     for column, field in enumerate(table.schema):
         if field.name not in KEPT:
             blank = {"has_image": False, "has_text": False, "extra": "{}"}.get(field.name)
             table = table.set_column(column, field, _blanked(table[field.name], rows, blank))
-    return parquet_bytes(table)
-
-
-def _blank_lookup(store: Store, ordinal: int, rows: Ids) -> bytes:
-    with pa.memory_map(str(store.fetch(lookup_path(ordinal)))) as file:
-        table = pa.ipc.open_file(file).read_all()
-        for column in ("caption", "url"):
-            at = table.schema.get_field_index(column)
-            table = table.set_column(at, table.schema.field(at), _blanked(table[column], rows, None))
-        return arrow_bytes(table)
+    return table
 
 
 def _blanked(values: pa.ChunkedArray, rows: Ids, blank: Any) -> pa.Array:

@@ -15,6 +15,7 @@ import faiss
 import numpy as np
 
 from memory_builder.manifest import Commit, Manifest, read_description
+from memory_builder.records import strict_record
 from memory_builder.rows import NO_ROW, Ids, Keys, Rows, Side, open_vectors, present_rows, row_ids
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores, best_of, exact_scores
@@ -32,6 +33,7 @@ READ_BYTES = 4096
 """A row re-read for re-ranking costs a page, however short it is."""
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
     """One setting on the curve."""

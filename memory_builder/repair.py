@@ -1,13 +1,14 @@
-"""Damaged files of shards made again from their sources: the same input and configuration give the same bytes.
+"""A memory mended: records derived from others, files of shards made again from their sources, indexes refilled.
 
+The same input and configuration give the same bytes.
 A shard is embedded into this process's memory, and what comes of it is compared with the checksums of its commit
 record. Only then are the files put that were damaged or missing; everything else stays as it is.
 """
 
 import uuid
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -15,14 +16,30 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.embed import EmbedTask
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Commit, Description, Manifest, commit_path, read_description, rejects_path
+from memory_builder.known import with_earlier
+from memory_builder.manifest import (
+    DESCRIPTION,
+    EMBED_AGAIN,
+    Commit,
+    Description,
+    commit_path,
+    lookup_path,
+    metadata_path,
+    read_description,
+    rejects_path,
+)
 from memory_builder.named import encoder_of
 from memory_builder.plan import Shard, read_plan
-from memory_builder.purge import read_purge
+from memory_builder.purge import Purge, read_purge
+from memory_builder.records import reading
+from memory_builder.repair_index import mend_indexes
+from memory_builder.repair_records import Mended, mend_records
+from memory_builder.rows import Rows
 from memory_builder.runner import Runner
-from memory_builder.storage import Store
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes
 from memory_builder.uris import split_uri
-from memory_builder.verify import Problem, read_records, verify
+from memory_builder.verify import Problem, checksum_of, read_records, verify
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +49,9 @@ class Repaired:
     files: list[str]
     """Made again; each is what its record says."""
     problems: list[Problem]
-    """What remains, with why."""
+    """What remains, with why and what helps."""
+    lost: list[str] = field(default_factory=list)
+    """What the files that were made again no longer say, and what is to be done."""
 
 
 def repair(store: Store, runner: Runner, *, encoder: EncoderConfig | None = None) -> Repaired:
@@ -48,30 +67,85 @@ def repair(store: Store, runner: Runner, *, encoder: EncoderConfig | None = None
         EncoderError: the model cannot be loaded, or is another one.
     """
     problems = verify(store, runner)
-    try:
-        records = _restore_records(store, problems)
-        commits, _ = read_records(store)
-    except CorruptMemoryError:  # verify said so
-        return Repaired(files=[], problems=problems)
+    if not problems:
+        return Repaired(files=[], problems=[])
+    mended = mend_records(store, problems)
+    commits, _ = read_records(store)
     damaged: dict[int, list[str]] = {}
     for problem in problems:
-        if problem.shard in commits and problem.file in commits[problem.shard].checksums:
-            damaged.setdefault(problem.shard, []).append(problem.file)
-    if not records and not damaged:
-        return Repaired(files=[], problems=problems)
-    task = RepairTask(
-        memory=store,
-        embed=_as_embedded(store, read_description(store), encoder),
-        damaged=damaged,
-    )
-    reasons: dict[str, str] = {}
-    for (commit, _), result in runner.run(task, [(commits[i], _planned(store, commits[i])) for i in damaged]):
-        if isinstance(result, Exception):
-            reasons |= dict.fromkeys(damaged[commit.ordinal], f"{type(result).__name__}: {result}")
-    remaining = [_with_reason(problem, reasons) for problem in verify(store, runner)]
+        shard, file = problem.shard, problem.file
+        is_lost = shard is not None and shard not in commits and file == commit_path(shard)
+        if shard is not None and (is_lost or (shard in commits and file in commits[shard].checksums)):
+            damaged.setdefault(shard, []).append(file)
+    _derive_lookups(store, commits, damaged, mended)
+    if damaged:
+        _embed_again(store, commits, damaged, runner, encoder, mended)
+    mend_indexes(store, problems, runner, mended)
+    remaining = [_with_reason(problem, mended.reasons) for problem in verify(store, runner)]
     left = {problem.file for problem in remaining}
-    files = [*records, *(file for files in damaged.values() for file in files)]
-    return Repaired(files=sorted(file for file in files if file not in left), problems=remaining)
+    return Repaired(files=sorted({*mended.files} - left), problems=remaining, lost=mended.lost)
+
+
+def _embed_again(
+    store: Store,
+    commits: dict[int, Commit],
+    damaged: dict[int, list[str]],
+    runner: Runner,
+    encoder: EncoderConfig | None,
+    mended: Mended,
+) -> None:
+    """Make damaged files of shards again from their sources."""
+    items: list[tuple[Commit | None, Shard]] = []
+    for ordinal, files in damaged.items():
+        shard = _planned(store, commits.get(ordinal), ordinal)
+        if shard is None:
+            lost = "its source is not known: remove the record and embed the source again, as a new shard"
+            mended.reasons.update(dict.fromkeys(files, lost))
+        else:
+            items += [(commits.get(ordinal), known) for known in with_earlier([shard], commits.values())]
+    with _naming(mended, damaged):
+        task = RepairTask(memory=store, embed=_as_embedded(store, read_description(store), encoder), damaged=damaged)
+        for (_, shard), result in runner.run(task, items):
+            if isinstance(result, Exception):
+                reason = f"{type(result).__name__}: {result}"
+                mended.reasons.update(dict.fromkeys(damaged[shard.ordinal], reason))
+            else:
+                mended.files.extend(result)
+
+
+@contextmanager
+def _naming(mended: Mended, damaged: dict[int, list[str]]) -> Iterator[None]:
+    """What is wrong with the memory's settings is why nothing was embedded again."""
+    try:
+        yield
+    except CorruptMemoryError as error:
+        for files in damaged.values():
+            mended.reasons.update(dict.fromkeys(files, str(error)))
+
+
+def _derive_lookups(store: Store, commits: dict[int, Commit], damaged: dict[int, list[str]], mended: Mended) -> None:
+    """Make damaged look-up files again from the metadata, which needs no source."""
+    for ordinal, files in list(damaged.items()):
+        path = lookup_path(ordinal)
+        if path not in files or ordinal not in commits:
+            continue
+        purge = _sound_purge(store, ordinal)
+        checksums = commits[ordinal].checksums | (purge.checksums if purge else {})
+        with suppress(CorruptMemoryError):
+            rows = Rows(store, commits, read_description(store).d)
+            data = arrow_bytes(rows.shard_metadata(ordinal, LOOKUP_FIELDS))
+            if sha256(data) == checksums.get(path):
+                store.put(path, data)
+                mended.files.append(path)
+                files.remove(path)
+        if not files:
+            del damaged[ordinal]
+
+
+def _sound_purge(store: Store, ordinal: int) -> Purge | None:
+    with suppress(CorruptMemoryError):
+        return read_purge(store, ordinal)
+    return None
 
 
 def _with_reason(problem: Problem, reasons: dict[str, str]) -> Problem:
@@ -79,36 +153,32 @@ def _with_reason(problem: Problem, reasons: dict[str, str]) -> Problem:
     return replace(problem, problem=f"{problem.problem}; not repaired: {reason}") if reason else problem
 
 
-def _restore_records(store: Store, problems: Sequence[Problem]) -> list[str]:
-    """Write damaged commit records again as manifest.parquet has them; those that can be read are left alone."""
-    folded = Manifest.read_folded(store).commits
-    wanted = {commit_path(ordinal): commit for ordinal, commit in folded.items()}
-    restored = []
-    for path in {problem.file for problem in problems} & wanted.keys():
-        try:
-            Commit.from_json(store.read(path))
-        except (FileNotFoundError, ValueError, TypeError, LookupError):
-            store.put(path, wanted[path].to_json())
-            restored.append(path)
-    return restored
+def _planned(store: Store, commit: Commit | None, ordinal: int) -> Shard | None:
+    """The shard as it was when it was committed, or, where that is lost, as it is planned; None if it is not."""
+    planned = {shard.ordinal: shard for shard in read_plan_of_sound(store)}.get(ordinal)
+    if commit is None:
+        return planned
+    return Shard(ordinal=ordinal, uri=commit.uri, etag=commit.etag, bytes=planned.bytes if planned else 0)
 
 
-def _planned(store: Store, commit: Commit) -> Shard:
-    """The shard as it was when it was committed; a plan that knows nothing of it does not matter."""
-    size = {shard.ordinal: shard.bytes for shard in read_plan(store)}.get(commit.ordinal, 0)
-    return Shard(ordinal=commit.ordinal, uri=commit.uri, etag=commit.etag, bytes=size)
+def read_plan_of_sound(store: Store) -> list[Shard]:
+    """The plan; where that is damaged nothing, since a commit record may be too."""
+    with suppress(CorruptMemoryError):
+        return read_plan(store)
+    return []
 
 
 def _as_embedded(store: Store, description: Description, encoder: EncoderConfig | None) -> EmbedTask:
     """The task that wrote this memory, from what memory.json says of it."""
     if encoder is None and description.fingerprint:  # without one, all its vectors were imported
         encoder = encoder_of(description, store.root)
-    return EmbedTask(
-        memory=store,
-        encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),
-        config=EmbedConfig(**_settings(EmbedConfig, description.config)),
-        description=description,
-    )
+    with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
+        return EmbedTask(
+            memory=store,
+            encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),
+            config=EmbedConfig(**_settings(EmbedConfig, description.config)),
+            description=description,
+        )
 
 
 def _settings(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -128,7 +198,7 @@ class RepairTask:
     """Files to put again, by the ordinal of their shard."""
     wants_gpu: bool = True
 
-    def start(self) -> Callable[[tuple[Commit, Shard]], list[str]]:
+    def start(self) -> Callable[[tuple[Commit | None, Shard]], list[str]]:
         scratch = Store(f"memory://repair-{uuid.uuid4().hex}")  # no file: gone with this process
         return partial(
             repair_shard,
@@ -140,14 +210,14 @@ class RepairTask:
 
 
 def repair_shard(
-    item: tuple[Commit, Shard],
+    item: tuple[Commit | None, Shard],
     *,
     store: Store,
     scratch: Store,
     embed: Callable[[Shard], Commit],
     damaged: dict[int, list[str]],
 ) -> list[str]:
-    """Embed one shard anew and put its damaged files.
+    """Embed one shard anew and put its damaged files; of one whose commit record is lost, all that differ, and it.
 
     Returns:
         The paths put.
@@ -158,25 +228,40 @@ def repair_shard(
             was changed.
     """
     commit, shard = item
+    wanted = damaged[shard.ordinal]
     purge = read_purge(store, shard.ordinal)
-    if purge is not None and not purge.checksums.keys().isdisjoint(damaged[shard.ordinal]):
+    if purge is not None and (commit is None or not purge.checksums.keys().isdisjoint(wanted)):
         raise CorruptMemoryError(f"rows of {shard.uri} were purged, and embedding it anew would bring them back")
-    retried = split_uri(shard.uri)[1].rejects
-    if retried is not None:  # the pairs of such a shard are those that another one rejected
-        rejects = rejects_path(retried)
-        scratch.put(rejects, store.read(rejects))
+    needed = _needed(shard)
+    for path in needed:
+        scratch.put(path, store.read(path))
+    made = embed(shard)
     try:
-        made = embed(shard).checksums
-        differing = sorted(path for path, digest in commit.checksums.items() if made.get(path) != digest)
-        if differing:
-            raise CorruptMemoryError(
-                f"{shard.uri} embedded anew gives other bytes than its commit record says ({', '.join(differing)}): "
-                "another kind of machine, other versions of the libraries, or a damaged record"
-            )
-        for path in damaged[shard.ordinal]:
+        if commit is None:
+            differing = [path for path, digest in made.checksums.items() if checksum_of(store, path) != digest]
+            wanted = [*differing, commit_path(shard.ordinal)]
+        else:
+            _refuse_other_bytes(shard, commit, made)
+        for path in wanted:
             store.put(path, scratch.read(path))
     finally:  # only its own: a worker may be at another shard meanwhile
-        for path in (*commit.checksums, commit_path(shard.ordinal)):
+        for path in (*made.checksums, commit_path(shard.ordinal), *needed):
             with suppress(FileNotFoundError):
                 scratch.remove(path)
-    return damaged[shard.ordinal]
+    return wanted
+
+
+def _needed(shard: Shard) -> list[str]:
+    """What the memory says of other shards that decides which pairs of this one are embedded."""
+    retried = split_uri(shard.uri)[1].rejects
+    earlier = [path for ordinal in shard.earlier for path in (metadata_path(ordinal), commit_path(ordinal))]
+    return earlier if retried is None else [rejects_path(retried)]
+
+
+def _refuse_other_bytes(shard: Shard, commit: Commit, made: Commit) -> None:
+    differing = sorted(path for path, digest in commit.checksums.items() if made.checksums.get(path) != digest)
+    if differing:
+        raise CorruptMemoryError(
+            f"{shard.uri} embedded anew gives other bytes than its commit record says ({', '.join(differing)}): "
+            "another kind of machine, other versions of the libraries, or a damaged record"
+        )

@@ -4,7 +4,8 @@ A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an obje
 vectors are fetched, and kept for a while, or the whole file once many are asked for.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -15,9 +16,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memory_builder.encoder import Vectors
-from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.manifest import Commit, lookup_path, metadata_path, shard_name
 from memory_builder.pages import REQUEST_BYTES, PageCache
+from memory_builder.progress import warn
+from memory_builder.records import UNREADABLE, reading
 from memory_builder.storage import Store
 from memory_builder.tables import FIXED_FIELDS, LOOKUP_FIELDS, read_npy, read_npy_header
 
@@ -26,6 +29,7 @@ Side = Literal["image", "text"]
 """One half of a pair."""
 Keys = Side
 """The half whose vectors an index holds."""
+LOOKUP_SCHEMA = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in LOOKUP_FIELDS])
 NO_ROW = -1
 ROW_BITS = 32
 MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
@@ -51,6 +55,15 @@ def rows_of(ordinal: int, ids: Ids) -> Ids:
     """Those of ascending ids that lie in one shard, as rows of it."""
     low, high = np.searchsorted(ids, [ordinal << ROW_BITS, (ordinal + 1) << ROW_BITS])
     return split_ids(ids[low:high])[1]
+
+
+def are_rows(ids: Ids, commits: Mapping[int, Commit]) -> npt.NDArray[np.bool_]:
+    """i64[n] → bool[n]: whether these shards have such a row."""
+    ordinals, rows = split_ids(ids)
+    met, at = np.unique(ordinals, return_inverse=True)
+    sizes = np.array([commits[ordinal].n_written if ordinal in commits else 0 for ordinal in met.tolist()], np.int64)
+    known: npt.NDArray[np.bool_] = (ids >= 0) & (rows < sizes[at]) if len(ids) else np.zeros(0, np.bool_)
+    return known
 
 
 def in_blocks(ids: Iterable[Ids], n_rows: int) -> Iterator[Ids]:
@@ -80,13 +93,14 @@ def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
     try:
         vectors: Vectors = read_npy(store.fetch(path), mapped=True)
     except FileNotFoundError:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed: run verify") from None
-    except (ValueError, EOFError) as error:
-        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error}): run verify") from None
+        raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed", REPAIR) from None
+    except UNREADABLE as error:
+        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error})", REPAIR) from None
     if vectors.shape != (commit.n_written, d) or vectors.dtype != np.float16:
         raise CorruptMemoryError(
             f"{store.root}/{path} holds {vectors.dtype}{list(vectors.shape)}, its commit record says "
-            f"float16[{commit.n_written}, {d}]: run verify"
+            f"float16[{commit.n_written}, {d}]",
+            REPAIR,
         )
     return vectors
 
@@ -144,7 +158,7 @@ class Rows:
         flat = np.asarray(ids, np.int64).ravel()
         batches, places = [], []
         for ordinal, where, rows in self.by_shard(flat):
-            batches.append(self._lookup(ordinal).select(list(columns)).take(pa.array(rows)))
+            batches.append(self._taken(ordinal, rows, columns))
             places.append(where)
         schema = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in columns])
         found = _in_order(pa.Table.from_batches(batches, schema=schema), places, len(flat))
@@ -162,13 +176,14 @@ class Rows:
             places.append(where)
         if not tables:  # any shard knows the columns
             tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
-        return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
+        with reading(f"{self.store.root}/metadata"):  # of which every file has the same columns
+            return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
 
     def with_keys(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
         """Pairs' keys → (i64[n] the rows that have one of them, in any shard, and the keys that no row has)."""
         wanted, met, ids = pa.array(keys, pa.string()), set(), [np.zeros(0, np.int64)]
         for ordinal in self.commits:
-            column = self._lookup(ordinal).column("key")
+            column = self._taken(ordinal, np.arange(self.commits[ordinal].n_written), ["key"]).column("key")
             rows = np.flatnonzero(pc.is_in(column, value_set=wanted))
             met.update(column.take(pa.array(rows)).to_pylist())
             ids.append(row_ids(ordinal, rows))
@@ -220,13 +235,34 @@ class Rows:
         return open_vectors(self.store, self.commits[ordinal], keys, self.d)
 
     def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
-        path = self.store.fetch(lookup_path(ordinal))
+        """The look-up columns of one shard; where their file is missing or damaged, from the shard's metadata."""
+        where = f"{self.store.root}/{lookup_path(ordinal)}"
         try:
-            file = pa.ipc.open_file(pa.memory_map(str(path)))
-            # of a shard without rows there is no batch
-            return file.get_batch(0) if file.num_record_batches else pa.RecordBatch.from_pylist([], file.schema)
-        except (OSError, pa.ArrowException) as error:
-            raise CorruptMemoryError(f"{path} cannot be read ({error}): run verify") from None
+            with reading(where):
+                file = pa.ipc.open_file(pa.memory_map(str(self.store.fetch(lookup_path(ordinal)))))
+                # of a shard without rows there is no batch
+                batch = file.get_batch(0) if file.num_record_batches else pa.RecordBatch.from_pylist([], file.schema)
+                batch.validate()
+                if batch.schema.remove_metadata() != LOOKUP_SCHEMA or len(batch) != self.commits[ordinal].n_written:
+                    raise ValueError(f"{len(batch)} rows of {', '.join(batch.schema.names)}")
+        except CorruptMemoryError as error:
+            columns = self.shard_metadata(ordinal, LOOKUP_FIELDS).combine_chunks()
+            warn(f"{error.problem}; the shard's metadata is read instead")
+            return pa.RecordBatch.from_arrays([columns[name].combine_chunks() for name in LOOKUP_FIELDS], LOOKUP_FIELDS)
+        return batch
+
+    def _taken(self, ordinal: int, rows: Ids, columns: Sequence[str]) -> pa.RecordBatch:
+        """Some rows of a shard's look-up columns.
+
+        Arrow believes the offsets of a mapped file, so those that are followed here are looked at before.
+        """
+        batch = self._lookup(ordinal).select(list(columns))
+        if all(_are_offsets_sound(column, rows) for column in batch.columns):
+            taken = batch.take(pa.array(rows))
+            with suppress(pa.ArrowInvalid):
+                taken.validate(full=True)
+                return taken
+        raise CorruptMemoryError(f"{self.store.root}/{lookup_path(ordinal)} is damaged (a text lies outside)", REPAIR)
 
     def schema(self) -> pa.Schema:
         """The metadata columns; every shard has the same."""
@@ -248,13 +284,18 @@ class Rows:
                     raise UsageError(
                         f"no column {', '.join(sorted(unknown))} in {self.store.root}: it has {', '.join(names)}"
                     )
+                if file.metadata.num_rows != self.commits[ordinal].n_written:
+                    raise ValueError(f"{file.metadata.num_rows:,} rows, not its commit's")
+                expected = [*FIXED_FIELDS, ("extra", pa.string())]
+                wrong = [name for name, kind in expected if file.schema_arrow.field(name).type != kind]
+                if wrong:
+                    raise ValueError(f"column {wrong[0]} is of another type")
                 table = file.read(None if columns is None else list(columns), use_threads=False)
-        except (OSError, pa.ArrowException) as error:
-            raise CorruptMemoryError(f"{self.store.root}/{path} cannot be read ({error}): run verify") from None
-        if table.num_rows != self.commits[ordinal].n_written:
-            raise CorruptMemoryError(
-                f"{self.store.root}/{path} has {table.num_rows} rows, not its commit's: run verify"
-            )
+                table.validate(full=True)
+        except UsageError:
+            raise
+        except UNREADABLE as error:
+            raise CorruptMemoryError(f"{self.store.root}/{path} cannot be read ({error})", REPAIR) from None
         return table if columns is None else table.select(list(columns))
 
     def _ranged(self, ordinal: int, keys: str, rows: Ids) -> Vectors:
@@ -270,9 +311,20 @@ class Rows:
         shape, dtype, start = read_npy_header(head)
         if dtype != np.float16 or shape != (self.commits[ordinal].n_written, self.d):
             raise CorruptMemoryError(
-                f"{self.store.root}/{path} holds {dtype}{list(shape)}, not what its commit says: run verify"
+                f"{self.store.root}/{path} holds {dtype}{list(shape)}, not what its commit says",
+                REPAIR,
             )
         return start, 2 * self.d
+
+
+def _are_offsets_sound(column: pa.StringArray, rows: Ids) -> bool:
+    """Whether the texts of these rows lie inside their buffer."""
+    _, offsets, texts = column.buffers()
+    if offsets is None or not len(rows):
+        return True
+    ends = np.frombuffer(offsets, np.int32)[column.offset :]
+    starts, stops = ends[rows], ends[rows + 1]
+    return bool((starts >= 0).all() and (starts <= stops).all() and (stops <= (texts.size if texts else 0)).all())
 
 
 def _in_order(found: pa.Table, places: Sequence[Ids], n: int) -> pa.Table:

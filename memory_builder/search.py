@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.coarse import transformed
-from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.filtered import is_few, is_selective, score_all, widen
 from memory_builder.ondisk import Codes, read_list
-from memory_builder.parts import PART_MISSING, PartRecord, open_trained, part_record, read_faiss, trained_record
-from memory_builder.rows import NO_ROW, Ids, Keys, Rows
+from memory_builder.parts import PART_AGAIN, PartRecord, open_trained, part_record, read_faiss, trained_record
+from memory_builder.rows import NO_ROW, Ids, Keys, Rows, are_rows
 from memory_builder.rowset import RowSet
 from memory_builder.scores import Scores, best_of, exact_scores
 from memory_builder.serving import ServeFormat, to_fastscan
@@ -67,27 +67,27 @@ class OpenIndex:
         serve_format: ServeFormat = "plain",
         elsewhere: Scan | None = None,
     ) -> None:
+        self._place = f"{store.root}/{folder}"
         self._trained = open_trained(store, folder)
         trained_as = trained_record(store, folder)
-        records = [_read_record(store, folder, name, trained_as["sha256"]) for name in parts]
+        records = [_read_record(store, folder, name, trained_as.sha256) for name in parts]
         self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
         """Shards whose rows it holds."""
         self.n_rows = sum(record.n_rows for record in records)
-        self.n_tuned = int(trained_as.get("n_rows", self.n_rows))
+        self.n_tuned = self.n_rows if trained_as.n_rows is None else trained_as.n_rows
         """Rows there were when it was trained and tuned."""
         self._elsewhere = elsewhere
-        self._parts = [] if elsewhere else [_open_part(store, folder, record) for record in records]
+        self._parts = [] if elsewhere else [_open_part(store, folder, record, self._trained) for record in records]
         self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
         if not self.is_exact:
             self._ivf = _ivf_of(self._trained)
             self._part_ivfs = [_ivf_of(part) for part in self._parts]
         if serve_format == "fastscan" and not elsewhere:
-            place = f"{store.root}/{folder}"
             if self.is_exact:
                 raise UsageError(
-                    f"{place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
+                    f"{self._place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
                 )
-            self._part_ivfs = [to_fastscan(ivf, place) for ivf in self._part_ivfs]
+            self._part_ivfs = [to_fastscan(ivf, self._place) for ivf in self._part_ivfs]
         for ivf in () if self.is_exact else self._part_ivfs:
             ivf.parallel_mode = OVER_QUERIES  # faiss's own default leaves a scan of given lists to one thread
 
@@ -173,6 +173,9 @@ class OpenIndex:
         Only rows of ``allowed``, where it is given; all of them are scored exactly when they are few. Memory stays
         bounded: queries are taken in blocks whose candidates' vectors fit into RERANK_BYTES.
         """
+        if queries.shape[1] != self._trained.d:
+            there = f"is of vectors of width {self._trained.d}, the memory's have {queries.shape[1]}"
+            raise CorruptMemoryError(f"{self._place}/trained.faiss {there}", REPAIR)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), NO_ROW, np.int64)
         wanted = min(k * max(1, effort.refine), self.n_rows if allowed is None else len(allowed))
@@ -185,6 +188,8 @@ class OpenIndex:
         for start in range(0, len(queries) if wanted else 0, block):
             here = slice(start, start + block)
             found_scores, found = self.candidates(queries[here], wanted, effort.nprobe, allowed)
+            if not are_rows(found[found != NO_ROW], rows.commits).all():
+                raise CorruptMemoryError(f"a part of {self._place} names rows that the memory does not have", REPAIR)
             if rerank:
                 found_scores = exact_scores(queries[here], found, rows, keys)
             best_scores, best = best_of(found_scores, found, k)
@@ -229,18 +234,36 @@ def _read_record(store: Store, folder: str, name: str, quantizer_sha256: str) ->
     return record
 
 
-def _open_part(store: Store, folder: str, record: PartRecord) -> Any:
+def _open_part(store: Store, folder: str, record: PartRecord, trained: Any) -> Any:
     path = f"{folder}/parts/{record.name}.faiss"
     try:
         size = store.size(path)
     except FileNotFoundError:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing: {PART_MISSING}") from None
+        raise CorruptMemoryError(f"{store.root}/{path} is missing", PART_AGAIN) from None
     if size != record.bytes:
         raise CorruptMemoryError(
-            f"{store.root}/{path} has {size:,} bytes, its record says {record.bytes:,}: run verify, "
-            "or build the index again"
+            f"{store.root}/{path} has {size:,} bytes, its record says {record.bytes:,}", PART_AGAIN
         )
-    return read_faiss(store.fetch(path), f"{store.root}/{path}", faiss.IO_FLAG_MMAP)
+    part = read_faiss(store.fetch(path), f"{store.root}/{path}", faiss.IO_FLAG_MMAP)
+    there, expected = shape_of(part), shape_of(trained) | {"rows": record.n_rows}
+    wrong = [f"{name} {there.get(name)}, not {value}" for name, value in expected.items() if there.get(name) != value]
+    if wrong or there.keys() != expected.keys():
+        told = wrong[0] if wrong else "it is of another kind"
+        raise CorruptMemoryError(f"{store.root}/{path} is not a part of this index ({told})", PART_AGAIN)
+    return part
+
+
+def shape_of(index: Any) -> dict[str, Any]:
+    """What two indexes must have in common to be searched as one, by name; for an IVF index its lists' among it."""
+    shape = {"kind": type(index).__name__, "width": index.d, "metric": index.metric_type, "rows": int(index.ntotal)}
+    if isinstance(index, faiss.IndexPreTransform):
+        steps = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+        shape["transforms"] = [(type(step).__name__, step.d_in, step.d_out) for step in steps]
+    if isinstance(index, faiss.IndexPreTransform | faiss.IndexIVF):
+        ivf = _ivf_of(index)
+        shape |= {"lists' kind": type(ivf).__name__, "lists' width": ivf.d, "lists": ivf.nlist, "code": ivf.code_size}
+        shape |= {"lists' metric": ivf.metric_type}
+    return shape
 
 
 def _ivf_of(index: Any) -> Any:

@@ -19,10 +19,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from memory_builder.errors import CorruptMemoryError, StorageError, StorageFullError
+from memory_builder.errors import REPAIR, CorruptMemoryError, StorageError, StorageFullError
 from memory_builder.retry import ATTEMPTS, is_local, open_filesystem, uri_of
 
 TEMPORARY = ".tmp"
+CLOCK = ".tmp/clock"
+"""Written on an object store to learn what time it is there."""
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES)
+"""What the link of one file to a second name fails with where a filesystem has no hard links (exFAT, SMB, FUSE)."""
+PAUSE_S = 0.1
+CLAIM_S = 10.0
+"""An empty file that is older is the name of a record whose writer was killed before it gave it its content."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,8 +60,32 @@ class Store:
         return partial(Store, **self.options), (self.root,)
 
     def full(self, path: str) -> str:
-        """The path as the filesystem knows it."""
-        return f"{self.path}/{path}" if path else self.path
+        """The path as the filesystem knows it.
+
+        Raises:
+            CorruptMemoryError: it leads out of this folder. Paths are made of what records say, and those are checked;
+                this is the last look, whoever forgot.
+        """
+        if not path:
+            return self.path
+        if path.startswith("/") or "\0" in path or ".." in path.split("/"):
+            raise CorruptMemoryError(f"{self.root}: {path!r} is a path that leads out of it")
+        return f"{self.path}/{path}"
+
+    def _inside(self, path: str) -> Path:
+        """Where a local file is to be written or removed; no link of a folder may lead out of the store.
+
+        Raises:
+            CorruptMemoryError: one does.
+        """
+        target = Path(self.full(path))
+        folder, root = os.path.realpath(target.parent), os.path.realpath(self.path)
+        if os.path.commonpath([folder, root]) != root:
+            raise CorruptMemoryError(
+                f"{target.parent} is a link to {folder}, outside {self.root}: nothing is written or removed there",
+                "remove the link, or name the folder that it leads to",
+            )
+        return target
 
     def read(self, path: str) -> bytes:
         """The whole file; FileNotFoundError when it is not there."""
@@ -74,8 +105,8 @@ class Store:
             record: dict[str, Any] = dict(json.loads(self.read(path)).items())
         except FileNotFoundError:
             return None
-        except (ValueError, AttributeError) as error:  # no JSON, or no object
-            raise CorruptMemoryError(f"{self.root}/{path} is damaged ({error}): {fix}") from None
+        except (ValueError, AttributeError, RecursionError) as error:  # no JSON, or no object
+            raise CorruptMemoryError(f"{self.root}/{path} is damaged ({error})", fix) from None
         return record
 
     def read_sound_json(self, path: str) -> dict[str, Any] | None:
@@ -100,7 +131,7 @@ class Store:
                 if error.errno != errno.EINVAL:  # what s3fs makes of "range not satisfiable"
                     raise
                 raise CorruptMemoryError(
-                    f"{self.root}/{path} is shorter than its commit says ({error}): run verify"
+                    f"{self.root}/{path} is shorter than its commit says ({error})", REPAIR
                 ) from None
         return pieces
 
@@ -127,7 +158,16 @@ class Store:
         return int(self.fs.size(self.full(path)))
 
     def remove(self, path: str) -> None:
-        self.fs.rm_file(self.full(path))
+        if self.is_local:
+            self._inside(path).unlink()
+        else:
+            self.fs.rm_file(self.full(path))
+
+    def remove_folder(self, path: str) -> None:
+        """Remove a folder and all that is in it; where it is a link, nothing."""
+        if self.is_local:
+            self._inside(f"{path}/file")
+        self.fs.rm(self.full(path), recursive=True)
 
     def put(self, path: str, data: bytes) -> None:
         """Write a file atomically, replacing what was there."""
@@ -141,25 +181,98 @@ class Store:
     def create(self, path: str, data: bytes) -> None:
         """Write a file only if the name is free; FileExistsError when another writer was first.
 
-        On an object store, a writer that put the very same bytes counts as oneself.
+        On an object store, a writer that put the very same bytes counts as oneself. On a local disk the name of an
+        empty file that is older than CLAIM_S is free: see ``_claim``.
         """
         with self._telling(f"{self.root}/{path}"):
             if self.is_local:
-                self._link(path, data)
+                self._create_locally(path, data)
             else:
                 self._create_remotely(path, data)
 
-    def _link(self, path: str, data: bytes) -> None:
-        temporary = self._temporary()
+    def _create_locally(self, path: str, data: bytes) -> None:
+        temporary, target = self._temporary(), self._inside(path)
         try:
             temporary.write_bytes(data)
             _fsync(temporary)
-            target = Path(self.full(path))
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.link(temporary, target)  # unlike rename, link never replaces
+            try:
+                os.link(temporary, target)  # unlike rename, link never replaces
+            except FileExistsError:
+                self._take_over_empty(path, temporary, target)
+            except OSError as error:
+                if error.errno not in NO_LINKS:
+                    raise
+                self._claim(path, temporary, target)
             _fsync(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _claim(self, path: str, temporary: Path, target: Path) -> None:
+        """Create a file without hard links: first its name, exclusively and empty, then its content, by renaming.
+
+        A reader sees no file, an empty one or the whole one. No record of ours is empty, so an empty one is none; what
+        a writer leaves that is killed between the two steps is taken over once it is older than CLAIM_S.
+        """
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            self._take_over_empty(path, temporary, target)
+        else:
+            os.replace(temporary, target)
+
+    def _take_over_empty(self, path: str, temporary: Path, target: Path) -> None:
+        """Give an abandoned empty file its content; FileExistsError if it is none, or if another does.
+
+        Several may find it. They take turns by a name that is made of it, and look again then.
+        """
+        while (age_s := self._age_of_empty_s(path)) is not None and age_s <= CLAIM_S:
+            time.sleep(PAUSE_S)  # its writer is about to rename the content onto it, or was killed
+        if age_s is None:
+            raise FileExistsError(f"{self.root}/{path}")
+        claim = f"{path}.{target.stat().st_mtime_ns}.claim"
+        if (self._age_of_empty_s(claim) or 0.0) > CLAIM_S:
+            Path(self.full(claim)).unlink(missing_ok=True)  # of one that was killed at this very place
+        os.close(os.open(self.full(claim), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        try:
+            if self._age_of_empty_s(path) is None:
+                raise FileExistsError(f"{self.root}/{path}")
+            os.replace(temporary, target)
+        finally:
+            Path(self.full(claim)).unlink(missing_ok=True)
+
+    def _age_of_empty_s(self, path: str) -> float | None:
+        """How old an empty file is; None of any other, and where there is none."""
+        try:
+            return self.age_s(path) if self.size(path) == 0 else None
+        except FileNotFoundError:
+            return None
+
+    def age_s(self, path: str) -> float | None:
+        """Seconds since a file was written, by the store's own clock; None if it is gone, or the store tells no times.
+
+        The clocks of writers differ, by hours where one was never set. A store stamps what is written to it by one
+        clock, so a file that is written now says what time it is there.
+        """
+        try:
+            if self.is_local:
+                probe = self._temporary()
+                probe.write_bytes(b"now")
+                now = probe.stat().st_mtime
+                probe.unlink()
+                return now - Path(self.full(path)).stat().st_mtime
+            self.fs.pipe_file(self.full(CLOCK), b"now")
+            now, then = (self.fs.modified(self.full(one)).timestamp() for one in (CLOCK, path))
+            return float(now - then)
+        except (FileNotFoundError, NotImplementedError, AttributeError):
+            return None
+
+    def touch(self, path: str, data: bytes) -> None:
+        """Let a file that holds ``data`` be as young as if it were written now. FileNotFoundError if it is gone."""
+        if self.is_local:
+            os.utime(self.full(path))  # of whoever holds the name by now; its content stays
+        else:
+            self.put(path, data)
 
     def _create_remotely(self, path: str, data: bytes) -> None:
         for _ in range(ATTEMPTS):
@@ -188,13 +301,13 @@ class Store:
     @contextmanager
     def writing(self, path: str) -> Iterator[Path]:
         """A local temporary file that becomes ``path``, whole, when the block ends without an error."""
+        target = self._inside(path) if self.is_local else None
         temporary = self._temporary()
         try:
             with self._telling(f"{self.root}/{path}" if self.is_local else str(temporary.parent)):
                 yield temporary
-                if self.is_local:
+                if target is not None:
                     _fsync(temporary)
-                    target = Path(self.full(path))
                     target.parent.mkdir(parents=True, exist_ok=True)
                     os.replace(temporary, target)
                     _fsync(target.parent)
@@ -231,7 +344,7 @@ class Store:
         """Remove temporary files of writers of this machine that are no longer alive."""
         if not self.is_local:
             return
-        for file in Path(self.full(TEMPORARY)).glob("*"):
+        for file in self._inside(f"{TEMPORARY}/file").parent.glob("*"):
             host, _, pid = file.name.rpartition("-")[0].rpartition("-")
             if host == socket.gethostname() and not is_alive(int(pid)):
                 file.unlink(missing_ok=True)
@@ -256,7 +369,7 @@ class Store:
 
     def _temporary(self) -> Path:
         # On the same filesystem as the target, where a rename is atomic; the name says whose it is, for sweep().
-        folder = Path(self.full(TEMPORARY)) if self.is_local else Path(tempfile.gettempdir())
+        folder = self._inside(f"{TEMPORARY}/file").parent if self.is_local else Path(tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"
 
@@ -279,7 +392,7 @@ def is_alive(pid: int) -> bool:
     """Whether a process of this machine is still there."""
     try:
         os.kill(pid, 0)  # signal 0 only asks
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         pass
@@ -290,5 +403,9 @@ def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Of a folder, some filesystems cannot.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, *NO_LINKS):
+            raise
     finally:
         os.close(descriptor)

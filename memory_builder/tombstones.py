@@ -9,14 +9,15 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.manifest import Commit
+from memory_builder.records import UNREADABLE
 from memory_builder.rows import Ids, split_ids
-from memory_builder.snapshots import Snapshot, snapshot_numbers
+from memory_builder.snapshots import TOMBSTONES, Snapshot, snapshot_numbers
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import npy_bytes, read_npy
 
-FOLDER = "tombstones"
+UNKNOWN = "which rows are deleted is not known"
 
 
 def read_tombstones(store: Store, path: str | None, digest: str | None = None) -> Ids:
@@ -31,12 +32,12 @@ def read_tombstones(store: Store, path: str | None, digest: str | None = None) -
         data = store.read(path)
         ids: Ids = read_npy(io.BytesIO(data))
     except FileNotFoundError:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing: which rows are deleted is not known") from None
-    except (ValueError, EOFError) as error:
-        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error}): run verify") from None
+        raise CorruptMemoryError(f"{store.root}/{path} is missing: {UNKNOWN}", REPAIR) from None
+    except UNREADABLE as error:
+        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error}): {UNKNOWN}", REPAIR) from None
     is_sound = ids.dtype == np.int64 and ids.ndim == 1 and bool((np.diff(ids) > 0).all())
     if not is_sound or (digest is not None and sha256(data) != digest):
-        raise CorruptMemoryError(f"{store.root}/{path} is not what its snapshot says: run verify")
+        raise CorruptMemoryError(f"{store.root}/{path} is not what its snapshot says: {UNKNOWN}", REPAIR)
     return ids
 
 
@@ -53,7 +54,7 @@ def write_tombstones(store: Store, ids: Ids) -> tuple[str, str]:
     data = npy_bytes(ids)
     number = (snapshot_numbers(store) or [0])[-1] + 1
     while True:
-        path = f"{FOLDER}/{number}.npy"
+        path = f"{TOMBSTONES}/{number}.npy"
         try:
             store.create(path, data)
         except FileExistsError:

@@ -1,5 +1,6 @@
 """Draw a uniform sample over all shards, and train on it the quantizer that every part is a copy of."""
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,29 +10,34 @@ from typing import Any
 import numpy as np
 
 from memory_builder.coarse import Device, choose_backend
-from memory_builder.errors import IndexBuildError
-from memory_builder.manifest import Manifest, read_description
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError
+from memory_builder.manifest import Commit, Manifest, read_description
 from memory_builder.parts import write_faiss
 from memory_builder.quantizer import EXACT_KEY, draw_split, n_lists, n_training_rows, train_quantizer
-from memory_builder.rows import Ids, Keys, Rows, open_vectors
+from memory_builder.records import Count, Digest, read_record, read_sound_record, reading, strict_record
+from memory_builder.rows import Ids, Keys, Rows, are_rows, open_vectors
 from memory_builder.scores import Scores
 from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store
-from memory_builder.tables import npy_bytes
+from memory_builder.tables import npy_bytes, read_npy
 from memory_builder.tombstones import current_tombstones
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Quantizer:
     """``trained.json``: the record of a trained quantizer."""
 
     index_key: str
-    sha256: str
-    n_train: int
-    n_held_out: int
-    n_rows: int
+    sha256: Digest
+    n_train: Count
+    n_held_out: Count
+    n_rows: Count
     seed: int
-    train_threads: int
+    train_threads: Count
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,18 +110,41 @@ def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **tol
     _, digest = write_faiss(store, f"{folder}/trained.faiss", index)
     store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
     quantizer = Quantizer(sha256=digest, n_held_out=len(held_out), **told)
-    store.put(f"{folder}/trained.json", json.dumps(asdict(quantizer), indent=1).encode())
+    store.put(f"{folder}/trained.json", quantizer.to_json())
     return quantizer
 
 
+def read_held_out(store: Store, folder: str, commits: dict[int, Commit]) -> Ids:
+    """i64[n] the rows that were set aside before training.
+
+    Raises:
+        CorruptMemoryError: the file is missing or damaged, or names a row that the memory does not have.
+    """
+    where = f"{store.root}/{folder}/held_out.npy"
+    with reading(where, BUILD_AGAIN):  # a file that is not there is an OSError too
+        held_out: Ids = read_npy(io.BytesIO(store.read(f"{folder}/held_out.npy")))
+        if held_out.dtype != np.int64 or held_out.ndim != 1 or not are_rows(held_out, commits).all():
+            raise ValueError(f"it holds {held_out.dtype}{list(held_out.shape)}, or ids that no row has")
+    return held_out
+
+
+def read_quantizer(store: Store, folder: str) -> Quantizer | None:
+    """The record of a trained quantizer; None when there is none.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    return read_record(store, f"{folder}/trained.json", Quantizer, fix=BUILD_AGAIN)
+
+
 def read_trained(store: Store, folder: str) -> Quantizer | None:
-    """The quantizer trained before; None unless everything its record stands for is there."""
-    record = store.read_sound_json(f"{folder}/trained.json")
-    if (
-        record is None
-        or "sha256" not in record
-        or not store.exists(f"{folder}/held_out.npy")
-        or not store.exists(f"{folder}/trained.faiss")
-    ):
+    """The quantizer trained before; None unless everything its record stands for is there, whole."""
+    record = read_sound_record(store, f"{folder}/trained.json", Quantizer)
+    try:
+        is_whole = record is not None and store.checksum(f"{folder}/trained.faiss") == record.sha256
+        if is_whole and record is not None:
+            commits = Manifest.read_folded(store).commits
+            is_whole = len(read_held_out(store, folder, commits)) == record.n_held_out
+    except (FileNotFoundError, CorruptMemoryError):
         return None
-    return Quantizer(**record) if store.checksum(f"{folder}/trained.faiss") == record["sha256"] else None
+    return record if is_whole else None

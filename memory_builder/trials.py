@@ -21,6 +21,7 @@ from memory_builder.parts import Part, record_part, write_faiss
 from memory_builder.progress import say
 from memory_builder.quantizer import EXACT_KEY, choose_key, draw_split, memory_bytes, n_lists, train_quantizer
 from memory_builder.recall import TRUTH_K
+from memory_builder.records import read_sound_record, strict_record
 from memory_builder.rows import Ids, Keys, Rows, Side
 from memory_builder.runner import Runner, available_threads, run_all
 from memory_builder.scores import Scores
@@ -33,8 +34,11 @@ from memory_builder.tuning import LEAST_QUERIES, tune_side
 
 TRIAL_ROWS = 200_000
 LEAST_LISTS = 16
+SAMPLE = "00000-00000"
+"""Name of the one part of a trial, in a folder of its own."""
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
     """What came of one key; kept in ``index.json``."""
@@ -140,9 +144,9 @@ def run_trial(task: TrialTask, key: str) -> Trial:
     """Build the key over the sample, tune it, and record what was found; one that is recorded is not tried again."""
     store = Store(task.memory)
     name = f"{task.folder}/trial-{key.replace(',', '-')}.json"
-    there = store.read_sound_json(name)
+    there = read_sound_record(store, name, Trial)
     if there is not None:
-        return Trial(**there)
+        return there
     folded, d = Manifest.read_folded(store).commits, read_description(store).d
     commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
     rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
@@ -178,8 +182,8 @@ def _build(local: Store, key: str, vectors: Scores, ids: Ids, task: TrialTask) -
     local.put("index/trained.json", json.dumps({"sha256": digest}).encode())
     faiss.omp_set_num_threads(available_threads())
     adder(index, backend)(vectors, ids)
-    record_part(local, "index", Part(name="sample", ordinals=()), index, digest)
-    return OpenIndex(local, "index", ["sample"])
+    record_part(local, "index", Part(name=SAMPLE, ordinals=()), index, digest)
+    return OpenIndex(local, "index", [SAMPLE])
 
 
 def _tune(

@@ -6,12 +6,14 @@ queries choose the setting, the other half say what it finds: a figure chosen fo
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from memory_builder.curve import frontier
+from memory_builder.errors import CorruptMemoryError
 from memory_builder.manifest import Commit
 from memory_builder.progress import say
 from memory_builder.recall import Point, ground_truth, latency, measure, measure_single
@@ -19,9 +21,9 @@ from memory_builder.rows import Ids, Keys, Rows, Side
 from memory_builder.runner import Runner
 from memory_builder.scores import Scores
 from memory_builder.search import Effort, OpenIndex
-from memory_builder.snapshots import IndexView, Snapshot
+from memory_builder.snapshots import IndexView, Snapshot, read_tuning_file
 from memory_builder.storage import Store
-from memory_builder.tables import read_npy
+from memory_builder.training import read_held_out
 
 REFINES = (1, 2, 4, 8, 16)
 WORTH = 0.002
@@ -50,13 +52,13 @@ def tune(
         (file name, its content). A file that a snapshot may name is not changed: another target has another file.
     """
     name = "tuning.json"
-    there = store.read_sound_json(f"{view.index}/{name}")
+    there = _sound_tuning(store, f"{view.index}/{name}")
     if there is not None and there["target_recall"] != target_recall:
         name = f"tuning-{target_recall}.json"
-        there = store.read_sound_json(f"{view.index}/{name}")
+        there = _sound_tuning(store, f"{view.index}/{name}")
     if there is not None:
         return name, there
-    held_out: Ids = read_npy(store.fetch(f"{view.index}/held_out.npy"))
+    held_out = read_held_out(store, view.index, commits)
     rows = Rows(store, commits, d)
     index = OpenIndex(store, view.index, view.segments[0])
     tuning: dict[str, Any] = {"target_recall": target_recall, "sides": {}, "curves": {}}
@@ -74,6 +76,12 @@ def tune(
             say(f"{below}: a larger --max-memory gives more")
     store.put(f"{view.index}/{name}", json.dumps(tuning, indent=1).encode())
     return name, tuning
+
+
+def _sound_tuning(store: Store, path: str) -> dict[str, Any] | None:
+    with suppress(CorruptMemoryError):  # it is measured anew
+        return read_tuning_file(store, path)
+    return None
 
 
 def tune_side(

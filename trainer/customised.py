@@ -18,7 +18,7 @@ from memory_builder.storage import Store, sha256
 from trainer.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, pack, read_tensors
 from trainer.gated import GATES, NAME
 from trainer.react import ReactLearner
-from trainer.record import read_run
+from trainer.record import read_run, reading_settings
 from trainer.settings import GatedConfig, ReactConfig
 
 Tensors = dict[str, Tensor]
@@ -67,16 +67,18 @@ def load_customised(choice: Choice) -> Customised:
     run = Store(choice.run)
     record = read_run(run, "react")
     state = chosen_state(run, choice.step)
-    frozen = choice.encoder or trusted_encoder(EncoderConfig(**record["encoder"]), run.root)
+    with reading_settings(run):
+        told = dict(record["react"])
+        for_use = {"compile": False, "activation_checkpointing": False}
+        config = ReactConfig(**told | for_use | {"gated": GatedConfig(**told["gated"])})
+        built_in = EncoderConfig(**record["encoder"])
+    frozen = choice.encoder or trusted_encoder(built_in, run.root)
     encoder = Encoder(replace(frozen, precision="fp32"))
     if encoder.fingerprint != record["fingerprint"]:
         raise EncoderError(
             f"{run.root} was trained in another model than {encoder.config.model} is now ({record['fingerprint'][:12]} "
             f"then, {encoder.fingerprint[:12]} now): bring that one back"
         )
-    told = dict(record["react"])
-    for_use = {"compile": False, "activation_checkpointing": False}
-    config = ReactConfig(**told | for_use | {"gated": GatedConfig(**told["gated"])})
     learner = ReactLearner(encoder.model, config, encoder.config.model)
     learnt = read_tensors(run, state, AVERAGE if choice.ema else TRAINABLE)
     before = {name: some.detach().clone() for name, some in learner.parameters.items()}

@@ -1,6 +1,7 @@
 """``RUN/metrics.jsonl``, TensorBoard's file beside it, and a line to whoever watches."""
 
 import json
+import math
 import resource
 import time
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ class Log:
 
     def __init__(self, run: Store, start: int, n_steps: int, batch_size: int) -> None:
         self._run, self._n_steps, self._batch_size = run, n_steps, batch_size
-        self._lines = [line for line in _read(run) if json.loads(line)["step"] <= start]
+        self._lines = [line for line in _read(run) if _step_of(line) <= start]
         self._started = self._told = time.monotonic()
         self._start = start
         self._board = _board(run, start)
@@ -71,9 +72,17 @@ def memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def _step_of(line: str) -> float:
+    """The step that a line is of; that of a damaged line never comes."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
+        return math.inf
+
+
 def _read(run: Store) -> list[str]:
     try:
-        return run.read(NAME).decode().splitlines()
+        return run.read(NAME).decode(errors="replace").splitlines()
     except FileNotFoundError:
         return []
 

@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
-from memory_builder.manifest import config_hash, shard_name
+from memory_builder.manifest import config_hash, record_names, shard_name
 from memory_builder.memory import Memory
+from memory_builder.records import Count, read_sound_record, strict_record
 from memory_builder.rows import Ids
 from memory_builder.scores import unit_rows
 from memory_builder.storage import Store
@@ -155,20 +156,30 @@ def _record_path(ordinal: int) -> str:
     return f"records/{shard_name(ordinal)}.json"
 
 
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stored:
+    """What makes a shard's neighbours exist."""
+
+    counts: dict[str, Count]
+    bytes: dict[str, Count]
+    """Of its files."""
+
+
 def read_record(store: Store, ordinal: int) -> Counter[str] | None:
     """What was counted in a shard that is stored, whole; None if it is to be looked up."""
-    record = store.read_sound_json(_record_path(ordinal))
-    if record is None:
+    record = read_sound_record(store, _record_path(ordinal), Stored)
+    if record is None or record.bytes.keys() != {vectors_path(ordinal), ids_path(ordinal), pairs_path(ordinal)}:
         return None
-    for path, size in record["bytes"].items():
+    for path, size in record.bytes.items():
         if not store.exists(path) or store.size(path) != size:
             return None
-    return Counter(record["counts"])
+    return Counter(record.counts)
 
 
 def read_records(store: Store) -> dict[int, Counter[str]]:
     """Shard → what was counted in it, of all that are stored, whole."""
-    ordinals = sorted(int(name.partition(".")[0]) for name in store.list("records"))
+    ordinals = sorted(int(name.partition(".")[0]) for name in record_names(store, "records"))
     found = ((ordinal, read_record(store, ordinal)) for ordinal in ordinals)
     return {ordinal: counts for ordinal, counts in found if counts is not None}
 

@@ -56,6 +56,15 @@ def optimizer_tensors(optimizer: torch.optim.AdamW, parameters: Parameters) -> d
     }
 
 
+def optimizer_shapes(parameters: Parameters) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what ``optimizer_tensors`` gives once a step was taken."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in parameters.items():
+        shape = tuple(parameter.shape)
+        shapes |= {f"{name}/step": (), f"{name}/exp_avg": shape, f"{name}/exp_avg_sq": shape}
+    return shapes
+
+
 def restore_optimizer(optimizer: torch.optim.AdamW, parameters: Parameters, tensors: Tensors) -> None:
     """Continue from what ``optimizer_tensors`` gave."""
     for name, parameter in parameters.items():

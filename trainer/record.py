@@ -1,18 +1,56 @@
 """``RUN/config.json``: what was asked for and of which model, written once; a run goes on only as it began."""
 
 import json
-from typing import Any
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from memory_builder.errors import ConfigMismatchError, UsageError
+from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, UsageError
+from memory_builder.progress import warn
+from memory_builder.records import decode_value, partial_record, reading
 from memory_builder.storage import Store
 from trainer.checkpoint import last_state
 
 NAME = "config.json"
 
 
+FIX = "run the same training again, which writes it anew, or remove it and train into another --out"
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoding:
+    """The frozen model of a run."""
+
+    model: str
+    pretrained: str | None = None
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """``config.json``, as far as every reader needs it."""
+
+    kind: Literal["react", "reco"]
+    fingerprint: str
+    encoder: Encoding
+
+
 def read_record(run: Store) -> dict[str, Any] | None:
-    """What lies there, or None."""
-    return run.read_json(NAME)
+    """What lies there, or None.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    record = run.read_json(NAME, fix=FIX)
+    if record is not None:
+        decode_value(Begun, record, where=f"{run.root}/{NAME}", fix=FIX)
+    return record
+
+
+def reading_settings(run: Store) -> AbstractContextManager[None]:
+    """Settings that cannot be made of what lies there are its fault, and are said of it."""
+    return reading(f"{run.root}/{NAME}", FIX)
 
 
 def read_run(run: Store, kind: str) -> dict[str, Any]:
@@ -48,9 +86,21 @@ def refuse_begun_otherwise(run: Store, asked: dict[str, Any]) -> None:
     Raises:
         ConfigMismatchError: the run was begun with other settings.
     """
-    record = read_record(run)
-    if record is not None and last_state(run) is not None:
+    record = _sound_record(run)
+    if last_state(run) is None:
+        return
+    if record is None:
+        warn(
+            f"{run.root}/{NAME} is missing or damaged: that the settings are those the run was begun with is not known"
+        )
+    else:
         refuse_other(run, record, asked)
+
+
+def _sound_record(run: Store) -> dict[str, Any] | None:
+    with suppress(CorruptMemoryError):
+        return read_record(run)
+    return None
 
 
 def settle_record(run: Store, record: dict[str, Any]) -> None:
@@ -61,7 +111,7 @@ def settle_record(run: Store, record: dict[str, Any]) -> None:
     """
     refuse_begun_otherwise(run, record)
     data = json.dumps(record, indent=1).encode()
-    if last_state(run) is None:
+    if last_state(run) is None or _sound_record(run) is None:
         run.put(NAME, data)
 
 

@@ -12,6 +12,7 @@ from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.named import trusted_encoder
 from memory_builder.queries import Picture, query_vectors
+from memory_builder.records import decode_value
 from memory_builder.retrieve.templates import fill
 from memory_builder.rows import Side
 from memory_builder.scores import Scores, unit_rows
@@ -21,7 +22,7 @@ from trainer.fusion import Reco
 from trainer.lookup import Found, Searched, look_up
 from trainer.reco import is_missing
 from trainer.reco_settings import FusionConfig, LookupConfig
-from trainer.record import read_run
+from trainer.record import read_run, reading_settings
 
 BATCH = 1_024
 """Queries looked up and refined at a time."""
@@ -71,16 +72,19 @@ class RecoModel:
         """
         store = Store(run)
         record = read_run(store, "reco")
-        state, config = chosen_state(store, step), FusionConfig(**record["fusion"])
+        state = chosen_state(store, step)
+        with reading_settings(store):
+            config, lookup = FusionConfig(**record["fusion"]), LookupConfig(**record["neighbours"]["lookup"])
+            frozen, d = EncoderConfig(**record["encoder"]), decode_value(int, record["d"], where=store.root)
         if k is not None and (k < 1 or not config.k or (config.rank_embeddings and k > config.k)):
             raise UsageError(f"k {k}: {store.root} was trained with {config.k}, and cannot be asked with that many")
-        reco = Reco(config, record["d"])
+        reco = Reco(config, d)
         assign(dict(reco.named_parameters()), read_tensors(store, state, AVERAGE if ema else TRAINABLE), store.root)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return RecoModel(
             reco.eval().requires_grad_(False).to(device),
-            LookupConfig(**record["neighbours"]["lookup"]),
-            lambda: encoder or trusted_encoder(EncoderConfig(**record["encoder"]), store.root),
+            lookup,
+            lambda: encoder or trusted_encoder(frozen, store.root),
             record["fingerprint"],
             f"{store.root} (step {state.step})",
             config.k if k is None else k,

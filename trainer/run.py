@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from memory_builder.errors import MemoryBuilderError, StorageError, StorageFullError, UsageError, WorkerError
+from memory_builder.locks import turn
 from memory_builder.progress import say
 from memory_builder.storage import Store
 from trainer.settings import Where
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from trainer.loop import Report
 
 
+LOCK = "train.lock"
 PATIENCE_S = 6 * 3600
 """How long workers wait for one that reads a subset or embeds its part of it; a dead one is noticed at once."""
 TRIES_TO_START = 30
@@ -52,17 +54,18 @@ def make_absolute(of: object, *places: str) -> None:
 
 
 def run_job(job: Job, where: Where) -> bool:
-    """Do what is left of a job; whether there was anything.
+    """Do what is left of a job; whether there was anything. Of two in one folder, the second waits and says for whom.
 
     Raises:
         MemoryBuilderError: whatever the job raises; WorkerError when workers keep dying.
     """
-    if not job.settle():
-        return False
-    if where.runner == "local":
-        job.work(lambda _: None)
-    else:
-        _run_on_ray(job, where)
+    with turn(Store(job.out), LOCK) as held:
+        if not job.settle():
+            return False
+        if where.runner == "local":
+            job.work(lambda _: held.check())
+        else:
+            _run_on_ray(job, where)
     return True
 
 

@@ -14,13 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import EncoderError, SourceError
+from memory_builder.errors import CorruptMemoryError, EncoderError, SourceError
 from memory_builder.named import trusted_encoder
 from memory_builder.progress import Progress, say
+from memory_builder.records import Count, decode_table, decode_value, partial_record, read_sound_record
 from memory_builder.retry import open_filesystem
 from memory_builder.storage import Store, sha256, version_of
-from memory_builder.tables import parquet_bytes, read_parquet
-from trainer.scan import scan_tar
+from memory_builder.tables import parquet_bytes
+from trainer.scan import SCHEMA, scan_tar
 from trainer.world import wait_for_all, world
 
 DESCRIPTION = "retrieve.json"
@@ -59,7 +60,7 @@ def open_subset(root: str) -> Subset:
             + (" that is not zipped: unpack them" if zipped else "")
             + ": name a folder that memory-builder retrieve wrote, or any folder of webdataset tars"
         )
-    described = store.read_json(DESCRIPTION) or {}
+    described = _described(store)
     if described and SUMMARY not in names:
         raise SourceError(f"{store.root} is not finished: run the same memory-builder retrieve again")
     versions = [(name, store.size(name), version_of(store.fs.info(store.full(name)))) for name in tars]
@@ -73,9 +74,31 @@ def open_subset(root: str) -> Subset:
 
 def described_encoder(root: str) -> EncoderConfig | None:
     """The model that chose a subset, if that says which."""
-    described = Store(root).read_json(DESCRIPTION) or {}
+    described = _described(Store(root))
     model = described.get("model")
     return trusted_encoder(EncoderConfig(model=model, pretrained=described.get("pretrained")), root) if model else None
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chooser:
+    """``retrieve.json``, as far as training needs it: the model that chose the subset."""
+
+    model: str | None = None
+    pretrained: str | None = None
+    fingerprint: str = ""
+
+
+def _described(store: Store) -> dict[str, Any]:
+    """What was asked for, where ``retrieve`` wrote the subset.
+
+    Raises:
+        CorruptMemoryError: that is damaged.
+    """
+    fix = "remove it to train on the tars alone, or retrieve the subset again into another --out"
+    described = store.read_json(DESCRIPTION, fix=fix) or {}
+    decode_value(Chooser, described, where=f"{store.root}/{DESCRIPTION}", fix=fix)
+    return described
 
 
 def check_encoder(subset: Subset, fingerprint: str, name: str) -> None:
@@ -148,24 +171,52 @@ def prepare_pairs(subset: Subset, cache: Store) -> Pairs:
         SourceError: a tar cannot be read.
     """
     folder = _folder(subset)
-    record = cache.read_json(f"{folder}/{RECORD}")
-    if record is None:
+    kept = _kept_pairs(cache, folder)
+    if kept is None:
         shards = range(len(subset.shards))
         rejects = _scan_missing(subset, cache, shards)
-        found = pa.concat_tables(read_parquet(cache.read(f"{_tar(subset, shard)}.parquet")) for shard in shards)
+        tables = (cache.read(f"{_tar(subset, shard)}.parquet") for shard in shards)
+        found = pa.concat_tables(decode_table(data, SCHEMA, where=folder, max_rows=1 << 40) for data in tables)
         cache.put(f"{folder}/pairs.parquet", parquet_bytes(found))
         record = {"subset": subset.root, "pairs": found.num_rows, "rejects": dict(sorted(rejects.items()))}
         cache.put(f"{folder}/{RECORD}", json.dumps(record, indent=1).encode())
         left_out = ", ".join(f"{n:,} {reason}" for reason, n in record["rejects"].items())
         say(f"{subset.root}: {found.num_rows:,} pairs" + (f"; left out: {left_out}" if left_out else ""))
-    table = read_parquet(cache.read(f"{folder}/pairs.parquet"))
-    return Pairs(subset=subset, table=table, rejects=record["rejects"])
+        kept = found, record["rejects"]
+    return Pairs(subset=subset, table=kept[0], rejects=kept[1])
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scanned:
+    """What makes a table of pairs exist in the cache."""
+
+    pairs: Count
+    rejects: dict[str, Count]
+
+
+def _kept_pairs(cache: Store, folder: str) -> tuple[pa.Table, dict[str, int]] | None:
+    """(the pairs of all tars, the rejects); None if they are to be found anew."""
+    record = read_sound_record(cache, f"{folder}/{RECORD}", Scanned)
+    table = _sound_table(cache, f"{folder}/pairs.parquet", record)
+    return None if record is None or table is None else (table, record.rejects)
+
+
+def _sound_table(cache: Store, path: str, record: Scanned | None) -> pa.Table | None:
+    """A table of pairs that has as many as its record says."""
+    if record is None:
+        return None
+    try:
+        table = decode_table(cache.read(path), SCHEMA, where=f"{cache.root}/{path}", max_rows=record.pairs)
+    except (FileNotFoundError, CorruptMemoryError):
+        return None
+    return table if table.num_rows == record.pairs else None
 
 
 def _scan_missing(subset: Subset, cache: Store, shards: Sequence[int]) -> Counter[str]:
     """Write a table and then a record of each of these tars that has no record yet; the rejects of them all."""
-    records = {shard: cache.read_sound_json(f"{_tar(subset, shard)}.json") for shard in shards}
-    rejects = sum((Counter(record["rejects"]) for record in records.values() if record), start=Counter[str]())
+    records = {shard: _scanned(subset, cache, shard) for shard in shards}
+    rejects = sum((Counter(record.rejects) for record in records.values() if record), start=Counter[str]())
     missing = [shard for shard, record in records.items() if record is None]
     if not missing:
         return rejects
@@ -173,11 +224,16 @@ def _scan_missing(subset: Subset, cache: Store, shards: Sequence[int]) -> Counte
     for shard in missing:
         found, left_out = scan_tar(subset.shards[shard], shard)
         cache.put(f"{_tar(subset, shard)}.parquet", parquet_bytes(found))
-        record = {"pairs": found.num_rows, "rejects": dict(sorted(left_out.items()))}
-        cache.put(f"{_tar(subset, shard)}.json", json.dumps(record, indent=1).encode())
+        written = {"pairs": found.num_rows, "rejects": dict(sorted(left_out.items()))}
+        cache.put(f"{_tar(subset, shard)}.json", json.dumps(written, indent=1).encode())
         rejects += left_out
         progress.advance(n_pairs=found.num_rows)
     return rejects
+
+
+def _scanned(subset: Subset, cache: Store, shard: int) -> Scanned | None:
+    record = read_sound_record(cache, f"{_tar(subset, shard)}.json", Scanned)
+    return record if _sound_table(cache, f"{_tar(subset, shard)}.parquet", record) is not None else None
 
 
 def _folder(subset: Subset) -> str:

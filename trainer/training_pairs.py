@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 from memory_builder.build import embed
 from memory_builder.console import print_embedded
 from memory_builder.describe import EmbedConfig
-from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError
+from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, EncoderError, SourceError
 from memory_builder.manifest import Description, Manifest, read_description
 from memory_builder.memory import Memory
 from memory_builder.named import encoder_of
@@ -18,7 +18,7 @@ from memory_builder.storage import Store
 from trainer.checkpoint import last_state
 from trainer.neighbours import NeighbourTask, neighbours_hash, read_records
 from trainer.reco_settings import NeighbourConfig
-from trainer.record import read_record
+from trainer.record import read_record, reading_settings
 from trainer.run import make_absolute
 
 
@@ -79,10 +79,14 @@ def neighbours_begun_with(out: str) -> StoredNeighbours | None:
     None for a run without a checkpoint, or if something of it is not there any more.
     """
     run = Store(out)
-    record = read_record(run)
-    if record is None or last_state(run) is None:
+    try:
+        record = read_record(run)
+        if record is None or last_state(run) is None:
+            return None
+        with reading_settings(run):
+            folder, counts = str(record["table"]["folder"]), dict(record["table"]["counts"])
+    except CorruptMemoryError:  # they are found again by their settings
         return None
-    folder, counts = record["table"]["folder"], record["table"]["counts"]
     records = read_records(Store(folder))
     if sum(records.values(), Counter()) != Counter(counts):
         return None

@@ -21,7 +21,8 @@ class Verify:
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     repair: bool = False
-    """Embed damaged shards again from their sources, and put the damaged files if every byte is as recorded."""
+    """Mend what is damaged: records from others that say the same, shards and parts by making them again, which are put
+    if every byte is as recorded. What cannot be mended is said, with what is lost and what helps."""
     model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
     """For --repair."""
     json: bool = False
@@ -38,18 +39,21 @@ class Verify:
 
             repaired = repair(store, runner, encoder=self.model.encoder())
             problems, found["repaired"] = [asdict(problem) for problem in repaired.problems], repaired.files
+            found |= {"lost": repaired.lost} if repaired.lost else {}
         else:
             problems = [asdict(problem) for problem in verify(store, runner)]
         if self.json:
             print(json.dumps({"ok": not problems, "problems": problems} | found))
-            return FAILED if problems else 0
+            return FAILED if problems or "lost" in found else 0
         for file in found.get("repaired", ()):
             print(f"repaired: {file}")
+        for what in found.get("lost", ()):
+            print(f"lost: {what}")
         if problems:
             print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
         else:
             print(f"{self.memory}: every file is what its record says")
-        return FAILED if problems else 0
+        return FAILED if problems or "lost" in found else 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memory_builder.errors import CorruptMemoryError
 from memory_builder.memory import Memory
+from memory_builder.records import Count, read_sound_record, reading, strict_record
 from memory_builder.retrieve.config import MODES, Mode, RetrieveConfig
 from memory_builder.retrieve.duplicates import first_of_each, without_near_duplicates
 from memory_builder.retrieve.prompts import Block
@@ -39,20 +41,21 @@ ROWS = pa.schema(
 VECTORS_AT_ONCE = 100_000
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
     """What the choice came to."""
 
-    n_hits: int
-    n_below: int
+    n_hits: Count
+    n_below: Count
     """Hits below --min-score."""
-    n_rows: int
+    n_rows: Count
     """Rows that were claimed."""
-    n_incomplete: int
+    n_incomplete: Count
     """Of these, without a picture or a caption."""
-    n_same_bytes: int
-    n_near_duplicates: int
-    pieces: list[int]
+    n_same_bytes: Count
+    n_near_duplicates: Count
+    pieces: list[Count]
     """Pairs of each tar."""
 
 
@@ -126,15 +129,35 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
 
 
 def read_chosen(store: Store) -> Chosen | None:
-    """The choice, if it was made."""
-    record = store.read_json(RECORD)
-    return None if record is None else Chosen(**record)
+    """The choice, if it was made and can be read; else it is made again from the hits."""
+    record = read_sound_record(store, RECORD, Chosen)
+    if record is None:
+        return None
+    try:
+        for number, n_pairs in enumerate(record.pieces):
+            if read_piece(store, number).num_rows != n_pairs:
+                return None
+    except CorruptMemoryError:
+        return None
+    return record
 
 
 def read_piece(store: Store, number: int) -> pa.Table:
-    """The rows of one tar."""
-    with pq.ParquetFile(str(store.fetch(SELECTION)), pre_buffer=False) as file:
-        return file.read_row_group(number, use_threads=False)
+    """The rows of one tar.
+
+    Raises:
+        CorruptMemoryError: they cannot be read.
+    """
+    fix = f"remove {RECORD} there and run the same again"
+    with (
+        reading(f"{store.root}/{SELECTION}", fix),
+        pq.ParquetFile(str(store.fetch(SELECTION)), pre_buffer=False) as file,
+    ):
+        if file.schema_arrow.remove_metadata() != ROWS:
+            raise ValueError("columns are missing or of another type")
+        table = file.read_row_group(number, use_threads=False)
+        table.validate(full=True)
+        return table
 
 
 def _reach(found: Found, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:

@@ -11,11 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from memory_builder.ahead import map_ahead
-from memory_builder.encoder import Encoder, EncoderConfig, Pixels, load_encoder
-from memory_builder.errors import EncoderError, SourceError, UsageError
+from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load_encoder
+from memory_builder.errors import CorruptMemoryError, EncoderError, SourceError, UsageError
 from memory_builder.images import BadImageError, decode_image
 from memory_builder.manifest import record_names, shard_name
 from memory_builder.plan import Source
+from memory_builder.records import Count, decode_table, reading, strict_record
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.evidence import Compared, Signs
 from memory_builder.retrieve.miniature import Miniatures, miniature_of
@@ -25,7 +26,7 @@ from memory_builder.runner import available_threads
 from memory_builder.shards import Break, Pair, Reject, read_pairs
 from memory_builder.sources import find_sources
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import npy_bytes, parquet_bytes, read_npy, read_parquet
+from memory_builder.tables import npy_bytes, parquet_bytes, read_npy
 
 FOLDER = "exclude"
 SPLIT_MARK = "nshards.txt"
@@ -42,14 +43,15 @@ class Excluded:
     etag: str
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExcludedRecord:
     """What makes its files exist."""
 
-    number: int
+    number: Count
     uri: str
-    n_pictures: int
-    n_unreadable: int
+    n_pictures: Count
+    n_unreadable: Count
     """What holds no picture that can be decoded, and so cannot be looked for."""
 
 
@@ -169,10 +171,10 @@ class Evaluation:
         names = [name.removesuffix(".json") for name in record_names(store, FOLDER)]
         if not names:
             return None
-        keys = pa.concat_tables([read_parquet(store.read(f"{FOLDER}/{name}.parquet")) for name in names])
+        kept = [_read_kept(store, name) for name in names]
+        keys = pa.concat_tables([some.keys for some in kept])
         vectors, glyphs, miniatures = (
-            np.concatenate([read_npy(io.BytesIO(store.read(f"{FOLDER}/{name}.{kind}.npy"))) for name in names])
-            for kind in ("vectors", "glyphs", "miniatures")
+            np.concatenate(arrays) for arrays in zip(*(some.arrays for some in kept), strict=True)
         )
         if not len(keys):
             return None
@@ -185,6 +187,42 @@ class Evaluation:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    """What is kept of one shard."""
+
+    keys: pa.Table
+    arrays: tuple[Vectors, Glyphs, Miniatures]
+
+
+def _read_kept(store: Store, name: str) -> _Kept:
+    """
+    Raises:
+        CorruptMemoryError: a file is missing or damaged.
+    """
+    where, fix = f"{store.root}/{FOLDER}/{name}", "run the same again"
+    with reading(where, fix):
+        data = store.read(f"{FOLDER}/{name}.parquet")
+        keys = decode_table(data, KEYS, where=f"{where}.parquet", fix=fix, max_rows=1 << 32)
+        vectors, glyphs, miniatures = (
+            read_npy(io.BytesIO(store.read(f"{FOLDER}/{name}.{kind}.npy")))
+            for kind in ("vectors", "glyphs", "miniatures")
+        )
+        shapes = (glyphs.shape, miniatures.shape, len(vectors), vectors.ndim)
+        n = keys.num_rows
+        types = (vectors.dtype, glyphs.dtype, miniatures.dtype)
+        if shapes != ((n, 32, 32), (n, 8, 8, 3), n, 2) or types != (np.float16, np.uint8, np.uint8):
+            raise ValueError(f"arrays of {shapes}, {n} keys")
+        return _Kept(keys, (vectors, glyphs, miniatures))
+
+
 def done_excluded(store: Store) -> dict[int, ExcludedRecord]:
-    """The shards of evaluation sets that are committed."""
-    return done_records(store, FOLDER, ExcludedRecord)
+    """The shards of evaluation sets that are committed, and can be read."""
+
+    def is_whole(record: ExcludedRecord) -> bool:
+        try:
+            return int(_read_kept(store, shard_name(record.number)).keys.num_rows) == record.n_pictures
+        except CorruptMemoryError:
+            return False
+
+    return done_records(store, FOLDER, ExcludedRecord, is_whole)

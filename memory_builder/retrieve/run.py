@@ -18,7 +18,7 @@ from memory_builder.retrieve.config import MAX_MISSING, RetrieveConfig, key_side
 from memory_builder.retrieve.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
 from memory_builder.retrieve.page import write_page
 from memory_builder.retrieve.prompts import Block, blocks_of
-from memory_builder.retrieve.searching import SearchTask, done_blocks
+from memory_builder.retrieve.searching import SearchTask, done_blocks, whole_blocks
 from memory_builder.retrieve.summary import Summary, summarise
 from memory_builder.retrieve.support import write_support
 from memory_builder.retrieve.writing import WriteTask, done_pieces
@@ -74,11 +74,12 @@ def retrieve(request: Request, runner: Runner) -> Summary:
     root = memory.store.root
     state = memory.snapshot
     search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask, snapshot=state)
-    found = done_blocks(store)
+    chosen = read_chosen(store)
+    found = whole_blocks(store) if chosen is None else done_blocks(store)
     _do("search", runner, search, [block for block in blocks if block.number not in found], len(blocks))
     if excluded:
         _read_excluded(request, memory, store, excluded, runner)
-    chosen = read_chosen(store) or _choose(store, blocks, memory, request.config)
+    chosen = chosen or _choose(store, blocks, memory, request.config)
     names = tuple(c.name for c in request.classes)
     write = WriteTask(
         memory=root,
@@ -169,7 +170,8 @@ def _settle(store: Store, description: dict[str, Any]) -> None:
     try:
         store.create(DESCRIPTION, json.dumps(record, indent=1, ensure_ascii=False).encode())
     except FileExistsError:
-        there = store.read_json(DESCRIPTION) or {}
+        fix = "remove it and run the same again with the settings it was begun with, or use another --out"
+        there = store.read_json(DESCRIPTION, fix=fix) or {}
         if there.get("config_hash") != record["config_hash"]:
             differing = [name for name in decisive if there.get(name) != decisive[name]]
             told = ", ".join(

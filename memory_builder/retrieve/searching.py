@@ -16,6 +16,7 @@ from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.manifest import shard_name
 from memory_builder.memory import Memory
 from memory_builder.queries import query_vectors
+from memory_builder.records import Count, Digest, Seconds, decode_table, strict_record
 from memory_builder.retrieve.config import AskConfig, key_side, query_side
 from memory_builder.retrieve.prompts import Block, Query
 from memory_builder.retrieve.records import done_records
@@ -24,7 +25,7 @@ from memory_builder.rows import NO_ROW
 from memory_builder.scores import Hits, Scores
 from memory_builder.snapshots import Snapshot
 from memory_builder.storage import Store, sha256
-from memory_builder.tables import parquet_bytes, read_parquet
+from memory_builder.tables import parquet_bytes
 
 FOLDER = "search"
 HITS = pa.schema(
@@ -43,17 +44,18 @@ HITS = pa.schema(
 """A row for every hit; ``rank`` counts from 0 within its query."""
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockRecord:
     """What makes a block's hits exist."""
 
-    number: int
-    n_queries: int
-    n_hits: int
-    n_short: int
+    number: Count
+    n_queries: Count
+    n_hits: Count
+    n_short: Count
     """Queries that found fewer rows than were asked for."""
-    sha256: str
-    seconds: dict[str, float]
+    sha256: Digest
+    seconds: dict[str, Seconds]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +110,19 @@ def done_blocks(store: Store) -> dict[int, BlockRecord]:
     return done_records(store, FOLDER, BlockRecord)
 
 
+def whole_blocks(store: Store) -> dict[int, BlockRecord]:
+    """The blocks that are committed, and whose hits are what was committed."""
+
+    def is_whole(record: BlockRecord) -> bool:
+        try:
+            read_block(store, record)
+        except CorruptMemoryError:
+            return False
+        return True
+
+    return done_records(store, FOLDER, BlockRecord, is_whole)
+
+
 def read_block(store: Store, record: BlockRecord) -> pa.Table:
     """The hits of a committed block.
 
@@ -120,11 +135,8 @@ def read_block(store: Store, record: BlockRecord) -> pa.Table:
     except FileNotFoundError:
         data = b""
     if sha256(data) != record.sha256:
-        raise CorruptMemoryError(
-            f"{store.root}/{path} is missing or damaged: remove {FOLDER}/{shard_name(record.number)}.json and run the "
-            "same again"
-        )
-    return read_parquet(data)
+        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged", "run the same again")
+    return decode_table(data, HITS, where=f"{store.root}/{path}", fix="run the same again", max_rows=record.n_hits)
 
 
 def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:

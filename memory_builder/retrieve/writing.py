@@ -13,11 +13,12 @@ import pyarrow as pa
 
 from memory_builder.manifest import shard_name
 from memory_builder.memory import Memory
+from memory_builder.records import Count, Digest, Seconds, strict_record
 from memory_builder.retrieve.choosing import read_piece
 from memory_builder.retrieve.exclude import Evaluation
 from memory_builder.retrieve.fetching import Pair, read_piece_pairs
-from memory_builder.retrieve.leaving_out import LeftOut, left_out, out_table
-from memory_builder.retrieve.records import done_records
+from memory_builder.retrieve.leaving_out import OUT, LeftOut, left_out, out_table
+from memory_builder.retrieve.records import done_records, is_table
 from memory_builder.retrieve.tars import TarWriter
 from memory_builder.retrieve.thresholds import Thresholds
 from memory_builder.rows import split_id
@@ -34,20 +35,21 @@ BATCH = 256
 STRIP = pa.schema([("id", pa.int64()), ("thumbnail", pa.binary())])
 
 
+@strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PieceRecord:
     """What makes a tar exist."""
 
-    number: int
-    n_pairs: int
-    n_bytes: int
-    missing: dict[str, int]
+    number: Count
+    n_pairs: Count
+    n_bytes: Count
+    missing: dict[str, Count]
     """Reason → pairs."""
-    evidence: dict[str, int]
+    evidence: dict[str, Count]
     """Kind → leaks it speaks for; several may speak for one."""
-    n_leaks: int
-    sha256: str
-    seconds: dict[str, float]
+    n_leaks: Count
+    sha256: Digest
+    seconds: dict[str, Seconds]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,10 +80,19 @@ class WriteTask:
 
 
 def done_pieces(store: Store) -> dict[int, PieceRecord]:
-    """The tars that are committed, and still there."""
+    """The tars that are committed and as long as they were, with what was told of them."""
     there = set(store.list(""))
-    records = done_records(store, RECORDS, PieceRecord)
-    return {number: record for number, record in records.items() if f"{shard_name(number)}.tar" in there}
+
+    def is_whole(record: PieceRecord) -> bool:
+        name = shard_name(record.number)
+        return (
+            f"{name}.tar" in there
+            and store.size(f"{name}.tar") == record.n_bytes
+            and is_table(store, f"{LEFT_OUT}/{name}.parquet", OUT, 1 << 32)
+            and is_table(store, f"{STRIPS}/{name}.parquet", STRIP, 1 << 32)
+        )
+
+    return done_records(store, RECORDS, PieceRecord, is_whole)
 
 
 def write_piece(

@@ -1,6 +1,7 @@
 """Tasks that workers import by name."""
 
 import os
+import resource
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,7 +45,31 @@ class Squares:
                 raise TwoArgumentsError(str(item), "because")
             case "die":
                 os._exit(1)
+            case "run out of memory":
+                run_out_of_memory()
+            case "run out of memory once" if len(list(Path(str(self.marks)).glob(f"{item}-*"))) == 1:
+                run_out_of_memory()
+            case "be refused memory":
+                resource.setrlimit(resource.RLIMIT_AS, (1 << 20, resource.RLIM_INFINITY))
+                try:
+                    bytearray(1 << 30)
+                finally:
+                    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
         return item * item
+
+
+CGROUP = Path("/sys/fs/cgroup/memory")
+"""Of version 1, where a process may be given a limit of its own."""
+
+
+def run_out_of_memory() -> None:
+    """Let the kernel kill this process, as it does where a machine or a container has no memory left."""
+    group = CGROUP / f"memory-builder-test-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text(str(32 << 20))
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    held = [bytearray(os.urandom(1 << 20)) for _ in range(1_000)]
+    raise AssertionError(f"{len(held)} MiB were there")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

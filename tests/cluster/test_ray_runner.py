@@ -1,14 +1,17 @@
 import os
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
 import ray
-from cluster_tasks import DiesStarting, NeverStarts, Squares, Threads
+from cluster_tasks import CGROUP, DiesStarting, NeverStarts, Squares, Threads
+from processes import python
 from ray._private.state import actors
 
+import memory_builder
 from cluster.runner import RayRunner
 from memory_builder.errors import EncoderError, WorkerError
 
@@ -43,6 +46,66 @@ def test_every_item_comes_once_and_only_the_guilty_fail(runner):
     assert {item: result for item, result in results.items() if item not in do} == {
         item: item * item for item in range(30) if item not in do
     }
+
+
+@pytest.fixture
+def memory_limits():
+    """Groups of processes with a limit of their own, where the kernel and our rights allow it."""
+    try:
+        (CGROUP / "memory-builder-test").mkdir()
+    except OSError:
+        pytest.skip("no right to limit the memory of a process here")
+    yield
+    for group in CGROUP.glob("memory-builder-test*"):
+        group.rmdir()
+
+
+@pytest.mark.usefixtures("memory_limits")
+def test_workers_that_the_kernel_kills_for_memory_are_replaced_and_nothing_is_lost(runner, tmp_path):
+    do = {3: "run out of memory once", 5: "run out of memory", 7: "be refused memory"}
+    results = run(runner, Squares(do=do, marks=str(tmp_path)), range(12))
+    assert len(list(tmp_path.glob("3-*"))) == 2
+    assert type(results[5]) is WorkerError
+    assert "the worker process died 3 times on this item" in str(results[5])
+    assert "out of memory" in str(results[5])
+    assert type(results[7]) is MemoryError
+    assert {item: result for item, result in results.items() if item not in (5, 7)} == {
+        item: item * item for item in range(12) if item not in (5, 7)
+    }
+
+
+TERMINATED = """
+import sys
+from memory_builder.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("after_s", [0.0, 3.0])
+def test_sigterm_ends_a_driver_and_its_workers(tmp_path, after_s):
+    sample = Path(memory_builder.__file__).parent / "demo"
+    embed = ["embed", sample / "sample", "--memory", tmp_path / "memory", "--model", f"local-dir:{sample / 'model'}"]
+    with python("-c", TERMINATED, *embed, "--runner", "ray", stderr=subprocess.PIPE) as driver:
+        assert driver.stderr is not None
+        assert driver.stderr.readline().startswith("embed: 0/5 shards")
+        time.sleep(after_s)
+        session = {line for line in processes() if str(driver.pid) in line.split()[:2]}
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 143
+    assert said.endswith("interrupted; the same command goes on where this one stopped\n")
+    assert "SIGTERM received" not in said
+    assert not list((tmp_path / "memory").glob("*.lock"))
+    deadline = time.monotonic() + 20
+    while left := {line.split()[0] for line in session} & {line.split()[0] for line in processes()}:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def processes():
+    """Process, parent and command of each that runs."""
+    listed = subprocess.run(["ps", "-eo", "pid,ppid,cmd"], capture_output=True, text=True, check=True)
+    return listed.stdout.splitlines()[1:]
 
 
 def test_a_single_worker_blames_the_poison_and_not_its_neighbours():

@@ -1,5 +1,7 @@
 """The driver killed at random moments: what benchmarks/chaos.py does 25 times, once a stage."""
 
+import shutil
+
 from conftest import load_benchmark
 
 INDEX_ARGS = "--index-key IVF8_HNSW16,PQ16x4np --part-rows 100"
@@ -46,3 +48,16 @@ def test_retrieve_killed_at_random_moments_writes_the_subset_of_an_uninterrupted
     config = chaos.Chaos(shards=shards, indexed=built_memory, model=model, work=tmp_path, stages=("retrieve",), kills=1)
     (outcome,) = chaos.chaos(config)
     assert (outcome.stage, outcome.kills) == ("retrieve", 1)
+
+
+def test_training_killed_at_random_moments_writes_the_checkpoints_of_an_uninterrupted_run(
+    tmp_path, small_shards, model
+):
+    chaos = load_benchmark("chaos")
+    (tmp_path / "shards").mkdir()
+    shutil.copy(small_shards / "00000.tar", tmp_path / "shards")
+    shards = f"{tmp_path}/shards/*.tar"
+    (outcome,) = chaos.chaos(
+        chaos.Chaos(shards=shards, model=model, work=tmp_path / "work", stages=("train",), kills=2)
+    )
+    assert (outcome.stage, outcome.kills) == ("train", 2)

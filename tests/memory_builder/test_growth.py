@@ -18,6 +18,7 @@ from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.memory import Memory
 from memory_builder.plan import REPLACED
+from memory_builder.repair import repair
 from memory_builder.runner import LocalRunner
 from memory_builder.shards.pairs import UNCHANGED_NOTE
 from memory_builder.storage import Store
@@ -233,6 +234,20 @@ def test_an_import_that_goes_on_copies_what_is_new_alone(tmp_path: Path) -> None
     memory = Memory.open(tmp_path / "memory")
     assert len(memory) == 14
     assert len(rows(tmp_path)) == 14
+
+
+@pytest.mark.parametrize("kind", ["folder", "csv"])
+def test_a_shard_that_holds_what_was_new_is_repaired(tmp_path: Path, run: Run, kind: str) -> None:
+    write(tmp_path, kind, {"a": "one", "b": "two"})
+    run(SOURCES[kind])
+    write(tmp_path, kind, {"a": "one", "b": "other", "c": "three"})
+    run(SOURCES[kind])
+    before = rows(tmp_path)
+    (tmp_path / "memory" / "img_emb" / "img_emb_00001.npy").unlink()
+    (tmp_path / "memory" / "metadata" / "metadata_00001.parquet").write_bytes(b"")
+    repaired = repair(Store(tmp_path / "memory"), LocalRunner())
+    assert (len(repaired.files), repaired.problems) == (2, [])
+    assert rows(tmp_path) == before
 
 
 def test_a_pair_that_was_rejected_is_tried_again_when_its_source_changed(tmp_path: Path, run: Run) -> None:

@@ -4,6 +4,9 @@ import json
 import resource
 import shutil
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -21,14 +24,16 @@ from memory_builder.errors import (
     StorageFullError,
     UsageError,
 )
+from memory_builder.locks import turn
 from memory_builder.storage import Store, sha256
 from trainer import react_job
 from trainer.augment import Look, augmented
-from trainer.checkpoint import Progressed, read_states
+from trainer.checkpoint import Progressed, pack, read_states
 from trainer.loop import LossError
 from trainer.losses import info_nce
 from trainer.optimizer import make_optimizer, take_step
 from trainer.react import ReactLearner
+from trainer.record import read_run
 from trainer.run import run_job
 from trainer.settings import GatedConfig, LoopConfig, OptimizerConfig, Where
 from trainer.subset import open_subset, prepare_pairs, read_picture
@@ -178,15 +183,112 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(whole, job, icons
         run_job(job(whole, ema=0.9, subset=str(other)), Where())
 
 
-def test_a_damaged_checkpoint_is_named(job, tmp_path):
-    asked = job(tmp_path / "run", max_steps=2)
-    run_job(asked, Where())
-    longer = tmp_path / "run" / "checkpoints" / "00000002" / "state.json"
-    told = json.loads(longer.read_text())
-    longer.write_text(json.dumps(told | {"n_steps": 4}))
-    (tmp_path / "run" / "checkpoints" / "00000002" / "optimizer.safetensors").write_bytes(b"\0" * 100)
-    with pytest.raises(CorruptMemoryError, match=r"optimizer\.safetensors is not what its state\.json says: remove"):
+def contents(run):
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*.safetensors")}
+
+
+CHECKPOINT_DAMAGE = {
+    "optimizer cut": ("checkpoints/00000006/optimizer.safetensors", lambda data: data[:100]),
+    "parameters flipped": (
+        "checkpoints/00000006/trainable.safetensors",
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),
+    ),
+    "parameters missing": ("checkpoints/00000006/trainable.safetensors", None),
+    "record empty": ("checkpoints/00000006/state.json", lambda _: b""),
+    "record of other types": ("checkpoints/00000006/state.json", lambda _: b'{"step": "6", "n_steps": [], "loss": {}}'),
+    "record names a path": (
+        "checkpoints/00000006/state.json",
+        lambda data: data.replace(b"optimizer.safetensors", b"../../../../etc/passwd"),
+    ),
+    "record of another step": (
+        "checkpoints/00000006/state.json",
+        lambda data: data.replace(b'"step": 6', b'"step": 9'),
+    ),
+    "settings": ("config.json", lambda data: data[:50]),
+    "settings missing": ("config.json", None),
+    "settings of other types": ("config.json", lambda _: b'{"kind": 7, "encoder": "../x", "fingerprint": null}'),
+    "log": ("metrics.jsonl", lambda data: b'\xff\xfe {"step": \n[]\n{"step": "x"}\n' + data),
+    "cached pairs": ("cache/pairs/*/pairs.parquet", lambda data: data[:40]),
+    "cached pairs' record": ("cache/pairs/*/record.json", lambda _: b"[]"),
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINT_DAMAGE)
+def test_a_damaged_run_goes_on_from_what_is_whole_to_the_same_bytes(job, whole, tmp_path, kind, capsys):
+    asked = replace(job(tmp_path / "run", ema=0.9), cache=None)
+    if kind.startswith("cached"):
         run_job(asked, Where())
+    else:
+        shutil.copytree(whole, tmp_path / "run")
+    pattern, spoil = CHECKPOINT_DAMAGE[kind]
+    (path,) = (tmp_path / "run").glob(pattern)
+    if spoil is None:
+        path.unlink()
+    else:
+        path.write_bytes(spoil(path.read_bytes()))
+    if not pattern.startswith("checkpoints/"):  # else it is finished, and nothing else is read
+        last = max((tmp_path / "run" / "checkpoints").iterdir())
+        (last / "state.json").unlink()
+    capsys.readouterr()
+    run_job(asked, Where())
+    assert contents(tmp_path / "run") == contents(whole)
+    assert read_run(Store(tmp_path / "run"), "react")
+    if pattern.startswith(("checkpoints/", "config")):
+        assert f"warning: {tmp_path}/run/{pattern}" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_was_made_to_fit_its_record_cannot_bring_other_tensors(job, tmp_path):
+    run_job(job(tmp_path / "run", max_steps=2), Where())
+    folder = tmp_path / "run" / "checkpoints" / "00000002"
+    state = json.loads((folder / "state.json").read_text())
+    for name in ("trainable", "optimizer"):
+        sound = (folder / f"{name}.safetensors").read_bytes()
+        tensors = load_file(folder / f"{name}.safetensors")
+        first = next(iter(tensors))
+        for spoilt in (
+            {**tensors, "../../x": torch.zeros(1)},
+            {one: some for one, some in tensors.items() if one != first},
+            {**tensors, first: torch.zeros(3, 3, 3)},
+        ):
+            data = pack(spoilt)
+            (folder / f"{name}.safetensors").write_bytes(data)
+            checksums = state["checksums"] | {f"{name}.safetensors": sha256(data)}
+            (folder / "state.json").write_text(json.dumps(state | {"n_steps": 4, "checksums": checksums}))
+            with pytest.raises(ConfigMismatchError, match="holds other parameters than are trained here"):
+                run_job(job(tmp_path / "run", max_steps=2), Where())
+        (folder / f"{name}.safetensors").write_bytes(sound)
+
+
+def test_a_folder_beside_the_checkpoints_that_is_none_stays(job, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "thesis.txt").write_text("mine")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    (checkpoints / "00notes").mkdir(parents=True)
+    (checkpoints / "00notes" / "a.txt").write_text("mine too")
+    (checkpoints / "00000001").symlink_to(tmp_path / "victim")
+    with suppress(CorruptMemoryError, OSError):
+        run_job(job(tmp_path / "run"), Where())
+    assert (tmp_path / "victim" / "thesis.txt").read_text() == "mine"
+    assert (checkpoints / "00notes" / "a.txt").read_text() == "mine too"
+
+
+def test_two_trainings_into_one_folder_take_turns_and_the_second_says_for_whom_it_waits(job, whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    with ThreadPoolExecutor(1) as threads:
+        with turn(Store(run), "train.lock"):
+            second = threads.submit(run_job, job(run, ema=0.9), Where())
+            wait_until(lambda: f"waiting for {run}/train.lock, held by process" in capsys.readouterr().err)
+            assert not (run / "checkpoints").exists()
+        assert second.result() is True
+    assert contents(run) == contents(whole)
+    assert not (run / "train.lock").exists()
+
+
+def wait_until(is_so, limit_s=20):
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < limit_s
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """``RUN/eval/NAME.json``: one result of one method with all it rests on, and its answers beside it for paired tests."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -103,22 +104,27 @@ def write_result(run: Store, result: Result, predictions: pa.Table | None = None
 
 def _predictions_name(run: Store, name: str) -> str | None:
     """What a record calls its predictions; older ones do not say, and have them under their own name."""
-    told: str | None = (run.read_json(f"{FOLDER}/{name}.json") or {}).get("predictions", f"{name}.predictions.parquet")
-    return told
+    own = re.escape(name)
+    told = (run.read_sound_json(f"{FOLDER}/{name}.json") or {}).get("predictions", f"{name}.predictions.parquet")
+    is_own = isinstance(told, str) and re.fullmatch(rf"{own}([.][0-9a-f]{{12}})?[.]predictions[.]parquet", told)
+    return str(told) if is_own else None
 
 
 def _own_name(run: Store, result: Result) -> str:
     """Where it lies already, or goes: what an older record does not know of itself is taken to be as asked."""
     beside = f"{result.name}-{config_hash(result.asked)[:6]}"
-    told = told_of(run.read_json(f"{FOLDER}/{result.name}.json") or {})
+    told = told_of(run.read_sound_json(f"{FOLDER}/{result.name}.json") or {})
     is_own = all(told.get(name, value) == value for name, value in result.asked.items())
     return result.name if is_own and not run.exists(f"{FOLDER}/{beside}.json") else beside
 
 
 def told_of(result: dict[str, Any]) -> dict[str, Any]:
     """What a record says it was asked for; older ones know less."""
-    memory = {"memory": result["memory"]["root"]} if result.get("memory") else {}
-    return {**memory, **result.get("config", {}), **result.get("asked", {})}
+    try:
+        memory = {"memory": result["memory"]["root"]} if result.get("memory") else {}
+        return {**memory, **result.get("config", {}), **result.get("asked", {})}
+    except (TypeError, LookupError):  # a damaged record, which is written over
+        return {}
 
 
 def predictions_table(keys: Sequence[str], rounds: Sequence[Answers], **columns: Any) -> pa.Table:

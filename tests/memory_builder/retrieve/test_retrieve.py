@@ -311,18 +311,54 @@ def test_an_index_that_is_not_there_is_told_before_anything_is_written(
     assert not (tmp_path / "subset").exists()
 
 
-def test_a_tar_that_was_lost_is_written_again_and_damaged_hits_are_told(ask: Ask) -> None:
+DAMAGED_SUBSET = {
+    "tar missing": ("00001.tar", None),
+    "tar empty": ("00001.tar", 0),
+    "tar cut": ("00001.tar", 0.5),
+    "tar's record": ("commits/00001.json", 0.5),
+    "tar's record of other types": ("commits/00001.json", b'{"number": "1", "n_pairs": []}'),
+    "tar's record of another": ("commits/00001.json", b'{"number": 7}'),
+    "left out": ("left_out/00001.parquet", 0.5),
+    "strips": ("strips/00000.parquet", None),
+    "selection": ("selection.parquet", 0.5),
+    "selection's record": ("selection.json", b'{"pieces": [-1]}'),
+    "summary": ("subset.json", 0),
+    "centroids": ("centroids.npy", 0.5),
+    "support": ("support.parquet", None),
+}
+DAMAGED_HITS = {
+    "hits cut": ("search/00001.parquet", 0.9),
+    "hits missing": ("search/00001.parquet", None),
+    "hits of another kind": ("search/00001.parquet", b"PAR1 and so on PAR1"),
+    "hits' record": ("search/00001.json", 0),
+    "hits' record of nonsense": ("search/00001.json", b'[[[["../../x"]]]]'),
+}
+
+
+def damage(path: Path, how: Any) -> None:
+    if how is None:
+        path.unlink()
+    else:
+        data = path.read_bytes()
+        path.write_bytes(how if isinstance(how, bytes) else data[: int(len(data) * how)])
+
+
+@pytest.mark.parametrize("kind", [*DAMAGED_SUBSET, *DAMAGED_HITS])
+def test_what_is_lost_or_damaged_of_a_subset_is_made_again_by_the_same_call(ask: Ask, kind: str) -> None:
     out, summary = ask()
-    tar, block = out / "00001.tar", out / "search" / "00001.parquet"
-    data = tar.read_bytes()
-    tar.unlink()
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.suffix in (".tar", ".parquet", ".npy")}
+    path, how = (DAMAGED_SUBSET | DAMAGED_HITS)[kind]
+    damage(out / path, how)
+    if kind in DAMAGED_HITS:
+        (out / "selection.json").unlink()  # else nothing reads them any more
     assert ask()[1] == summary
-    assert tar.read_bytes() == data
-    block.write_bytes(block.read_bytes()[:-1])
-    (out / "selection.json").unlink()
-    with pytest.raises(
-        CorruptMemoryError, match=r"search/00001.parquet is missing or damaged: remove search/00001.json"
-    ):
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_damaged_request_is_told_with_what_helps(ask: Ask) -> None:
+    out, _ = ask()
+    (out / "retrieve.json").write_text("{")
+    with pytest.raises(CorruptMemoryError, match=r"retrieve\.json is damaged .* remove it and run the same again"):
         ask()
 
 
