@@ -1,21 +1,29 @@
 """Hits as people and programs read them: a list of rows for each query."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from memory_builder.memory import Memory
-from memory_builder.rows import NO_ROW, Keys
+from memory_builder.rows import NO_ROW, PATH, Keys
 from memory_builder.scores import Hits
 from memory_builder.search import sides_of
 from memory_builder.tables import LOOKUP_FIELDS
 
 Answer = list[dict[str, Any]]
-"""The rows found for one query, best first: ``score``, and the fields of ``Memory.rows``."""
+"""The rows found for one query, best first: ``score``, and the fields of ``Memory.rows``, ``path`` among them."""
 
 
-def answers(memory: Memory, hits: Hits) -> list[Answer]:
-    """One answer for each of the queries of f32[q, k] hits; padding is left out."""
+def answers(memory: Memory, hits: Hits, columns: Sequence[str] = ()) -> list[Answer]:
+    """One answer for each of the queries of f32[q, k] hits; padding is left out.
+
+    Args:
+        memory: that was searched.
+        hits: what it found.
+        columns: of its metadata, beside the usual ones.
+    """
+    columns = [name for name in dict.fromkeys(columns) if name not in (*LOOKUP_FIELDS, PATH, "id")]
     n_queries, k = hits.ids.shape
-    rows = memory.rows(hits.ids, LOOKUP_FIELDS).to_pylist()
+    rows = memory.rows(hits.ids, (*LOOKUP_FIELDS, PATH, *columns)).to_pylist()
     return [
         [
             {"score": float(score)} | row

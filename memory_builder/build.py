@@ -28,6 +28,7 @@ from memory_builder.rejects import rejected_sources, standing_reasons
 from memory_builder.retry import RETRIES
 from memory_builder.rows import Keys
 from memory_builder.runner import Runner, run_one
+from memory_builder.settings import check_settings, settings_for_import
 from memory_builder.snapshots import IndexView, Snapshot
 from memory_builder.sources import find_sources
 from memory_builder.storage import Store
@@ -83,6 +84,7 @@ def embed(
     started = time.monotonic()
     store = Store(memory)
     found = find_sources(sources)
+    check_settings(store, encoder, config)
     described = run_one(runner, DescribeTask(encoder=encoder), config)
     settle_description(store, described)
     remember_model(encoder)
@@ -142,6 +144,8 @@ def import_embeddings(
     d = published_width(found[0].uri)
     if lacking := what_is_lacking(found[0].uri, config):
         say(f"import: {lacking}")
+    config = settings_for_import(store, config)
+    check_settings(store, encoder, config)
     described = run_one(runner, DescribeTask(encoder=encoder), config) if encoder else describe_vectors(d, config)
     if described.d != d:
         raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Annotated, Any, Union, get_args
 
 import tyro
 from tyro.conf import subcommand
@@ -17,6 +17,7 @@ from tyro.conf import subcommand
 from memory_builder.commands.asking import Info, Search
 from memory_builder.commands.building import Demo, Embed, Import, Index
 from memory_builder.commands.changing import Append, Compact, Delete
+from memory_builder.commands.defaults import memory_defaults
 from memory_builder.commands.evaluating import Evaluate, Report
 from memory_builder.commands.keeping import Export, Merge, Verify
 from memory_builder.commands.retrieving import Retrieve
@@ -51,6 +52,8 @@ Command = (
     | Annotated[Submit, subcommand("submit")]
 )
 
+KINDS = get_args(Command)
+
 DESCRIPTION = "Build a searchable memory of image-text pairs and ask it. --debug shows tracebacks of errors."
 
 
@@ -61,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         command: Any = tyro.cli(
-            Command,
+            _with_defaults(arguments),
             prog="memory-builder",
             description=DESCRIPTION,
             args=[argument for argument in arguments if argument != "--debug"],
@@ -86,6 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _tell(error)
     return code
+
+
+def _with_defaults(arguments: list[str]) -> Any:
+    """The commands; what adds to a memory that exists has the settings of that for its defaults."""
+    default = memory_defaults(arguments)
+    if default is None:
+        return Command
+    kind, name = type(default), arguments[0]
+    members = [Annotated[kind, subcommand(name, default=default)] if get_args(m)[0] is kind else m for m in KINDS]
+    return Union[tuple(members)]  # noqa: UP007 - of a list
 
 
 def _split_submitted(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:

@@ -60,7 +60,7 @@ class KnownPairs:
     def holds(self, pair: Pair) -> bool:
         """Whether a row was made of the very same picture, caption and fields."""
         row = self._rows.get(pair.key)
-        if row is None or not self._is_described(row, pair.caption, pair.fields):
+        if row is None or not (_is_purged(row) or self._is_described(row, pair.caption, pair.fields)):
             return False
         return bool(row["sha256"] == (None if pair.image is None else sha256(pair.image)))
 
@@ -82,6 +82,11 @@ class KnownPairs:
         return row == metadata_row(
             row | {"caption": caption, "has_text": caption is not None}, fields, self._column_types
         )
+
+
+def _is_purged(row: dict[str, Any]) -> bool:
+    """Whether it was deleted for good, and its caption is gone: its picture must not come back."""
+    return not row["has_image"] and not row["has_text"]
 
 
 def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Commit]) -> None:

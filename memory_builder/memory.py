@@ -167,7 +167,11 @@ class Memory:
         return Hits(scores=scores, ids=ids)
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
-        """i64[...] → one row for each id in order: id, key, caption, url, or id and some of these. Nulls for id -1."""
+        """i64[...] → one row for each id in order: id, key, caption, url, or id and these columns. Nulls for id -1.
+
+        Any metadata column will do, and ``path``: where the row came from. Those that are not among the first read a
+        parquet file for each shard that is met.
+        """
         return self._rows.table(np.asarray(ids, np.int64), several(columns))
 
     def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:

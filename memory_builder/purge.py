@@ -131,7 +131,10 @@ def _blank_vectors(store: Store, commit: Commit, keys: str, d: int, rows: Ids) -
 
 def _blank_metadata(table: pa.Table, rows: Ids) -> pa.Table:
     for column, field in enumerate(table.schema):
-        if field.name not in KEPT:
+        if field.name == "member":  # of a picture elsewhere it is the address
+            addresses = [row for row in rows.tolist() if "://" in (table["member"][row].as_py() or "")]
+            table = table.set_column(column, field, _blanked(table["member"], np.array(addresses, np.int64), None))
+        elif field.name not in KEPT:
             blank = {"has_image": False, "has_text": False, "extra": "{}"}.get(field.name)
             table = table.set_column(column, field, _blanked(table[field.name], rows, blank))
     return table

@@ -8,9 +8,8 @@ record. Only then are the files put that were damaged or missing; everything els
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 from memory_builder.describe import EmbedConfig
 from memory_builder.embed import EmbedTask
@@ -36,6 +35,7 @@ from memory_builder.repair_index import mend_indexes
 from memory_builder.repair_records import Mended, mend_records
 from memory_builder.rows import Rows
 from memory_builder.runner import Runner
+from memory_builder.settings import settings_in
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import LOOKUP_FIELDS, arrow_bytes
 from memory_builder.uris import split_uri
@@ -175,17 +175,10 @@ def _as_embedded(store: Store, description: Description, encoder: EncoderConfig 
     with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
         return EmbedTask(
             memory=store,
-            encoder=encoder and replace(encoder, **_settings(EncoderConfig, description.config)),
-            config=EmbedConfig(**_settings(EmbedConfig, description.config)),
+            encoder=encoder and replace(encoder, **settings_in(EncoderConfig, description.config)),
+            config=EmbedConfig(**settings_in(EmbedConfig, description.config)),
             description=description,
         )
-
-
-def _settings(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a memory that are fields of this dataclass; what is newer than the memory has its default."""
-    names = {field.name for field in fields(kind)} & config.keys() - {"model", "pretrained"}
-    known = {name: config[name] for name in names}
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from memory_builder.encoder import Vectors
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.manifest import Commit, lookup_path, metadata_path, shard_name
+from memory_builder.origins import path_of
 from memory_builder.pages import REQUEST_BYTES, PageCache
 from memory_builder.progress import warn
 from memory_builder.records import UNREADABLE, reading
@@ -31,6 +32,8 @@ Keys = Side
 """The half whose vectors an index holds."""
 LOOKUP_SCHEMA = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in LOOKUP_FIELDS])
 NO_ROW = -1
+PATH = "path"
+"""The column of ``Rows.table`` that says where a row came from."""
 ROW_BITS = 32
 MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
 _FOLDERS = {"image": "img_emb", "text": "text_emb"}
@@ -145,17 +148,33 @@ class Rows:
         return out
 
     def table(self, ids: Ids, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
-        """i64[n] → n rows of id and these columns of the look-up files; the row of id -1 is null.
+        """i64[n] → n rows of id and these columns; the row of id -1 is null.
+
+        Those of the look-up files are quick; any other metadata column, and ``path`` (``origins.path_of``), reads a
+        parquet file for each shard that is met.
 
         Raises:
-            UsageError: the look-up files have no such column.
+            UsageError: there is no such column.
         """
-        unknown = set(columns) - set(LOOKUP_FIELDS)
-        if unknown:
-            raise UsageError(
-                f"rows() knows {', '.join(LOOKUP_FIELDS)}, not {', '.join(sorted(unknown))}: ask metadata()"
-            )
         flat = np.asarray(ids, np.int64).ravel()
+        quick = [name for name in columns if name in LOOKUP_FIELDS]
+        slow = [name for name in columns if name not in (*LOOKUP_FIELDS, PATH)]
+        table = self._looked_up(flat, quick)
+        if len(quick) == len(columns) or not self.commits:
+            return table
+        metadata = self.metadata(flat, [*slow, *(["member"] if PATH in columns and "member" not in slow else [])])
+        made = {name: table[name] for name in table.column_names} | {name: metadata[name] for name in slow}
+        if PATH in columns:
+            made[PATH] = pa.array(self._paths(flat, metadata["member"].to_pylist()), pa.string())
+        return pa.table({name: made[name] for name in ("id", *columns)})
+
+    def _paths(self, ids: Ids, members: list[str | None]) -> list[str | None]:
+        return [
+            None if row_id == NO_ROW else path_of(self.source(row_id), member)
+            for row_id, member in zip(ids.tolist(), members, strict=True)
+        ]
+
+    def _looked_up(self, flat: Ids, columns: Sequence[str]) -> pa.Table:
         batches, places = [], []
         for ordinal, where, rows in self.by_shard(flat):
             batches.append(self._taken(ordinal, rows, columns))

@@ -33,6 +33,8 @@ class Search:
     """Search among the rows' image or text vectors."""
     k: Annotated[int, arg(aliases=["-k"])] = 10
     """Rows for each query."""
+    columns: tuple[str, ...] = ()
+    """Metadata columns to show for each row."""
     where: str | None = None
     """Only rows whose metadata fulfil this, such as "width >= 256 AND caption LIKE '%cat%'"."""
     nprobe: int | None = None
@@ -65,15 +67,18 @@ class Search:
             refine=self.refine,
         )
         names = self.text or self.image or tuple(f"vector {i}" for i in range(len(hits.ids)))
-        for i, answer in enumerate(answers(memory, hits)):
+        shown = ("score", "id", "key", "caption")
+        for i, answer in enumerate(answers(memory, hits, self.columns)):
             found = [
-                {"id": row["id"], "score": round(row["score"], 6), "key": row["key"], "caption": row["caption"]}
+                {name: row[name] for name in (*shown, "url", "path", *self.columns)}
+                | {"score": round(row["score"], 6), "from": row["path"] or row["url"] or ""}
                 for row in answer
             ]
             if self.json:
-                print(json.dumps({"query": i, "hits": found}, ensure_ascii=False))
+                hits_json = [{name: value for name, value in row.items() if name != "from"} for row in found]
+                print(json.dumps({"query": i, "hits": hits_json}, ensure_ascii=False, default=str))
             else:
-                print_table(names[i], ("score", "id", "key", "caption"), found)
+                print_table(names[i], (*shown, *self.columns, "from"), found)
         return 0
 
 

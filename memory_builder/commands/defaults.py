@@ -1,0 +1,49 @@
+"""The defaults of ``embed`` and ``import`` into a memory that exists: its own settings."""
+
+import tyro
+
+from memory_builder.commands.building import Embed, Import
+from memory_builder.encoder import EncoderConfig
+from memory_builder.errors import MemoryBuilderError
+from memory_builder.settings import config_of, default_encoder, existing_description
+from memory_builder.storage import Store
+
+
+def memory_defaults(arguments: list[str]) -> Embed | Import | None:
+    """The command as the memory that it names was made by; None for other commands and memories that are not there.
+
+    The model is taken from there only where none is given.
+    """
+    command = arguments[0] if arguments else ""
+    root = _value_of("--memory", arguments) if command in ("embed", "import") else None
+    if root is None:
+        return None
+    try:
+        description = existing_description(Store(root))
+        if description is None:
+            return None
+        config = config_of(description)
+    except (MemoryBuilderError, OSError, ValueError, TypeError, ImportError):  # the command itself says what is wrong
+        return None
+    given = _value_of("--model", arguments)
+    encoder = default_encoder(description, root) if given is None else EncoderConfig(model=given)
+    if command == "embed":
+        return None if encoder is None else Embed(source=(), memory=root, encoder=encoder, config=config)
+    return Import(
+        root=tyro.MISSING,
+        memory=root,
+        model=encoder.model if encoder else None,
+        pretrained=encoder.pretrained if encoder else None,
+        columns=config.columns,
+        caption_key=config.caption_key,
+        url_key=config.url_key,
+    )
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument == flag and i + 1 < len(arguments):
+            return arguments[i + 1]
+        if argument.startswith(f"{flag}="):
+            return argument.removeprefix(f"{flag}=")
+    return None
