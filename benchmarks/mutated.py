@@ -459,26 +459,17 @@ class Watched:
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
         if not self.on:
             return
-        if event in (
-            "os.system",
-            "os.exec",
-            "os.posix_spawn",
-            "subprocess.Popen",
-            "socket.connect",
-            "pickle.find_class",
-        ):
+        if event in STARTS and not is_tensorboard(event, arguments):
             self.outside.append(f"{event} {arguments}"[:200])
-        paths = {
-            "open": arguments[:1],
-            "os.remove": arguments[:1],
-            "os.rename": arguments[:2],
-            "os.link": arguments[:2],
-        }
-        paths |= {"os.mkdir": arguments[:1], "os.rmdir": arguments[:1], "os.truncate": arguments[:1]}
-        paths |= {"os.listdir": arguments[:1], "os.scandir": arguments[:1], "shutil.rmtree": arguments[:1]}
-        for path in paths.get(event, ()):
+        for path in arguments[: PATHS.get(event, 0)]:
             if isinstance(path, str | bytes | os.PathLike) and not is_allowed(os.fsdecode(path), self.inside):
                 self.outside.append(f"{event} {path!r}"[:200])
+
+
+def is_tensorboard(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether it is what TensorBoard's writer says to its own thread."""
+    own = str(arguments[0]).startswith("tensorboardX.") or tuple(arguments) == ("builtins", "object")
+    return event == "pickle.find_class" and own
 
 
 def is_allowed(path: str, inside: str) -> bool:
@@ -557,16 +548,15 @@ def mutated(config: Mutated) -> list[Outcome]:
         work.mkdir(parents=True, exist_ok=True)
         for name in ("victim", "victim-before"):
             (work / name / "parts").mkdir(parents=True, exist_ok=True)
-            for file in (
-                "kept.json",
-                "kept.npy",
-                "parts/00000-00000.faiss",
-                "parts/00000-00000.json",
-                "parts/thesis.txt",
-            ):
+            for file in KEPT:
                 (work / name / file).write_text("kept")
         if not (work / "memory").exists():
             write_memory(work / "memory")
+        if config.subset is not None or config.run is not None:  # torch starts a program as it is imported
+            import tensorboardX  # noqa: F401
+
+            import trainer.log
+            import trainer.subset  # noqa: F401
         kinds = [Kind(name="record", folder=work / "memory", files=RECORD_FILES, use=use_memory)]
         if config.subset is not None:
             files = ("*.json", "*.parquet", "*/*.json", "*/*.parquet", "*/*.npy")
