@@ -13,13 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 from tars import good_pairs, picture, tar_bytes
 
-from memory_builder.build import EmbedReport, embed, import_embeddings
+from memory_builder.build import EmbedReport, embed, import_embeddings, index
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
+from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
 from memory_builder.plan import REPLACED
 from memory_builder.repair import repair
 from memory_builder.runner import LocalRunner
+from memory_builder.shards import links
 from memory_builder.shards.pairs import UNCHANGED_NOTE
 from memory_builder.storage import Store
 from memory_builder.verify import verify
@@ -187,8 +189,6 @@ def test_a_folder_reached_by_a_link_is_the_same_source(tmp_path: Path, run: Run)
 def test_rows_that_name_addresses_are_not_fetched_again(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memory_builder.shards import links
-
     fetched: list[str] = []
 
     def fetch(target: Any) -> bytes:
@@ -203,6 +203,22 @@ def test_rows_that_name_addresses_are_not_fetched_again(
     fetched.clear()
     assert run("s.csv").n_rows == 3
     assert fetched == [urls[2]]
+
+
+def test_a_purged_pair_leaves_no_address_and_does_not_come_back(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "fetch_target", lambda target: picture(len(target.uri)))
+    lines = [f"https://example.org/{'secret' * i}.png,text {i}\n" for i in range(3)]
+    (tmp_path / "s.csv").write_text("url,caption\n" + "".join(lines[:2]))
+    run("s.csv")
+    index(str(tmp_path / "memory"), keys=("image",), config=IndexConfig(), runner=LocalRunner())
+    Memory.open(tmp_path / "memory").delete(ids=[1]).compact(purge=True)
+    shard = pq.ParquetFile(tmp_path / "memory" / "metadata" / "metadata_00000.parquet").read().to_pylist()
+    assert [(row["member"], row["url"]) for row in shard] == [(lines[0].split(",")[0],) * 2, (None, None)]
+    (tmp_path / "s.csv").write_text("url,caption\n" + "".join(lines))
+    assert run("s.csv").notes[UNCHANGED_NOTE] == 2
+    assert {caption for caption, _ in rows(tmp_path).values()} == {"text 0", "text 2"}
 
 
 def publish(root: Path, name: int, n: int, seed: int = 0) -> None:
