@@ -178,12 +178,13 @@ def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _numbered(infos: Iterable[dict[str, Any]], folder: str, suffix: str) -> dict[str, dict[str, Any]]:
-    """What stands behind the folder's name, or ``metadata``, in its files' names → what the filesystem says of them."""
+    """What stands behind the folder's name, or ``metadata``, if any, in the names of its files → what the
+    filesystem says of them."""
     numbered = {}
     for info in infos:
         name = posixpath.basename(info["name"])
-        match = re.fullmatch(rf"(?:{re.escape(folder)}|metadata)_?(.+){re.escape(suffix)}", name)
-        if match is not None and info["type"] == "file":
+        match = re.fullmatch(rf"(?:(?:{re.escape(folder)}|metadata)_?)?(.+){re.escape(suffix)}", name)
+        if match is not None and info["type"] == "file" and not name.startswith("."):
             numbered[match[1]] = info
     return numbered
 

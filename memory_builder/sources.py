@@ -98,6 +98,7 @@ def _match(name: str, passed_over: list[str]) -> Iterator[Source]:
 
 def _glob(fs: Any, pattern: str, passed_over: list[str]) -> Iterator[Source]:
     """The shards among the files that match; if none do, those of the folders that match."""
+    start = pattern[: next((i for i, character in enumerate(pattern) if character in "*?["), None)].rpartition("/")[0]
     named_hidden = pattern.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
     entries = {path.rstrip("/"): file_info(fs, info) for path, info in fs.glob(pattern, detail=True).items()}
     folders = sorted(path for path, info in entries.items() if info["type"] == "directory")
@@ -107,7 +108,7 @@ def _glob(fs: Any, pattern: str, passed_over: list[str]) -> Iterator[Source]:
     for path, info in entries.items():
         if info["type"] == "directory" or path in beside:
             continue
-        is_taken = kind_of(path) not in (None, "picture") and (named_hidden or not is_hidden(path.rsplit("/", 1)[-1]))
+        is_taken = kind_of(path) not in (None, "picture") and (named_hidden or not is_hidden(path[len(start) :]))
         if is_taken:
             files[path] = info
         else:

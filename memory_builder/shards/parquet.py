@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from memory_builder.errors import SourceError
 from memory_builder.shards.links import Row, pairs_of_rows
 from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
-from memory_builder.shards.tables import Columns, python_rows, row_of, without_known
+from memory_builder.shards.tables import IMAGE_COLUMNS, Columns, first_spelled, python_rows, row_of, without_known
 from memory_builder.shards.transport import TransportError, open_plain
 from memory_builder.uris import PAIRS_A_SHARD, Piece
 
@@ -45,6 +45,20 @@ def pieces(path: str) -> list[Piece]:
         end += size
     edges = [*(edge for edge in edges if edge < end), end]
     return [Piece(items=(start, stop)) for start, stop in pairwise(edges)]
+
+
+def links(path: str) -> Iterator[str]:
+    """What the rows of a table name as their pictures; nothing where no column of texts is called like one."""
+    with _open_parquet(path) as table:
+        schema = table.schema_arrow
+        name = first_spelled(IMAGE_COLUMNS, schema.names)
+        if name is None or not (
+            pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)
+        ):
+            return
+        for group in range(table.num_row_groups):
+            cells = table.read_row_group(group, columns=[name], use_threads=False)[name].to_pylist()
+            yield from (cell for cell in cells if cell)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 from memory_builder.errors import SourceError
 from memory_builder.retry import is_local
-from memory_builder.shards import listing
+from memory_builder.shards import listing, parquet
 from memory_builder.shards.beside import has_keys
 from memory_builder.shards.folder import file_info, split_file_name
 from memory_builder.shards.kinds import kind_of
@@ -47,10 +47,14 @@ def select(fs: Any, root: str) -> Selection:
     beside = {table_beside(path) for path in tars}
     beside |= {path for path in by_kind.get("parquet", ()) if _describes_folder(fs, path, with_pictures)}
     tables = [path for path in by_kind.get("parquet", ()) if path not in beside]
-    links = {path: _pictures_named(fs, path) & pictures for path in by_kind.get("listing", ())} if pictures else {}
+    links = (
+        {path: _pictures_named(fs, path) & pictures for path in (*tables, *by_kind.get("listing", ()))}
+        if pictures
+        else {}
+    )
     listings = [path for path in by_kind.get("listing", ()) if links.get(path) or not pictures]
     shards = tars or tables or listings
-    named = set[str]().union(*links.values()) if shards is listings else set()
+    named = set[str]().union(*(links.get(path, ()) for path in shards))
     folders: set[str] = set()
     if shards is listings or not shards:
         folders = with_pictures - {posixpath.dirname(path) for path in named}
@@ -109,7 +113,8 @@ def _pictures_named(fs: Any, path: str) -> set[str]:
     """Where the links of a listing lead, as paths; empty for one that cannot be read."""
     folder = posixpath.dirname(path)
     try:
-        links = listing.links(fs.unstrip_protocol(path))
+        reader = parquet if kind_of(path) == "parquet" else listing
+        links = reader.links(fs.unstrip_protocol(path))
         return {posixpath.normpath(posixpath.join(folder, link)) for link in links}
     except (SourceError, OSError):
         return set()

@@ -90,6 +90,19 @@ def test_numbers_may_be_padded_in_one_folder_and_not_in_another(tmp_path: Path) 
     assert Memory.open(tmp_path / "m").rows([1 << 32])["caption"].to_pylist() == ["c 1 0"]
 
 
+def test_files_may_be_called_after_their_number_alone(tmp_path: Path) -> None:
+    made = folders(tmp_path / "in", {"0": 3, "1": 2}, caption="c")
+    for folder, suffix in (("img_emb", ".npy"), ("text_emb", ".npy"), ("metadata", ".parquet")):
+        for number in (0, 1):
+            (tmp_path / "in" / folder / f"{folder}_{number}{suffix}").rename(
+                tmp_path / "in" / folder / f"{number}{suffix}"
+            )
+    bring(tmp_path / "in", tmp_path / "m")
+    memory = Memory.open(tmp_path / "m")
+    assert memory.rows([1 << 32])["caption"].to_pylist() == ["c 1 0"]
+    np.testing.assert_allclose(memory.vectors([1 << 32]), made["image", "1"][:1], atol=1e-3)
+
+
 @pytest.mark.parametrize("keys", ["image", "text"])
 def test_arrays_side_by_side_are_read(tmp_path: Path, keys: Any) -> None:
     """autofaiss takes a folder of them."""

@@ -86,6 +86,11 @@ TREES: dict[str, tuple[dict[str, bytes | str], list[str], str]] = {
         ["#folder="],
         "scores.csv",
     ),
+    "a table of links beside its pictures": (
+        {"metadata.parquet": table(file_name=["a.png"], text=["x"]), "a.png": PNG, "b.png": PNG},
+        ["metadata.parquet"],
+        "b.png",
+    ),
     "a listing of pictures elsewhere": ({"list.csv": "url,caption\nhttp://x/a.png,one\n"}, ["list.csv"], ""),
 }
 
@@ -213,6 +218,14 @@ def test_brackets_are_a_pattern_only_where_nothing_has_that_name(tmp_path: Path)
         (tmp_path / name).write_bytes(TAR)
     assert shards(tmp_path, "/a[1].tar") == ["a[1].tar"]
     assert shards(tmp_path, "/b[1].tar") == ["b1.tar"]
+
+
+def test_a_pattern_passes_over_what_is_hidden_unless_it_says_so(tmp_path: Path) -> None:
+    for name in ("a.tar", "._a.tar", ".git/b.tar", "_delta_log/c.tar", "d/_e.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(TAR)
+    assert shards(tmp_path, "/**/*.tar") == shards(tmp_path, "/*.tar") == shards(tmp_path) == ["a.tar"]
+    assert shards(tmp_path, "/d/_*.tar") == ["d/_e.tar"]
 
 
 def test_a_link_to_a_file_and_the_file_are_one_source(tmp_path: Path) -> None:
