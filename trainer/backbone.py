@@ -126,7 +126,7 @@ def open_tower(visual: Any, name: str = "the model") -> ImageTower:
     what = type(trunk or visual).__name__
     raise EncoderError(
         f"the image tower of {name} is a {what}: gated blocks go into ViTs (open_clip's own; SigLIP, EVA and PE of "
-        "timm). Customise it with --mode locked-image or full, or choose a ViT"
+        "timm). Customise it with --mode locked-image, locked-text or full, or choose a ViT"
     )
 
 
