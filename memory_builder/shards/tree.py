@@ -62,7 +62,8 @@ def select(fs: Any, root: str) -> Selection:
             folders = {posixpath.dirname(path) for path in files if split_file_name(path)[1] in ("txt", "json")}
     taken = {*shards, *named, *beside}
     taken |= {path for path in files if posixpath.dirname(path) in folders and _is_of_folder(path)}
-    taken |= {path for path in files if _is_statistics(path, {*shards, *folders})}
+    units = {*shards, *folders}
+    taken |= {path for path in files if _is_statistics(path, units)}
     return Selection(
         shards={path: files[path] for path in shards},
         folders=sorted(path[len(root) :].strip("/") for path in folders),

@@ -3,6 +3,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image
 from tars import picture
 
 from memory_builder.images import FORMATS, MAX_ASPECT, BadImageError, decode_image
+from memory_builder.shards import Pair, read_pairs
+from memory_builder.sources import find_sources
 
 # memory_builder.images silences Pillow's remarks, but pytest puts its own filters over that in every test.
 pytestmark = [
@@ -195,3 +198,68 @@ def test_a_picture_with_any_byte_changed_is_decoded_or_refused() -> None:
                 refused.append(str(error))
     assert 0 < len(refused) < 60 * len(FORMATS)
     assert set(refused) <= REASONS
+
+
+def file_of(pixels: np.ndarray, kind: str, **save: Any) -> bytes:
+    return encoded(Image.fromarray(pixels), kind, **save)
+
+
+RAMP = np.linspace(0, 1, 64 * 64, dtype=np.float32).reshape(64, 64)
+DEEP: dict[str, tuple[bytes, np.ndarray]] = {
+    # file → the grey it shows
+    "16 bits": (file_of((RAMP * 65_535).astype(np.uint16), "PNG"), RAMP),
+    "16 bits, TIFF": (file_of((RAMP * 65_535).astype(np.uint16), "TIFF"), RAMP),
+    "16 bits, dark": (file_of((RAMP * 200).astype(np.uint16), "PNG"), RAMP * 200 / 65_535),
+    "float from 0 to 1": (file_of(RAMP, "TIFF"), RAMP),
+    "float from 0 to 255": (file_of(RAMP * 255, "TIFF"), RAMP),
+    "float from 0 to 65,535": (file_of(RAMP * 65_535, "TIFF"), RAMP),
+    "32 bits from 0 to 255": (file_of((RAMP * 255).astype(np.int32), "TIFF"), RAMP),
+    "32 bits from 0 to 65,535": (file_of((RAMP * 65_535).astype(np.int32), "TIFF"), RAMP),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_grey_is_scaled(name: str) -> None:
+    """Floats and 32 bits were clipped to black and white."""
+    data, grey = DEEP[name]
+    shown = np.asarray(decode_image(data)).astype(np.float32)
+    assert shown.shape == (64, 64, 3)
+    assert np.abs(shown - 255 * grey[..., None]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        (RAMP * 2**20).astype(np.int32),
+        (RAMP * 100 - 50).astype(np.int32),
+        RAMP * 1e6,
+        RAMP - 0.5,
+        np.where(RAMP > 0.5, np.nan, RAMP).astype(np.float32),
+        np.where(RAMP > 0.5, np.inf, RAMP).astype(np.float32),
+    ],
+    ids=["20 bits", "negative", "large floats", "negative floats", "NaN", "infinity"],
+)
+def test_deep_grey_of_no_known_range_is_refused(pixels: np.ndarray) -> None:
+    with pytest.raises(BadImageError, match="image has values"):
+        decode_image(file_of(pixels, "TIFF"))
+
+
+def test_the_transparent_level_of_16_bit_grey_is_laid_on_white() -> None:
+    """It was shown as it is."""
+    pixels = np.full((8, 8), 1000, np.uint16)
+    pixels[2:4] = 5
+    shown = np.asarray(decode_image(file_of(pixels, "PNG", transparency=5)))
+    assert (shown[2:4] == 255).all()
+    assert (shown[:2] == 1000 * 255 // 65_535).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_a_picture_is_known_by_its_bytes_whatever_its_name(tmp_path: Path, kind: str) -> None:
+    data = file_of(np.full((20, 20, 3), 90, np.uint8), kind)
+    for suffix in ("jpg", "PNG", "webp", "jfif"):
+        (tmp_path / f"{suffix}.{suffix}").write_bytes(data)
+        (tmp_path / f"{suffix}.txt").write_text(suffix)
+    (source,) = find_sources([str(tmp_path)])
+    pairs = [pair for pair in read_pairs(source.uri) if isinstance(pair, Pair)]
+    assert len(pairs) == 4
+    assert all(abs(int(np.asarray(decode_image(pair.image or b"")).mean()) - 90) < 3 for pair in pairs)
