@@ -92,6 +92,8 @@ def _match(name: str, passed_over: list[str]) -> Iterator[Source]:
         yield from _glob(fs, path, passed_over) if glob.has_magic(name) else ()
     elif fs.isdir(path):
         yield from _folder(fs, path, passed_over)
+    elif kind_of(path) == "picture":
+        raise SourceError(f"{name} is a picture: name its folder, or a listing of pictures")
     else:
         yield from _shards(fs, {path: fs.info(path)})
 

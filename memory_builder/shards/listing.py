@@ -100,10 +100,12 @@ class Listing:
             begin: int | None = 0 if first else None
         else:
             records = Records(self._lines.read(0), self._delimiter)
-            names = distinct_names(next(iter(records), (0, []))[1])
+            names = distinct_names([name.strip() for name in next(iter(records), (0, []))[1]])
             begin = records.peek() if names else None
         if begin is None:
             raise SourceError(f"{self.path} is empty: nothing to embed in it")
+        if not names:
+            raise SourceError(f"{self.path}: none of its first lines is a JSON object; expected one on each line")
         return begin, names
 
     def records(self, start: int, stop: int) -> Iterator[tuple[int, Record]]:

@@ -12,7 +12,15 @@ import pyarrow.parquet as pq
 from memory_builder.errors import SourceError
 from memory_builder.shards.links import Row, pairs_of_rows
 from memory_builder.shards.pairs import Break, Pair, PairRules, Reject
-from memory_builder.shards.tables import IMAGE_COLUMNS, Columns, first_spelled, python_rows, row_of, without_known
+from memory_builder.shards.tables import (
+    IMAGE_COLUMNS,
+    Columns,
+    distinct_names,
+    first_spelled,
+    python_rows,
+    row_of,
+    without_known,
+)
 from memory_builder.shards.transport import TransportError, open_plain
 from memory_builder.uris import PAIRS_A_SHARD, Piece
 
@@ -24,8 +32,8 @@ def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | 
     """The pairs of these rows of a parquet file."""
     with _open_parquet(path) as table:
         schema = table.schema_arrow
-        columns = Columns(schema.names, rules, path)
-        for name in sorted({*schema.names}.difference(_useful_columns(schema, columns))):
+        columns = Columns(distinct_names(schema.names), rules, path)
+        for name in sorted({*schema.names}.difference(_useful_columns(schema, columns) or schema.names)):
             rules.notes[f"tables have a column {name} of bytes, which is left out"] += 1
         rules = columns.rules(rules)
         rows = _rows(table, piece, columns, rules.notes)
@@ -85,7 +93,8 @@ def _rows(
             continue
         at = max(start, first)
         try:
-            wanted = _readable(table, group, wanted, columns, Counter() if notes is None else notes)
+            if wanted is not None:
+                wanted = _readable(table, group, wanted, columns, Counter() if notes is None else notes)
             for begin, batch in _batches(table, group, wanted, first):
                 here = batch.slice(max(0, at - begin), max(0, min(stop, begin + batch.num_rows) - max(at, begin)))
                 for i, (values, fault) in enumerate(python_rows(here), at):
@@ -99,7 +108,9 @@ def _rows(
             return
 
 
-def _batches(table: pq.ParquetFile, group: int, wanted: list[str], first: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+def _batches(
+    table: pq.ParquetFile, group: int, wanted: list[str] | None, first: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
     for batch in table.iter_batches(BATCH, row_groups=[group], columns=wanted, use_threads=False):
         yield first, batch
         first += batch.num_rows
@@ -128,8 +139,13 @@ def _can_be_read(table: pq.ParquetFile, group: int, name: str) -> bool:
     return True
 
 
-def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str]:
-    """All but those of bytes that are neither the picture nor a text of ours, which metadata cannot hold."""
+def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str] | None:
+    """All but those of bytes that are neither the picture nor a text of ours, which metadata cannot hold.
+
+    None for all, where two columns have one name: by name, Arrow finds neither.
+    """
+    if len({*schema.names}) < len(schema.names):
+        return None
     texts = (columns.image, columns.key, columns.caption, columns.url)
     return [field.name for field in schema if field.name in texts or not _is_binary(field.type)]
 

@@ -37,7 +37,7 @@ class Selection:
 def select(fs: Any, root: str) -> Selection:
     """The shards of a folder and of all below it."""
     every = dict(sorted(_walk(fs, root)))
-    files = {path: info for path, info in every.items() if not is_hidden(path[len(root) :])}
+    files = {path: info for path, info in every.items() if _is_stored(path, info) and not is_hidden(path[len(root) :])}
     by_kind: dict[str | None, list[str]] = {}
     for path in files:
         by_kind.setdefault(kind_of(path), []).append(path)
@@ -85,6 +85,12 @@ def _walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
             elif (real := os.path.realpath(listed["name"])) not in seen:
                 seen.add(real)
                 left.append(listed["name"])
+
+
+def _is_stored(path: str, info: dict[str, Any]) -> bool:
+    """Whether it is a file: no pipe or socket, nor a link to nothing, unless that is called like a shard, and fails."""
+    is_lost_shard = bool(info.get("islink")) and kind_of(path) not in (None, "picture")
+    return info["type"] == "file" or is_lost_shard
 
 
 def is_hidden(below: str) -> bool:

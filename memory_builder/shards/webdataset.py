@@ -113,7 +113,7 @@ def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | 
                 yield group
             yield Break(reason=member.reason, offset=member.offset)
             return
-        if group is None or key != group.key or suffix in suffixes:
+        if group is None or key != group.key or _is_again(group, suffix, suffixes, member.name):
             if group is not None:
                 yield group
             group, suffixes = Files(key), set()
@@ -125,6 +125,11 @@ def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | 
         group.add(suffix, member.name, member.data)
     if group is not None:
         yield group
+
+
+def _is_again(group: Files, suffix: str, suffixes: set[str], name: str) -> bool:
+    """Whether a group has this file already; a.jpg and a.JPG are two pictures."""
+    return suffix in suffixes and (suffix not in IMAGE_SUFFIXES or name in dict(group.pictures))
 
 
 def _makes_pair(key: str, suffix: str, rules: PairRules) -> bool:
@@ -169,15 +174,16 @@ def _gathered(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Br
 
 
 def _files_of(key: str, kept: _Kept, spool: IO[bytes]) -> Iterator[Files]:
-    """The files of a key; what comes a second time under the same suffix is a pair of its own, a duplicate."""
-    group, suffixes = Files(key), set[str]()
+    """The files of a key; what comes a second time is of a pair of its own, a duplicate."""
+    groups: list[tuple[Files, set[str]]] = []
     for name, start, size, fault in kept.members:
         suffix = _key_and_suffix(name)[1]
-        if suffix in suffixes:
-            yield group
-            group, suffixes = Files(key), set()
+        free = (pair for pair in groups if not _is_again(pair[0], suffix, pair[1], name))
+        group, suffixes = next(free, (Files(key), set[str]()))
+        if not suffixes:
+            groups.append((group, suffixes))
         spool.seek(start)
         suffixes.add(suffix)
         group.fault = group.fault or fault
         group.add(suffix, name, spool.read(size))
-    yield group
+    yield from (group for group, _ in groups)

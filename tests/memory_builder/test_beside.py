@@ -102,6 +102,17 @@ def test_a_key_that_comes_again_with_the_same_files_is_a_duplicate(tmp_path: Pat
         ]
 
 
+def test_a_file_that_comes_twice_and_names_that_differ_by_case_lose_no_pair(tmp_path: Path) -> None:
+    path = tmp_path / "u.tar"
+    one, two = picture(1), picture(2)
+    path.write_bytes(tar_bytes([("a.jpg", one), ("a.JPG", two), ("a.txt", b"both"), ("b.jpg", one), ("b.txt", b"x")]))
+    pairs = {item.key: (item.caption, item.image) for item in read_pairs(str(path)) if isinstance(item, Pair)}
+    assert pairs == {"a.jpg": ("both", one), "a.JPG": ("both", two), "b": ("x", one)}
+    path.write_bytes(tar_bytes([("a.jpg", one), ("a.jpg", two), ("a.txt", b"once"), ("b.jpg", one), ("b.txt", b"x")]))
+    items = list(read_pairs(str(path), gather=True))
+    assert [(item.key, getattr(item, "caption", None)) for item in items] == [("a", "once"), ("a", None), ("b", "x")]
+
+
 def test_files_that_no_pair_lacks_may_lie_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "u.tar"
     junk: list[Member] = [(".DS_Store", b"x"), ("d/.hidden", b"x"), ("a.cls", b"3")]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,6 +257,21 @@ def test_a_picture_called_row_5_is_that_file(tmp_path: Path) -> None:
     assert isinstance(pair, Pair)
     assert pair.image == PNG
     assert read_member(str(tmp_path / "t.parquet"), str(pair.member), OWN) == PNG
+
+
+def test_pipes_and_links_to_nothing_are_counted_and_not_opened(
+    tree: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tree({"a.png": PNG, "a.txt": "a"})
+    os.mkfifo(root / "b.png")
+    (root / "c.png").symlink_to(root / "nowhere.png")
+    assert read(root)[0] == {"a": "a"}
+    assert capsys.readouterr().err == f"passed over in {root}: 2 pictures\n"
+
+
+def test_a_picture_alone_is_no_shard(tree: Callable[..., Path]) -> None:
+    with pytest.raises(SourceError, match="is a picture: name its folder"):
+        find_sources([str(tree({"a.png": PNG}) / "a.png")])
 
 
 def test_passed_over_is_one_line() -> None:

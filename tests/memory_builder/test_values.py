@@ -236,6 +236,14 @@ def test_captions_and_addresses_are_known_by_several_names(tmp_path: Path, spell
     assert (pair.caption, pair.fields["url"]) == ("one", "http://x")
 
 
+def test_columns_of_one_name_are_all_kept(tmp_path: Path) -> None:
+    arrays = [pa.array(["one"]), pa.array(["another"]), pa.array([b"cat"])]
+    pq.write_table(pa.Table.from_arrays(arrays, names=["caption", "caption", "tag"]), tmp_path / "t.parquet")
+    (pair,) = read_pairs(str(tmp_path / "t.parquet"), require="text")
+    assert isinstance(pair, Pair)
+    assert (pair.caption, pair.fields["caption.1"], pair.fields["tag"]) == ("one", "another", b"cat")
+
+
 def test_a_column_that_arrow_cannot_read_costs_itself_alone(tmp_path: Path) -> None:
     """It writes fixed lists with nulls and cannot read them."""
     notes: Counter[str] = Counter()
