@@ -17,9 +17,10 @@ import numpy.typing as npt
 from faiss.contrib.factory_tools import reverse_index_factory
 
 from memory_builder.errors import IndexBuildError, UsageError
+from memory_builder.faiss_checks import unsound
 from memory_builder.indexing import TARGET_RECALL, deletions, finish_index
 from memory_builder.manifest import Commit, Manifest, config_hash, read_description
-from memory_builder.ondisk import LISTS, POPULATED, Codes, read_list, with_lists_in_memory
+from memory_builder.ondisk import LISTS, POPULATED, Codes, lists_reach, read_list, with_lists_in_memory
 from memory_builder.pairing import Numbering, check_pairing, ids_of_part
 from memory_builder.parts import Part, PartRecord, fill, finished_part, open_trained, plan_parts, record_part
 from memory_builder.progress import say
@@ -86,17 +87,35 @@ def open_published(path: Path) -> Any:
         missing = [name for name in (POPULATED, LISTS) if not (path / name).exists()]
         if missing:
             raise UsageError(f"{path} lacks {' and '.join(missing)}: name an index file, or a folder with both")
-        return _read(path / POPULATED, faiss.IO_FLAG_ONDISK_SAME_DIR)  # with MMAP, searching it would crash
+        # with MMAP, searching it would crash
+        return _read(path / POPULATED, faiss.IO_FLAG_ONDISK_SAME_DIR, path / LISTS)
     if not path.exists():
         raise UsageError(f"no index at {path}")
-    return _read(path, faiss.IO_FLAG_MMAP)
+    return _read(path, faiss.IO_FLAG_MMAP, path)
 
 
-def _read(path: Path, flags: int) -> Any:
+def _read(path: Path, flags: int, lists: Path) -> Any:
     try:
-        return faiss.read_index(str(path), flags)
-    except RuntimeError as error:
-        raise IndexBuildError(f"{path} cannot be read as a faiss index: {str(error).splitlines()[-1][-200:]}") from None
+        index = faiss.read_index(str(path), flags)
+        problem = None if _is_packed(index) else unsound(index)
+    except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
+    if problem is not None:
+        raise IndexBuildError(f"{path} cannot be read as a faiss index: {problem}")
+    ivf = faiss.try_extract_index_ivf(index)
+    reach = 0 if ivf is None else lists_reach(faiss.downcast_index(ivf))
+    if lists.stat().st_size < reach:
+        raise IndexBuildError(
+            f"{lists} has {lists.stat().st_size:,} bytes, the lists of {path.name} reach to byte {reach:,}: they do "
+            "not belong together, or it was cut off"
+        )
+    return index
+
+
+def _is_packed(index: Any) -> bool:
+    """Whether its lists are laid out for SIMD: they are no codes that could be gathered."""
+    ivf = faiss.try_extract_index_ivf(index)
+    return ivf is not None and "FastScan" in type(faiss.downcast_index(ivf)).__name__
 
 
 def _bytes(path: Path) -> int:
@@ -114,7 +133,7 @@ def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
         kind = type(faiss.downcast_index(index)).__name__
         raise IndexBuildError(f"{path} is a {kind}, not an IVF index: build one with memory-builder index")
     ivf = faiss.downcast_index(ivf)
-    if "FastScan" in type(ivf).__name__:
+    if _is_packed(index):
         kind = type(ivf).__name__
         raise IndexBuildError(f"{path} is a {kind}, whose lists are packed: build one with memory-builder index")
     if index.metric_type != faiss.METRIC_INNER_PRODUCT:

@@ -37,6 +37,19 @@ def read_list(ivf: Any, number: int) -> tuple[Codes, Ids]:
         lists.release_ids(number, ids)
 
 
+def lists_reach(ivf: Any) -> int:
+    """The byte where the last inverted list of an index with its lists on disk ends; 0 for others.
+
+    They are memory-mapped: in a file that is shorter, reading them would end the process.
+    """
+    lists = faiss.downcast_InvertedLists(ivf.invlists)
+    if not isinstance(lists, faiss.OnDiskInvertedLists):
+        return 0
+    row_bytes = ivf.code_size + ID_BYTES
+    spans = (lists.lists.at(number) for number in range(lists.lists.size()))
+    return max((span.offset + span.capacity * row_bytes for span in spans if span.size), default=0)
+
+
 def with_lists_on_disk(trained: Any, sizes: Ids) -> Any:
     """Give an empty IVF index lists of these sizes, i64[nlist], that lie in LISTS beside it; returns the index.
 

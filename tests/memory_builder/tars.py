@@ -1,11 +1,14 @@
-"""Tars and pictures for the tests of this folder."""
+"""Tars, pictures and published indexes for the tests of this folder."""
 
 import io
 import tarfile
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
+from faiss.contrib.ondisk import merge_ondisk
 from PIL import Image
 
 Member = tuple[str | tarfile.TarInfo, bytes]
@@ -57,3 +60,25 @@ def pair(key: str, seed: int = 0) -> list[Member]:
 def good_pairs(keys: Sequence[str]) -> list[Member]:
     """Good pairs with different pictures."""
     return [member for seed, key in enumerate(keys) for member in pair(key, seed)]
+
+
+def published_index(path: Path, vectors: Any, key: str, merged: bool) -> Any:
+    """A dense index of these vectors, as one file or merged on disk."""
+    index = faiss.index_factory(vectors.shape[1], key, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    if not merged:
+        index.add(vectors)
+        faiss.write_index(index, str(path))
+        return index
+    path.mkdir()
+    faiss.write_index(index, str(path / "trained.index"))
+    blocks = []
+    for i, block in enumerate(np.array_split(np.arange(len(vectors)), 3)):
+        part = faiss.read_index(str(path / "trained.index"))
+        part.add_with_ids(vectors[block], block)
+        blocks.append(str(path / f"block_{i}.index"))
+        faiss.write_index(part, blocks[-1])
+    merged_index = faiss.read_index(str(path / "trained.index"))
+    merge_ondisk(merged_index, blocks, str(path / "merged_index.ivfdata"))
+    faiss.write_index(merged_index, str(path / "populated.index"))
+    return faiss.read_index(str(path / "populated.index"), faiss.IO_FLAG_ONDISK_SAME_DIR)

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from faiss.contrib.ondisk import merge_ondisk
+from tars import published_index
 
 from memory_builder.build import adopt, import_embeddings
 from memory_builder.describe import EmbedConfig
@@ -151,28 +151,6 @@ def test_with_a_model_texts_can_be_asked_for_and_another_width_is_refused(tmp_pa
         np.save(file, unit(6, 0, d=D // 2))
     with pytest.raises(EncoderError, match=r"vectors of width 192, .* have 96"):
         run(tmp_path / "laion", tmp_path / "other", encoder=encoder)
-
-
-def published_index(path: Path, vectors: Any, key: str, merged: bool) -> Any:
-    """A dense index of these vectors, as one file or merged on disk."""
-    index = faiss.index_factory(vectors.shape[1], key, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    if not merged:
-        index.add(vectors)
-        faiss.write_index(index, str(path))
-        return index
-    path.mkdir()
-    faiss.write_index(index, str(path / "trained.index"))
-    blocks = []
-    for i, block in enumerate(np.array_split(np.arange(len(vectors)), 3)):
-        part = faiss.read_index(str(path / "trained.index"))
-        part.add_with_ids(vectors[block], block)
-        blocks.append(str(path / f"block_{i}.index"))
-        faiss.write_index(part, blocks[-1])
-    merged_index = faiss.read_index(str(path / "trained.index"))
-    merge_ondisk(merged_index, blocks, str(path / "merged_index.ivfdata"))
-    faiss.write_index(merged_index, str(path / "populated.index"))
-    return faiss.read_index(str(path / "populated.index"), faiss.IO_FLAG_ONDISK_SAME_DIR)
 
 
 @pytest.mark.parametrize(("key", "merged"), [("IVF16,SQ8", False), ("IVF16_HNSW32,PQ16x4", True)])

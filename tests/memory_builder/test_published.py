@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tars import good_pairs, picture, tar_bytes
+from tars import good_pairs, picture, published_index, tar_bytes
 
 from memory_builder.build import EmbedReport, adopt, embed, import_embeddings, index
 from memory_builder.describe import EmbedConfig
@@ -266,6 +266,22 @@ def test_an_index_of_something_else_is_refused_with_how_many_rows_agree(tmp_path
     with pytest.raises(IndexBuildError, match=r"of 1,440 rows compared, the codes of [\d,]+ agree|does not number"):
         adopted(tmp_path, published)
     assert not Memory.open(tmp_path / "m").snapshot.indexes
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "of another index"])
+@pytest.mark.parametrize("merged", [True, False])
+def test_lists_that_do_not_belong_to_their_index_are_refused_and_end_no_process(
+    tmp_path: Path, damage: str, merged: bool
+) -> None:
+    made = folders(tmp_path / "in", NAMES, caption="c")
+    bring(tmp_path / "in", tmp_path / "m")
+    published_index(tmp_path / "i", in_name_order(made), "IVF8,PQ8x8np", merged)
+    published_index(tmp_path / "j", unit(1440, 5), "IVF8,PQ8x8np", merged)
+    file, other = (path / "merged_index.ivfdata" if merged else path for path in (tmp_path / "i", tmp_path / "j"))
+    data = file.read_bytes()
+    file.write_bytes({"cut": data[: len(data) // 2], "empty": b"", "of another index": other.read_bytes()}[damage])
+    with pytest.raises(IndexBuildError, match=r"belong together|cannot be read|does not number|is not an index of"):
+        adopted(tmp_path, tmp_path / "i")
 
 
 def test_an_index_of_texts_is_one_of_texts(tmp_path: Path) -> None:
