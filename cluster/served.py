@@ -67,6 +67,8 @@ class ServiceConfig:
     """Of a request to /bulk."""
     max_json_bytes: int = 32 << 20
     """Of a request in JSON."""
+    max_spool_bytes: int = 4 << 30
+    """Of bodies and answers on disk while clients send and take them, of all together."""
     max_pixels: int = 32_000_000
     """Of a picture that is asked with or shown: decoding takes some 15 bytes for each."""
     links: LinkPolicy = field(default_factory=LinkPolicy)
