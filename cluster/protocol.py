@@ -5,6 +5,7 @@ waited for without end, and so would whoever wants the server to stop.
 """
 
 import asyncio
+import json
 import os
 import socket
 import threading
@@ -17,6 +18,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cluster.gate import error_answer
 from memory_builder.errors import UsageError
 
 CUT_S = 5
@@ -27,8 +29,14 @@ STOP_S = 12
 """After which it ends whatever still runs: nothing here is written, so nothing is lost."""
 MAX_CONNECTIONS = 1_000
 """At once; the next are answered 503."""
+MAX_HEAD_BYTES = 160 << 10
+"""Of a request: the longest filter may take 120,000 in an address."""
 BYTES_A_SECOND = 1 << 20
 """Of large bodies and answers, that clients must keep up in the long run."""
+
+
+_TOO_MANY = error_answer(503, f"{MAX_CONNECTIONS:,} clients are connected: ask again later")
+_TOO_MANY.headers.update({"Retry-After": "5", "Connection": "close"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,6 +116,8 @@ class TimedProtocol(H11Protocol):
         transport.set_write_buffer_limits(high=0)
         self._counted = CountedTransport(transport)
         super().connection_made(cast(asyncio.Transport, self._counted))
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.app = _TOO_MANY
         self._read_within("head", self.limits.head_s)
 
     def data_received(self, data: bytes) -> None:
@@ -138,6 +148,15 @@ class TimedProtocol(H11Protocol):
         super().connection_lost(exc)
         self._stop_reading()
         self._stop_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        body = json.dumps({"error": f"{msg} Its head may have {MAX_HEAD_BYTES:,} bytes."}).encode()
+        headers = [("content-type", "application/json"), ("x-content-type-options", "nosniff"), ("connection", "close")]
+        self._stop_reading()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _watch_reading(self) -> None:
         if self.conn.their_state is h11.IDLE:
@@ -199,7 +218,7 @@ def server(app: Any, limits: WaitLimits) -> Server:
             http=protocol,
             ws="none",
             log_level="warning",
-            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=GRACE_S,
         )
     )

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.parse
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -254,6 +255,33 @@ def test_no_connection_lives_on_whatever_comes_after_the_first_request(
                     if not client.recv(1 << 16):
                         break
         assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 40_000 + b"\r\n",
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+    ],
+)
+def test_what_is_no_http_is_told_so_as_everything_else_is(impatient: Service, data: bytes) -> None:
+    with impatient.send(data) as client:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := client.recv(1 << 16):
+                answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"application/json" in head
+    assert "error" in json.loads(body)
+
+
+def test_the_longest_filter_fits_into_an_address(service: Service) -> None:
+    query = urllib.parse.urlencode({"where": "caption = '" + "\U0001f43c" * 9_980 + "'"})
+    assert service.ask("POST", f"/bulk/search?{query}", npy(np.ones((1, 192), np.float32)))[0] == 200
 
 
 def test_a_short_answer_that_is_not_taken_is_given_up_too(impatient: Service) -> None:
