@@ -80,9 +80,8 @@ def _splits(name: str) -> list[str]:
     fs, path = open_filesystem(name)
     if not fs.isdir(path):
         return []
-    entries = {
-        posixpath.basename(entry["name"].rstrip("/")): file_info(fs, entry) for entry in fs.ls(path, detail=True)
-    }
+    listed = sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"]))
+    entries = {posixpath.basename(entry["name"].rstrip("/")): file_info(fs, entry) for entry in listed}
     folders = [folder for folder, info in entries.items() if info["type"] == "directory" and folder[:1] != "."]
     inside = {folder: f"{path.rstrip('/')}/{folder}" for folder in folders}
     marked = [folder for folder in folders if fs.exists(f"{inside[folder]}/{TAR_MARK}")]

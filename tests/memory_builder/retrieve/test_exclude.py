@@ -51,7 +51,7 @@ def a_set(root: Path, *pictures: str) -> Path:
         (
             ["test/cat/1.png", "train/cat/2.png", "loose.png", "classnames.txt"],
             {"test"},
-            "passed over classnames.txt, lo",
+            "passed over loose.png, classnames.txt",
         ),
         (["cat/1.png", "training/2.png"], {"cat", "training"}, "no splits, all of it is read"),
         (["a/cat/1.png", "b/cat/2.png"], {"a", "b"}, "no splits, all of it is read"),
