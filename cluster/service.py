@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
-from typing import IO, Annotated, Any, Literal, TypeVar
+from typing import IO, Annotated, Any, TypeVar
 
 import anyio
 import numpy as np
@@ -38,8 +38,9 @@ from cluster.description import (
     page_policy,
 )
 from cluster.gate import Gate, HostNames, error_answer
-from cluster.served import Answers, Info, Question, Served, ServiceConfig, Settings
+from cluster.served import FORMER_NAME, Answers, Info, Question, Served, ServiceConfig, Settings
 from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
+from memory_builder.arguments import Modality, one_modality
 from memory_builder.errors import MemoryBuilderError, RequestError, UsageError
 from memory_builder.images import FORMATS
 from memory_builder.shards.pictures import Missing
@@ -174,9 +175,15 @@ def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
         response_class=Response,
         openapi_extra=array,
     )
-    async def vectors(request: Request, keys: Literal["image", "text"] = "image") -> Response:
+    async def vectors(
+        request: Request,
+        modality: Annotated[Modality | None, Query(description="image unless given")] = None,
+        keys: Annotated[Modality | None, Query(description=FORMER_NAME, deprecated=True)] = None,
+    ) -> Response:
+        of = one_modality(modality, keys)
+
         def write(ids: Any, file: IO[bytes]) -> None:
-            np.save(file, served.vectors(ids, keys))
+            np.save(file, served.vectors(ids, of))
 
         return await answered(request, "iu", write, NPY)
 
