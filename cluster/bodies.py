@@ -2,6 +2,7 @@
 
 import io
 import math
+import mmap
 from typing import Any
 
 import numpy as np
@@ -9,29 +10,36 @@ import numpy.typing as npt
 from fastapi import HTTPException, Request
 from numpy.lib import format as npy
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from cluster.served import Question
+from cluster.spool import CHUNK_BYTES, Spool
 from memory_builder.errors import UsageError
 
 MAX_VALUES = 2_000_000
 """In one JSON body; arrays of more are sent as .npy to /bulk."""
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, unless it is too long.
+async def read_body(request: Request, body: Spool, max_bytes: int) -> None:
+    """Read the body, unless it is too long.
 
     Raises:
         HTTPException: 413.
+        NoRoomError: too much is held for other clients.
     """
     length = request.headers.get("content-length", "")
-    body = bytearray()
     if not (length.isascii() and length.isdigit() and int(length[:20]) > max_bytes):
+        waiting = bytearray()
         async for chunk in request.stream():
-            body += chunk
-            if len(body) > max_bytes:
+            waiting += chunk
+            if body.n_bytes + len(waiting) > max_bytes:
                 break
+            if len(waiting) >= CHUNK_BYTES:
+                await run_in_threadpool(body.write, waiting)
+                waiting = bytearray()
         else:
-            return bytes(body)
+            await run_in_threadpool(body.write, waiting)
+            return
     raise HTTPException(413, f"a request of more than {max_bytes:,} bytes: ask in several")
 
 
@@ -55,13 +63,15 @@ def describe_faults(faults: Any, n_shown: int = 10) -> str:
     return "; ".join(shown) + ("; …" if len(faults) > n_shown else "")
 
 
-def parse_array(body: bytes, kinds: str) -> npt.NDArray[Any]:
+def parse_array(body: bytes | mmap.mmap, kinds: str) -> npt.NDArray[Any]:
     """The .npy file of a body, if it holds numbers of these kinds: one or two dimensions, as long as its head says.
+
+    The array is a view of the body.
 
     Raises:
         UsageError: it does not.
     """
-    stream = io.BytesIO(body)
+    stream: Any = io.BytesIO(body) if isinstance(body, bytes) else body
     try:
         version = npy.read_magic(stream)
         read_head = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0

@@ -30,7 +30,7 @@ def _error(status: int, description: str) -> Responses:
 
 BAD = _error(400, "It cannot be done as asked, or is too much for one request; the message says what and why.")
 TOO_LONG = _error(413, "The body is too long.")
-NOT_READ = _error(503, "The memory cannot be read now.")
+NOT_READ = _error(503, "The memory cannot be read now, or too much waits for other clients (then with Retry-After).")
 ARRAYS: dict[str, Responses] = {
     kind: {200: {"description": "The answer.", "content": {kind: _BINARY}}} for kind in (NPY, NPZ, ARROW)
 }

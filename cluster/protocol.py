@@ -1,21 +1,24 @@
-"""HTTP as uvicorn speaks it, with an end to every wait for a client.
+"""HTTP as uvicorn speaks it, with an end to every wait for a client, and no answer kept for one that does not take it.
 
 uvicorn ends idle connections alone: a request that comes in byte by byte, or an answer that nobody takes, would be
 waited for without end, and so would whoever wants the server to stop.
 """
 
 import asyncio
+import json
 import os
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from cluster.gate import error_answer
 from memory_builder.errors import UsageError
 
 CUT_S = 5
@@ -26,8 +29,14 @@ STOP_S = 12
 """After which it ends whatever still runs: nothing here is written, so nothing is lost."""
 MAX_CONNECTIONS = 1_000
 """At once; the next are answered 503."""
+MAX_HEAD_BYTES = 160 << 10
+"""Of a request: the longest filter may take 120,000 in an address."""
 BYTES_A_SECOND = 1 << 20
-"""Slower clients may run out of time with large bodies and answers."""
+"""Of large bodies and answers, that clients must keep up in the long run."""
+
+
+_TOO_MANY = error_answer(503, f"{MAX_CONNECTIONS:,} clients are connected: ask again later")
+_TOO_MANY.headers.update({"Retry-After": "5", "Connection": "close"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +46,9 @@ class WaitLimits:
     head_s: float = 10.0
     """To send the head of a request."""
     body_s: float = 30.0
-    """To send its body, and one more for each MiB."""
+    """To send its body, and one more for each MiB that came."""
     answer_s: float = 30.0
-    """To take the answer, and one more for each MiB."""
+    """To take the answer, and one more for each MiB that was taken."""
 
     def __post_init__(self) -> None:
         for name in ("head_s", "body_s", "answer_s"):
@@ -47,76 +56,133 @@ class WaitLimits:
                 raise UsageError(f"{name} {getattr(self, name)}: expected more than 0 seconds")
 
 
+class Clock:
+    """Ends a connection on which too little moves: it has some seconds, and one more for each MiB that moved."""
+
+    def __init__(self, what: str, seconds: float, moved_bytes: Callable[[], int], expired: Callable[[], None]) -> None:
+        self.what = what
+        self._loop = asyncio.get_running_loop()
+        self._moved_bytes, self._expired = moved_bytes, expired
+        self._ends_s, self._from_bytes = self._loop.time() + seconds, moved_bytes()
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        ends_s = self._ends_s + (self._moved_bytes() - self._from_bytes) / BYTES_A_SECOND
+        if ends_s <= self._loop.time():
+            self._expired()
+        else:
+            self._timer = self._loop.call_at(ends_s, self._look)
+
+    def stop(self) -> None:
+        """Let the connection be."""
+        self._timer.cancel()
+
+
+class CountedTransport:
+    """A transport that knows how many bytes went into it; all else is its own."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._written_bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """As the transport's."""
+        self._written_bytes += len(data)
+        self._transport.write(data)
+
+    def taken_bytes(self) -> int:
+        """Bytes that left this process."""
+        return self._written_bytes - self._transport.get_write_buffer_size()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class TimedProtocol(H11Protocol):
-    """One connection: at most one clock runs for what is read, one for what is written."""
+    """One connection: at most one clock runs for what is read, one for what is written.
+
+    The next piece of an answer is written when no byte of the one before waits here.
+    """
 
     limits: WaitLimits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._reading: tuple[str, asyncio.TimerHandle] | None = None
-        self._writing: asyncio.TimerHandle | None = None
+        self._reading: Clock | None = None
+        self._writing: Clock | None = None
+        self._read_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)
+        self._counted = CountedTransport(transport)
+        super().connection_made(cast(asyncio.Transport, self._counted))
+        if len(self.connections) > MAX_CONNECTIONS:
+            self.app = _TOO_MANY
         self._read_within("head", self.limits.head_s)
 
     def data_received(self, data: bytes) -> None:
+        self._read_bytes += len(data)
         super().data_received(data)
         self._watch_reading()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is not h11.SEND_BODY:  # uvicorn's clock of idle connections goes on
+        if not self._counted.get_write_buffer_size():
+            self._stop_writing()
+        if self.conn.their_state is h11.IDLE:  # uvicorn's clock of idle connections goes on
             self._stop_reading()
+        else:
+            self._watch_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._write_within()
+        if self._writing is None:
+            self._writing = Clock("answer", self.limits.answer_s, self._counted.taken_bytes, self.cut)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._write_within()
+        if self.cycle is None or self.cycle.response_complete:
+            self._stop_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop_reading()
-        if self._writing is not None:
-            self._writing.cancel()
+        self._stop_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        body = json.dumps({"error": f"{msg} Its head may have {MAX_HEAD_BYTES:,} bytes."}).encode()
+        headers = [("content-type", "application/json"), ("x-content-type-options", "nosniff"), ("connection", "close")]
+        self._stop_reading()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event))
+        self.transport.close()
 
     def _watch_reading(self) -> None:
         if self.conn.their_state is h11.IDLE:
             self._read_within("head", self.limits.head_s)
-        elif self.conn.their_state is h11.SEND_BODY:
-            self._read_within("body", self.limits.body_s + self._announced() / BYTES_A_SECOND)
-        else:
+        elif self.conn.their_state is not h11.SEND_BODY:
             self._stop_reading()
+        elif self.cycle.response_complete:  # nobody wants the rest, however fast it comes
+            self._read_within("rest", self.limits.body_s)
+        else:
+            self._read_within("body", self.limits.body_s)
 
     def _read_within(self, what: str, seconds: float) -> None:
-        if self._reading is not None and self._reading[0] == what:
-            return
-        self._stop_reading()
-        self._reading = (what, self.loop.call_later(seconds, self.cut))
+        if self._reading is None or self._reading.what != what:
+            self._stop_reading()
+            counts = what == "body"
+            self._reading = Clock(what, seconds, lambda: self._read_bytes if counts else 0, self.cut)
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
-            self._reading[1].cancel()
+            self._reading.stop()
             self._reading = None
 
-    def _announced(self) -> int:
-        """Bytes of the body, as its head says; of one sent in chunks nobody knows."""
-        length = dict(self.headers or ()).get(b"content-length", b"0")
-        return min(int(length), 1 << 32) if length.isdigit() else 0
-
-    def _write_within(self) -> None:
+    def _stop_writing(self) -> None:
         if self._writing is not None:
-            self._writing.cancel()
-        seconds = self.limits.answer_s + self.transport.get_write_buffer_size() / BYTES_A_SECOND
-        self._writing = self.loop.call_later(seconds, self._cut_if_untaken)
-
-    def _cut_if_untaken(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.cut()
+            self._writing.stop()
+            self._writing = None
 
     def cut(self) -> None:
         """End the connection, whatever was to be sent."""
@@ -152,7 +218,7 @@ def server(app: Any, limits: WaitLimits) -> Server:
             http=protocol,
             ws="none",
             log_level="warning",
-            limit_concurrency=MAX_CONNECTIONS,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=GRACE_S,
         )
     )

@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import pyarrow as pa
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from memory_builder.answers import answers, stated_recall
+from memory_builder.arguments import one_modality
 from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.images import DAMAGE, FORMATS, BadImageError, decode_image
@@ -35,6 +36,7 @@ MAX_WIDTH = 16_384
 """Numbers of a vector there."""
 MAX_WHERE = 10_000
 """Characters of a filter: its parser takes some 10 ms for each thousand, and lets no one else work meanwhile."""
+FORMER_NAME = "former name of modality, for one more version"
 LARGEST = (1 << 31) - 1
 DRAFT = 512
 """Pixels a side that a JPEG is decoded to, to see whether it is one."""
@@ -67,6 +69,8 @@ class ServiceConfig:
     """Of a request to /bulk."""
     max_json_bytes: int = 32 << 20
     """Of a request in JSON."""
+    max_spool_bytes: int = 4 << 30
+    """Of bodies and answers on disk while clients send and take them, of all together."""
     max_pixels: int = 32_000_000
     """Of a picture that is asked with or shown: decoding takes some 15 bytes for each."""
     links: LinkPolicy = field(default_factory=LinkPolicy)
@@ -92,7 +96,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     k: Annotated[int, Field(ge=1, description="rows a query")] = 10
-    keys: Annotated[Literal["image", "text"], Field(description="which vectors are searched")] = "image"
+    modality: Annotated[Literal["image", "text"], Field(description="of the vectors that are searched")] = "image"
+    keys: Annotated[
+        Literal["image", "text"] | None,
+        Field(description=FORMER_NAME, json_schema_extra={"deprecated": True}),
+    ] = None
     side: Annotated[Literal["image", "text"] | None, Field(description="what bare vectors are embeddings of")] = None
     where: Annotated[
         str | None,
@@ -100,6 +108,13 @@ class Settings(BaseModel):
     ] = None
     nprobe: Annotated[int | None, Field(ge=1, le=LARGEST, description="inverted lists to scan")] = None
     refine: Annotated[int | None, Field(ge=0, le=LARGEST, description="candidates to rescore for each row")] = None
+
+    @model_validator(mode="after")
+    def _take_former_name(self) -> "Settings":
+        if self.keys is not None:
+            self.modality = one_modality(self.modality if "modality" in self.model_fields_set else None, self.keys)
+            self.keys = None
+        return self
 
 
 class Question(Settings):
@@ -131,6 +146,7 @@ class Hit(BaseModel):
     key: str | None
     caption: str | None
     url: str | None
+    path: str | None = Field(description="where the row came from, if it is a file")
 
 
 class Answer(BaseModel):
@@ -213,7 +229,7 @@ class Served:
         tuned = question.nprobe is None and question.refine is None
         return {
             "queries": [{"query": i, "hits": found} for i, found in enumerate(answers(memory, hits))],
-            "stated": stated_recall(memory, question.keys, side) if tuned else None,
+            "stated": stated_recall(memory, question.modality, side) if tuned else None,
             "snapshot": memory.snapshot.number,
         }
 
@@ -222,11 +238,11 @@ class Served:
         self._check(len(vectors) if vectors.ndim > 1 else 1, settings, self.config.max_rows)
         return self.memory().search(vectors=vectors, **settings.model_dump())
 
-    def vectors(self, ids: Ids, keys: Keys) -> Scores:
+    def vectors(self, ids: Ids, modality: Keys) -> Scores:
         """i64[n] ids → f32[n, d]."""
         memory = self.memory()
         self._check_rows(ids.size, min(self.config.max_rows, self.config.max_body_bytes // (4 * memory.description.d)))
-        return memory.vectors(ids, keys)
+        return memory.vectors(ids, modality)
 
     def rows(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         """i64[n] ids → one row for each, as ``Memory.rows``."""
@@ -284,7 +300,7 @@ class Served:
         if k * refine > candidates:
             raise UsageError(f"refine {refine} at k {k}: this service rescores at most {candidates:,} rows a query")
         self._check_rows(n_queries * k, most)
-        self._asked.add(settings.keys)
+        self._asked.add(settings.modality)
 
     def _check_rows(self, n_rows: int, most: int) -> None:
         if n_rows > most:

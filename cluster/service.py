@@ -8,7 +8,7 @@ import io
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, TypeVar
 
 import anyio
 import numpy as np
@@ -38,13 +38,20 @@ from cluster.description import (
     page_policy,
 )
 from cluster.gate import Gate, HostNames, error_answer
-from cluster.served import Answers, Info, Question, Served, ServiceConfig, Settings
+from cluster.served import FORMER_NAME, Answers, Info, Question, Served, ServiceConfig, Settings
+from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
+from memory_builder.arguments import Modality, one_modality
 from memory_builder.errors import MemoryBuilderError, RequestError, UsageError
 from memory_builder.images import FORMATS
 from memory_builder.shards.pictures import Missing
 
+Result = TypeVar("Result")
 PICTURES_AT_ONCE = 8
 """They may lie far away: whoever waits for one keeps no search waiting."""
+BULK_AT_ONCE = 8
+"""Each may take hundreds of megabytes while it is computed."""
+RETRY_AFTER_S = 5
+"""When too much waits for clients: those that do not move are cut off meanwhile."""
 
 
 def create_app(config: ServiceConfig) -> FastAPI:
@@ -53,7 +60,8 @@ def create_app(config: ServiceConfig) -> FastAPI:
     Raises:
         MemoryBuilderError: as ``Memory.open``.
     """
-    served = Served(config)
+    return_freed_memory()
+    served, spools = Served(config), Spools(config.max_spool_bytes)
     page = files("cluster").joinpath("page.html").read_text("utf-8")
     app = FastAPI(title="memory-builder", docs_url=None, redoc_url=None)
     app.add_middleware(
@@ -86,16 +94,36 @@ def create_app(config: ServiceConfig) -> FastAPI:
     async def search(request: Request) -> Any:
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise UsageError("the content type is not application/json")
-        body = await read_body(request, config.max_json_bytes)
-        return await run_in_threadpool(lambda: _json(Answers(**served.answer(parse_question(body)))))
 
-    _add_pictures(app, served)
-    _add_bulk(app, served)
+        def answer(body: Spool) -> Response:
+            told = Answers(**served.answer(parse_question(bytes(body.content()))))
+            return spools.answer(lambda file: file.write(told.model_dump_json().encode()), "application/json")
+
+        with spools.open() as body:
+            await read_body(request, body, config.max_json_bytes)
+            return await run_in_threadpool(answer, body)
+
+    _add_pictures(app, served, spools)
+    _add_bulk(app, served, spools)
     return app
 
 
-def _add_pictures(app: FastAPI, served: Served) -> None:
-    at_once: list[anyio.CapacityLimiter] = []  # made where there is a loop
+class AtOnce:
+    """Calls in threads, so many at a time."""
+
+    def __init__(self, n_calls: int) -> None:
+        self._n_calls = n_calls
+        self._limiter: anyio.CapacityLimiter | None = None
+
+    async def run(self, call: Callable[..., Result], *arguments: Any) -> Result:
+        """What the call returns."""
+        if self._limiter is None:  # made where there is a loop
+            self._limiter = anyio.CapacityLimiter(self._n_calls)
+        return await anyio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
+
+
+def _add_pictures(app: FastAPI, served: Served, spools: Spools) -> None:
+    at_once = AtOnce(PICTURES_AT_ONCE)
 
     @app.get(
         "/pictures/{row_id}",
@@ -105,23 +133,24 @@ def _add_pictures(app: FastAPI, served: Served) -> None:
         response_class=Response,
     )
     async def picture(row_id: Annotated[int, Path(ge=0, lt=1 << 63, description="id of a hit")]) -> Response:
-        if not at_once:
-            at_once.append(anyio.CapacityLimiter(PICTURES_AT_ONCE))
-        found = await anyio.to_thread.run_sync(served.picture, row_id, limiter=at_once[0])
+        found = await at_once.run(served.picture, row_id)
         if isinstance(found, Missing):
             raise HTTPException(404, f"row {row_id}: its picture is {found.reason}")
-        return Response(found, media_type=_media_type(found))
+        return await run_in_threadpool(spools.answer, lambda file: file.write(found), _media_type(found))
 
 
-def _add_bulk(app: FastAPI, served: Served) -> None:
+def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
     """Add what programs ask: bodies are .npy files, answers .npz, .npy and Arrow streams."""
     array = body_of(NPY, {"type": "string", "format": "binary"})
-    most = served.config.max_body_bytes
+    most, at_once = served.config.max_body_bytes, AtOnce(BULK_AT_ONCE)
 
-    async def answered(request: Request, kinds: str, answer: Callable[[Any], bytes], media_type: str) -> Response:
-        body = await read_body(request, most)
-        data = await run_in_threadpool(lambda: answer(parse_array(body, kinds)))
-        return Response(data, media_type=media_type)
+    async def answered(request: Request, kinds: str, write: Callable[[Any, IO[bytes]], Any], kind: str) -> Response:
+        def answer(body: Spool) -> Response:
+            return spools.answer(partial(write, parse_array(body.content(), kinds)), kind)
+
+        with spools.open() as body:
+            await read_body(request, body, most)
+            return await at_once.run(answer, body)
 
     @app.post(
         "/bulk/search",
@@ -132,12 +161,11 @@ def _add_bulk(app: FastAPI, served: Served) -> None:
         openapi_extra=array,
     )
     async def search(request: Request, settings: Annotated[Settings, Query()]) -> Response:
-        def answer(queries: Any) -> bytes:
-            hits, stream = served.search(queries, settings), io.BytesIO()
-            np.savez(stream, scores=hits.scores, ids=hits.ids)
-            return stream.getvalue()
+        def write(queries: Any, file: IO[bytes]) -> None:
+            hits = served.search(queries, settings)
+            np.savez(file, scores=hits.scores, ids=hits.ids)
 
-        return await answered(request, "fiu", answer, NPZ)
+        return await answered(request, "fiu", write, NPZ)
 
     @app.post(
         "/bulk/vectors",
@@ -147,13 +175,17 @@ def _add_bulk(app: FastAPI, served: Served) -> None:
         response_class=Response,
         openapi_extra=array,
     )
-    async def vectors(request: Request, keys: Literal["image", "text"] = "image") -> Response:
-        def answer(ids: Any) -> bytes:
-            stream = io.BytesIO()
-            np.save(stream, served.vectors(ids, keys))
-            return stream.getvalue()
+    async def vectors(
+        request: Request,
+        modality: Annotated[Modality | None, Query(description="image unless given")] = None,
+        keys: Annotated[Modality | None, Query(description=FORMER_NAME, deprecated=True)] = None,
+    ) -> Response:
+        of = one_modality(modality, keys)
 
-        return await answered(request, "iu", answer, NPY)
+        def write(ids: Any, file: IO[bytes]) -> None:
+            np.save(file, served.vectors(ids, of))
+
+        return await answered(request, "iu", write, NPY)
 
     @app.post(
         "/bulk/rows",
@@ -164,13 +196,12 @@ def _add_bulk(app: FastAPI, served: Served) -> None:
         openapi_extra=array,
     )
     async def rows(request: Request, columns: Annotated[list[str], Query(max_length=100)]) -> Response:
-        def answer(ids: Any) -> bytes:
-            table, sink = served.rows(ids, columns), pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, table.schema) as writer:
+        def write(ids: Any, file: IO[bytes]) -> None:
+            table = served.rows(ids, columns)
+            with pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
-            return bytes(sink.getvalue())
 
-        return await answered(request, "iu", answer, ARROW)
+        return await answered(request, "iu", write, ARROW)
 
 
 def _json(answer: BaseModel) -> Response:
@@ -184,7 +215,10 @@ def _media_type(picture: bytes) -> str:
 
 def _tell(_: Request, error: Exception) -> Response:
     """400 for what cannot be done as asked, 503 for what this service cannot do now."""
-    return error_answer(400 if isinstance(error, RequestError) else 503, str(error))
+    answer = error_answer(400 if isinstance(error, RequestError) else 503, str(error))
+    if isinstance(error, NoRoomError):
+        answer.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return answer
 
 
 def _tell_http(_: Request, error: Exception) -> Response:

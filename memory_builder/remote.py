@@ -102,7 +102,7 @@ class RemoteMemory:
         how = {
             "k": k,
             "side": side,
-            "keys": one_modality(modality, keys),
+            "modality": one_modality(modality, keys),
             "where": where,
             "nprobe": nprobe,
             "refine": refine,
@@ -127,9 +127,9 @@ class RemoteMemory:
 
     def vectors(self, ids: npt.ArrayLike, modality: Keys | None = None, *, keys: Keys | None = None) -> Scores:
         """As ``Memory.vectors``."""
-        keys = one_modality(modality, keys)
+        query = {"modality": one_modality(modality, keys)}
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
-        blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", {"keys": keys}, body))) for body in bodies]
+        blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", query, body))) for body in bodies]
         found: Scores = np.concatenate(blocks)
         return found
 

@@ -34,8 +34,8 @@ class Retrieve:
     templates: str = "{c}"
     """Prompts around the class names: a built-in set of CLIP's (imagenet, caltech101, …), a file, or one prompt."""
     exclude: tuple[str, ...] = ()
-    """Evaluation sets whose pictures, and copies of them, stay out: CLIP_benchmark folders (all splits but train), or
-    whatever embed reads."""
+    """Evaluation sets whose pictures, and copies of them, stay out: folders as evaluate takes them (all splits but
+    train), or whatever embed reads."""
     config: OmitArgPrefixes[RetrieveConfig] = field(default_factory=RetrieveConfig)
     max_missing: float = MAX_MISSING
     """Share of the chosen pairs whose pictures may be gone; more is a failure."""

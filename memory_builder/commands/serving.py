@@ -42,14 +42,16 @@ class Serve:
     """Longest request in JSON."""
     max_body_bytes: int = 256 << 20
     """Longest request to /bulk."""
+    max_spool_bytes: int = 4 << 30
+    """Most bytes of bodies and answers that lie on disk (in TMPDIR) while clients send and take them."""
     max_pixels: int = 32_000_000
     """Largest picture that is asked with or shown."""
     head_s: float = 10.0
     """Seconds a client may take to send the head of a request."""
     body_s: float = 30.0
-    """Seconds for its body, and one more for each MiB."""
+    """Seconds for its body, and one more for each MiB that came."""
     answer_s: float = 30.0
-    """Seconds to take the answer, and one more for each MiB."""
+    """Seconds to take the answer, and one more for each MiB that was taken."""
     server_name: UseAppendAction[tuple[str, ...]] = ()
     """Name by which clients call this service, beside those of this machine and IP addresses; may be repeated."""
     links: OmitArgPrefixes[LinkOptions] = field(default_factory=LinkOptions)
@@ -67,6 +69,7 @@ class Serve:
             max_k=self.max_k,
             max_json_bytes=self.max_json_bytes,
             max_body_bytes=self.max_body_bytes,
+            max_spool_bytes=self.max_spool_bytes,
             max_pixels=self.max_pixels,
             refresh_s=self.refresh_s,
             links=self._links(),

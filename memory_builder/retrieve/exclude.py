@@ -2,10 +2,12 @@
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,7 @@ from memory_builder.errors import CorruptMemoryError, EncoderError, SourceError,
 from memory_builder.images import BadImageError, decode_image
 from memory_builder.manifest import record_names, shard_name
 from memory_builder.plan import Source
+from memory_builder.progress import say
 from memory_builder.records import Count, decode_table, reading, strict_record
 from memory_builder.retrieve.aligned import Glyphs, glyph_of
 from memory_builder.retrieve.evidence import Compared, Signs
@@ -24,12 +27,15 @@ from memory_builder.retrieve.records import done_records
 from memory_builder.retry import open_filesystem
 from memory_builder.runner import available_threads
 from memory_builder.shards import Break, Pair, Reject, read_pairs
+from memory_builder.shards.folder import file_info
+from memory_builder.shards.kinds import kind_of
+from memory_builder.shards.tree import describe_passed_over
 from memory_builder.sources import find_sources
+from memory_builder.splits import TAR_MARK, is_named_as_split, is_to_learn_from
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import npy_bytes, parquet_bytes, read_npy
 
 FOLDER = "exclude"
-SPLIT_MARK = "nshards.txt"
 BATCH = 256
 KEYS = pa.schema([("uri", pa.string()), ("key", pa.string()), ("sha256", pa.string())])
 
@@ -56,10 +62,13 @@ class ExcludedRecord:
 
 
 def find_excluded(named: Sequence[str]) -> list[Excluded]:
-    """The shards of evaluation sets: CLIP_benchmark folders (every split but ``train``), or anything embed reads.
+    """The shards of evaluation sets: of sets with splits every split but ``train``, else all that embed reads there.
+
+    What is read of each folder is said in one line on standard error.
 
     Raises:
         SourceError: there is nothing at one of them.
+        UsageError: a set has a train split alone, or it is not clear whether it has splits.
     """
     found: dict[str, Source] = {}
     for name in named:
@@ -69,16 +78,47 @@ def find_excluded(named: Sequence[str]) -> list[Excluded]:
 
 
 def _splits(name: str) -> list[str]:
-    """The folders of tars in a CLIP_benchmark folder, if it is one."""
+    """The folders of a set that has splits, but for the one to learn from; nothing of any other."""
     fs, path = open_filesystem(name)
     if not fs.isdir(path):
         return []
-    marks = [entry["name"] for entry in fs.ls(path, detail=True) if entry["type"] == "directory"]
-    splits = [where for where in sorted(marks) if fs.exists(f"{where}/{SPLIT_MARK}")]
-    wanted = [where for where in splits if where.rstrip("/").rsplit("/", 1)[-1] != "train"]
-    if splits and not wanted:
+    listed = sorted(fs.ls(path, detail=True), key=lambda entry: str(entry["name"]))
+    entries = {posixpath.basename(entry["name"].rstrip("/")): file_info(fs, entry) for entry in listed}
+    folders = [folder for folder, info in entries.items() if info["type"] == "directory" and folder[:1] != "."]
+    inside = {folder: f"{path.rstrip('/')}/{folder}" for folder in folders}
+    marked = [folder for folder in folders if fs.exists(f"{inside[folder]}/{TAR_MARK}")]
+    if not marked and not any(map(is_named_as_split, folders)):
+        say(f"evaluation set {name}: no splits, all of it is read")
+        return []
+    splits = [folder for folder in folders if folder in marked or is_named_as_split(folder)] if marked else folders
+    left = [folder for folder in splits if is_to_learn_from(folder)]
+    read = [folder for folder in splits if folder not in left]
+    if not read:
         raise UsageError(f"--exclude {name} has only a train split; name its folder itself if that is meant")
-    return [str(fs.unstrip_protocol(where)) if "://" in name else str(where) for where in wanted]
+    if not marked:
+        _refuse_classes(fs, name, inside, left, read)
+    beside = describe_passed_over(entry for entry in entries if entry not in splits)
+    say(
+        f"evaluation set {name}: read {', '.join(read)}"
+        + (f"; {', '.join(left)} may be learnt from and is not read" if left else "")
+        + (f"; passed over {beside}" if beside else "")
+    )
+    where = [inside[folder] for folder in read]
+    return [str(fs.unstrip_protocol(folder)) for folder in where] if "://" in name else where
+
+
+def _refuse_classes(fs: Any, name: str, inside: Mapping[str, str], left: list[str], read: list[str]) -> None:
+    """Refuse a set of which ``train`` may as well be a class, such as that of trains."""
+
+    def holds_pictures(folder: str) -> bool:
+        return any(kind_of(entry["name"]) == "picture" for entry in fs.ls(inside[folder], detail=True))
+
+    classes = [folder for folder in read if not is_named_as_split(folder) and holds_pictures(folder)]
+    if classes and any(map(holds_pictures, left)):
+        raise UsageError(
+            f"--exclude {name}: its folders {', '.join((*left, *classes[:3]))} hold pictures, so {left[0]} may be a "
+            f"class or a split: name the folders that are meant, as in --exclude {name.rstrip('/')}/{classes[0]}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -97,7 +97,7 @@ def test_python_asks_it_as_it_asks_a_memory(there: RemoteMemory, here: Memory, s
     vectors = here.vectors(here.row_ids(1))
     asked = [
         {"text": "a cat"},
-        {"text": ["a cat", "a bus"], "keys": "text", "k": 3},
+        {"text": ["a cat", "a bus"], "modality": "text", "k": 3},
         {"image": picture},
         {"image": [picture, picture], "where": "caption LIKE '%a%'"},
         {"vectors": vectors, "side": "image", "k": 7},
@@ -153,7 +153,9 @@ def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here:
         ({"text": ["cat"] * 1_001, "k": 100}, "at most 1000 items"),
         ({"text": "cat", "k": 100, "refine": 2_001}, "rescores at most 200,000 rows a query"),
         ({"text": "cat", "k": 0}, "k: Input should be greater than or equal to 1"),
+        ({"text": "cat", "modality": "sound"}, "modality: Input should be 'image' or 'text'"),
         ({"text": "cat", "keys": "sound"}, "keys: Input should be 'image' or 'text'"),
+        ({"text": "cat", "modality": "image", "keys": "text"}, "keys is the former name of modality, give one"),
         ({"text": "cat", "colour": "red"}, "colour: Extra inputs are not permitted"),
         ({"text": "cat", "where": "weight > 3"}, "weight"),
         ({"image": "not base64!"}, "not base64"),
@@ -166,6 +168,42 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(url: str, question: 
     status, told = post(f"{url}/search", question)
     assert status == 400
     assert says in told["error"]
+
+
+def test_keys_is_the_former_name_of_modality(url: str, here: Memory) -> None:
+    ids = here.row_ids(0)[:3]
+    bodies = {"search": here.vectors(ids, "text"), "vectors": ids}
+    for path, body in bodies.items():
+        answers = {
+            query: _bulk(f"{url}/bulk/{path}?{query}", body)
+            for query in ("modality=text", "keys=text", "modality=text&keys=text", "modality=image", "keys=image", "")
+        }
+        assert {status for status, _ in answers.values()} == {200}
+        assert answers["modality=text"] == answers["keys=text"] == answers["modality=text&keys=text"]
+        assert answers["modality=image"] == answers["keys=image"] == answers[""] != answers["keys=text"]
+        status, said = _bulk(f"{url}/bulk/{path}?modality=text&keys=image", body)
+        assert (status, b"give one" in said) == (400, True)
+    with_text = {"text": "cat", "k": 3}
+    told = {name: post(f"{url}/search", with_text | {name: "text"})[1] for name in ("modality", "keys")}
+    assert told["modality"] == told["keys"] != post(f"{url}/search", with_text)[1]
+    with urllib.request.urlopen(f"{url}/openapi.json") as response:
+        described = json.load(response)
+    question = described["paths"]["/search"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert question["properties"]["keys"]["deprecated"]
+    assert question["properties"]["modality"]["default"] == "image"
+    for path in bodies:
+        names = {one["name"]: one for one in described["paths"][f"/bulk/{path}"]["post"]["parameters"]}
+        assert "former name" in json.dumps(names["keys"])
+        assert "deprecated" in json.dumps(names["keys"])
+        assert "deprecated" not in json.dumps(names["modality"])
+
+
+def _bulk(url: str, array: np.ndarray) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, _npy(array))) as response:
+            return response.status, response.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
 
 
 def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> None:

@@ -11,6 +11,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.parse
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -144,6 +145,165 @@ def test_it_stops_in_time_whatever_clients_do(built_memory: Path, sign: signal.S
         assert code == (143 if sign == signal.SIGTERM else 130)
         for client in clients:
             client.close()
+
+
+def resident_kib(service: Service, what: str = "VmRSS") -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(re.findall(rf"{what}:\s+(\d+)", status)[0])
+
+
+def test_memory_does_not_grow_with_clients_that_take_nothing_or_do_not_finish(built_memory: Path) -> None:
+    unfinished = npy(np.zeros((20_000, 192), np.float32))[:-1]
+    head = f"POST /bulk/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(unfinished) + 1}\r\n\r\n"
+    with serving(built_memory) as service:
+        for path in ("/bulk/vectors", "/bulk/rows?columns=key"):
+            assert service.ask("POST", path, npy(np.zeros(20_000, np.int64)))[0] == 200
+        assert service.search(b'{"text": "cat"}')[0] == 200
+        before, n_open = resident_kib(service), open_files(service)
+        clients = [service.send(untaken()) for _ in range(24)]  # each waits for 15,000 KiB
+        clients += [service.send(head.encode() + unfinished) for _ in range(24)]  # each sent as much
+        for client in clients[:24]:
+            client.settimeout(60)
+            assert client.recv(15) == b"HTTP/1.1 200 OK"
+        assert service.search(b'{"text": "cat"}')[0] == 200
+        assert resident_kib(service) - before < 60_000  # of 720,000
+        for client in clients:
+            client.close()
+        time.sleep(1)
+        assert open_files(service) <= n_open
+
+
+def open_files(service: Service) -> int:
+    return len(list(Path(f"/proc/{service.process.pid}/fd").iterdir()))
+
+
+def test_when_too_much_waits_for_clients_more_is_refused_until_they_have_gone(built_memory: Path) -> None:
+    def ask(path: str, body: bytes) -> tuple[int, dict[str, str]]:
+        return service.ask("POST", path, body)[:2]
+
+    ids = npy(np.zeros(20_000, np.int64))
+    with serving(built_memory, "--max-spool-bytes", "20000000") as service:
+        with service.send(untaken()) as first:
+            assert first.recv(15) == b"HTTP/1.1 200 OK"
+            status, headers = ask("/bulk/vectors", ids)
+            assert (status, headers["retry-after"]) == (503, "5")
+            assert ask("/bulk/search", npy(np.zeros((20_000, 192), np.float32)))[0] == 503  # its body finds no room
+            assert ask("/bulk/vectors", ids[:128] + bytes(0))[0] == 400
+            assert service.search(b'{"text": "cat"}')[0] == 200
+        time.sleep(1)
+        assert ask("/bulk/vectors", ids)[0] == 200
+
+
+@pytest.mark.parametrize("rate_kib_s", [3_000, 100])
+def test_who_is_slow_but_moves_gets_all_and_who_hardly_moves_is_cut_off(built_memory: Path, rate_kib_s: int) -> None:
+    """One second, and one for each MiB: 15 MB at 3 MB/s take five."""
+    with serving(built_memory, "--answer-s", "1", "--body-s", "1") as service:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+        client.settimeout(60)
+        client.connect(("127.0.0.1", service.port))
+        whole = 20_000 * 192 * 4
+        taken, started = 0, time.monotonic()
+        with client, contextlib.suppress(ConnectionError):
+            client.sendall(untaken())
+            while taken < whole and (data := client.recv(1 << 16)):
+                taken += len(data)
+                time.sleep(len(data) / (rate_kib_s << 10))
+                if time.monotonic() - started > 60:
+                    break
+        assert (taken >= whole) == (rate_kib_s == 3_000)
+        head = b"POST /bulk/rows?columns=key HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+        with service.send(head) as sender:
+            pieces = 0
+            with contextlib.suppress(ConnectionError):
+                for _ in range(30):  # four seconds
+                    sender.sendall(b"%x\r\n%b\r\n" % (rate_kib_s << 7, bytes(rate_kib_s << 7)))
+                    time.sleep(0.125)
+                    pieces += 1
+                sender.sendall(b"0\r\n\r\n")
+                assert sender.recv(12) == b"HTTP/1.1 400"  # it is no array
+            assert (pieces == 30) == (rate_kib_s == 3_000)
+
+
+LATER = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+ENDLESS = b"GET /info HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "more"),
+    [
+        (b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n" + LATER, b""),
+        (b"GET /info HTTP/1.1\r\nHost: localhost\r\n\r\n" + LATER[:-4], b""),
+        (b"GET /info HTTP/1.0\r\nHost: localhost\r\n\r\n", b""),
+        (ENDLESS, b"1000\r\n%b\r\n" % bytes(4096)),
+        (ENDLESS.replace(b"GET /info", b"POST /search"), b"1000\r\n%b\r\n" % bytes(4096)),
+        (LATER, b""),
+        (LATER.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"), b""),
+    ],
+)
+def test_no_connection_lives_on_whatever_comes_after_the_first_request(
+    impatient: Service, data: bytes, more: bytes
+) -> None:
+    with impatient.send(data) as client:
+        client.settimeout(0.1)
+        deadline = time.monotonic() + 20
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < deadline:
+                if more:
+                    client.sendall(more)
+                with contextlib.suppress(TimeoutError):
+                    if not client.recv(1 << 16):
+                        break
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"GET /info HTTP/1.1\r\nHost: localhost\r\n" + b"a: b\r\n" * 40_000 + b"\r\n",
+        b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",  # TLS
+    ],
+)
+def test_what_is_no_http_is_told_so_as_everything_else_is(impatient: Service, data: bytes) -> None:
+    with impatient.send(data) as client:
+        answer = b""
+        with contextlib.suppress(ConnectionError):
+            while piece := client.recv(1 << 16):
+                answer += piece
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"application/json" in head
+    assert "error" in json.loads(body)
+
+
+def test_the_longest_filter_fits_into_an_address(service: Service) -> None:
+    query = urllib.parse.urlencode({"where": "caption = '" + "\U0001f43c" * 9_980 + "'"})
+    assert service.ask("POST", f"/bulk/search?{query}", npy(np.ones((1, 192), np.float32)))[0] == 200
+
+
+def test_a_short_answer_that_is_not_taken_is_given_up_too(impatient: Service) -> None:
+    ask = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        client.connect(("127.0.0.1", impatient.port))
+        client.settimeout(0.5)
+        deadline, sent = time.monotonic() + 40, 0
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < deadline:  # questions as long as it listens, no answer is taken
+                with contextlib.suppress(TimeoutError):
+                    client.sendall(ask)
+                    sent += 1
+        assert time.monotonic() < deadline
+    assert impatient.ask("GET", "/info")[0] == 200
+
+
+@pytest.fixture(scope="module")
+def impatient(built_memory: Path) -> Iterator[Service]:
+    with serving(built_memory, "--head-s", "1", "--body-s", "1", "--answer-s", "1") as service:
+        yield service
 
 
 def test_a_client_that_leaves_is_no_error(service: Service) -> None:
@@ -303,7 +463,7 @@ def test_a_picture_that_takes_gigabytes_is_not_decoded(service: Service) -> None
         return service.search(json.dumps({"image": base64.b64encode(data).decode()}).encode())
 
     assert ask(png(900, 900))[0] == 200
-    before = resident(service)
+    before = resident_kib(service, "VmHWM")
     threads = [threading.Thread(target=ask, args=(png(4_000, 4_000),)) for _ in range(8)]
     for thread in threads:
         thread.start()
@@ -312,12 +472,7 @@ def test_a_picture_that_takes_gigabytes_is_not_decoded(service: Service) -> None
     status, error = ask(png(4_000, 4_000))
     assert status == 400
     assert "16,000,000 pixels, this service takes 1,000,000" in error
-    assert resident(service) - before < 60 << 10  # KiB; one would take 240 MiB
-
-
-def resident(service: Service) -> int:
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return int(re.findall(r"VmHWM:\s+(\d+)", status)[0])
+    assert resident_kib(service, "VmHWM") - before < 60 << 10  # one would take 240 MiB
 
 
 def test_openapi_says_what_is_answered(service: Service) -> None:

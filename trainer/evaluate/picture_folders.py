@@ -5,10 +5,8 @@ from pathlib import Path
 
 from memory_builder.errors import SourceError
 from memory_builder.shards.pairs import IMAGE_SUFFIXES
+from memory_builder.splits import is_named_as_split
 from trainer.evaluate.examples import Example, Kind
-
-SPLITS = ("train", "val", "validation", "test")
-"""Names that no class folder of a set without splits has."""
 
 
 def class_folders(folder: Path) -> tuple[Path, ...]:
@@ -35,7 +33,7 @@ def class_folders(folder: Path) -> tuple[Path, ...]:
 
 def unsplit_class_folders(root: Path) -> tuple[Path, ...]:
     """Those of a set without splits; none if what lies there are splits, or may be."""
-    if any(path.is_dir() and path.name.lower() in SPLITS for path in root.iterdir()):
+    if any(path.is_dir() and is_named_as_split(path.name) for path in root.iterdir()):
         return ()
     folders = class_folders(root)
     return folders if all(_holds_pictures(path) for path in folders) else ()

@@ -12,17 +12,17 @@ import numpy as np
 
 from memory_builder.errors import SourceError
 from memory_builder.shards.tars import Cut, read_members, split_name
+from memory_builder.splits import TAR_MARK
 from trainer.evaluate.examples import Example, Kind
 from trainer.evaluate.texts import read_text
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
 """In this order, where a sample has several."""
-NSHARDS = "nshards.txt"
 
 
 def is_one(folder: Path) -> bool:
     """Whether a split's folder is meant to be one of tars."""
-    return (folder / NSHARDS).exists() or any(folder.glob("*.tar"))
+    return (folder / TAR_MARK).exists() or any(folder.glob("*.tar"))
 
 
 def shards(folder: Path) -> tuple[Path, ...]:
@@ -31,7 +31,7 @@ def shards(folder: Path) -> tuple[Path, ...]:
     Raises:
         SourceError: it is missing or no number, or so is one of the tars.
     """
-    path = folder / NSHARDS
+    path = folder / TAR_MARK
     if not path.exists():
         raise SourceError(f"{path} is missing: write the number of tars, which are named 0.tar, 1.tar …")
     text = read_text(path).strip()
@@ -41,7 +41,7 @@ def shards(folder: Path) -> tuple[Path, ...]:
     missing = [tar.name for tar in tars if not tar.is_file()]
     if missing:
         raise SourceError(
-            f"{folder} lacks {len(missing)} of the {text} tars that {NSHARDS} promises, {missing[0]} first: fetch the "
+            f"{folder} lacks {len(missing)} of the {text} tars that {TAR_MARK} promises, {missing[0]} first: fetch the "
             "set again"
         )
     return tars
