@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from memory_builder.errors import CorruptMemoryError
 from memory_builder.memory import Memory
+from memory_builder.progress import warn
 from memory_builder.rows import NO_ROW, PATH, Keys
 from memory_builder.scores import Hits
 from memory_builder.search import sides_of
@@ -23,7 +25,7 @@ def answers(memory: Memory, hits: Hits, columns: Sequence[str] = ()) -> list[Ans
     """
     columns = [name for name in dict.fromkeys(columns) if name not in (*LOOKUP_FIELDS, PATH, "id")]
     n_queries, k = hits.ids.shape
-    rows = memory.rows(hits.ids, (*LOOKUP_FIELDS, PATH, *columns)).to_pylist()
+    rows = _rows(memory, hits, columns)
     return [
         [
             {"score": float(score)} | row
@@ -32,6 +34,18 @@ def answers(memory: Memory, hits: Hits, columns: Sequence[str] = ()) -> list[Ans
         ]
         for i in range(n_queries)
     ]
+
+
+def _rows(memory: Memory, hits: Hits, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """What is shown of each hit; where the metadata is damaged that a path is read from, without paths."""
+    try:
+        rows: list[dict[str, Any]] = memory.rows(hits.ids, (*LOOKUP_FIELDS, PATH, *columns)).to_pylist()
+    except CorruptMemoryError as error:
+        if columns:
+            raise
+        warn(f"{error.problem}; hits are shown without the paths they came from")
+        return [row | {PATH: None} for row in memory.rows(hits.ids, LOOKUP_FIELDS).to_pylist()]
+    return rows
 
 
 def stated_recall(memory: Memory, keys: Keys, side: str | None) -> dict[str, float] | None:

@@ -159,7 +159,7 @@ class Rows:
         flat = np.asarray(ids, np.int64).ravel()
         quick = [name for name in columns if name in LOOKUP_FIELDS]
         slow = [name for name in columns if name not in (*LOOKUP_FIELDS, PATH)]
-        table = self._looked_up(flat, quick)
+        table = self._looked_up(flat, quick) if quick else pa.table({"id": pa.array(flat, pa.int64())})
         if len(quick) == len(columns) or not self.commits:
             return table
         metadata = self.metadata(flat, [*slow, *(["member"] if PATH in columns and "member" not in slow else [])])

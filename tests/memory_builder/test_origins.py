@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory_builder.errors import UsageError
 from memory_builder.origins import path_of
 from memory_builder.uris import Piece, join_uri
 
@@ -44,5 +45,9 @@ def test_rows_have_paths_and_any_metadata_column(tmp_path: Path, write_memory: A
         None,
         "/synthetic/000000000.tar/00000000.png",
     ]
+    assert memory.rows([3, -1], "width").to_pylist() == [{"id": 3, "width": 64}, {"id": -1, "width": None}]
+    assert memory.rows([], ["width", "path"]).column_names == ["id", "width", "path"]
+    with pytest.raises(UsageError, match="no column colour"):
+        memory.rows([0], "colour")
     assert table["width"].to_pylist() == [64, None, 64]
     assert table["caption"].to_pylist() == ["caption 6", None, "caption 0"]
