@@ -141,7 +141,7 @@ def import_embeddings(
     started = time.monotonic()
     store = Store(memory)
     found = find_published(root, keys)
-    d = published_width(found[0].uri)
+    d = published_width(found)
     if lacking := what_is_lacking(found[0].uri, config):
         say(f"import: {lacking}")
     config = settings_for_import(store, config)

@@ -54,7 +54,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, has
     n = _agree(published, d)
     notes: Counter[str] = Counter()
     vectors = {side: np.zeros((n, d), np.float16) for side in MODALITIES}
-    vectors |= {side: _unit(array, side, notes) for side, array in published.vectors.items()}
+    vectors |= {side: _unit(array, side, notes) for side, array in published.vectors.items() if array.size}
     kept = np.setdiff1d(np.arange(n), published.deleted)
     if len(kept) < n:
         notes[DELETED] += n - len(kept)
@@ -128,7 +128,7 @@ def _agree(published: Published, d: int) -> int:
         counts = ", ".join(f"{file} has {n:,} rows" for file, n in rows.items())
         raise SourceError(f"rows do not pair up: {counts}. Fetch the files again, or find those that belong together")
     for side, array in published.vectors.items():
-        if array.shape[1] != d:
+        if array.size and array.shape[1] != d:
             raise SourceError(f"{published.files[side]} holds vectors of width {array.shape[1]}, the memory's are {d}")
     return next(iter(rows.values()))
 

@@ -21,8 +21,10 @@ import pyarrow.parquet as pq
 from memory_builder.errors import SourceError
 from memory_builder.manifest import Manifest, shard_name
 from memory_builder.plan import Source
+from memory_builder.progress import say
 from memory_builder.retry import is_local, open_filesystem, uri_of
 from memory_builder.shards.transport import open_plain
+from memory_builder.shards.tree import describe_passed_over
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import read_npy, read_parquet
 from memory_builder.uris import Piece, join_uri, split_uri
@@ -72,17 +74,29 @@ def find_published(root: str, keys: Modality = "image") -> list[Source]:
     if fs.isfile(path):
         return [_flat_source(fs, posixpath.dirname(path), posixpath.basename(path), keys)]
     kinds = _folders(fs, path)
-    if kinds.keys() & {*MODALITIES}:
-        return _folder_sources(root, base, kinds)
     names = sorted(posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path))
-    tables = [name for name in names if name.endswith(".lance")]
-    if tables:
-        return [source for name in tables for source in _lance_sources(f"{base}/{name}", keys)]
-    for suffix in (".npy", ".parquet"):
-        flat = [name for name in names if name.endswith(suffix) and not name.startswith((".", "_"))]
-        if flat:
-            return [_flat_source(fs, path, name, keys) for name in flat]
+    if kinds.keys() & {*MODALITIES}:
+        if "memory.json" not in names:
+            _say_passed_over(root, [name for name in names if name not in _taken_folders(kinds)])
+        return _folder_sources(root, base, kinds)
+    for suffix in (".lance", ".npy", ".parquet"):
+        taken = [name for name in names if name.endswith(suffix) and not name.startswith((".", "_"))]
+        if taken:
+            _say_passed_over(root, [name for name in names if name not in taken])
+            if suffix == ".lance":
+                return [source for name in taken for source in _lance_sources(f"{base}/{name}", keys)]
+            return [_flat_source(fs, path, name, keys) for name in taken]
     raise SourceError(f"no embeddings at {root}: {EXPECTED}")
+
+
+def _say_passed_over(root: str, names: list[str]) -> None:
+    if names:
+        say(f"passed over in {root}: {describe_passed_over(names)}")
+
+
+def _taken_folders(kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> set[str]:
+    files = (next(iter(files.values()))["name"] for files in kinds.values())
+    return {posixpath.basename(posixpath.dirname(file)) for file in files}
 
 
 def published_etag(uri: str) -> str:
@@ -128,10 +142,17 @@ def read_published(uri: str) -> Published:
     return Published(vectors, table, files, _deleted(root, str(piece.embeddings)))
 
 
-def published_width(uri: str) -> int:
-    """d of a shard's vectors."""
-    vectors = read_published(uri).vectors
-    return int(next(iter(vectors.values())).shape[1])
+def published_width(sources: Iterable[Source]) -> int:
+    """d of the vectors of the first shard that has any.
+
+    Raises:
+        SourceError: none has.
+    """
+    for source in sources:
+        for vectors in read_published(source.uri).vectors.values():
+            if vectors.size:
+                return int(vectors.shape[1])
+    raise SourceError("there is no vector in any of these files")
 
 
 def metadata_columns(uri: str) -> list[str] | None:
@@ -171,8 +192,17 @@ def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
         others = [
             posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path) if info["type"] == "directory"
         ]
-        for folder in sorted(other for other in others if "metadata" in other):
-            kinds["metadata"] = kinds["metadata"] or _numbered(_listed(fs, f"{path}/{folder}"), folder, ".parquet")
+        tables = {
+            folder: _numbered(_listed(fs, f"{path}/{folder}"), folder, ".parquet")
+            for folder in sorted(others)
+            if "metadata" in folder.lower()
+        }
+        tables = {folder: numbered for folder, numbered in tables.items() if numbered}
+        if len(tables) > 1:
+            raise SourceError(
+                f"{path} has several folders of metadata ({', '.join(tables)}): leave the one that is meant"
+            )
+        kinds["metadata"] = next(iter(tables.values()), {})
     kinds["metadata"] = _as_named(names, kinds["metadata"])
     return {kind: files for kind, files in kinds.items() if files}
 
@@ -191,8 +221,9 @@ def _numbered(infos: Iterable[dict[str, Any]], folder: str, suffix: str) -> dict
 
 def _as_named(names: Iterable[str], files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The files by the names of the shards they belong to, however their numbers are padded."""
-    by_number = {_number(name): name for name in names}
-    return {by_number.get(_number(name), name): info for name, info in files.items()}
+    names = set(names)
+    by_number = {_number(name): name for name in sorted(names)}
+    return {name if name in names else by_number.get(_number(name), name): info for name, info in files.items()}
 
 
 def _number(name: str) -> str:

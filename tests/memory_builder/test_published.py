@@ -147,6 +147,30 @@ def test_tables_whose_vectors_cannot_be_told_apart_or_differ_in_width_are_refuse
         bring(tmp_path / "ragged.parquet", tmp_path / "m")
 
 
+def test_files_without_vectors_and_names_that_differ_by_zeros_alone(tmp_path: Path) -> None:
+    for name, vectors in (("a", [None, None]), ("b", [[1.0, 0.0], None])):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        pq.write_table(pa.table({"v": pa.array(vectors, pa.list_(pa.float32()))}), tmp_path / "in" / f"{name}.parquet")
+    assert bring(tmp_path / "in", tmp_path / "m").n_rows == 4
+    with pytest.raises(SourceError, match="no vector in any"):
+        bring(tmp_path / "in" / "a.parquet", tmp_path / "none")
+    assert not (tmp_path / "none" / "memory.json").exists()
+    folders(tmp_path / "zeros", {"0": 2, "00": 3}, caption="c")
+    bring(tmp_path / "zeros", tmp_path / "mz")
+    assert Memory.open(tmp_path / "mz").rows([1, (1 << 32) + 2])["caption"].to_pylist() == ["c 0 1", "c 00 2"]
+
+
+def test_what_is_not_read_of_a_folder_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders(tmp_path / "in", {"0": 3}, "Metadata", caption="c")
+    (tmp_path / "in" / "image.index").write_bytes(b"x")
+    bring(tmp_path / "in", tmp_path / "m")
+    assert f"passed over in {tmp_path / 'in'}: image.index\n" in capsys.readouterr().err
+    assert Memory.open(tmp_path / "m").rows([0])["caption"].to_pylist() == ["c 0 0"]
+    folders(tmp_path / "in", {"0": 3}, "b-metadata", caption="c")
+    with pytest.raises(SourceError, match=r"several folders of metadata .Metadata, b-metadata."):
+        bring(tmp_path / "in", tmp_path / "m2")
+
+
 @pytest.fixture
 def original(tmp_path: Path, model_dir: Path) -> Memory:
     """A memory with columns, extra, urls and a deleted row."""
