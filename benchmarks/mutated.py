@@ -52,7 +52,7 @@ from memory_builder.tables import metadata_table
 from memory_builder.verify import verify
 
 D = 16
-ROWS = 3_000
+ROWS = 1_500
 LIMIT_S = 60
 LIMIT_BYTES = 12 << 30
 """Of address space, most of which torch and faiss map and do not use."""
@@ -302,7 +302,7 @@ def mutate(path: Path, rng: random.Random, victim: Path) -> str:
     if path.suffix == ".npy":
         ways += [_mutate_header] * 2
     for _ in range(20):
-        with contextlib.suppress(ValueError, TypeError, LookupError, pa.ArrowException):
+        with contextlib.suppress(ValueError, TypeError, LookupError, OverflowError, pa.ArrowException):
             return rng.choice(ways)(path, rng, victim)
     return _flip(path, rng, victim)
 
@@ -584,7 +584,14 @@ def _trials(kinds: list[Kind], n: int, config: Mutated, work: Path, *, is_index:
         outcomes.append(attempt(kind, number, file, config, work, fits=is_index and rng.random() < 0.7))
         if not is_clean(outcomes[-1]):
             print(json.dumps(asdict(outcomes[-1])), file=sys.stderr, flush=True)
+        if len(outcomes) % 100 == 0:
+            print(f"{len(outcomes)} of {n}: {tally(outcomes)}", file=sys.stderr, flush=True)
     return outcomes
+
+
+def tally(outcomes: Sequence[Outcome]) -> str:
+    """How many came to what."""
+    return ", ".join(f"{n:,} {end}" for end, n in Counter(outcome.end for outcome in outcomes).most_common())
 
 
 def is_clean(outcome: Outcome) -> bool:
@@ -630,6 +637,5 @@ if __name__ == "__main__":
         print(f"{len(found)} accesses outside, in {log}" + "".join(f"\n{line}" for line in found[:20]))
         sys.exit(1 if found else 0)
     ended = mutated(given)
-    counts = Counter(outcome.end for outcome in ended)
-    print(f"{len(ended)} trials: " + ", ".join(f"{n:,} {end}" for end, n in counts.most_common()))
+    print(f"{len(ended)} trials: {tally(ended)}")
     sys.exit(0 if all(map(is_clean, ended)) else 1)

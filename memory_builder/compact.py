@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memory_builder.changes import LOCK, PART_ROWS, records_of, settle
-from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
+from memory_builder.errors import REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.locks import turn
 from memory_builder.manifest import Manifest
 from memory_builder.merge import remove_merged
@@ -18,7 +18,7 @@ from memory_builder.parts import FillTask, PartRecord, fill, part_of, read_quant
 from memory_builder.progress import say
 from memory_builder.purge import purge_rows
 from memory_builder.records import is_index_folder, is_part_file
-from memory_builder.rows import Ids, Keys
+from memory_builder.rows import Ids, Keys, are_rows
 from memory_builder.runner import Runner
 from memory_builder.snapshots import (
     TOMBSTONES,
@@ -62,7 +62,10 @@ def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int
     start = read_snapshot(store)
     deleted = current_tombstones(store, start)
     say(f"compact: {store.root}, {len(deleted):,} deleted rows")
-    Manifest.read(store).fold(store)  # workers read the folded records
+    manifest = Manifest.read(store)
+    if not are_rows(deleted, manifest.commits).all():
+        raise CorruptMemoryError(f"{store.root}/{start.tombstones} names rows that the memory does not have", REPAIR)
+    manifest.fold(store)  # workers read the folded records
     rewrites: dict[Keys, Rewrite] = {}
     for keys in start.modalities:
         rewrites[keys] = _rewrite(store, start, keys, deleted, runner, part_rows)

@@ -94,7 +94,8 @@ def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
     """
     path = vectors_path(commit.ordinal, keys)
     try:
-        vectors: Vectors = read_npy(store.fetch(path), mapped=True)
+        with np.errstate(over="ignore"):  # a shape whose product is no number is refused by what comes of it
+            vectors: Vectors = read_npy(store.fetch(path), mapped=True)
     except FileNotFoundError:
         raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed", REPAIR) from None
     except UNREADABLE as error:

@@ -24,7 +24,8 @@ from memory_builder.merge import merge
 from memory_builder.parts import write_faiss
 from memory_builder.runner import LocalRunner
 from memory_builder.snapshots import read_snapshot
-from memory_builder.storage import Store
+from memory_builder.storage import Store, sha256
+from memory_builder.tables import npy_bytes
 from memory_builder.verify import verify
 
 D = 8
@@ -267,6 +268,16 @@ def test_a_disk_that_fills_inside_faiss_is_told_as_such(tmp_path, monkeypatch, d
     index.add(np.zeros((50_000, D), np.float32))
     with pytest.raises(StorageFullError, match=r"no room to write .*/index/part\.faiss \(No space left on device\)"):
         write_faiss(store, "index/part.faiss", index)
+
+
+def test_deleted_rows_that_no_row_is_are_told_as_damage(memory):
+    data = npy_bytes(np.array([1, 2, 77 << 32], np.int64))
+    memory.put("tombstones/9.npy", data)
+    named = {"tombstones": "tombstones/9.npy", "tombstones_sha256": sha256(data)}
+    change(memory, newest(memory), lambda fields: fields.update(named))
+    for purge in (False, True):
+        with pytest.raises(CorruptMemoryError, match=r"tombstones/9\.npy names rows that the memory does not have"):
+            compact(memory, runner=RUNNER, purge=purge)
 
 
 HITS = {
