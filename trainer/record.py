@@ -5,7 +5,6 @@ from typing import Any
 
 from memory_builder.errors import ConfigMismatchError, UsageError
 from memory_builder.storage import Store
-from trainer.checkpoint import last_state
 
 NAME = "config.json"
 
@@ -49,7 +48,7 @@ def refuse_begun_otherwise(run: Store, asked: dict[str, Any]) -> None:
         ConfigMismatchError: the run was begun with other settings.
     """
     record = read_record(run)
-    if record is not None and last_state(run) is not None:
+    if record is not None and _has_checkpoint(run):
         refuse_other(run, record, asked)
 
 
@@ -61,8 +60,14 @@ def settle_record(run: Store, record: dict[str, Any]) -> None:
     """
     refuse_begun_otherwise(run, record)
     data = json.dumps(record, indent=1).encode()
-    if last_state(run) is None:
+    if not _has_checkpoint(run):
         run.put(NAME, data)
+
+
+def _has_checkpoint(run: Store) -> bool:
+    from trainer.checkpoint import last_state  # imports torch, and what a run began with is read before that
+
+    return last_state(run) is not None
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
