@@ -48,7 +48,7 @@ class Config:
 def main(config: Config) -> None:
     with serving(config.memory) as (process, port):
         asks = mixed_requests(config)
-        measure(port, asks[:50], config.workers)  # the model is loaded by the first
+        measure(port, asks[:50], config.workers)
         before = resident_mib(process.pid)
         alone = measure(port, asks, config.workers)
         with stalled(port, config.stalled) as cuts:
@@ -80,9 +80,9 @@ def serving(memory: str, *flags: str) -> Iterator[tuple[subprocess.Popen[str], i
     command = [sys.executable, "-m", "memory_builder.cli", "serve", memory, "--port", "0", *flags]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        told = process.stderr.readline()
-        port = re.search(r":(\d+)$", told.strip())
-        assert port, told
+        ports = (re.search(r"^serving .*:(\d+)$", line) for line in process.stderr)
+        port = next(filter(None, ports), None)
+        assert port, "it did not start"
         try:
             yield process, int(port[1])
         finally:

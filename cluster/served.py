@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from memory_builder.answers import answers, stated_recall
 from memory_builder.arguments import one_modality
 from memory_builder.encoder import EncoderConfig
-from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.errors import EncoderError, MemoryBuilderError, UsageError
 from memory_builder.images import DAMAGE, FORMATS, BadImageError, decode_image
 from memory_builder.memory import Memory
 from memory_builder.named import link_policy
@@ -185,11 +185,19 @@ class Served:
         self._memory = Memory.open(
             config.memory, encoder=config.encoder, serve_format=config.serve_format, address=config.address
         )
+        self._load_model()
         self._looked_s = time.monotonic()
         self._one_looks = threading.Lock()
         self._links = self._link_policy()
         self._asked: set[Keys] = set()
         """Kinds of keys that were searched."""
+
+    def _load_model(self) -> None:
+        """Load it before anyone asks, with its tokenizer; what needs none is answered without."""
+        try:
+            self._memory.encoder.encode_texts(["a"])
+        except EncoderError as error:
+            say(f"vectors alone can be asked with: {error}")
 
     def memory(self) -> Memory:
         """The memory; one request in ``refresh_s`` looks for a newer state, the others take what is there."""

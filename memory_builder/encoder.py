@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from PIL import Image
 
 from memory_builder.errors import EncoderError
 from memory_builder.model_files import LOCAL_DIR, refuse_code, refuse_code_in
+from memory_builder.progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +76,7 @@ class Encoder:
     """
 
     def __init__(self, config: EncoderConfig) -> None:
+        say_loading(config.model)
         import torch
 
         from memory_builder.text_tower import trimming
@@ -259,6 +261,12 @@ def _fingerprint(model: Any, architecture: dict[str, Any], preprocess: dict[str,
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@cache
+def say_loading(model: str) -> None:
+    """Tell that a model is being loaded, once in this process: torch alone takes seconds to import."""
+    say(f"loading model {model}")
 
 
 @lru_cache(maxsize=1)

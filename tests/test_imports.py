@@ -23,7 +23,7 @@ DOORS = {
         "trainer.evaluate.shots",
         "trainer.evaluate.tasks",
     },
-    "memory_builder/commands/running.py": {"cluster.runner"},
+    "memory_builder/commands/running.py": {"cluster.runner", "trainer.record"},
     "memory_builder/commands/serving.py": {
         "cluster.protocol",
         "cluster.replicas",

@@ -9,7 +9,6 @@ from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, Usage
 from memory_builder.progress import warn
 from memory_builder.records import decode_value, partial_record, reading
 from memory_builder.storage import Store
-from trainer.checkpoint import last_state
 
 NAME = "config.json"
 
@@ -87,7 +86,7 @@ def refuse_begun_otherwise(run: Store, asked: dict[str, Any]) -> None:
         ConfigMismatchError: the run was begun with other settings.
     """
     record = _sound_record(run)
-    if last_state(run) is None:
+    if not _has_checkpoint(run):
         return
     if record is None:
         warn(
@@ -111,8 +110,14 @@ def settle_record(run: Store, record: dict[str, Any]) -> None:
     """
     refuse_begun_otherwise(run, record)
     data = json.dumps(record, indent=1).encode()
-    if last_state(run) is None or _sound_record(run) is None:
+    if not _has_checkpoint(run) or _sound_record(run) is None:
         run.put(NAME, data)
+
+
+def _has_checkpoint(run: Store) -> bool:
+    from trainer.checkpoint import last_state  # imports torch, and what a run began with is read before that
+
+    return last_state(run) is not None
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

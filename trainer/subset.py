@@ -22,7 +22,6 @@ from memory_builder.retry import open_filesystem
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import parquet_bytes
 from trainer.scan import SCHEMA, scan_tar
-from trainer.world import wait_for_all, world
 
 DESCRIPTION = "retrieve.json"
 SUMMARY = "subset.json"
@@ -158,6 +157,8 @@ def scan_tars(subset: Subset, cache: Store) -> None:
     Raises:
         SourceError: a tar cannot be read.
     """
+    from trainer.world import wait_for_all, world  # imports torch, and who chose a subset is read before that
+
     here = world()
     if not cache.exists(f"{_folder(subset)}/{RECORD}"):
         _scan_missing(subset, cache, range(here.rank, len(subset.shards), here.size))

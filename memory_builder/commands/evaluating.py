@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from memory_builder.commands.running import LinkOptions, named_encoder
+from memory_builder.commands.running import LinkOptions, named_encoder, say_loading_of_run
 from memory_builder.console import print_table
-from memory_builder.encoder import EncoderConfig
+from memory_builder.encoder import EncoderConfig, say_loading
 from memory_builder.errors import UsageError
 
 if TYPE_CHECKING:
@@ -70,6 +70,14 @@ class EvaluateOptions:
             train_split=train_split,
             batch_size=self.batch_size,
         )
+
+    def say_loading(self) -> None:
+        """Tell which model is going to be loaded, before the trainer is imported."""
+        named = named_encoder(self.model, None)
+        if named is not None:
+            say_loading(named.model)
+        elif self.run is not None:
+            say_loading_of_run(self.run)
 
     def check_pretrained(self) -> None:
         """Raises UsageError where it would have no effect."""
@@ -261,6 +269,7 @@ class Evaluate:
     task: OmitSubcommandPrefixes[OmitArgPrefixes[Task]]
 
     def run(self) -> int:
+        self.task.options.say_loading()
         return self.task.run()
 
 

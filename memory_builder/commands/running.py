@@ -5,9 +5,10 @@ from typing import Literal
 
 from tyro.conf import UseAppendAction
 
-from memory_builder.encoder import EncoderConfig
+from memory_builder.encoder import EncoderConfig, say_loading
 from memory_builder.errors import UsageError
 from memory_builder.runner import LocalRunner, Runner
+from memory_builder.storage import Store
 
 FAILED = 1
 """Exit code of work that failed."""
@@ -57,6 +58,15 @@ class MovedModel:
     def encoder(self) -> EncoderConfig | None:
         """None: where it was."""
         return named_encoder(self.model, self.pretrained)
+
+
+def say_loading_of_run(run: str) -> None:
+    """Tell which model a run of train needs; whether that may be loaded, or is there at all, is seen when it is."""
+    from trainer.record import read_record
+
+    record = read_record(Store(run))
+    if record is not None and isinstance(record.get("encoder"), dict):
+        say_loading(str(record["encoder"].get("model")))
 
 
 def named_encoder(model: str | None, pretrained: str | None) -> EncoderConfig | None:

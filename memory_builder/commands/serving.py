@@ -115,13 +115,13 @@ class Serve:
         from cluster.service import create_app
 
         limits = WaitLimits(head_s=self.head_s, body_s=self.body_s, answer_s=self.answer_s)
-        app = create_app(config)
         with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as listening:
             listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listening.bind((self.host, self.port))
             except OSError as error:
                 raise UsageError(f"cannot listen at --host {self.host} --port {self.port}: {error.strerror}") from None
+            app = create_app(config)
             listening.listen()  # who asks as soon as it is told waits in line
             self._tell(listening.getsockname()[1])
             server(app, limits).run(sockets=[listening])

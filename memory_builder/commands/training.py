@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from memory_builder.commands.running import named_encoder
+from memory_builder.commands.running import named_encoder, say_loading_of_run
 from memory_builder.commands.training_reco import Reco
+from memory_builder.encoder import say_loading
 from memory_builder.errors import UsageError
 from trainer.settings import DataConfig, LoopConfig, ReactConfig, Where
 
@@ -36,13 +37,15 @@ class React:
     on: OmitArgPrefixes[Where] = field(default_factory=Where)
 
     def run(self) -> int:
-        from trainer.react_job import ReactJob
-        from trainer.run import run_job
         from trainer.subset import described_encoder
 
         encoder = named_encoder(self.model, self.pretrained) or described_encoder(self.subset)
         if encoder is None:
             raise UsageError(f"{self.subset} does not say which model chose it: name --model")
+        say_loading(encoder.model)
+        from trainer.react_job import ReactJob
+        from trainer.run import run_job
+
         job = ReactJob(
             subset=self.subset,
             out=self.out,
@@ -80,6 +83,8 @@ class ExportRun:
     """Of what was learnt: 0 is the frozen model, 1 the customised one, between them their mixture (WiSE-FT)."""
 
     def run(self) -> int:
+        if self.model is None:
+            say_loading_of_run(self.source)
         from trainer.customised import Choice, load_customised
         from trainer.export import export_plain, export_released
         from trainer.released import load_released

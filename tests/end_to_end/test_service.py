@@ -32,12 +32,14 @@ PAGE = (ROOT / "docs" / "serve.md").read_text()
 def serving(memory: Path, *flags: str) -> Iterator[str]:
     """The address of a service."""
     with python("-m", "memory_builder.cli", "serve", memory, "--port", "0", *flags, stderr=PIPE) as process:
-        told = process.stderr.readline()
-        found = re.search(r"http://\S+", told)
-        if not found:
-            process.kill()  # what a service says has no end while it lives
-        assert found, told + process.stderr.read()
-        yield found[0]
+        told = []
+        for line in process.stderr:  # to its end, if it does not start
+            told.append(line)
+            if found := re.search(r"^serving .* at (http://\S+)", line):
+                break
+        else:
+            pytest.fail("".join(told))
+        yield found[1]
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
 

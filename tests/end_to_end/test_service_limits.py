@@ -55,10 +55,13 @@ class Service:
 @contextlib.contextmanager
 def serving(memory: Path, *flags: str) -> Iterator[Service]:
     with python("-m", "memory_builder.cli", "serve", memory, "--port", "0", *flags, stderr=PIPE) as process:
-        told = process.stderr.readline()
-        found = re.search(r":(\d+)$", told.strip())
-        assert found, told
         said: list[str] = []
+        for line in process.stderr:  # to its end, if it does not start
+            said.append(line)
+            if found := re.search(r"^serving .*:(\d+)$", line):
+                break
+        else:
+            pytest.fail("".join(said))
         reader = threading.Thread(target=lambda: said.extend(process.stderr), daemon=True)
         reader.start()
         try:

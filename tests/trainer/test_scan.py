@@ -93,9 +93,9 @@ def test_killed_between_tars_it_goes_on_to_the_same_bytes(tars, tmp_path, monkey
 def test_workers_share_the_tars(tars, tmp_path, monkeypatch):
     cache, scanned = tmp_path / "cache", []
     monkeypatch.setattr(subset, "scan_tar", lambda uri, shard: scanned.append(shard) or scan_tar(uri, shard))
-    monkeypatch.setattr(subset, "wait_for_all", lambda: scanned.append("waits"))
+    monkeypatch.setattr("trainer.world.wait_for_all", lambda: scanned.append("waits"))
     for rank in (1, 0):
-        monkeypatch.setattr(subset, "world", lambda rank=rank: World(rank, 2))
+        monkeypatch.setattr("trainer.world.world", lambda rank=rank: World(rank, 2))
         scan_tars(tars, Store(cache))
     assert scanned == [1, "waits", 0, 2, "waits"]
     prepare_pairs(tars, Store(cache))
