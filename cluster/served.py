@@ -271,7 +271,7 @@ class Served:
         commit = memory.commits.get(ordinal)
         if commit is None or number >= commit.n_written or memory.is_deleted([row_id])[0]:
             return Missing("of no row there is")
-        (row,) = memory.metadata([row_id], ["member", "url", "has_image"]).to_pylist()
+        (row,) = memory.metadata([row_id], ["member", "url", "sha256", "has_image"]).to_pylist()
         places = [Place.of(row)]
         ((_, picture),) = read_pictures(memory.source(row_id), places, self._links, memory.image_key)
         return picture if isinstance(picture, Missing) else self._shown(picture)

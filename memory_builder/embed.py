@@ -7,7 +7,7 @@ same bytes and doing a shard twice is harmless.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from memory_builder.images import BadImageError, decode_image, picture_size
 from memory_builder.imports import NO_CAPTION, import_shard
 from memory_builder.known import KnownPairs
 from memory_builder.manifest import Commit, Description, rejects_path
-from memory_builder.plan import REPLACED, Shard
+from memory_builder.plan import REPLACED, REPLACED_ROWS, Shard
 from memory_builder.runner import available_threads
 from memory_builder.shard_files import commit_shard
 from memory_builder.shards import DUPLICATE_KEY, UNCHANGED, Break, MembersApartError, Pair, Reject, read_pairs
@@ -157,17 +157,27 @@ def _read(
         notes=notes,
         allow_hosts=allow_hosts,
     )
-    prepare = partial(_prepare, encoder=encoder, config=config, known=known)
+    prepare = partial(_prepare, encoder=encoder, config=config)
     with closing(rows), ThreadPoolExecutor(decode_threads) as threads, closing(pairs):
-        for item in map_ahead(prepare, pairs, threads, 2 * config.batch_size):
-            if isinstance(item, Reject) and item.reason == UNCHANGED:
-                notes[UNCHANGED_NOTE] += 1
-                continue
-            notes[REPLACED] += isinstance(item, _Row) and item.found["key"] in known
+        for item in map_ahead(prepare, _unknown(pairs, known, notes), threads, 2 * config.batch_size):
+            if isinstance(item, _Row) and item.found["key"] in known.replacing:
+                notes[REPLACED_ROWS if item.is_numbered else REPLACED] += 1
             rows.add(item)
         rows.finish()
     _check_unchanged(shard)
     return rows, notes, {"decode": rows.decode_s, "forward": rows.forward_s, "total": time.perf_counter() - started}
+
+
+def _unknown(
+    pairs: Iterable[Pair | Reject | Break], known: KnownPairs, notes: Counter[str]
+) -> Iterator[Pair | Reject | Break]:
+    """Without the pairs that are in the memory as they are; these are counted."""
+    for item in pairs:
+        is_known = item.reason == UNCHANGED if isinstance(item, Reject) else False
+        if is_known or (isinstance(item, Pair) and not known.admits(item)):
+            notes[UNCHANGED_NOTE] += 1
+        else:
+            yield item
 
 
 def _check_unchanged(shard: Shard) -> None:
@@ -194,6 +204,8 @@ class _Row:
     fields: dict[str, Any]
     pixels: Pixels | None  # u8[h, w, 3]
     decode_s: float
+    is_numbered: bool
+    """See ``Pair``."""
 
     @property
     def has_image(self) -> bool:
@@ -204,14 +216,10 @@ class _Row:
         return bool(self.found["has_text"])
 
 
-def _prepare(
-    item: Pair | Reject | Break, *, encoder: Encoder, config: EmbedConfig, known: KnownPairs
-) -> _Row | Reject | Break:
+def _prepare(item: Pair | Reject | Break, *, encoder: Encoder, config: EmbedConfig) -> _Row | Reject | Break:
     """Decode and resize; runs in threads."""
     if not isinstance(item, Pair):
         return item
-    if known.holds(item):
-        return Reject(key=item.key, reason=UNCHANGED)
     started = time.perf_counter()
     pixels: Pixels | None = None
     size: tuple[int | None, int | None] = (None, None)
@@ -234,7 +242,7 @@ def _prepare(
         "has_image": item.image is not None,
         "has_text": item.caption is not None,
     }
-    return _Row(found, item.fields, pixels, time.perf_counter() - started)
+    return _Row(found, item.fields, pixels, time.perf_counter() - started, item.is_numbered)
 
 
 @dataclass(slots=True)

@@ -6,7 +6,7 @@ committed.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from memory_builder.changes import delete
 from memory_builder.manifest import Commit, metadata_path
-from memory_builder.plan import REPLACED, Shard, real_name
+from memory_builder.plan import REPLACED_ROWS, REPLACEMENTS, Shard, real_name
 from memory_builder.progress import say
 from memory_builder.rows import Ids, row_ids
 from memory_builder.shards.links import Row
@@ -45,43 +45,83 @@ def _path_of(uri: str) -> tuple[str, str]:
 
 
 class KnownPairs:
-    """The metadata rows of some committed shards, by key; of a key that comes again, the latest."""
+    """The metadata rows of some committed shards; of a pair that was embedded several times, the latest.
+
+    A pair is known by its key. Where keys are row numbers, which others have once rows were put in between, it is known
+    by its picture and caption, or by its picture in the same place with another caption. Pairs are asked for one after
+    the other, in the order of their shard.
+    """
 
     def __init__(self, store: Store, ordinals: Sequence[int], column_types: dict[str, str]) -> None:
         self._column_types = column_types
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._by_key: dict[str, dict[str, Any]] = {}
+        self._by_content: dict[tuple[str | None, str | None], dict[str, Any]] = {}
+        self._purged: dict[str, dict[str, Any]] = {}
+        self._overtaken: set[int] = set()
+        self.replacing: set[str] = set()
+        """Keys of the pairs that take the place of an earlier row."""
         for ordinal in ordinals:
             for row in read_parquet(store.read(metadata_path(ordinal))).to_pylist():
-                self._rows[row["key"]] = row
+                self._by_key[row["key"]] = row
+                self._by_content[picture_of(row), row["caption"]] = row
+                if _is_purged(row) and row["sha256"] is not None:
+                    self._purged[row["sha256"]] = row
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
+    def admits(self, pair: Pair, *, is_fetched: bool = True) -> bool:
+        """Whether a pair is to be embedded: it is new, or not what its earlier row was made of.
 
-    def holds(self, pair: Pair) -> bool:
-        """Whether a row was made of the very same picture, caption and fields."""
-        row = self._rows.get(pair.key)
-        if row is None or not (_is_purged(row) or self._is_described(row, pair.caption, pair.fields)):
+        Args:
+            pair: as it is read now.
+            is_fetched: its picture is there; else the address is taken for it.
+        """
+        if not self._by_key:
+            return True
+        digest = None if pair.image is None else sha256(pair.image)
+        row = self._earlier(pair, digest)
+        if row is None:
+            return True
+        is_same = row["sha256"] == digest if is_fetched else row["member"] == pair.member
+        if is_same and (_is_purged(row) or self._is_described(row, pair.caption, pair.fields)):
             return False
-        return bool(row["sha256"] == (None if pair.image is None else sha256(pair.image)))
+        self._overtaken.add(id(row))
+        self.replacing.add(pair.key)
+        return True
+
+    def _earlier(self, pair: Pair, digest: str | None) -> dict[str, Any] | None:
+        at_key = self._by_key.get(pair.key)
+        if not pair.is_numbered:
+            return at_key
+        what = picture_of({"member": pair.member, "sha256": digest})
+        row = self._by_content.get((what, pair.caption))
+        if row is not None and id(row) not in self._overtaken:
+            return row
+        if digest in self._purged:  # of its address and caption nothing is left
+            return self._purged[digest]
+        return at_key if at_key is not None and what is not None and picture_of(at_key) == what else None
 
     def holds_row(self, row: Row, rules: PairRules) -> bool:
-        """The same of a row of a table whose picture lies elsewhere: it has the same address, and is not fetched."""
+        """Whether a row of a table names an address that is in the memory with the same caption and fields already."""
         if row.link is None or row.fault or "://" not in row.link:
             return False
-        known = self._rows.get(printable(row.key))
         try:
             caption = caption_of({}, row.fields, rules)
         except BadPairError:
             return False
         fields = {"url": row.link} | row.fields
-        return (
-            known is not None and known["member"] == printable(row.link) and self._is_described(known, caption, fields)
-        )
+        key, member = printable(row.key), printable(row.link)
+        pair = Pair(key=key, caption=caption, member=member, fields=fields, is_numbered=row.is_numbered)
+        return not self.admits(pair, is_fetched=False)
 
     def _is_described(self, row: dict[str, Any], caption: str | None, fields: dict[str, Any]) -> bool:
-        return row == metadata_row(
-            row | {"caption": caption, "has_text": caption is not None}, fields, self._column_types
-        )
+        now = row | {"caption": caption, "has_text": caption is not None}
+        return row == metadata_row(now, fields, self._column_types)
+
+
+def picture_of(row: Mapping[str, Any]) -> str | None:
+    """What identifies the picture of a table's row: the file or address that it names, or the checksum of its bytes."""
+    member: str | None = row["member"]
+    checksum: str | None = row["sha256"]
+    return checksum if member is None or member.startswith("row ") else member
 
 
 def _is_purged(row: dict[str, Any]) -> bool:
@@ -91,13 +131,18 @@ def _is_purged(row: dict[str, Any]) -> bool:
 
 def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Commit]) -> None:
     """Delete the rows that those of these committed shards replace; what is deleted already stays so."""
-    replacing = [shard for shard in shards if shard.ordinal in commits and commits[shard.ordinal].notes.get(REPLACED)]
+    replacing = [s for s in shards if s.ordinal in commits and commits[s.ordinal].notes.keys() & {*REPLACEMENTS}]
     stale = [np.zeros(0, np.int64)]
     for shard in with_earlier(replacing, commits.values()):
-        fresh = set(_keys(store, shard.ordinal))
         is_published = split_uri(shard.uri)[1].is_published  # then all of the files is replaced
+        identify = _of_numbered if REPLACED_ROWS in commits[shard.ordinal].notes else _of_keyed
+        fresh = {identity for row in _rows(store, shard.ordinal) for identity in identify(row)}
         for ordinal in shard.earlier:
-            rows = [row for row, key in enumerate(_keys(store, ordinal)) if is_published or key in fresh]
+            rows = [
+                number
+                for number, row in enumerate(_rows(store, ordinal))
+                if is_published or not fresh.isdisjoint(identify(row))
+            ]
             stale.append(row_ids(ordinal, np.array(rows, np.int64)))
     ids: Ids = np.concatenate(stale)
     if len(ids):
@@ -105,6 +150,17 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
         delete(store, ids=ids)
 
 
-def _keys(store: Store, ordinal: int) -> list[str]:
-    keys: list[str] = read_parquet(store.read(metadata_path(ordinal)))["key"].to_pylist()
-    return keys
+def _of_keyed(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    return [(row["key"],)]
+
+
+def _of_numbered(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    what = picture_of(row)
+    by_content = ("content", what or "", row["caption"] or "")
+    return [by_content] if what is None else [by_content, ("number", row["key"], what)]
+
+
+def _rows(store: Store, ordinal: int) -> list[dict[str, Any]]:
+    table = read_parquet(store.read(metadata_path(ordinal)))
+    rows: list[dict[str, Any]] = table.select(["key", "caption", "sha256", "member"]).to_pylist()
+    return rows

@@ -20,6 +20,9 @@ from memory_builder.uris import join_uri, split_uri
 PLAN = "plan.parquet"
 REPLACED = "pairs changed since they were embedded and replace their earlier rows"
 """The note of a shard that was planned again because its source changed."""
+REPLACED_ROWS = "pairs of a table without keys changed since they were embedded and replace their earlier rows"
+"""The same where a pair is known by its content."""
+REPLACEMENTS = (REPLACED, REPLACED_ROWS)
 MAX_ORDINAL = 1 << 21  # a row id then stays below 2**53 and is exact in JavaScript
 PLAN_SCHEMA = pa.schema([("ordinal", pa.int64()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())])
 
@@ -143,7 +146,7 @@ def _unplanned(store: Store, plan: Sequence[Shard], sources: Sequence[Source]) -
     again = {source.uri for source in fresh if (source.uri, source.etag) in planned}
     if again:
         commits = Manifest.read(store).commits.values()
-        again -= {commit.uri for commit in commits if commit.notes.get(REPLACED)}
+        again -= {commit.uri for commit in commits if commit.notes.keys() & {*REPLACEMENTS}}
     return [source for source in fresh if source.uri not in again]
 
 

@@ -19,7 +19,7 @@ from memory_builder.retrieve.choosing import claims_of
 from memory_builder.retrieve.miniature import Miniatures, miniature_of
 from memory_builder.rows import split_ids
 from memory_builder.runner import available_threads
-from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.pictures import CHANGED, Missing, Place, read_pictures
 from memory_builder.shards.policy import LinkPolicy
 from memory_builder.storage import sha256
 
@@ -29,7 +29,7 @@ THUMBNAIL = 96
 """Pixels."""
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
 SUFFIXES |= {"MPO": "jpg"}  # what Pillow calls a JPEG that phones put more pictures behind
-CHANGED, NO_PICTURE = "changed since it was embedded", "no picture any more"
+NO_PICTURE = "no picture any more"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,7 +103,7 @@ def _look(fetched: _Fetched, *, looks: bool) -> Pair:
     if isinstance(picture, Missing):
         return pair(picture=picture)
     digest = sha256(picture)
-    if about["sha256"] not in (None, digest):
+    if about["sha256"] not in (None, digest):  # of an address too: vector and caption are of another picture
         return pair(picture=Missing(CHANGED))
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:

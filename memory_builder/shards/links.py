@@ -37,6 +37,8 @@ class Row:
     fault: str | None = None
     member: str | None = None
     """Where the row is, when the picture is inside it."""
+    is_numbered: bool = False
+    """See ``Pair``."""
 
 
 def pairs_of_rows(rows: Iterable[Row | Break], table: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
@@ -70,7 +72,7 @@ def _pair(row: Row | Break, *, table: str, rules: PairRules, policy: LinkPolicy)
     if row.link is not None and "://" in row.link:
         fields = {"url": row.link} | fields
     member = row.member if row.link is None else printable(row.link)
-    return Pair(key=key, image=image, caption=caption, member=member, fields=fields)
+    return Pair(key=key, image=image, caption=caption, member=member, fields=fields, is_numbered=row.is_numbered)
 
 
 def fetch_target(target: Target) -> bytes:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -128,7 +129,7 @@ class Listing:
             for number, (_, record) in enumerate(self.records(start, stop), first):
                 values, fault = _json_row(record) if isinstance(record, str) else _csv_row(record, self.names)
                 row = row_of(values, number, columns)
-                yield Row(row.key, row.image, row.link, row.fields, fault=fault or row.fault, member=row.member)
+                yield replace(row, fault=fault or row.fault)
         except DAMAGE as error:
             yield Break(reason=f"breaks off behind row {number}: {error}", offset=max(1, self._lines.position))
 

@@ -38,6 +38,8 @@ class Pair:
     """Where the image (or else the caption) is inside its shard."""
     fields: dict[str, Any] = field(default_factory=dict)
     """What the pair's ``.json`` or table row says."""
+    is_numbered: bool = False
+    """The key is the number of the row in its table: another row may have it once the table has changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,9 +11,11 @@ from memory_builder.shards import links, parquet, webdataset
 from memory_builder.shards.kinds import kind_of
 from memory_builder.shards.pairs import BadPairError
 from memory_builder.shards.policy import LinkPolicy
+from memory_builder.storage import sha256
 from memory_builder.uris import Piece, split_uri
 
 GONE = "shard is gone"
+CHANGED = "changed since it was embedded"
 NOT_THERE = "not in its shard any more"
 NOWHERE = "no address known"
 
@@ -24,11 +26,19 @@ class Place:
 
     member: str | None
     url: str | None = None
+    sha256: str | None = None
+    """Of the picture that was embedded, if that is known."""
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> "Place":
         """Of a row of the metadata; the member of one without a picture is its caption."""
-        return Place(row["member"] if row["has_image"] else None, row["url"])
+        return Place(row["member"] if row["has_image"] else None, row["url"], row["sha256"])
+
+    def is_other(self, picture: bytes) -> bool:
+        """Whether a file of the source is another than the one that was embedded. A web server may pack anew."""
+        if self.sha256 is None or self.member is None or "://" in self.member:
+            return False
+        return sha256(picture) != self.sha256
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +68,8 @@ def read_pictures(
     try:
         for which, picture in _read(uri, places, policy, image_key):
             left.discard(which)
-            yield which, picture
+            is_other = isinstance(picture, bytes) and places[which].is_other(picture)
+            yield which, Missing(CHANGED) if is_other else picture
         reason = NOT_THERE
     except FileNotFoundError:
         reason = GONE

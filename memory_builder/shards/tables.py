@@ -92,21 +92,21 @@ def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
 def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
     """A table's row; its number is its key where no column is."""
     key = values.pop(columns.key, None) if columns.key else None
-    name = f"{number:09d}" if key is None else key_text(key)
+    row = Row(f"{number:09d}" if key is None else key_text(key), None, None, values, is_numbered=key is None)
     image = values.pop(columns.image, None) if columns.image else None
     if columns.url != columns.image:
-        values = call_url(values, columns.url)
+        row = replace(row, fields=call_url(values, columns.url))
     if isinstance(image, dict):  # Hugging Face's image: {bytes, path}
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
-    if image is None or image == "":
-        return Row(name, None, None, values, member=f"row {number}")
     if isinstance(image, bytes) and (columns.image or "").lower() in LINK_COLUMNS:
         image = text_of(image)
+    if image is None or image == "":
+        return replace(row, member=f"row {number}")
     if isinstance(image, bytes):
-        return Row(name, image, None, values, member=f"row {number}")
+        return replace(row, image=image, member=f"row {number}")
     if isinstance(image, str):
-        return Row(name, None, f"./{image}" if _ROW_MEMBER.fullmatch(image) else image, values)
-    return Row(name, None, None, values, fault=f"column {columns.image} holds neither a picture nor a path")
+        return replace(row, link=f"./{image}" if _ROW_MEMBER.fullmatch(image) else image)
+    return replace(row, fault=f"column {columns.image} holds neither a picture nor a path")
 
 
 def key_text(value: Any) -> str:

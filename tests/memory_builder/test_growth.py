@@ -23,7 +23,7 @@ from memory_builder.repair import repair
 from memory_builder.runner import LocalRunner
 from memory_builder.shards import links
 from memory_builder.shards.pairs import UNCHANGED_NOTE
-from memory_builder.storage import Store
+from memory_builder.storage import Store, sha256
 from memory_builder.verify import verify
 
 Run = Callable[..., EmbedReport]
@@ -122,6 +122,55 @@ def test_a_changed_picture_replaces_the_one_of_its_name(tmp_path: Path, run: Run
     touch(tmp_path / "s.csv")  # its own bytes are the same
     assert run("s.csv").notes == {UNCHANGED_NOTE: 1, REPLACED: 1}
     assert len(rows(tmp_path)) == 2
+
+
+def listed(tmp_path: Path, lines: list[tuple[str, str]], kind: str) -> str:
+    """A table without keys of (picture, caption): its rows have their numbers for keys."""
+    for name, _ in lines:
+        (tmp_path / f"{name}.png").write_bytes(picture(sum(name.encode())))
+    if kind == "csv":
+        text = "".join(f"{name}.png,{caption}\n" for name, caption in lines)
+        (tmp_path / "s.csv").write_text("image,caption\n" + text)
+        return "s.csv"
+    pictures = [picture(sum(name.encode())) for name, _ in lines]
+    pq.write_table(pa.table({"image": pictures, "caption": [caption for _, caption in lines]}), tmp_path / "s.parquet")
+    return "s.parquet"
+
+
+def live(tmp_path: Path) -> list[tuple[str, str]]:
+    """(picture, caption) of every row that is not deleted, by the checksum of the picture."""
+    memory = Memory.open(tmp_path / "memory")
+    ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
+    names = {sha256(picture(sum(name.encode()))): name for name in "abcdef"}
+    return sorted((names[row["sha256"]], row["caption"]) for row in memory.metadata(ids).to_pylist())
+
+
+CHANGES: dict[str, tuple[list[tuple[str, str]], int]] = {
+    # what the table of a 1, b 2, c 3 becomes, and how many rows are embedded
+    "a row at the end": ([("a", "1"), ("b", "2"), ("c", "3"), ("d", "4")], 1),
+    "a row in between": ([("a", "1"), ("d", "4"), ("b", "2"), ("c", "3")], 1),
+    "a row at the beginning": ([("d", "4"), ("a", "1"), ("b", "2"), ("c", "3")], 1),
+    "sorted otherwise": ([("c", "3"), ("b", "2"), ("a", "1")], 0),
+    "another caption": ([("a", "1"), ("b", "other"), ("c", "3")], 1),
+    "a second caption behind": ([("a", "1"), ("a", "one"), ("b", "2"), ("c", "3")], 1),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_rows_without_keys_are_known_by_what_they_hold(tmp_path: Path, run: Run, kind: str, name: str) -> None:
+    """A line that was put in between gave every line behind it another number."""
+    run(listed(tmp_path, [("a", "1"), ("b", "2"), ("c", "3")], kind))
+    lines, n_embedded = CHANGES[name]
+    assert run(listed(tmp_path, lines, kind)).n_rows == 3 + n_embedded
+    assert live(tmp_path) == sorted(lines)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_second_caption_before_the_first_loses_neither(tmp_path: Path, run: Run, kind: str) -> None:
+    run(listed(tmp_path, [("a", "1"), ("b", "2")], kind))
+    run(listed(tmp_path, [("a", "one"), ("a", "1"), ("b", "2")], kind))
+    assert live(tmp_path) == [("a", "1"), ("a", "one"), ("b", "2")]
 
 
 @pytest.mark.parametrize("kind", SOURCES)

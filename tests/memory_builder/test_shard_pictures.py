@@ -10,14 +10,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from memory_builder.shards import read_member, tars
-from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.shards.pictures import CHANGED, Missing, Place, read_pictures
 from memory_builder.shards.policy import LinkPolicy
+from memory_builder.storage import sha256
 from memory_builder.uris import Piece, join_uri
 
 OWN = LinkPolicy(follows_named=True)
 """Of what a test names itself."""
 
 FILES = {f"{i}.{suffix}": f"{suffix} {i}".encode() * 300 for i in range(20) for suffix in ("png", "txt")}
+
+
+def test_another_picture_in_the_place_of_one_that_was_embedded_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Its source had changed, and the row's caption and vector are of another picture."""
+    (tmp_path / "a.png").write_bytes(b"one")
+    pq.write_table(pa.table({"image": [b"one", b"two"], "caption": ["a", "b"]}), tmp_path / "t.parquet")
+    for uri, member in ((join_uri(str(tmp_path), Piece(folder="")), "a.png"), (str(tmp_path / "t.parquet"), "row 0")):
+        for digest, expected in ((sha256(b"one"), b"one"), (None, b"one"), ("0" * 64, Missing(CHANGED))):
+            assert list(read_pictures(uri, [Place(member, None, digest)], OWN)) == [(0, expected)]
 
 
 def tar_bytes() -> bytes:

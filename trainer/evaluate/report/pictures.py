@@ -73,7 +73,7 @@ class Pictures:
 
     def _read_shard(self, memory: Memory, root: str, ids: Ids, policy: LinkPolicy) -> None:
         """Read the pictures of these rows of one shard."""
-        rows = memory.metadata(ids, ["member", "url", "has_image"]).to_pylist()
+        rows = memory.metadata(ids, ["member", "url", "sha256", "has_image"]).to_pylist()
         places = [Place.of(row) for row in rows]
         for which, picture in read_pictures(memory.source(int(ids[0])), places, policy, memory.image_key):
             row_id = int(ids[which])
