@@ -22,7 +22,7 @@ from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load
 from memory_builder.errors import EncoderError, SourceError, TransportFailedError
 from memory_builder.images import BadImageError, decode_image, picture_size
 from memory_builder.imports import NO_CAPTION, import_shard
-from memory_builder.known import KnownPairs
+from memory_builder.known import SHARED_KEY, KnownPairs
 from memory_builder.manifest import Commit, Description, rejects_path
 from memory_builder.plan import REPLACED, Shard
 from memory_builder.runner import available_threads
@@ -163,7 +163,8 @@ def _read(
             if isinstance(item, Reject) and item.reason == UNCHANGED:
                 notes[UNCHANGED_NOTE] += 1
                 continue
-            notes[REPLACED] += isinstance(item, _Row) and item.found["key"] in known
+            notes[SHARED_KEY] += isinstance(item, _Row) and item.found["key"] in known.shared
+            notes[REPLACED] += isinstance(item, _Row) and known.replaces(item.found["key"], item.found["member"])
             rows.add(item)
         rows.finish()
     _check_unchanged(shard)

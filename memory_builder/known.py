@@ -5,15 +5,16 @@ compared with the rows of its earlier shards, by key. A row whose pair changed i
 committed.
 """
 
+import posixpath
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from memory_builder.changes import delete
-from memory_builder.manifest import Commit, metadata_path
+from memory_builder.manifest import Commit, Manifest, metadata_path
 from memory_builder.plan import REPLACED, Shard, real_name
 from memory_builder.progress import say
 from memory_builder.rows import Ids, row_ids
@@ -23,65 +24,113 @@ from memory_builder.storage import Store, sha256
 from memory_builder.tables import metadata_row, read_parquet
 from memory_builder.uris import split_uri
 
+SHARED_KEY = "pairs are new or changed under a key that several have: earlier rows of that key stay"
+
 
 def with_earlier(shards: Sequence[Shard], commits: Iterable[Commit]) -> list[Shard]:
     """The shards, each with the committed shards of an earlier state of its source, whatever piece of it they hold."""
+    by_ordinal = {commit.ordinal: commit for commit in commits} if shards else {}
     by_path: dict[tuple[str, str], list[Commit]] = defaultdict(list)
-    if shards:
-        for commit in sorted(commits, key=lambda commit: commit.ordinal):
-            by_path[_path_of(commit.uri)].append(commit)
-    return [replace(shard, earlier=_earlier(shard, by_path.get(_path_of(shard.uri), ()))) for shard in shards]
+    for _, commit in sorted(by_ordinal.items()):
+        by_path[path_of(commit.uri)].append(commit)
+    return [
+        replace(shard, earlier=_earlier(shard, by_path.get(path_of(shard.uri), ()), by_ordinal)) for shard in shards
+    ]
 
 
-def _earlier(shard: Shard, commits: Iterable[Commit]) -> tuple[int, ...]:
-    if split_uri(shard.uri)[1].rejects is not None:
-        return ()
-    return tuple(c.ordinal for c in commits if c.ordinal < shard.ordinal and c.etag != shard.etag)
+def _earlier(shard: Shard, commits: Sequence[Commit], by_ordinal: Mapping[int, Commit]) -> tuple[int, ...]:
+    """Ordinals of those of these commits that hold an earlier state; another state may lie between two equal ones."""
+    own = first_try(shard, by_ordinal)
+    others = [commit.ordinal for commit in commits if commit.ordinal < own.ordinal and commit.etag != own.etag]
+    last_other = max(others, default=-1)
+    return tuple(c.ordinal for c in commits if first_try(c, by_ordinal).ordinal <= last_other)
 
 
-def _path_of(uri: str) -> tuple[str, str]:
+def first_try(shard: Shard | Commit, by_ordinal: Mapping[int, Commit]) -> Shard | Commit:
+    """The shard that rejected the pairs of a second try; any other shard itself."""
+    while (rejecting := split_uri(shard.uri)[1].rejects) is not None and rejecting in by_ordinal:
+        shard = by_ordinal[rejecting]
+    return shard
+
+
+def path_of(uri: str) -> tuple[str, str]:
+    """The source that a shard is a piece of: all states of it are compared."""
     path, piece = split_uri(real_name(uri))
+    if piece.is_published and piece.items is not None:  # its rows are replaced as a whole, not by key
+        return path, f"{piece.vectors} {piece.items[0]}"
     return path, piece.folder or piece.embeddings or piece.vectors or ""
 
 
 class KnownPairs:
-    """The metadata rows of some committed shards, by key; of a key that comes again, the latest."""
+    """The metadata rows of some committed shards, by key; of a key that comes again, the latest.
+
+    A key that pairs of one state share, which only a table of several shards may have, says nothing of which row is
+    whose: all its rows are known, and none of them is replaced.
+    """
 
     def __init__(self, store: Store, ordinals: Sequence[int], column_types: dict[str, str]) -> None:
         self._column_types = column_types
-        self._rows: dict[str, dict[str, Any]] = {}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
+        self._by_file: dict[str, str] = {}
+        self.shared: set[str] = set()
+        """Keys that pairs of one state share."""
+        commits = Manifest.read(store).commits if ordinals else {}
+        etags: dict[str, str] = {}
         for ordinal in ordinals:
-            for row in read_parquet(store.read(metadata_path(ordinal))).to_pylist():
-                self._rows[row["key"]] = row
+            etag = first_try(commits[ordinal], commits).etag
+            for row in _read_rows(store, ordinal):
+                key = row["key"]
+                if etags.get(key) == etag:
+                    self.shared.add(key)
+                etags[key] = etag
+                self._rows.setdefault(key, []).append(row)
+                if (name := file_of(row["key"], row["member"])) is not None:
+                    self._by_file[name] = key
 
-    def __contains__(self, key: str) -> bool:
-        return key in self._rows
+    def _known(self, key: str, member: str | None) -> list[dict[str, Any]]:
+        """The rows that may be of this pair."""
+        if key not in self._rows:  # one picture of a stem is called by it, several keep their suffix
+            key = self._by_file.get(file_of(key, member) or "", key)
+        rows = self._rows.get(key, [])
+        return rows if key in self.shared else rows[-1:]
+
+    def replaces(self, key: str, member: str | None) -> bool:
+        """Whether a pair that is not held takes the place of a row."""
+        return key not in self.shared and bool(self._known(key, member))
 
     def holds(self, pair: Pair) -> bool:
         """Whether a row was made of the very same picture, caption and fields."""
-        row = self._rows.get(pair.key)
-        if row is None or not (_is_purged(row) or self._is_described(row, pair.caption, pair.fields)):
-            return False
-        return bool(row["sha256"] == (None if pair.image is None else sha256(pair.image)))
+        digest = None if pair.image is None else sha256(pair.image)
+        return any(
+            row["sha256"] == digest and (_is_purged(row) or self._is_described(row, pair.caption, pair.fields))
+            for row in self._known(pair.key, pair.member)
+        )
 
     def holds_row(self, row: Row, rules: PairRules) -> bool:
         """The same of a row of a table whose picture lies elsewhere: it has the same address, and is not fetched."""
         if row.link is None or row.fault or "://" not in row.link:
             return False
-        known = self._rows.get(printable(row.key))
         try:
             caption = caption_of({}, row.fields, rules)
         except BadPairError:
             return False
         fields = {"url": row.link} | row.fields
-        return (
-            known is not None and known["member"] == printable(row.link) and self._is_described(known, caption, fields)
+        member = printable(row.link)
+        return any(
+            known["member"] == member and self._is_described(known, caption, fields)
+            for known in self._known(printable(row.key), member)
         )
 
     def _is_described(self, row: dict[str, Any], caption: str | None, fields: dict[str, Any]) -> bool:
         return row == metadata_row(
             row | {"caption": caption, "has_text": caption is not None}, fields, self._column_types
         )
+
+
+def file_of(key: str, member: str | None) -> str | None:
+    """The path of a pair's picture where the key is that, with its suffix or without."""
+    name = posixpath.join(posixpath.dirname(key), posixpath.basename(member or ""))
+    return name if name == key or name.startswith(f"{key}.") else None
 
 
 def _is_purged(row: dict[str, Any]) -> bool:
@@ -94,17 +143,23 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
     replacing = [shard for shard in shards if shard.ordinal in commits and commits[shard.ordinal].notes.get(REPLACED)]
     stale = [np.zeros(0, np.int64)]
     for shard in with_earlier(replacing, commits.values()):
-        fresh = set(_keys(store, shard.ordinal))
+        rows = _read_rows(store, shard.ordinal)
+        fresh, files = {row["key"] for row in rows}, {file_of(row["key"], row["member"]) for row in rows} - {None}
         is_published = split_uri(shard.uri)[1].is_published  # then all of the files is replaced
+        fresh -= set() if is_published else KnownPairs(store, shard.earlier, {}).shared
         for ordinal in shard.earlier:
-            rows = [row for row, key in enumerate(_keys(store, ordinal)) if is_published or key in fresh]
-            stale.append(row_ids(ordinal, np.array(rows, np.int64)))
+            replaced = [
+                number
+                for number, row in enumerate(_read_rows(store, ordinal))
+                if is_published or row["key"] in fresh or file_of(row["key"], row["member"]) in files
+            ]
+            stale.append(row_ids(ordinal, np.array(replaced, np.int64)))
     ids: Ids = np.concatenate(stale)
     if len(ids):
         say(f"{len(ids):,} rows of changed pairs are replaced")
         delete(store, ids=ids)
 
 
-def _keys(store: Store, ordinal: int) -> list[str]:
-    keys: list[str] = read_parquet(store.read(metadata_path(ordinal)))["key"].to_pylist()
-    return keys
+def _read_rows(store: Store, ordinal: int) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_parquet(store.read(metadata_path(ordinal))).to_pylist()
+    return rows
