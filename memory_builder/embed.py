@@ -22,7 +22,7 @@ from memory_builder.encoder import Encoder, EncoderConfig, Pixels, Vectors, load
 from memory_builder.errors import EncoderError, SourceError, TransportFailedError
 from memory_builder.images import BadImageError, decode_image, picture_size
 from memory_builder.imports import NO_CAPTION, import_shard
-from memory_builder.known import KnownPairs
+from memory_builder.known import SHARED_KEY, KnownPairs
 from memory_builder.manifest import Commit, Description, rejects_path
 from memory_builder.plan import REPLACED, REPLACED_ROWS, Shard
 from memory_builder.runner import available_threads
@@ -162,6 +162,7 @@ def _read(
         for item in map_ahead(prepare, _unknown(pairs, known, notes), threads, 2 * config.batch_size):
             if isinstance(item, _Row) and item.found["key"] in known.replacing:
                 notes[REPLACED_ROWS if item.is_numbered else REPLACED] += 1
+            notes[SHARED_KEY] += isinstance(item, _Row) and item.found["key"] in known.shared
             rows.add(item)
         rows.finish()
     _check_unchanged(shard)

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import count, pairwise
 
 import pyarrow as pa
@@ -172,7 +171,7 @@ def _extended(
 
 
 def spelled_as_planned(plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
-    """The sources, each under the name it was planned by: a folder may be reached by a link, too."""
+    """The sources, each under the name it was planned by: a folder or a file may be reached by a link, too."""
     planned = {shard.uri for shard in plan}
     if all(source.uri in planned for source in sources):
         return list(sources)
@@ -184,11 +183,6 @@ def spelled_as_planned(plan: Sequence[Shard], sources: Sequence[Source]) -> list
 
 
 def real_name(uri: str) -> str:
-    """The name of a shard without links among the folders above it; of a remote one, its own."""
+    """The name of a shard without links, be they folders above it or the file; of a remote one, its own."""
     path, piece = split_uri(uri)
-    return uri if "://" in path else join_uri(os.path.join(_real(os.path.dirname(path)), os.path.basename(path)), piece)
-
-
-@lru_cache(maxsize=1 << 14)
-def _real(folder: str) -> str:
-    return os.path.realpath(folder)
+    return uri if "://" in path else join_uri(os.path.realpath(path), piece)

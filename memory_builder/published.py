@@ -210,11 +210,13 @@ def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
 def _numbered(infos: Iterable[dict[str, Any]], folder: str, suffix: str) -> dict[str, dict[str, Any]]:
     """What stands behind the folder's name, or ``metadata``, if any, in the names of its files → what the
     filesystem says of them."""
-    numbered = {}
+    numbered: dict[str, dict[str, Any]] = {}
     for info in infos:
         name = posixpath.basename(info["name"])
         match = re.fullmatch(rf"(?:(?:{re.escape(folder)}|metadata)_?)?(.+){re.escape(suffix)}", name)
         if match is not None and info["type"] == "file" and not name.startswith("."):
+            if match[1] in numbered:
+                raise _alike(numbered[match[1]], info)
             numbered[match[1]] = info
     return numbered
 
@@ -223,7 +225,17 @@ def _as_named(names: Iterable[str], files: Mapping[str, dict[str, Any]]) -> dict
     """The files by the names of the shards they belong to, however their numbers are padded."""
     names = set(names)
     by_number = {_number(name): name for name in sorted(names)}
-    return {name if name in names else by_number.get(_number(name), name): info for name, info in files.items()}
+    named: dict[str, dict[str, Any]] = {}
+    for own, info in files.items():
+        name = own if own in names else by_number.get(_number(own), own)
+        if name in named:
+            raise _alike(named[name], info)
+        named[name] = info
+    return named
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> SourceError:
+    return SourceError(f"{one['name']} and {other['name']} have one number: leave the one that is meant")
 
 
 def _number(name: str) -> str:

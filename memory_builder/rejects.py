@@ -4,14 +4,15 @@ Committed rows never move, so what a second try makes of a shard's rejects becom
 whose rejects they are. The same pair twice is not tried again: the second never was one.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
 from memory_builder.errors import SourceError
+from memory_builder.known import first_try, path_of
 from memory_builder.manifest import Commit
-from memory_builder.plan import Source
+from memory_builder.plan import Shard, Source
 from memory_builder.shards import DUPLICATE_KEY
 from memory_builder.sources import current_etag
 from memory_builder.uris import join_uri, split_uri
@@ -25,7 +26,7 @@ def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = 
     commits = list(commits)
     tried = _tried_again(commits)
     found = []
-    for commit in commits:
+    for commit in _standing(commits):
         n = sum(n for reason, n in commit.reasons.items() if reason != DUPLICATE_KEY)
         path, piece = split_uri(commit.uri)
         is_named = named is None or join_uri(path, replace(piece, rejects=None)) in named
@@ -42,7 +43,7 @@ def standing_reasons(commits: Iterable[Commit]) -> Counter[str]:
     commits = list(commits)
     tried = _tried_again(commits)
     reasons: Counter[str] = Counter()
-    for commit in commits:
+    for commit in _standing(commits):
         last = commit.reasons
         if commit.ordinal in tried:
             last = {reason: n for reason, n in last.items() if reason == DUPLICATE_KEY}
@@ -53,3 +54,27 @@ def standing_reasons(commits: Iterable[Commit]) -> Counter[str]:
 def _tried_again(commits: list[Commit]) -> set[int]:
     ordinals = (split_uri(commit.uri)[1].rejects for commit in commits)
     return {ordinal for ordinal in ordinals if ordinal is not None}
+
+
+def _standing(commits: list[Commit]) -> list[Commit]:
+    """Those whose pairs were not read again by a shard of a later state of their source, which says what became of
+    them."""
+    by_ordinal = {commit.ordinal: commit for commit in commits}
+    by_path: dict[tuple[str, str], list[Commit]] = defaultdict(list)
+    for commit in commits:
+        if split_uri(commit.uri)[1].rejects is None:
+            by_path[path_of(commit.uri)].append(commit)
+    return [
+        commit
+        for commit in commits
+        if not any(_reads_again(other, first_try(commit, by_ordinal)) for other in by_path[path_of(commit.uri)])
+    ]
+
+
+def _reads_again(later: Commit, first: Shard | Commit) -> bool:
+    if later.ordinal <= first.ordinal or later.etag == first.etag:
+        return False
+    pieces = split_uri(later.uri)[1].items, split_uri(first.uri)[1].items
+    return None in pieces or max(start for start, _ in filter(None, pieces)) < min(
+        stop for _, stop in filter(None, pieces)
+    )

@@ -248,7 +248,7 @@ def _needed(shard: Shard) -> list[str]:
     """What the memory says of other shards that decides which pairs of this one are embedded."""
     retried = split_uri(shard.uri)[1].rejects
     earlier = [path for ordinal in shard.earlier for path in (metadata_path(ordinal), commit_path(ordinal))]
-    return earlier if retried is None else [rejects_path(retried)]
+    return earlier if retried is None else [*earlier, rejects_path(retried)]
 
 
 def _refuse_other_bytes(shard: Shard, commit: Commit, made: Commit) -> None:

@@ -11,17 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tars import good_pairs, picture, tar_bytes
+from tars import good_pairs, pair, picture, tar_bytes
 
+from memory_builder import published
 from memory_builder.build import EmbedReport, embed, import_embeddings, index
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import EncoderConfig
 from memory_builder.indexing import IndexConfig
+from memory_builder.known import SHARED_KEY
 from memory_builder.memory import Memory
 from memory_builder.plan import REPLACED
 from memory_builder.repair import repair
 from memory_builder.runner import LocalRunner
-from memory_builder.shards import links
+from memory_builder.shards import links, listing
 from memory_builder.shards.pairs import UNCHANGED_NOTE
 from memory_builder.storage import Store, sha256
 from memory_builder.verify import verify
@@ -33,13 +35,14 @@ Run = Callable[..., EmbedReport]
 def run(tmp_path: Path, model_dir: Path) -> Run:
     """Embeds into one memory; sources are named below tmp_path."""
 
-    def once(*sources: str, **config: Any) -> EmbedReport:
+    def once(*sources: str, retry_rejects: bool = False, **config: Any) -> EmbedReport:
         return embed(
             [str(tmp_path / source) for source in sources],
             str(tmp_path / "memory"),
             encoder=EncoderConfig(model=f"local-dir:{model_dir}"),
             config=EmbedConfig(**config),
             runner=LocalRunner(),
+            retry_rejects=retry_rejects,
         )
 
     return once
@@ -52,6 +55,13 @@ def rows(tmp_path: Path) -> dict[str, tuple[str | None, str | None]]:
     table = memory.metadata(ids, ["key", "caption", "sha256"]).to_pylist()
     assert len({row["key"] for row in table}) == len(table)
     return {row["key"]: (row["caption"], row["sha256"]) for row in table}
+
+
+def keys(tmp_path: Path) -> list[str]:
+    """The key of every row that is not deleted."""
+    memory = Memory.open(tmp_path / "memory")
+    ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
+    return [row["key"] for row in memory.metadata(ids, ["key"]).to_pylist()]
 
 
 def touch(path: Path) -> None:
@@ -324,3 +334,121 @@ def test_a_pair_that_was_rejected_is_tried_again_when_its_source_changed(tmp_pat
     (tmp_path / "p" / "a.png").write_bytes(buffer.getvalue())
     assert run("p").n_rows == 1
     assert rows(tmp_path).keys() == {"a"}
+
+
+def test_a_source_that_is_again_what_it_was_does_not_double_what_never_changed(tmp_path: Path, run: Run) -> None:
+    first = tar_bytes(good_pairs(["a", "b"]))
+    for content in (first, tar_bytes([*pair("a", 9), *pair("b", 1)]), first):
+        (tmp_path / "s.tar").write_bytes(content)
+        os.utime(tmp_path / "s.tar", (1, len(content) if content is first else 2))
+        run("s.tar")
+    assert {key: digest for key, (_, digest) in rows(tmp_path).items()} == {
+        "a": sha256(picture(0)),
+        "b": sha256(picture(1)),
+    }
+
+
+def test_a_second_picture_of_a_stem_does_not_double_the_first(tmp_path: Path, run: Run) -> None:
+    """Its key gains a suffix by that, and loses it when the other goes."""
+    write(tmp_path, "folder", {"a": "one", "b": "two"})
+    run("p")
+    (tmp_path / "p" / "a.jpg").write_bytes(picture(7, kind="JPEG"))
+    assert run("p").notes == {UNCHANGED_NOTE: 2}
+    assert rows(tmp_path).keys() == {"a", "a.jpg", "b"}
+    (tmp_path / "p" / "a.png").write_bytes(picture(8))
+    assert run("p").notes == {UNCHANGED_NOTE: 2, REPLACED: 1}
+    assert rows(tmp_path).keys() == {"a.png", "a.jpg", "b"}
+    (tmp_path / "p" / "a.jpg").unlink()
+    run("p")
+    assert rows(tmp_path).keys() == {"a", "a.jpg", "b"}
+    assert rows(tmp_path)["a"][1] == sha256(picture(8))
+
+
+def test_pairs_of_one_key_in_several_pieces_are_neither_lost_nor_doubled(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "PAIRS_A_SHARD", 2)
+    write(tmp_path, "folder", {"a": "one", "b": "two", "c": "three", "d": "four"})
+    lines = ["k,p/a.png,one", "l,p/b.png,two", "k,p/c.png,three", "n,p/d.png,four"]
+
+    def captions() -> list[str]:
+        (tmp_path / "s.csv").write_text("\n".join(["key,image,caption", *lines, ""]))
+        notes.append(run("s.csv").notes)
+        memory = Memory.open(tmp_path / "memory")
+        ids = np.concatenate([memory.row_ids(ordinal) for ordinal in memory.commits])
+        return sorted(row["caption"] for row in memory.metadata(ids, ["caption"]).to_pylist())
+
+    notes: list[dict[str, int]] = []
+    assert captions() == ["four", "one", "three", "two"]
+    lines.append("o,p/a.png,five")
+    assert captions() == ["five", "four", "one", "three", "two"]
+    lines[0] = "k,p/a.png,other"
+    assert captions() == ["five", "four", "one", "other", "three", "two"]
+    assert notes[1:] == [{UNCHANGED_NOTE: 4}, {UNCHANGED_NOTE: 4, SHARED_KEY: 1}]
+
+
+def test_a_link_to_a_shard_is_the_same_source(tmp_path: Path, run: Run) -> None:
+    write(tmp_path, "tar", {"b": "two"})
+    run("s.tar")
+    (tmp_path / "latest.tar").symlink_to(tmp_path / "s.tar")
+    assert run("latest.tar").n_embedded == 0
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_lance_dataset_of_several_shards_that_grows_loses_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lance = pytest.importorskip("lance")
+    monkeypatch.setattr(published, "ROWS_A_SHARD", 4)
+    vectors = np.eye(16, dtype=np.float32)
+
+    def append(start: int, stop: int) -> EmbedReport:
+        flat = pa.array(vectors[start:stop].ravel())
+        columns = {
+            "key": [f"k{i}" for i in range(start, stop)],
+            "vector": pa.FixedSizeListArray.from_arrays(flat, 16),
+        }
+        lance.write_dataset(pa.table(columns), str(tmp_path / "d.lance"), mode="append" if start else "create")
+        return import_embeddings(
+            str(tmp_path / "d.lance"),
+            str(tmp_path / "memory"),
+            encoder=None,
+            config=EmbedConfig(),
+            runner=LocalRunner(),
+        )
+
+    append(0, 8)
+    assert append(8, 10).notes[UNCHANGED_NOTE] == 8
+    assert append(10, 13).notes[REPLACED] == 4
+    assert rows(tmp_path).keys() == {f"k{i}" for i in range(13)}
+
+
+def test_pairs_that_were_rejected_are_tried_again_in_the_newest_state_alone(tmp_path: Path, run: Run) -> None:
+    """Whichever comes first: the second try at what was rejected, or the source that grew."""
+    for name, first in (("retried", True), ("grown", False)):
+        folder = tmp_path / name / "p"
+        folder.mkdir(parents=True)
+        for key, content in (("a", picture(1)), ("b", b"no picture"), ("c", b"no picture")):
+            (folder / f"{key}.png").write_bytes(content)
+            (folder / f"{key}.txt").write_text(key)
+        run(f"{name}/p")
+        (folder / "b.png").write_bytes(picture(2))
+        run(f"{name}/p", retry_rejects=first)
+        report = run(f"{name}/p", retry_rejects=not first)
+        assert report.reasons == {"not an image": 1}  # c
+        (folder / "c.png").write_bytes(picture(3))
+        run(f"{name}/p", retry_rejects=True)
+        assert run(f"{name}/p").n_rejects == 0
+    assert sum(key == "b" for key in keys(tmp_path)) == sum(key == "c" for key in keys(tmp_path)) == 2
+
+
+def test_a_picture_that_was_broken_for_a_while_is_no_second_row(tmp_path: Path, run: Run) -> None:
+    write(tmp_path, "folder", {"a": "one", "b": "two"})
+    run("p")
+    whole = (tmp_path / "p" / "b.png").read_bytes()
+    (tmp_path / "p" / "b.png").write_bytes(b"no picture")
+    assert run("p").n_rejects == 1
+    (tmp_path / "p" / "b.png").write_bytes(whole)
+    assert run("p", retry_rejects=True).notes == {UNCHANGED_NOTE: 1}
+    assert run("p").n_rejects == 0
+    assert rows(tmp_path).keys() == {"a", "b"}

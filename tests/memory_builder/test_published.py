@@ -18,6 +18,7 @@ from memory_builder.errors import IndexBuildError, SourceError, UsageError
 from memory_builder.export import export_table
 from memory_builder.indexing import IndexConfig
 from memory_builder.memory import Memory
+from memory_builder.published import find_published
 from memory_builder.runner import LocalRunner
 
 D = 16
@@ -335,3 +336,18 @@ def test_an_imported_memory_can_be_indexed_here(tmp_path: Path) -> None:
     bring(tmp_path / "in", tmp_path / "m")
     index(str(tmp_path / "m"), keys=("image",), config=IndexConfig(), runner=LocalRunner())
     assert Memory.open(tmp_path / "m").index("image").n_rows == 50
+
+
+def test_two_files_of_one_number_are_refused(tmp_path: Path) -> None:
+    for folder in ("img_emb", "metadata"):
+        (tmp_path / folder).mkdir()
+    np.save(tmp_path / "img_emb" / "img_emb_0.npy", np.eye(8, dtype=np.float32)[:3])
+    for name in ("0", "00"):
+        pq.write_table(pa.table({"caption": [name] * 3}), tmp_path / "metadata" / f"metadata_{name}.parquet")
+    with pytest.raises(SourceError, match="have one number"):
+        find_published(str(tmp_path))
+    (tmp_path / "metadata" / "metadata_00.parquet").unlink()
+    assert len(find_published(str(tmp_path))) == 1
+    np.save(tmp_path / "img_emb" / "0.npy", np.eye(8, dtype=np.float32)[:3])
+    with pytest.raises(SourceError, match="have one number"):
+        find_published(str(tmp_path))
