@@ -89,8 +89,8 @@ class KnownPairs:
 
     def _known(self, key: str, member: str | None) -> list[dict[str, Any]]:
         """The rows that may be of this pair."""
-        if key not in self._rows:  # one picture of a stem is called by it, several keep their suffix
-            key = self._by_file.get(file_of(key, member) or "", key)
+        # one picture of a stem is called by it, several keep their suffix: the latest row of the file counts
+        key = self._by_file.get(file_of(key, member) or "", key)
         rows = self._rows.get(key, [])
         return rows if key in self.shared else rows[-1:]
 
@@ -143,15 +143,16 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
     replacing = [shard for shard in shards if shard.ordinal in commits and commits[shard.ordinal].notes.get(REPLACED)]
     stale = [np.zeros(0, np.int64)]
     for shard in with_earlier(replacing, commits.values()):
-        rows = _read_rows(store, shard.ordinal)
-        fresh, files = {row["key"] for row in rows}, {file_of(row["key"], row["member"]) for row in rows} - {None}
         is_published = split_uri(shard.uri)[1].is_published  # then all of the files is replaced
-        fresh -= set() if is_published else KnownPairs(store, shard.earlier, {}).shared
+        shared = set() if is_published else KnownPairs(store, shard.earlier, {}).shared
+        rows = [row for row in _read_rows(store, shard.ordinal) if row["key"] not in shared]
+        keys, files = {row["key"] for row in rows}, {file_of(row["key"], row["member"]) for row in rows} - {None}
         for ordinal in shard.earlier:
             replaced = [
                 number
                 for number, row in enumerate(_read_rows(store, ordinal))
-                if is_published or row["key"] in fresh or file_of(row["key"], row["member"]) in files
+                if is_published
+                or (row["key"] not in shared and (row["key"] in keys or file_of(row["key"], row["member"]) in files))
             ]
             stale.append(row_ids(ordinal, np.array(replaced, np.int64)))
     ids: Ids = np.concatenate(stale)
