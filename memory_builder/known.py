@@ -111,8 +111,8 @@ class KnownPairs:
         return True
 
     def _of_key(self, key: str, member: str | None) -> list[dict[str, Any]]:
-        if key not in self._by_key:  # one picture of a stem is called by it, several keep their suffix
-            key = self._by_file.get(file_of(key, member) or "", key)
+        # one picture of a stem is called by it, several keep their suffix: the latest row of the file counts
+        key = self._by_file.get(file_of(key, member) or "", key)
         rows = self._by_key.get(key, [])
         return rows if key in self.shared else rows[-1:]
 
@@ -195,7 +195,7 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
             replaced = [
                 number
                 for number, row in enumerate(_read_rows(store, ordinal, IDENTIFYING))
-                if is_published or not fresh.isdisjoint(identify(row))
+                if is_published or (row["key"] not in shared and not fresh.isdisjoint(identify(row)))
             ]
             stale.append(row_ids(ordinal, np.array(replaced, np.int64)))
     ids: Ids = np.concatenate(stale)

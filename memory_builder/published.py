@@ -77,7 +77,7 @@ def find_published(root: str, keys: Modality = "image") -> list[Source]:
     names = sorted(posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path))
     if kinds.keys() & {*MODALITIES}:
         if "memory.json" not in names:
-            _say_passed_over(root, [name for name in names if name not in _taken_folders(kinds)])
+            _say_passed_over(root, _not_taken(fs, path, names, kinds))
         return _folder_sources(root, base, kinds)
     for suffix in (".lance", ".npy", ".parquet"):
         taken = [name for name in names if name.endswith(suffix) and not name.startswith((".", "_"))]
@@ -94,9 +94,17 @@ def _say_passed_over(root: str, names: list[str]) -> None:
         say(f"passed over in {root}: {describe_passed_over(names)}")
 
 
-def _taken_folders(kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> set[str]:
-    files = (next(iter(files.values()))["name"] for files in kinds.values())
-    return {posixpath.basename(posixpath.dirname(file)) for file in files}
+def _not_taken(fs: Any, path: str, names: list[str], kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
+    """What is no part of the shards: beside the folders that are read, and in them."""
+    taken = {posixpath.normpath(info["name"]) for files in kinds.values() for info in files.values()}
+    folders = sorted({posixpath.basename(posixpath.dirname(file)) for file in taken})
+    inside = [
+        f"{folder}/{posixpath.basename(info['name'].rstrip('/'))}"
+        for folder in folders
+        for info in _listed(fs, f"{path}/{folder}")
+        if posixpath.normpath(info["name"]) not in taken and posixpath.basename(info["name"]) not in ("", folder)
+    ]
+    return [*(name for name in names if name not in folders), *inside]
 
 
 def published_etag(uri: str) -> str:

@@ -60,9 +60,7 @@ def links(path: str) -> Iterator[str]:
     with _open_parquet(path) as table:
         schema = table.schema_arrow
         name = first_spelled(IMAGE_COLUMNS, schema.names)
-        if name is None or not (
-            pa.types.is_string(schema.field(name).type) or pa.types.is_large_string(schema.field(name).type)
-        ):
+        if name is None or not _is_text(schema.field(name).type):
             return
         for group in range(table.num_row_groups):
             cells = table.read_row_group(group, columns=[name], use_threads=False)[name].to_pylist()
@@ -148,6 +146,12 @@ def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str] | None:
         return None
     texts = (columns.image, columns.key, columns.caption, columns.url)
     return [field.name for field in schema if field.name in texts or not _is_binary(field.type)]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # as pandas writes a category
+    kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(is_kind(kind) for is_kind in kinds)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

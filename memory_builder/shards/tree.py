@@ -74,7 +74,7 @@ def select(fs: Any, root: str) -> Selection:
 def _walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(path, what the filesystem says) of every file below a folder; links are followed, each folder once."""
     if not is_local(fs):
-        yield from fs.find(root, detail=True).items()
+        yield from _without_markers(root, fs.find(root, detail=True)).items()
         return
     left, seen = [root], {os.path.realpath(root)}
     while left:
@@ -85,6 +85,15 @@ def _walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
             elif (real := os.path.realpath(listed["name"])) not in seen:
                 seen.add(real)
                 left.append(listed["name"])
+
+
+def _without_markers(root: str, files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The files of an object store without the empty objects that consoles make to stand for folders."""
+    folders = {root.rstrip("/")}
+    for path in files:
+        while (path := posixpath.dirname(path)) not in folders and len(path) > len(root):
+            folders.add(path)
+    return {path: info for path, info in files.items() if not path.endswith("/") and path not in folders}
 
 
 def _is_stored(path: str, info: dict[str, Any]) -> bool:

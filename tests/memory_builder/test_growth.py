@@ -352,6 +352,7 @@ def test_a_second_picture_of_a_stem_does_not_double_the_first(tmp_path: Path, ru
     """Its key gains a suffix by that, and loses it when the other goes."""
     write(tmp_path, "folder", {"a": "one", "b": "two"})
     run("p")
+    first = (tmp_path / "p" / "a.png").read_bytes()
     (tmp_path / "p" / "a.jpg").write_bytes(picture(7, kind="JPEG"))
     assert run("p").notes == {UNCHANGED_NOTE: 2}
     assert rows(tmp_path).keys() == {"a", "a.jpg", "b"}
@@ -360,8 +361,12 @@ def test_a_second_picture_of_a_stem_does_not_double_the_first(tmp_path: Path, ru
     assert rows(tmp_path).keys() == {"a.png", "a.jpg", "b"}
     (tmp_path / "p" / "a.jpg").unlink()
     run("p")
+    assert rows(tmp_path).keys() == {"a.png", "a.jpg", "b"}
+    assert rows(tmp_path)["a.png"][1] == sha256(picture(8))
+    (tmp_path / "p" / "a.png").write_bytes(first)  # which was a row once, and is no more
+    run("p")
     assert rows(tmp_path).keys() == {"a", "a.jpg", "b"}
-    assert rows(tmp_path)["a"][1] == sha256(picture(8))
+    assert rows(tmp_path)["a"][1] == sha256(first)
 
 
 def test_pairs_of_one_key_in_several_pieces_are_neither_lost_nor_doubled(
@@ -369,7 +374,7 @@ def test_pairs_of_one_key_in_several_pieces_are_neither_lost_nor_doubled(
 ) -> None:
     monkeypatch.setattr(listing, "PAIRS_A_SHARD", 2)
     write(tmp_path, "folder", {"a": "one", "b": "two", "c": "three", "d": "four"})
-    lines = ["k,p/a.png,one", "l,p/b.png,two", "k,p/c.png,three", "n,p/d.png,four"]
+    lines = ["a,p/a.png,one", "l,p/b.png,two", "a,p/c.png,three", "n,p/d.png,four"]
 
     def captions() -> list[str]:
         (tmp_path / "s.csv").write_text("\n".join(["key,image,caption", *lines, ""]))
@@ -382,7 +387,7 @@ def test_pairs_of_one_key_in_several_pieces_are_neither_lost_nor_doubled(
     assert captions() == ["four", "one", "three", "two"]
     lines.append("o,p/a.png,five")
     assert captions() == ["five", "four", "one", "three", "two"]
-    lines[0] = "k,p/a.png,other"
+    lines[0] = "a,p/a.png,other"
     assert captions() == ["five", "four", "one", "other", "three", "two"]
     assert notes[1:] == [{UNCHANGED_NOTE: 4}, {UNCHANGED_NOTE: 4, SHARED_KEY: 1}]
 
@@ -452,3 +457,15 @@ def test_a_picture_that_was_broken_for_a_while_is_no_second_row(tmp_path: Path, 
     assert run("p", retry_rejects=True).notes == {UNCHANGED_NOTE: 1}
     assert run("p").n_rejects == 0
     assert rows(tmp_path).keys() == {"a", "b"}
+
+
+def test_a_picture_called_like_another_with_a_suffix_is_another(tmp_path: Path, run: Run) -> None:
+    write(tmp_path, "folder", {"a": "one", "b": "two"})
+    run("p")
+    write(tmp_path, "folder", {"a.png": "of a.png.png", "b": "changed"})
+    assert run("p").notes == {UNCHANGED_NOTE: 1, REPLACED: 1}
+    assert {key: caption for key, (caption, _) in rows(tmp_path).items()} == {
+        "a": "one",
+        "a.png": "of a.png.png",
+        "b": "changed",
+    }

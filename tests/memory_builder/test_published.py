@@ -164,8 +164,9 @@ def test_files_without_vectors_and_names_that_differ_by_zeros_alone(tmp_path: Pa
 def test_what_is_not_read_of_a_folder_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders(tmp_path / "in", {"0": 3}, "Metadata", caption="c")
     (tmp_path / "in" / "image.index").write_bytes(b"x")
+    (tmp_path / "in" / "img_emb" / "img_emb_1.npz").write_bytes(b"x")
     bring(tmp_path / "in", tmp_path / "m")
-    assert f"passed over in {tmp_path / 'in'}: image.index\n" in capsys.readouterr().err
+    assert f"passed over in {tmp_path / 'in'}: image.index, img_emb/img_emb_1.npz\n" in capsys.readouterr().err
     assert Memory.open(tmp_path / "m").rows([0])["caption"].to_pylist() == ["c 0 0"]
     folders(tmp_path / "in", {"0": 3}, "b-metadata", caption="c")
     with pytest.raises(SourceError, match=r"several folders of metadata .Metadata, b-metadata."):

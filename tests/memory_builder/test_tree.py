@@ -5,8 +5,9 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -18,6 +19,9 @@ from memory_builder.shards.policy import LinkPolicy
 from memory_builder.shards.tree import describe_passed_over
 from memory_builder.sources import current_etag, find_sources
 from memory_builder.uris import split_uri
+
+if TYPE_CHECKING:
+    from conftest import S3
 
 OWN = LinkPolicy(follows_named=True)
 
@@ -285,3 +289,29 @@ def test_names_of_shards_are_read_back(uri: str) -> None:
 
     for piece in (Piece(), Piece(items=(0, 3)), Piece(folder="x#y&z=1"), Piece(vectors="a&b.npy", keys="text")):
         assert split_uri(join_uri(uri, piece)) == (uri, piece)
+
+
+def test_empty_objects_that_stand_for_folders_are_no_files(s3: "S3", capsys: pytest.CaptureFixture[str]) -> None:
+    """As consoles of object stores make them."""
+    client = boto3.client("s3")
+    bucket, prefix = s3.url.removeprefix("s3://").split("/", 1)
+    for name, content in (("", b""), ("a/", b""), ("a/b/", b""), ("a/b/x.tar", TAR), ("notes.md", b"")):
+        client.put_object(Bucket=bucket, Key=f"{prefix}/{name}", Body=content)
+    client.close()
+    assert [source.uri for source in find_sources(s3.url)] == [f"{s3.url}/a/b/x.tar"]
+    assert capsys.readouterr().err == f"passed over in {s3.url}: notes.md\n"
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_pictures_that_a_table_names_are_not_passed_over(
+    tree: Callable[..., Path], capsys: pytest.CaptureFixture[str], kind: pa.DataType
+) -> None:
+    names = pa.array(["red.png", "green.png"], pa.string()).cast(kind)
+    root = tree(
+        {"m.parquet": table(file_name=names, text=["r", "g"]), "red.png": PNG, "green.png": PNG, "blue.png": PNG}
+    )
+    assert shards(root) == ["m.parquet"]
+    assert capsys.readouterr().err == f"passed over in {root}: blue.png\n"
+    assert sorted(read(root)[0].values()) == ["g", "r"]
