@@ -107,7 +107,8 @@ def check_pairing(whole: Any, numbering: Numbering, rows: Rows, keys: Keys, plac
         raise IndexBuildError(f"{place} holds {wrong}: it does not number these {numbering.n_rows:,} rows from 0")
     bad = np.flatnonzero(n_agreeing < MIN_AGREEMENT * n_compared)
     if len(bad):
-        file = split_uri(rows.commits[numbering.ordinals[int(bad[0])]].uri)[1].embeddings
+        piece = split_uri(rows.commits[numbering.ordinals[int(bad[0])]].uri)[1]
+        file = piece.embeddings or piece.vectors
         raise IndexBuildError(
             f"{place} is not an index of these {keys} vectors in this order: of {n_compared.sum():,} rows compared, "
             f"the codes of {n_agreeing.sum():,} agree with their vectors (file {file}: {n_agreeing[bad[0]]:,} of "

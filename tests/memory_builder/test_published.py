@@ -352,3 +352,18 @@ def test_two_files_of_one_number_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "img_emb" / "0.npy", np.eye(8, dtype=np.float32)[:3])
     with pytest.raises(SourceError, match="have one number"):
         find_published(str(tmp_path))
+
+
+def test_an_index_of_arrays_side_by_side_is_compared_with_them(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    root.mkdir()
+    vectors = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for name, part in zip(("0", "1", "10", "2"), np.split(vectors, 4), strict=True):
+        np.save(root / f"{name}.npy", part)
+    import_embeddings(str(root), str(tmp_path / "m"), encoder=None, config=EmbedConfig(), runner=LocalRunner())
+    published_index(tmp_path / "other.index", vectors[::-1].copy(), "IVF4,Flat", False)
+    with pytest.raises(IndexBuildError, match=r"file 0\.npy: 0 of 15"):
+        adopt(str(tmp_path / "m"), str(root), tmp_path / "other.index", keys="image", runner=LocalRunner())
+    published_index(tmp_path / "image.index", vectors, "IVF4,Flat", False)
+    assert adopt(str(tmp_path / "m"), str(root), tmp_path / "image.index", keys="image", runner=LocalRunner()).number
