@@ -69,7 +69,8 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 def python_rows(table: pa.Table | pa.RecordBatch) -> list[tuple[dict[str, Any], str | None]]:
     """(values, fault) of each row; a cell that Python cannot hold, as text that is not UTF-8, is its row's fault."""
-    table = table.rename_columns(distinct_names(table.column_names))
+    columns = [_in_microseconds(column) for column in table.columns]
+    table = pa.Table.from_arrays(columns, distinct_names(table.column_names))
     try:
         return [(values, None) for values in table.to_pylist()]
     except _NO_VALUE:
@@ -77,6 +78,19 @@ def python_rows(table: pa.Table | pa.RecordBatch) -> list[tuple[dict[str, Any], 
             return [_sound_cells(table)]
     half = table.num_rows // 2
     return python_rows(table.slice(0, half)) + python_rows(table.slice(half))
+
+
+def _in_microseconds(column: Any) -> Any:
+    """A column of nanoseconds as what Python holds: else pandas is asked for them, where it is installed."""
+    kind = column.type
+    if not (pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns"):
+        return column
+    try:
+        if pa.types.is_timestamp(kind):
+            return column.cast(pa.timestamp("us", kind.tz))
+        return column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
+    except pa.ArrowInvalid:  # some have nanoseconds that are not zero
+        return column.cast(pa.int64()).cast(pa.string()) if pa.types.is_duration(kind) else column.cast(pa.string())
 
 
 def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:

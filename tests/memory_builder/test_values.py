@@ -236,6 +236,21 @@ def test_captions_and_addresses_are_known_by_several_names(tmp_path: Path, spell
     assert (pair.caption, pair.fields["url"]) == ("one", "http://x")
 
 
+def test_nanoseconds_are_kept_whether_pandas_is_installed_or_not(tmp_path: Path) -> None:
+    whole, part = 1_577_934_245_000_000_000, 1_577_934_245_000_000_001
+    columns = {
+        "caption": ["a", "b"],
+        "whole": pa.array([whole, None], pa.timestamp("ns", "UTC")),
+        "part": pa.array([part, None], pa.timestamp("ns")),
+        "took": pa.array([1_500, None], pa.duration("ns")),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+    pair, _ = read_pairs(str(tmp_path / "t.parquet"), require="text")
+    assert isinstance(pair, Pair)
+    assert pair.fields["whole"] == datetime(2020, 1, 2, 3, 4, 5, tzinfo=UTC)
+    assert (pair.fields["part"], pair.fields["took"]) == ("2020-01-02 03:04:05.000000001", "1500")
+
+
 def test_columns_of_one_name_are_all_kept(tmp_path: Path) -> None:
     arrays = [pa.array(["one"]), pa.array(["another"]), pa.array([b"cat"])]
     pq.write_table(pa.Table.from_arrays(arrays, names=["caption", "caption", "tag"]), tmp_path / "t.parquet")
