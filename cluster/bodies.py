@@ -52,7 +52,7 @@ def parse_question(body: bytes) -> Question:
     if body.count(b",") + body.count(b"[") > MAX_VALUES:
         raise HTTPException(413, f"JSON of more than {MAX_VALUES:,} values: send vectors as .npy to /bulk/search")
     try:
-        return Question.model_validate_json(body)
+        return Question.model_validate_json(body, strict=True)
     except ValidationError as error:
         raise UsageError(describe_faults(error.errors(include_url=False, include_context=False))) from None
 
@@ -79,7 +79,7 @@ def parse_array(body: bytes | mmap.mmap, kinds: str) -> npt.NDArray[Any]:
     except Exception as error:  # numpy reads the head with Python's parser, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"the body is not a .npy file: {reason}") from None
-    if dtype.kind not in kinds:
+    if dtype.kind not in kinds or (dtype.kind == "u" and dtype.itemsize == 8 and "f" not in kinds):
         raise UsageError(f"the body holds {str(dtype)[:100]}: expected numbers of another kind")
     if len(shape) > 2 or any(type(n) is not int or n < 0 for n in shape):
         raise UsageError(f"the body is not a .npy file of one or two dimensions: its shape is {str(shape)[:100]}")

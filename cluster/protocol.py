@@ -5,6 +5,7 @@ waited for without end, and so would whoever wants the server to stop.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -29,6 +30,8 @@ STOP_S = 12
 """After which it ends whatever still runs: nothing here is written, so nothing is lost."""
 MAX_CONNECTIONS = 1_000
 """At once; the next are answered 503."""
+OPEN_FILES = 8 * MAX_CONNECTIONS
+"""Many systems start with 1,024: clients that only connect would keep the memory from being read."""
 MAX_HEAD_BYTES = 160 << 10
 """Of a request: the longest filter may take 120,000 in an address."""
 BYTES_A_SECOND = 1 << 20
@@ -149,8 +152,8 @@ class TimedProtocol(H11Protocol):
         self._stop_reading()
         self._stop_writing()
 
-    def send_400_response(self, msg: str) -> None:
-        body = json.dumps({"error": f"{msg} Its head may have {MAX_HEAD_BYTES:,} bytes."}).encode()
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002
+        body = json.dumps({"error": f"no HTTP, or its head has more than {MAX_HEAD_BYTES:,} bytes"}).encode()
         headers = [("content-type", "application/json"), ("x-content-type-options", "nosniff"), ("connection", "close")]
         self._stop_reading()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -211,14 +214,27 @@ class Server(uvicorn.Server):
 
 def server(app: Any, limits: WaitLimits) -> Server:
     """A server of an application, to be run with sockets that listen."""
+    _allow_open_files()
     protocol = type("Protocol", (TimedProtocol,), {"limits": limits})
     return Server(
         uvicorn.Config(
             app,
             http=protocol,
             ws="none",
-            log_level="warning",
+            log_level="error",  # what strangers send is no news, and must not fill a disk
+            proxy_headers=False,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=GRACE_S,
         )
     )
+
+
+def _allow_open_files() -> None:
+    """Let this process open as many files as all connections need: each may have one on disk besides."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -5,6 +5,7 @@ People and pages speak JSON (``/search``). Programs that ask much send and get a
 """
 
 import io
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
@@ -17,7 +18,7 @@ from fastapi import FastAPI, HTTPException, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, Response
 from PIL import Image
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
@@ -63,7 +64,7 @@ def create_app(config: ServiceConfig) -> FastAPI:
     return_freed_memory()
     served, spools = Served(config), Spools(config.max_spool_bytes)
     page = files("cluster").joinpath("page.html").read_text("utf-8")
-    app = FastAPI(title="memory-builder", docs_url=None, redoc_url=None)
+    app = FastAPI(title="memory-builder", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
         Gate, hosts=HostNames(config.host, config.server_names), page_policy=page_policy(page, description_page())
     )
@@ -132,7 +133,9 @@ def _add_pictures(app: FastAPI, served: Served, spools: Spools) -> None:
         responses=PICTURES | BAD | NOT_READ,
         response_class=Response,
     )
-    async def picture(row_id: Annotated[int, Path(ge=0, lt=1 << 63, description="id of a hit")]) -> Response:
+    async def picture(
+        row_id: Annotated[int, BeforeValidator(_digits), Path(ge=0, lt=1 << 63, description="id of a hit")],
+    ) -> Response:
         found = await at_once.run(served.picture, row_id)
         if isinstance(found, Missing):
             raise HTTPException(404, f"row {row_id}: its picture is {found.reason}")
@@ -145,6 +148,8 @@ def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
     most, at_once = served.config.max_body_bytes, AtOnce(BULK_AT_ONCE)
 
     async def answered(request: Request, kinds: str, write: Callable[[Any, IO[bytes]], Any], kind: str) -> Response:
+        _refuse_repeated(request, several="columns")
+
         def answer(body: Spool) -> Response:
             return spools.answer(partial(write, parse_array(body.content(), kinds)), kind)
 
@@ -202,6 +207,19 @@ def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
                 writer.write_table(table)
 
         return await answered(request, "iu", write, ARROW)
+
+
+def _digits(text: str) -> str:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError("expected digits")
+    return text
+
+
+def _refuse_repeated(request: Request, several: str) -> None:
+    """Refuse a parameter of which one value would win in silence; ``several`` may have more."""
+    names = Counter(name for name, _ in request.query_params.multi_items() if name != several)
+    if repeated := [name for name, n in names.items() if n > 1]:
+        raise UsageError(f"{repeated[0][:100]} is given more than once")
 
 
 def _json(answer: BaseModel) -> Response:

@@ -97,6 +97,7 @@ class LinkPolicy:
             BadPairError: it may not be followed.
         """
         scheme = match[1].lower() if (match := _SCHEME.match(link)) else None
+        link = link if scheme is None else scheme + link[len(scheme) :]
         if scheme in WEB:
             if not _host_of(link):
                 raise BadPairError(NO_URL)

@@ -33,6 +33,11 @@ MAX_BYTES = 64 << 20
 THIRD_PARTY_ATTEMPTS = 2
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 16
+_NOT_PUBLIC = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16", "3fff::/20", "5f00::/16"))
+)
+"""What older Pythons take for public: of protocols and examples, of which 192.0.0.192 tells Oracle's machines their
+secrets; and the address by which Azure's machines do, which is public in name alone."""
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
 """IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes."""
 _REASONS = {
@@ -232,6 +237,8 @@ def is_public(address: str) -> bool:
             return False
         if ip.ipv4_mapped is not None:
             return True
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 

@@ -18,6 +18,10 @@ import pytest
 from PIL import Image
 from test_service import serving
 
+from memory_builder import Memory
+from memory_builder.named import link_policy
+from memory_builder.shards.pictures import Missing, Place, read_pictures
+
 PICTURE = io.BytesIO()
 Image.new("RGB", (40, 30), "red").save(PICTURE, "PNG")
 
@@ -101,6 +105,98 @@ def test_pictures_that_an_imported_table_names(command: Any, tmp_path: Path, ins
         assert shown == [3, 4, 12]  # a secret that is no picture stays one, and so does what is not in the root
         assert all(answers[i] == (200, PICTURE.getvalue(), "image/png") for i in shown)
         assert b"not shown (not an image)" in answers[1][1]
+
+
+NAMES = [
+    "member",
+    "url",
+    "uri",
+    "image_path",
+    "path",
+    "file_name",
+    "source",
+    "has_image",
+    "key",
+    "image_url",
+    "URL",
+    "ref",
+]
+"""Columns by which a published table may try to name a picture."""
+
+
+@pytest.mark.parametrize("kind", ["parquet", "lance", "laion"])
+def test_published_tables_of_every_kind_name_nothing_of_this_machine(
+    command: Any, tmp_path: Path, inside: str, kind: str
+) -> None:
+    (tmp_path / "own.png").write_bytes(PICTURE.getvalue())
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "beside.png").write_bytes(PICTURE.getvalue())
+    links = [f"{tmp_path}/own.png", "beside.png", "../own.png", f"file://{tmp_path}/own.png", f"HTTP://{inside}/a.png"]
+    links += [f"http://{inside}/a.png", "row 0", "#folder=", f"{tmp_path}#folder="]
+    vectors = np.eye(len(links), 192, dtype=np.float32)
+    table = pa.table(dict.fromkeys(NAMES, links) | {"caption": [f"row {i}" for i in range(len(links))]})
+    with_vectors = table.append_column("image_vector", pa.FixedSizeListArray.from_arrays(vectors.ravel(), 192))
+    published = tmp_path / "published"
+    if kind == "laion":
+        for folder in ("img_emb", "metadata"):
+            (published / folder).mkdir()
+        np.save(published / "img_emb" / "img_emb_0.npy", vectors)
+        pq.write_table(table, published / "metadata" / "metadata_0.parquet")
+    elif kind == "parquet":
+        pq.write_table(with_vectors, published / "a.parquet")
+    else:
+        published = published / "a.lance"
+        pytest.importorskip("lance").write_dataset(with_vectors, str(published))
+    ran = command("import", published, "--memory", tmp_path / "memory")
+    assert ran.code == 0, ran.err
+    before = len(Inside.seen)
+    with serving(tmp_path / "memory") as url:
+        for i, link in enumerate(links):
+            status, body, answered = answer(f"{url}/pictures/{i}")
+            assert (status, answered) == (404, "application/json"), (link, body[:100])
+    assert len(Inside.seen) == before
+
+
+def test_an_own_memory_that_a_stranger_changed_names_what_lies_in_its_own_folder_alone(
+    command: Any, tmp_path: Path, model: str, inside: str
+) -> None:
+    """Its commits say truly what was embedded from here; its rows may say anything by now."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in (folder / "a.png", tmp_path / "secret.png"):
+        path.write_bytes(PICTURE.getvalue())
+    (folder / "a.txt").write_text("red")
+    (folder / "notes.md").write_text("TOP SECRET")
+    (folder / "out.png").symlink_to(tmp_path / "secret.png")
+    memory = tmp_path / "memory"
+    ran = command("embed", folder, "--memory", memory, "--model", model)
+    assert ran.code == 0, ran.err
+    path = memory / "metadata" / "metadata_00000.parquet"
+    table = pq.read_table(path)
+    at = table.column_names.index("member")
+    members = [
+        "out.png",
+        "../secret.png",
+        f"{tmp_path}/secret.png",
+        "notes.md",
+        "/etc/passwd",
+        f"http://{inside}/a.png",
+    ]
+    members += [f"file://{tmp_path}/secret.png", "./../secret.png", "a.png/../../secret.png", "\0", "a.png\0", "", "."]
+    before = len(Inside.seen)
+    with serving(memory) as url:
+        assert answer(f"{url}/pictures/0")[0] == 200
+    for member in members:
+        kind = table.schema.field(at)
+        changed = pa.array([member] * len(table), kind.type)
+        pq.write_table(table.set_column(at, kind, changed), path)
+        opened = Memory.open(memory)
+        (row,) = opened.metadata([0], ["member", "url", "has_image"]).to_pylist()
+        policy = link_policy(opened.commits.values())
+        assert policy.sources
+        ((_, picture),) = read_pictures(opened.source(0), [Place.of(row)], policy)
+        assert isinstance(picture, Missing) or picture == b"TOP SECRET", member  # which no service shows: no picture
+    assert len(Inside.seen) == before
 
 
 @pytest.mark.parametrize("kind", ["folder", "uri", "tar"])

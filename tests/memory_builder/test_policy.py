@@ -43,6 +43,10 @@ def links(home: Path) -> list[str]:
         secret,
         f"file://{secret}",
         f"FILE://{secret}",
+        f"FiLe://localhost{secret}",
+        f"HTTP://x::file://{secret}",
+        "S3://private/key.png",
+        "HF://datasets/private/key.png",
         f"file://localhost{secret}",
         f"file://elsewhere{secret}",
         f"file:{secret}",
@@ -187,3 +191,13 @@ def test_the_record_of_what_was_named_is_this_user_s_alone(tmp_path: Path, monke
     assert not link_policy(commits).sources
     monkeypatch.setenv("XDG_STATE_HOME", "/proc/nowhere")  # cannot be written: the work goes on
     remember_sources([source("/data/a.tar")])
+
+
+@pytest.mark.parametrize("scheme", ["http", "HTTP", "Http", "hTTps"])
+def test_the_spelling_of_a_scheme_changes_nothing(scheme: str) -> None:
+    for table in ("/nowhere/list.csv", "/nowhere/published/", "https://example.org/list.csv", "s3://bucket/list.csv"):
+        for policy in (STRANGERS, LinkPolicy(follows_named=True)):
+            target = policy.link(f"{scheme}://127.0.0.1:9/a.png", table)
+            assert target.uri.startswith(f"{scheme.lower()}://")
+            with pytest.raises(BadPairError, match="address is not public"):
+                fetch_target(target)

@@ -141,6 +141,24 @@ def test_a_host_that_is_named_is_asked_and_redirects_are_checked_anew(server: Se
     assert reason_of(f"http://{at}/x", ("127.0.0.1:1",)) == web.NOT_PUBLIC
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "192.0.0.192",
+            "168.63.129.16",
+            "100.100.100.200",
+            "::ffff:192.0.0.192",
+            "64:ff9b::a83f:8110",
+            "fd00:ec2::254",
+        ),
+        *("64:ff9b:1::7f00:1", "::127.0.0.1", "::ffff:0:127.0.0.1", "3fff::1", "5f00::1", "192.88.99.1", "2001:db8::1"),
+    ],
+)
+def test_where_clouds_tell_machines_their_secrets_and_what_is_of_no_one_is_not_public(address: str) -> None:
+    assert not web.is_public(address)
+
+
 @pytest.mark.parametrize("second", ["127.0.0.1", "169.254.169.254"])
 def test_a_name_that_resolves_anew_to_a_private_address_gets_nowhere(
     server: Server, second: str, monkeypatch: pytest.MonkeyPatch
