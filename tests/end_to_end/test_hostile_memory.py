@@ -191,7 +191,7 @@ def test_an_own_memory_that_a_stranger_changed_names_what_lies_in_its_own_folder
         changed = pa.array([member] * len(table), kind.type)
         pq.write_table(table.set_column(at, kind, changed), path)
         opened = Memory.open(memory)
-        (row,) = opened.metadata([0], ["member", "url", "has_image"]).to_pylist()
+        (row,) = opened.metadata([0], ["member", "url", "sha256", "has_image"]).to_pylist()
         policy = link_policy(opened.commits.values())
         assert policy.sources
         ((_, picture),) = read_pictures(opened.source(0), [Place.of(row)], policy)
@@ -235,7 +235,9 @@ def test_commits_that_name_other_files_of_this_machine(
             assert status == 404, body
     if kind == "folder":
         with serving(memory, "--local-root", str(tmp_path / "mine")) as url:
-            assert answer(f"{url}/pictures/0")[0] == 404  # the last member is ../mine/private.png of mine/: not there
+            assert answer(f"{url}/pictures/0")[0] == 200  # ../mine/private.png of mine/ lies in mine/, which is named
+        with serving(memory, "--local-root", str(tmp_path / "theirs")) as url:
+            assert answer(f"{url}/pictures/0")[0] == 404
 
 
 def test_a_row_of_text_alone_has_no_picture(command: Any, tmp_path: Path, model: str) -> None:
