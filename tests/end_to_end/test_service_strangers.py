@@ -188,8 +188,8 @@ def test_json_holds_what_it_says(service: Service, body: str, says: str) -> None
         ("rows?columns=key", np.array([2**64 - 1], np.uint64), "uint64"),
         ("rows?columns=key", np.array([-(2**63)]), "is not in"),
         ("rows?columns=../../etc/passwd", np.zeros(1, np.int64), "passwd"),
-        ("rows?columns=%00", np.zeros(1, np.int64), "not \0"),
-        ("rows?columns=", np.zeros(1, np.int64), "rows() knows"),
+        ("rows?columns=%00", np.zeros(1, np.int64), "no column"),
+        ("rows?columns=", np.zeros(1, np.int64), "no column"),
     ],
 )
 def test_arrays_hold_what_they_say(service: Service, path: str, array: np.ndarray, says: str) -> None:
