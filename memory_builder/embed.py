@@ -124,7 +124,7 @@ def embed_shard(
         partial=rows.broken,
         hash_of_config=hash_of_config,
         seconds=seconds,
-        notes={note: n for note, n in sorted(notes.items()) if n},
+        notes=notes,
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memory_builder.arguments import Modality
 from memory_builder.describe import EmbedConfig
 from memory_builder.encoder import Vectors
 from memory_builder.errors import SourceError
@@ -27,7 +28,6 @@ from memory_builder.shards.tables import first_spelled, key_text, python_rows, t
 from memory_builder.storage import Store, sha256
 from memory_builder.tables import FIXED_FIELDS, metadata_table, npy_bytes, parquet_bytes
 from memory_builder.uris import split_uri
-from memory_builder.vector_tables import Modality
 
 UNIT_TOLERANCE = 1e-2
 """Published float16 rows are off by some 1e-3."""
@@ -76,7 +76,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, has
         partial=None,
         hash_of_config=hash_of_config,
         seconds={"total": time.perf_counter() - started},
-        notes={note: count for note, count in notes.items() if count},
+        notes=notes,
     )
 
 

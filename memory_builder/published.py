@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memory_builder.arguments import Modality
 from memory_builder.errors import SourceError
 from memory_builder.manifest import Manifest, shard_name
 from memory_builder.plan import Source
@@ -28,7 +29,7 @@ from memory_builder.shards.tree import describe_passed_over
 from memory_builder.storage import Store, sha256, version_of
 from memory_builder.tables import read_npy, read_parquet
 from memory_builder.uris import Piece, join_uri, split_uri
-from memory_builder.vector_tables import Modality, modality_of, open_lance, read_lance, split_vectors
+from memory_builder.vector_tables import modality_of, open_lance, read_lance, split_vectors
 
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
 FOLDERS: dict[str, tuple[str, str]] = {

@@ -63,7 +63,7 @@ def commit_shard(
         partial=partial,
         checksums={path: sha256(data) for path, data in files.items()},
         seconds=seconds | {"write": write_s, "total": seconds["total"] + write_s},
-        notes=notes or {},
+        notes={note: n for note, n in sorted((notes or {}).items()) if n},
     )
     return write_commit(store, commit)
 

@@ -1,16 +1,15 @@
 """Tables with columns of vectors, as lance-ray and data frames write them: parquet files and lance datasets."""
 
 import re
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from memory_builder.arguments import Modality
 from memory_builder.errors import SourceError, UsageError
-
-Modality = Literal["image", "text"]
 
 
 def modality_of(name: str, otherwise: Modality) -> Modality:

@@ -167,8 +167,7 @@ def open_plain(uri: str) -> BinaryIO:
         FileNotFoundError: it is not there.
         TransportError: the storage fails.
     """
-    file = _open(uri)
-    return _copied(file) if isinstance(file, Forward) else cast(BinaryIO, file)
+    return _at_random(_open(uri))
 
 
 def open_stream(uri: str) -> BinaryIO:
@@ -185,7 +184,7 @@ def open_unpacked(uri: str) -> BinaryIO:
     try:
         if unpack:
             return _copied(unpack(cast(BinaryIO, file)))
-        return _copied(file) if isinstance(file, Forward) else cast(BinaryIO, file)
+        return _at_random(file)
     except (EOFError, OSError, zlib.error) as error:
         if isinstance(error, TransportError):
             raise
@@ -219,6 +218,10 @@ async def _gives_ranges(fs: Any, url: str) -> bool:
 def _compression(file: io.BufferedReader | Forward) -> Callable[[BinaryIO], Any] | None:
     head = file.peek(6)
     return next((unpack for magic, unpack in COMPRESSIONS.items() if head.startswith(magic)), None)
+
+
+def _at_random(file: io.BufferedReader | Forward) -> BinaryIO:
+    return _copied(file) if isinstance(file, Forward) else cast(BinaryIO, file)
 
 
 def _copied(file: Any) -> BinaryIO:
