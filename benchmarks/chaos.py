@@ -31,7 +31,7 @@ import numpy as np
 import tyro
 
 from memory_builder.memory import Memory
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 
 IDENTICAL = ("img_emb/*", "text_emb/*", "metadata/*", "rows/*", "rejects/*")
 IDENTICAL_INDEX = ("index/*/trained.faiss", "index/*/held_out.npy", "index/*/parts/*.faiss", "index/*/merged/*")

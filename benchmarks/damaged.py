@@ -18,11 +18,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import tyro
 
-from memory_builder.build import embed
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.runner import LocalRunner
-from memory_builder.sources import find_sources
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import embed
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.discover import find_sources
 
 Pair = dict[str, bytes]  # suffix → content
 

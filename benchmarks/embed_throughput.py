@@ -28,10 +28,10 @@ import torch
 import tyro
 from PIL import Image
 
-from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.images import decode_image
-from memory_builder.runner import available_threads
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.base.runner import available_threads
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.model.images import decode_image
+from memory_builder.readers.read import Pair, read_pairs
 
 SMALL = Path(__file__).parents[1] / "memory_builder" / "demo" / "model"
 SAMPLE = SMALL.parent / "sample"

@@ -16,7 +16,7 @@ import tyro
 from synthetic import Floats, Shape, make_memory, queries
 
 from memory_builder import Memory
-from memory_builder.quantizer import draw_split, n_training_rows, train_quantizer
+from memory_builder.ann.quantizer import draw_split, n_training_rows, train_quantizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,14 +25,14 @@ import numpy as np
 import tyro
 from synthetic import Shape, make_memory, queries
 
-from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import Manifest
-from memory_builder.parts import FillTask, fill, plan_parts
-from memory_builder.quantizer import draw_split, n_lists, without_polysemous
-from memory_builder.runner import LocalRunner, run_one
-from memory_builder.search import OpenIndex
-from memory_builder.storage import Store
-from memory_builder.training import TrainTask
+from memory_builder.ann.parts import FillTask, fill, plan_parts
+from memory_builder.ann.quantizer import draw_split, n_lists, without_polysemous
+from memory_builder.base.runner import LocalRunner, run_one
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.train import TrainTask
+from memory_builder.search.open_index import OpenIndex
+from memory_builder.storage.store import Store
 
 CONTENDERS = ("ours", "faiss", "autofaiss")
 

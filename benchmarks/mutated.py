@@ -34,22 +34,45 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from memory_builder import build
-from memory_builder.changes import append, delete
-from memory_builder.compact import compact
-from memory_builder.curve import read_curves
+import memory_builder as mb
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.create_memory import (
+    settle_description,
+)
+from memory_builder.catalog.description import (
+    Description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.metadata import (
+    metadata_table,
+)
+from memory_builder.catalog.plan import (
+    extend_plan,
+)
+from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.indexing import IndexConfig
-from memory_builder.info import read_info
-from memory_builder.manifest import Description, Manifest, config_hash, settle_description
+from memory_builder.export.faiss_ondisk import merge
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.curve import read_curves
+from memory_builder.maintenance.append import (
+    append,
+)
+from memory_builder.maintenance.compact import compact
+from memory_builder.maintenance.delete import (
+    delete,
+)
+from memory_builder.maintenance.info import read_info
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.merge import merge
-from memory_builder.plan import Source, extend_plan
-from memory_builder.runner import LocalRunner
-from memory_builder.shard_files import commit_shard
-from memory_builder.storage import Store, sha256
-from memory_builder.tables import metadata_table
-from memory_builder.verify import verify
+from memory_builder.readers.shard import (
+    Source,
+)
+from memory_builder.storage.records import (
+    config_hash,
+)
+from memory_builder.storage.store import Store, sha256
 
 D = 16
 ROWS = 1_500
@@ -146,8 +169,8 @@ def write_memory(root: Path) -> None:
     _commit(store, rng, range(3), described.config_hash)
     runner = LocalRunner()
     config = IndexConfig(index_key="OPQ8_16,IVF16_HNSW8,PQ8x4np", part_rows=ROWS // 3, train_threads=1)
-    build.index(store, keys=("image",), config=config, runner=runner)
-    build.index(store, keys=("text",), config=replace(config, index_key="IDMap2,Flat"), runner=runner)
+    mb.index(store, keys=("image",), config=config, runner=runner)
+    mb.index(store, keys=("text",), config=replace(config, index_key="IDMap2,Flat"), runner=runner)
     _commit(store, rng, range(3, 4), described.config_hash)
     delete(store, ids=[1, 5, (1 << 32) + 3])
     compact(store, runner=runner, purge=True)
@@ -218,12 +241,12 @@ def use_memory(root: Path) -> None:
 
 def use_subset(root: Path) -> None:
     """What reads a subset: retrieve when it goes on, and training."""
-    from memory_builder.retrieve.choosing import read_chosen, read_piece
-    from memory_builder.retrieve.exclude import Evaluation, done_excluded
-    from memory_builder.retrieve.searching import read_block, whole_blocks
-    from memory_builder.retrieve.summary import final_claims
-    from memory_builder.retrieve.writing import done_pieces
-    from trainer.subset import described_encoder, open_subset
+    from memory_builder.retrieval.choose import read_chosen, read_piece
+    from memory_builder.retrieval.copies.exclude import Evaluation, done_excluded
+    from memory_builder.retrieval.search import read_block, whole_blocks
+    from memory_builder.retrieval.summary import final_claims
+    from memory_builder.retrieval.write import done_pieces
+    from trainer.react.subset import described_encoder, open_subset
 
     store = Store(root)
 
@@ -250,10 +273,10 @@ def use_subset(root: Path) -> None:
 
 def use_run(root: Path) -> None:
     """What reads a run: training when it goes on, loading and reports."""
-    from trainer.checkpoint import chosen_state, is_finished, read_tensors
     from trainer.evaluate.results import read_predictions, read_results
-    from trainer.log import Log
-    from trainer.record import read_run, refuse_begun_otherwise
+    from trainer.loop.checkpoint import chosen_state, is_finished, read_tensors
+    from trainer.loop.metrics_log import Log
+    from trainer.loop.run_config import read_run, refuse_begun_otherwise
 
     run = Store(root)
 
@@ -554,7 +577,6 @@ def mutated(config: Mutated) -> list[Outcome]:
             write_memory(work / "memory")
         if config.subset is not None or config.run is not None:  # torch starts a program as it is imported
             import tensorboardX  # noqa: F401
-
             import trainer.log
             import trainer.subset  # noqa: F401
         kinds = [Kind(name="record", folder=work / "memory", files=RECORD_FILES, use=use_memory)]

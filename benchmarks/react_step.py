@@ -28,15 +28,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from memory_builder.images import decode_image
-from memory_builder.storage import Store
-from trainer.augment import Look, augmented
-from trainer.gated import NAME
-from trainer.kept import KeptRows
-from trainer.optimizer import make_optimizer, take_step
-from trainer.react import ReactLearner
-from trainer.settings import GatedConfig, OptimizerConfig, ReactConfig
-from trainer.step import Batch, compute_gradients
+from memory_builder.model.images import decode_image
+from memory_builder.storage.store import Store
+from trainer.loop.config import GatedConfig, OptimizerConfig, ReactConfig
+from trainer.loop.gradient_cache import Batch, compute_gradients
+from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.react.array_cache import KeptRows
+from trainer.react.augment import Look, augmented
+from trainer.react.gated import NAME
+from trainer.react.learner import ReactLearner
 
 CONTEXT = 77
 

@@ -22,9 +22,9 @@ from synthetic import Shape
 from synthetic import queries as made_up_queries
 
 from memory_builder import EncoderConfig, Memory
-from memory_builder.curve import read_curves
-from memory_builder.images import decode_image
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.indexing.curve import read_curves
+from memory_builder.model.images import decode_image
+from memory_builder.readers.read import Pair, read_pairs
 
 
 @dataclass(frozen=True, kw_only=True)

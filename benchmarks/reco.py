@@ -25,14 +25,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from memory_builder import Memory
-from memory_builder.rows import NO_ROW
-from memory_builder.storage import Store
-from trainer.fusion import Fusion, Reco
-from trainer.lookup import look_up
-from trainer.reco import RecoLearner
-from trainer.reco_settings import FusionConfig, LookupConfig
-from trainer.refined import RecoModel
-from trainer.step import compute_gradients
+from memory_builder.base.types import (
+    NO_ROW,
+)
+from memory_builder.storage.store import Store
+from trainer.loop.gradient_cache import compute_gradients
+from trainer.reco.config import FusionConfig, LookupConfig
+from trainer.reco.fusion import Fusion, Reco
+from trainer.reco.learner import RecoLearner
+from trainer.reco.lookup import look_up
+from trainer.reco.model import RecoModel
 
 CPU = torch.device("cpu")
 

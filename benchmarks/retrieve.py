@@ -19,18 +19,18 @@ import numpy as np
 import tyro
 
 from memory_builder import Memory
-from memory_builder.parts import read_faiss
-from memory_builder.retrieve.classes import Class
-from memory_builder.retrieve.config import AskConfig, RetrieveConfig
-from memory_builder.retrieve.prompts import blocks_of
-from memory_builder.retrieve.run import Request, retrieve
-from memory_builder.retrieve.searching import block_vectors, hits_table
-from memory_builder.retrieve.templates import read_templates
-from memory_builder.retrieve.writing import done_pieces
-from memory_builder.runner import LocalRunner
-from memory_builder.scores import exact_scores
-from memory_builder.storage import Store
-from memory_builder.tables import parquet_bytes
+from memory_builder.ann.parts import read_faiss
+from memory_builder.base.runner import LocalRunner
+from memory_builder.model.templates import read_templates
+from memory_builder.retrieval.classes import Class
+from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.driver import Request, retrieve
+from memory_builder.retrieval.queries import blocks_of
+from memory_builder.retrieval.search import block_vectors, hits_table
+from memory_builder.retrieval.write import done_pieces
+from memory_builder.search.scores import exact_scores
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.store import Store
 
 CLASSES = 20
 """Of the subset: a class's first few pairs are shown on the page, which is no part of writing the rest."""

@@ -19,15 +19,15 @@ import tyro
 from cost_model import tell
 from synthetic import Shape, make_memory
 
-from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import Manifest
-from memory_builder.parts import FillTask, fill, plan_parts, read_quantizer_hash
-from memory_builder.quantizer import n_lists
-from memory_builder.runner import LocalRunner, run_one
-from memory_builder.snapshots import IndexView
-from memory_builder.storage import Store
-from memory_builder.training import TrainTask
-from memory_builder.tuning import tune
+from memory_builder.ann.parts import FillTask, fill, plan_parts, read_quantizer_hash
+from memory_builder.ann.quantizer import n_lists
+from memory_builder.base.runner import LocalRunner, run_one
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.snapshots import IndexView
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.train import TrainTask
+from memory_builder.indexing.tuning import tune
+from memory_builder.storage.store import Store
 
 STAGES = ("generate", "train", "fill", "tune")
 

@@ -7,7 +7,7 @@ from typing import Any
 import ray
 from ray import cloudpickle
 
-from memory_builder.runner import Task
+from memory_builder.base.runner import Task
 
 
 class Worker:

@@ -12,7 +12,7 @@ from numpy.lib import format as npy
 from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
-from cluster.served import Question
+from cluster.session import Question
 from cluster.spool import CHUNK_BYTES, Spool
 from memory_builder.errors import UsageError
 

@@ -10,10 +10,10 @@ from ray.serve.config import HTTPOptions
 from ray.serve.exceptions import RayServeException
 
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
-from cluster.served import ServiceConfig
 from cluster.service import create_app
+from cluster.session import ServiceConfig
+from memory_builder.base.progress import say
 from memory_builder.errors import UsageError
-from memory_builder.progress import say
 
 NAME = "memory-builder"
 AT_ONCE = 64

@@ -22,9 +22,9 @@ from ray.exceptions import (
 from cluster.actors import Worker
 from cluster.metrics import EmbedMetrics
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
+from memory_builder.base.progress import say
+from memory_builder.base.runner import ITEMS_ON_A_GPU, Item, Result, Task
 from memory_builder.errors import WorkerError
-from memory_builder.progress import say
-from memory_builder.runner import ITEMS_ON_A_GPU, Item, Result, Task
 
 IN_FLIGHT = 1
 """Items a worker holds beside those it is doing, so that it need not wait for the driver."""

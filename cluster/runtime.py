@@ -11,8 +11,8 @@ from typing import Any
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
+from memory_builder.base.interrupts import is_sigterm_ours, take_sigterm_again
 from memory_builder.errors import UsageError
-from memory_builder.interrupts import is_sigterm_ours, take_sigterm_again
 
 CPUS_OF_ONE_OF_MANY = 8
 """CPUs a worker, where there are more items than that leaves workers: a forward pass gains little from more."""

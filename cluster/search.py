@@ -18,15 +18,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.runner import DEATHS, PATIENCE_S, last_line, original_error
 from cluster.runtime import connect, live_nodes, nodes_with_cpus, plan_pool
+from memory_builder.ann.fastscan import ServeFormat
+from memory_builder.ann.parts import part_record
+from memory_builder.base.progress import say
+from memory_builder.base.types import (
+    Ids,
+    Scores,
+)
+from memory_builder.catalog.row_bitmap import RowSet
 from memory_builder.errors import WorkerError
-from memory_builder.parts import part_record
-from memory_builder.progress import say
-from memory_builder.rows import Ids
-from memory_builder.rowset import RowSet
-from memory_builder.scores import Scores
-from memory_builder.search import OpenIndex
-from memory_builder.serving import ServeFormat
-from memory_builder.storage import Store
+from memory_builder.search.open_index import OpenIndex
+from memory_builder.storage.store import Store
 
 MAX_DEATHS = 3
 """Times in a row that an actor may die on the same question before it is given up."""

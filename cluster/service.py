@@ -39,12 +39,15 @@ from cluster.description import (
     page_policy,
 )
 from cluster.gate import Gate, HostNames, error_answer
-from cluster.served import FORMER_NAME, Answers, Info, Question, Served, ServiceConfig, Settings
+from cluster.session import FORMER_NAME, Answers, Info, Question, Served, ServiceConfig, Settings
 from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
-from memory_builder.arguments import Modality, one_modality
+from memory_builder.base.arguments import one_modality
+from memory_builder.base.types import (
+    Modality,
+)
 from memory_builder.errors import MemoryBuilderError, RequestError, UsageError
-from memory_builder.images import FORMATS
-from memory_builder.shards.pictures import Missing
+from memory_builder.model.images import FORMATS
+from memory_builder.readers.fetch import Missing
 
 Result = TypeVar("Result")
 PICTURES_AT_ONCE = 8

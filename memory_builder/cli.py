@@ -14,19 +14,19 @@ from typing import Annotated, Any, Union, get_args
 import tyro
 from tyro.conf import subcommand
 
-from memory_builder.commands.asking import Info, Search
-from memory_builder.commands.building import Demo, Embed, Import, Index
-from memory_builder.commands.changing import Append, Compact, Delete
+from memory_builder.base.interrupts import TERMINATED, exit_code, sigterm_interrupts
+from memory_builder.commands.change import Append, Compact, Delete
 from memory_builder.commands.defaults import memory_defaults
-from memory_builder.commands.evaluating import Evaluate, Report
-from memory_builder.commands.keeping import Export, Merge, Verify
-from memory_builder.commands.retrieving import Retrieve
-from memory_builder.commands.running import FAILED
-from memory_builder.commands.serving import Serve
-from memory_builder.commands.submitting import Submit
-from memory_builder.commands.training import Train
+from memory_builder.commands.embed import Demo, Embed, Import, Index
+from memory_builder.commands.evaluate import Evaluate, Report
+from memory_builder.commands.keep import Export, Merge, Verify
+from memory_builder.commands.options import FAILED
+from memory_builder.commands.retrieve import Retrieve
+from memory_builder.commands.search import Info, Search
+from memory_builder.commands.serve import Serve
+from memory_builder.commands.submit import Submit
+from memory_builder.commands.train import Train
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.interrupts import TERMINATED, exit_code, sigterm_interrupts
 
 CUT = 141
 """As the shell says of a program whose reader has gone."""

@@ -11,23 +11,44 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.allowed import AllowedRows
-from memory_builder.arguments import one_modality, several
-from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.ann.fastscan import ServeFormat, check_serve_format
+from memory_builder.base.arguments import one_modality, several
+from memory_builder.base.runner import LocalRunner, Runner
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+    Scores,
+    row_ids,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    Description,
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.metadata import (
+    LOOKUP_FIELDS,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.catalog.trusted import encoder_of
 from memory_builder.errors import EncoderError, IndexBuildError, UsageError
-from memory_builder.filtered import lists_for
-from memory_builder.manifest import Commit, Description, Manifest, read_description
-from memory_builder.named import encoder_of
-from memory_builder.queries import Picture, query_vectors
-from memory_builder.rows import Ids, Keys, Rows, Side, row_ids
-from memory_builder.runner import LocalRunner, Runner
-from memory_builder.scores import Hits, Scores
-from memory_builder.search import OpenIndex, tuned_effort
-from memory_builder.serving import ServeFormat, check_serve_format
-from memory_builder.snapshots import Snapshot, read_snapshot, read_tuning
-from memory_builder.storage import Store
-from memory_builder.tables import LOOKUP_FIELDS
-from memory_builder.tombstones import current_tombstones
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.search.filtered import lists_for
+from memory_builder.search.open_index import OpenIndex, tuned_effort
+from memory_builder.search.queries import Picture, query_vectors
+from memory_builder.search.row_filter import AllowedRows
+from memory_builder.search.scores import (
+    Hits,
+)
+from memory_builder.storage.store import Store
 
 ONE_LOADS = Lock()
 """Of a model: threads that ask at once would each load it."""
@@ -57,7 +78,7 @@ class Memory:
         self._encoder_config = encoder
         self._serve_format = serve_format
         self._address = address
-        self._indexes: dict[Keys, OpenIndex] = {}
+        self._indexes: dict[Modality, OpenIndex] = {}
         self._one_opens = Lock()
         self._allowed = AllowedRows(self._rows, self._deleted)
 
@@ -123,12 +144,12 @@ class Memory:
         image: Picture | Sequence[Picture] | None = None,
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
-        side: Side | None = None,
-        modality: Keys | None = None,
+        side: Modality | None = None,
+        modality: Modality | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
-        keys: Keys | None = None,
+        keys: Modality | None = None,
     ) -> Hits:
         """The k rows whose image or text vectors are nearest to each query, deleted ones apart.
 
@@ -178,7 +199,7 @@ class Memory:
         """i64[n] ids → all metadata columns, or these. Slower than ``rows``: reads the shards' parquet files."""
         return self._rows.metadata(np.asarray(ids, np.int64), None if columns is None else several(columns))
 
-    def vectors(self, ids: npt.ArrayLike, modality: Keys | None = None, *, keys: Keys | None = None) -> Scores:
+    def vectors(self, ids: npt.ArrayLike, modality: Modality | None = None, *, keys: Modality | None = None) -> Scores:
         """i64[n] ids → f32[n, d] the stored vectors of a modality; ``keys`` is its former name."""
         return self._rows.vectors(np.asarray(ids, np.int64).ravel(), one_modality(modality, keys))
 
@@ -205,9 +226,9 @@ class Memory:
         """The shard a row came from."""
         return self._rows.source(row_id)
 
-    def append(self, *, keys: Keys | Sequence[Keys] = (), runner: Runner | None = None) -> "Memory":
+    def append(self, *, keys: Modality | Sequence[Modality] = (), runner: Runner | None = None) -> "Memory":
         """Index the shards committed since; see ``changes.append``. Returns the memory as it is then."""
-        from memory_builder.changes import append
+        from memory_builder.maintenance.append import append
 
         append(self.store, keys=(keys,) if isinstance(keys, str) else keys, runner=runner or LocalRunner())
         return self.latest()
@@ -226,7 +247,9 @@ class Memory:
 
         Returns the memory without them; this one stays as it was opened.
         """
-        from memory_builder.changes import delete
+        from memory_builder.maintenance.delete import (
+            delete,
+        )
 
         if pair_keys is not None and keys is not None:
             raise UsageError("pair_keys and keys: keys is the former name of pair_keys, give one")
@@ -235,7 +258,7 @@ class Memory:
 
     def compact(self, *, purge: bool = False, runner: Runner | None = None) -> "Memory":
         """Leave deleted rows out of the index; see ``compact.compact``. Returns the memory as it is then."""
-        from memory_builder.compact import compact
+        from memory_builder.maintenance.compact import compact
 
         compact(self.store, purge=purge, runner=runner or LocalRunner())
         return self.latest()
@@ -257,14 +280,14 @@ class Memory:
             )
         return encoder
 
-    def index(self, keys: Keys) -> OpenIndex:
+    def index(self, keys: Modality) -> OpenIndex:
         """The index of a key modality; opened once, whoever asks first."""
         with self._one_opens:
             if keys not in self._indexes:
                 self._indexes[keys] = self._open_index(keys)
             return self._indexes[keys]
 
-    def tuning(self, keys: Keys) -> dict[str, Any]:
+    def tuning(self, keys: Modality) -> dict[str, Any]:
         """What was measured of an index: settings, recall, curves (``tuning.json``)."""
         return read_tuning(self.store, self.snapshot.view(keys, self.store.root))
 
@@ -275,7 +298,7 @@ class Memory:
             memory.__dict__["encoder"] = self.encoder
         return memory
 
-    def _open_index(self, keys: Keys) -> OpenIndex:
+    def _open_index(self, keys: Modality) -> OpenIndex:
         if keys not in self.snapshot.indexes and not any(commit.n_present(keys) for commit in self.commits.values()):
             raise IndexBuildError(
                 f"{self.store.root} has no {keys} vectors, so none can be searched: name the other side"
@@ -289,7 +312,7 @@ class Memory:
         return OpenIndex(self.store, view.index, view.parts, elsewhere=pool.scan)
 
     @cached_property
-    def _tuned(self) -> dict[Keys, dict[str, Any]]:
+    def _tuned(self) -> dict[Modality, dict[str, Any]]:
         return {keys: self.tuning(keys)["sides"] for keys in self.snapshot.modalities}
 
 

@@ -15,15 +15,25 @@ import pyarrow as pa
 import urllib3
 from PIL import Image
 
-from memory_builder.arguments import one_modality, several
+from memory_builder.base.arguments import one_modality, several
+from memory_builder.base.types import (
+    NO_ROW,
+    Modality,
+    Scores,
+)
+from memory_builder.catalog.description import (
+    Description,
+)
+from memory_builder.catalog.metadata import (
+    LOOKUP_FIELDS,
+)
+from memory_builder.catalog.snapshots import IndexView, Snapshot
 from memory_builder.errors import MemoryBuilderError, UsageError
-from memory_builder.images import to_rgb
-from memory_builder.manifest import Description
-from memory_builder.queries import Picture
-from memory_builder.rows import NO_ROW, Keys, Side
-from memory_builder.scores import Hits, Scores
-from memory_builder.snapshots import IndexView, Snapshot
-from memory_builder.tables import LOOKUP_FIELDS
+from memory_builder.model.images import to_rgb
+from memory_builder.search.queries import Picture
+from memory_builder.search.scores import (
+    Hits,
+)
 
 ROWS, BYTES = 200_000, 64 << 20
 """That one request asks for, sends or gets at most; what is more goes out in several."""
@@ -86,12 +96,12 @@ class RemoteMemory:
         image: Picture | Sequence[Picture] | None = None,
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
-        side: Side | None = None,
-        modality: Keys | None = None,
+        side: Modality | None = None,
+        modality: Modality | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
-        keys: Keys | None = None,
+        keys: Modality | None = None,
     ) -> Hits:
         """As ``Memory.search``, in the service's latest state.
 
@@ -125,7 +135,7 @@ class RemoteMemory:
         blocks = [self._ask("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))]
         return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
 
-    def vectors(self, ids: npt.ArrayLike, modality: Keys | None = None, *, keys: Keys | None = None) -> Scores:
+    def vectors(self, ids: npt.ArrayLike, modality: Modality | None = None, *, keys: Modality | None = None) -> Scores:
         """As ``Memory.vectors``."""
         query = {"modality": one_modality(modality, keys)}
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)

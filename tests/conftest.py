@@ -21,17 +21,30 @@ from s3fs import S3FileSystem
 from xdist.scheduler import LoadScopeScheduling
 
 import memory_builder
-from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.manifest import (
-    Description,
-    Manifest,
-    config_hash,
+from memory_builder.catalog.create_memory import (
     settle_description,
 )
-from memory_builder.plan import Source, extend_plan
-from memory_builder.shard_files import commit_shard
-from memory_builder.storage import Store, sha256
-from memory_builder.tables import metadata_table
+from memory_builder.catalog.description import (
+    Description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.metadata import (
+    metadata_table,
+)
+from memory_builder.catalog.plan import (
+    extend_plan,
+)
+from memory_builder.embedding.commit_shard import commit_shard
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.readers.shard import (
+    Source,
+)
+from memory_builder.storage.records import (
+    config_hash,
+)
+from memory_builder.storage.store import Store, sha256
 
 # Tests start many processes, and each would compile all of torch and open_clip anew: 20 s instead of 4.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from memory_builder.runner import LocalRunner
+from memory_builder.base.runner import LocalRunner
 
 
 class Stopping(LocalRunner):

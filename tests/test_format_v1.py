@@ -6,18 +6,18 @@ import shutil
 import tarfile
 from pathlib import Path
 
+import memory_builder.encoder as encoder_module
 import numpy as np
 import pytest
 from PIL import Image
 
-import memory_builder.encoder as encoder_module
 from memory_builder import EncoderConfig, EncoderError, Memory
-from memory_builder.build import embed
-from memory_builder.embed import EmbedConfig
-from memory_builder.info import read_info
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from memory_builder.verify import verify
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.driver import embed
+from memory_builder.embedding.embed_shard import EmbedConfig
+from memory_builder.maintenance.info import read_info
+from memory_builder.maintenance.verify import verify
+from memory_builder.storage.store import Store
 
 FIXTURES = Path(__file__).parent / "fixtures"
 EXPECTED = json.loads((FIXTURES / "memory-v1-expected.json").read_text())

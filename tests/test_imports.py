@@ -12,40 +12,40 @@ ROOT = Path(__file__).parents[1]
 # The doors through which memory_builder reaches cluster and trainer, each by lazy imports inside functions.
 DOORS = {
     "memory_builder/commands/evaluating.py": {
-        "trainer.customised",
-        "trainer.evaluate.baseline_task",
-        "trainer.evaluate.few_shot",
-        "trainer.evaluate.metrics",
-        "trainer.evaluate.reco_task",
+        "trainer.react.load",
+        "trainer.evaluate.with_memory.baseline_task",
+        "trainer.evaluate.tasks.few_shot",
+        "trainer.evaluate.numbers.metrics",
+        "trainer.evaluate.with_memory.reco_task",
         "trainer.evaluate.report.write",
         "trainer.evaluate.results",
-        "trainer.evaluate.setting",
-        "trainer.evaluate.shots",
-        "trainer.evaluate.tasks",
+        "trainer.evaluate.config",
+        "trainer.evaluate.tasks.shots",
+        "trainer.evaluate.tasks.frozen",
     },
-    "memory_builder/commands/running.py": {"cluster.runner", "trainer.record"},
+    "memory_builder/commands/running.py": {"cluster.runner", "trainer.loop.run_config"},
     "memory_builder/commands/serving.py": {
         "cluster.protocol",
         "cluster.replicas",
-        "cluster.served",
+        "cluster.session",
         "cluster.service",
     },
     "memory_builder/commands/submitting.py": {"cluster.submit"},
     "memory_builder/commands/training.py": {
-        "trainer.customised",
-        "trainer.export",
-        "trainer.react_job",
-        "trainer.released",
-        "trainer.run",
-        "trainer.settings",  # settings alone, so imported at once: it imports nothing itself
-        "trainer.subset",
+        "trainer.react.load",
+        "trainer.react.export",
+        "trainer.react.job",
+        "trainer.react.released_checkpoint",
+        "trainer.loop.launch",
+        "trainer.loop.config",  # settings alone, so imported at once: it imports nothing itself
+        "trainer.react.subset",
     },
     "memory_builder/commands/training_reco.py": {
-        "trainer.reco_job",
-        "trainer.reco_settings",  # as trainer.settings
-        "trainer.run",
-        "trainer.settings",
-        "trainer.training_pairs",
+        "trainer.reco.job",
+        "trainer.reco.config",  # as trainer.settings
+        "trainer.loop.launch",
+        "trainer.loop.config",
+        "trainer.reco.training_pairs",
     },
     "memory_builder/memory.py": {"cluster.search"},
 }

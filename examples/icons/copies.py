@@ -3,7 +3,7 @@
 import faiss
 import numpy as np
 
-from memory_builder.retrieve.aligned import coarse, correlation
+from memory_builder.retrieval.copies.glyph import coarse, correlation
 
 DIMENSIONS = 64  # of the coarse glyphs' principal components; most of what 256 pixels hold
 MOST_LISTS, PROBES = 2048, 4

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 from render import DARK, LIGHT, colours_of
 
-from memory_builder.retrieve.aligned import boxed
+from memory_builder.retrieval.copies.glyph import boxed
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 LEAST_MASK = 0.25  # of full contrast, for a pixel to count as drawn

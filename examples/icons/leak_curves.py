@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from memory_builder.retrieve.evidence import KINDS
-from memory_builder.retrieve.thresholds import Thresholds
+from memory_builder.retrieval.copies.compare import KINDS
+from memory_builder.retrieval.copies.thresholds import Thresholds
 
 BARS = {"JPEG 60": 0.99, "resize ±30 %": 0.99, "grey": 0.99, "white pad": 0.99, "flip": 0.95, "crop 5 %": 0.9}
 GRID = {

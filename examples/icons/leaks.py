@@ -29,14 +29,14 @@ from PIL import Image, ImageOps
 from prepare import put_json
 
 from memory_builder import Memory
-from memory_builder.encoder import Encoder, EncoderConfig
-from memory_builder.images import decode_image
-from memory_builder.named import link_policy
-from memory_builder.retrieve.aligned import glyph_of
-from memory_builder.retrieve.evidence import KINDS, Compared, Evidence, Groups, Signs
-from memory_builder.retrieve.miniature import miniature_of
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.shards.pictures import Place, read_pictures
+from memory_builder.catalog.trusted import link_policy
+from memory_builder.model.encoder import Encoder, EncoderConfig
+from memory_builder.model.images import decode_image
+from memory_builder.readers.fetch import Place, read_pictures
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.retrieval.copies.compare import KINDS, Compared, Evidence, Groups, Signs
+from memory_builder.retrieval.copies.glyph import glyph_of
+from memory_builder.retrieval.copies.miniature import miniature_of
 
 BATCH = 1_024
 LEAST = 0.75  # correlation from which the operating curve is right

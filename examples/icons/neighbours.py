@@ -20,7 +20,7 @@ from deal import MEMORY, TIERS
 from prepare import put_json
 from sheet import draw, short
 
-from memory_builder.retrieve.aligned import coarse
+from memory_builder.retrieval.copies.glyph import coarse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

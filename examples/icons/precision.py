@@ -25,12 +25,12 @@ from deal import TIERS
 from prepare import put_json
 
 from memory_builder import Memory
-from memory_builder.encoder import EncoderConfig
-from memory_builder.retrieve.config import MODES, Mode, key_side, query_side
-from memory_builder.retrieve.prompts import Query
-from memory_builder.retrieve.searching import block_vectors
-from memory_builder.retrieve.templates import fill
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.model.templates import fill
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.retrieval.config import MODES, Mode, key_side, query_side
+from memory_builder.retrieval.queries import Query
+from memory_builder.retrieval.search import block_vectors
 
 RANKS = (1, 2, 5, 10, 20, 50)
 
@@ -97,7 +97,7 @@ def ask(memory: Memory, asked: Sequence[Asked], mode: Mode, templates: Sequence[
 
 def mean_picture(memory: Memory, pictures: Sequence[bytes]) -> np.ndarray:
     """f32[d]."""
-    from memory_builder.images import decode_image
+    from memory_builder.model.images import decode_image
 
     pixels = np.stack([memory.encoder.preprocess(decode_image(picture)) for picture in pictures])
     mean = memory.encoder.encode_images(pixels).astype(np.float32).mean(axis=0)

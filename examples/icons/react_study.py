@@ -18,9 +18,9 @@ import tyro
 from deal import TIERS
 from study import Variant, do_once, named, run_once, sets_in, slug, tables, write_tables
 
-from trainer.customised import Choice
-from trainer.evaluate.setting import Setting
-from trainer.evaluate.tasks import evaluate_zero_shot
+from trainer.evaluate.config import Setting
+from trainer.evaluate.tasks.frozen import evaluate_zero_shot
+from trainer.react.load import Choice
 
 RIVALS = ("zero-shot", "priming", "cache", "wise-head", "name-centroid")
 DEFAULT = "locked image"

@@ -39,11 +39,11 @@ from study import (
 )
 from without import memory_without
 
-from trainer.evaluate.intervals import interval
-from trainer.evaluate.metrics import class_sums
-from trainer.evaluate.reco_task import Refinement, encoder_of, evaluate_reco
-from trainer.evaluate.retrieval import Positives
-from trainer.evaluate.setting import Setting
+from trainer.evaluate.config import Setting
+from trainer.evaluate.numbers.intervals import interval
+from trainer.evaluate.numbers.metrics import class_sums
+from trainer.evaluate.tasks.retrieval import Positives
+from trainer.evaluate.with_memory.reco_task import Refinement, encoder_of, evaluate_reco
 
 METHODS = ("reco-image", "reco-text", "reco-both")
 RIVALS = ("zero-shot", "mean-fusion", "knn")

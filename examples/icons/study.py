@@ -19,10 +19,10 @@ from iconify import IconsError
 
 from memory_builder.cli import main
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.storage import Store
-from trainer.evaluate.arrays import Labels
-from trainer.evaluate.intervals import Reals, interval, paired_difference
-from trainer.evaluate.metrics import class_sums
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.arrays import Labels
+from trainer.evaluate.numbers.intervals import Reals, interval, paired_difference
+from trainer.evaluate.numbers.metrics import class_sums
 from trainer.evaluate.report.entries import Entry, read_groups
 from trainer.evaluate.results import read_results
 

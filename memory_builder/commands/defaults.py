@@ -2,11 +2,11 @@
 
 import tyro
 
-from memory_builder.commands.building import Embed, Import
-from memory_builder.encoder import EncoderConfig
+from memory_builder.commands.embed import Embed, Import
+from memory_builder.embedding.settings import config_of, default_encoder, existing_description
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.settings import config_of, default_encoder, existing_description
-from memory_builder.storage import Store
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
 
 
 def memory_defaults(arguments: list[str]) -> Embed | Import | None:

@@ -6,16 +6,23 @@ import time
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from memory_builder.build import embed, index
+from memory_builder.base.runner import LocalRunner
+from memory_builder.base.types import (
+    ROW_BITS,
+)
+from memory_builder.catalog.trusted import link_policy
 from memory_builder.demo.report import Query, write_report
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    embed,
+)
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.named import link_policy
-from memory_builder.rows import ROW_BITS
-from memory_builder.runner import LocalRunner
-from memory_builder.shards import read_member
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.read import read_member
 
 TEXTS = (
     "cat",

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from memory_builder.build import EmbedReport
+from memory_builder.base.types import (
+    NO_ROW,
+    Ids,
+    Modality,
+    Scores,
+)
+from memory_builder.embedding.driver import EmbedReport
 from memory_builder.memory import Memory
-from memory_builder.rows import NO_ROW, Ids, Keys
-from memory_builder.scores import Scores
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.storage import Store
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.storage.store import Store
 
-KEYS: tuple[Keys, ...] = ("image", "text")
+KEYS: tuple[Modality, ...] = ("image", "text")
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #888; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -67,7 +71,7 @@ def _facts(memory: Memory, embedded: EmbedReport, timings: dict[str, float]) -> 
     return f"<table>{cells}</table>"
 
 
-def _recall(memory: Memory, keys: Keys) -> str:
+def _recall(memory: Memory, keys: Modality) -> str:
     sides = memory.tuning(keys)["sides"]
     return ", ".join(f"recall@10 of {side} queries {found['recall@10']:.3f}" for side, found in sides.items())
 

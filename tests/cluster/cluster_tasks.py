@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from memory_builder.embed import EmbedTask
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.embedding.embed_shard import EmbedTask
 from memory_builder.errors import EncoderError
-from memory_builder.manifest import Commit
-from memory_builder.plan import Shard
+from memory_builder.readers.shard import (
+    Shard,
+)
 
 
 class TwoArgumentsError(Exception):

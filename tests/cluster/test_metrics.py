@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import ray
 
+import memory_builder as mb
 from cluster.runner import RayRunner
-from memory_builder import build
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.manifest import Manifest
-from memory_builder.storage import Store
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 LINE = re.compile(r"^ray_memory_builder_(\w+?)(?:_total)?\{(.*)\} ([0-9.e+-]+)$")
@@ -47,7 +47,7 @@ def test_an_embed_is_counted(sample, model, tmp_path):
     before = scrape()
     damaged = tmp_path / "damaged.tar.gz"
     damaged.write_bytes(Path(sample[0]).read_bytes()[:100])
-    report = build.embed(
+    report = mb.embed(
         [sample[0], str(damaged)],
         str(tmp_path / "memory"),
         encoder=EncoderConfig(model=model),

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from ray.util.state import list_actors
 
-from memory_builder import Hits, Memory, RemoteMemory, UsageError, build
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
-from memory_builder.runner import LocalRunner
+import memory_builder as mb
+from memory_builder import Hits, Memory, RemoteMemory, UsageError
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.model.encoder import EncoderConfig
 
 pytestmark = [
     pytest.mark.ray,
@@ -26,8 +27,8 @@ pytestmark = [
 def memory(tmp_path_factory: pytest.TempPathFactory, sample: list[str], model: str) -> str:
     root = str(tmp_path_factory.mktemp("served") / "memory")
     runner = LocalRunner()
-    build.embed(sample[:1], root, encoder=EncoderConfig(model=model), config=EmbedConfig(), runner=runner)
-    build.index(root, keys=["image"], config=IndexConfig(), runner=runner)
+    mb.embed(sample[:1], root, encoder=EncoderConfig(model=model), config=EmbedConfig(), runner=runner)
+    mb.index(root, keys=["image"], config=IndexConfig(), runner=runner)
     return root
 
 
@@ -37,7 +38,7 @@ def there(memory: str, ray_cluster: object) -> Iterator[RemoteMemory]:
     from ray import serve
 
     from cluster.replicas import deployed
-    from cluster.served import ServiceConfig
+    from cluster.session import ServiceConfig
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -4,17 +4,17 @@ from pathlib import Path
 
 import pytest
 
+import memory_builder as mb
 from cluster.runner import RayRunner
-from memory_builder import build
-from memory_builder.embed import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
-from memory_builder.merge import merge
-from memory_builder.retrieve.classes import Class
-from memory_builder.retrieve.config import AskConfig, RetrieveConfig
-from memory_builder.retrieve.run import Request, retrieve
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.embed_shard import EmbedConfig
+from memory_builder.export.faiss_ondisk import merge
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.retrieval.classes import Class
+from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.driver import Request, retrieve
+from memory_builder.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -32,9 +32,9 @@ def memories(sample, model, tmp_path_factory) -> dict[str, Path]:
     memories = {name: tmp_path_factory.mktemp(name) / "memory" for name in runners}
     for name, (embedder, indexer) in runners.items():
         memory = str(memories[name])
-        report = build.embed(sample[:2], memory, encoder=encoder, config=EmbedConfig(), runner=embedder)
+        report = mb.embed(sample[:2], memory, encoder=encoder, config=EmbedConfig(), runner=embedder)
         assert (report.n_embedded, report.failed) == (2, {})
-        build.index(memory, keys=["image"], config=index, runner=indexer)
+        mb.index(memory, keys=["image"], config=index, runner=indexer)
         merge(Store(memory), "image", runner=embedder, range_bytes=5_000)
     return memories
 

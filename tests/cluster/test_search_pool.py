@@ -10,12 +10,14 @@ import pytest
 import ray
 
 from cluster.search import SearchPool, share_out
-from memory_builder.build import index
+from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.search import OpenIndex
+from memory_builder.search.open_index import OpenIndex
 
 N, D = 6_000, 32
 

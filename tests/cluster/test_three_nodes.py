@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from memory_builder.info import read_info
-from memory_builder.manifest import Manifest
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from memory_builder.verify import verify
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.maintenance.info import read_info
+from memory_builder.maintenance.verify import verify
+from memory_builder.storage.store import Store
 
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.ray

@@ -10,26 +10,27 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import memory_builder as mb
+
 sys.path.append(str(Path(__file__).parents[1] / "trainer"))
 from tiny_runs import bundled_pairs, write_subset, write_tiny_model
 
 from cluster.runner import RayRunner
-from memory_builder import build
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import UsageError, WorkerError
-from memory_builder.indexing import IndexConfig
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from trainer.checkpoint import read_states
-from trainer.loop import LossError
-from trainer.react_job import ReactJob
-from trainer.reco_job import RecoJob, RecoPlan
-from trainer.reco_settings import FusionConfig, NeighbourConfig
-from trainer.run import run_job
-from trainer.settings import DataConfig, GatedConfig, LoopConfig, ReactConfig, Where
-from trainer.training_pairs import find_neighbours
-from trainer.world import world
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
+from trainer.loop.checkpoint import read_states
+from trainer.loop.config import DataConfig, GatedConfig, LoopConfig, ReactConfig, Where
+from trainer.loop.distributed import world
+from trainer.loop.launch import run_job
+from trainer.loop.loop import LossError
+from trainer.react.job import ReactJob
+from trainer.reco.config import FusionConfig, NeighbourConfig
+from trainer.reco.job import RecoJob, RecoPlan
+from trainer.reco.training_pairs import find_neighbours
 
 pytestmark = [
     pytest.mark.ray,
@@ -82,8 +83,8 @@ def reco(out):
     memory, config = "memory", NeighbourConfig(looked_up=3)
     if not Path(memory).exists():
         encoder = EncoderConfig(model="local-dir:model")
-        build.embed(["subset"], memory, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
-        build.index(memory, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+        mb.embed(["subset"], memory, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
+        mb.index(memory, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
     found = find_neighbours(memory, memory, "neighbours", config, None, RayRunner())
     plan = RecoPlan(memory=memory, train=memory, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP)
     return RecoJob(plan=plan, out=out, found=found)

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 import cluster.runner
 from memory_builder.cli import main as command
-from memory_builder.embed import EmbedTask
+from memory_builder.embedding.embed_shard import EmbedTask
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from memory_builder import Memory
+from memory_builder.embedding import driver
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -97,16 +98,15 @@ def shards(small_shards, tmp_path) -> Path:
 def test_a_shard_that_vanishes_is_named_and_the_rest_is_done(
     command, shards, small_shards, tmp_path, model, monkeypatch
 ):
-    from memory_builder import build
 
     def plan_and_lose_one(*arguments):
         plan = extend_plan(*arguments)
         (shards / "00001.tar").unlink()
         return plan
 
-    extend_plan = build.extend_plan
+    extend_plan = driver.extend_plan
     with monkeypatch.context() as patch:
-        patch.setattr(build, "extend_plan", plan_and_lose_one)
+        patch.setattr(driver, "extend_plan", plan_and_lose_one)
         ran = command("embed", shards, "--memory", tmp_path / "m", "--model", model)
     assert ran.code == 1
     assert "2/3 shards" in ran.out
@@ -285,10 +285,10 @@ def test_debug_shows_where(built_memory):
 
 
 def test_info_while_a_run_is_under_way_shows_what_is_committed(command, small_shards, tmp_path, model):
-    from memory_builder.build import embed
-    from memory_builder.embed import EmbedConfig
-    from memory_builder.encoder import EncoderConfig
-    from memory_builder.runner import LocalRunner
+    from memory_builder.base.runner import LocalRunner
+    from memory_builder.embedding.driver import embed
+    from memory_builder.embedding.embed_shard import EmbedConfig
+    from memory_builder.model.encoder import EncoderConfig
 
     seen = []
 
@@ -340,7 +340,6 @@ def test_what_is_no_tar_fails_and_other_files_of_a_folder_are_left_alone(command
 
 
 def test_only_what_failed_is_tried_again(command, shards, small_shards, tmp_path, model, monkeypatch):
-    from memory_builder import build
 
     def plan_and_move_two(*arguments):
         plan = extend_plan(*arguments)
@@ -348,10 +347,10 @@ def test_only_what_failed_is_tried_again(command, shards, small_shards, tmp_path
             (shards / name).rename(tmp_path / name)
         return plan
 
-    extend_plan = build.extend_plan
+    extend_plan = driver.extend_plan
     retry = ("embed", "--memory", tmp_path / "m", "--model", model, "--retry-failed")
     with monkeypatch.context() as patch:
-        patch.setattr(build, "extend_plan", plan_and_move_two)
+        patch.setattr(driver, "extend_plan", plan_and_move_two)
         ran = command("embed", shards, "--memory", tmp_path / "m", "--model", model)
     assert (ran.code, "with --retry-failed only them" in ran.err) == (1, True)
     (tmp_path / "00001.tar").rename(shards / "00001.tar")

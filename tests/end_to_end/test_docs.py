@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, SAMPLE, small_shard
 
-from memory_builder.encoder import EncoderConfig, load_encoder
-from memory_builder.manifest import Manifest
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.storage import Store
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.model.encoder import EncoderConfig, load_encoder
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.storage.store import Store
 
 
 def commands(page: str) -> list[str]:

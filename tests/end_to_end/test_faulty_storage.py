@@ -11,8 +11,8 @@ import pytest
 import s3fs
 from faulty_proxy import Faults, faulty_proxy
 
-from memory_builder.retry import RETRIES, open_filesystem
-from memory_builder.storage import Store
+from memory_builder.storage.filesystem import RETRIES, open_filesystem
+from memory_builder.storage.store import Store
 
 SAME = ("img_emb", "text_emb", "metadata", "rows", "rejects")
 
@@ -100,7 +100,7 @@ def test_a_file_behind_http_is_read_whole(s3, endpoint, small_shards):
 
 @pytest.mark.parametrize("faults", [Faults(share=1.0, seed=1, kinds=("503",), weights=(1,))])
 def test_storage_that_is_down_ends_the_run_with_an_error(command, s3, endpoint, small_shards, model, monkeypatch):
-    monkeypatch.setattr("memory_builder.retry.ATTEMPTS", 2)
+    monkeypatch.setattr("memory_builder.storage.filesystem.ATTEMPTS", 2)
     ran = command("embed", small_shards / "00000.tar", "--memory", f"{s3.url}/memory", "--model", model)
     assert ran.code == 1
     assert f"error: cannot use {s3.url}/memory/memory.json" in ran.err

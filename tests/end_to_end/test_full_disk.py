@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from memory_builder.errors import StorageFullError
-from memory_builder.storage import TEMPORARY, Store
+from memory_builder.storage.store import TEMPORARY, Store
 
 
 def mount(*arguments: object) -> bool:

@@ -19,8 +19,8 @@ from PIL import Image
 from test_service import serving
 
 from memory_builder import Memory
-from memory_builder.named import link_policy
-from memory_builder.shards.pictures import Missing, Place, read_pictures
+from memory_builder.catalog.trusted import link_policy
+from memory_builder.readers.fetch import Missing, Place, read_pictures
 
 PICTURE = io.BytesIO()
 Image.new("RGB", (40, 30), "red").save(PICTURE, "PNG")

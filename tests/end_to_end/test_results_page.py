@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, SAMPLE, small_shard
 
-from memory_builder.encoder import EncoderConfig, load_encoder
-from memory_builder.images import decode_image
-from memory_builder.shards import Pair, read_pairs
-from trainer.evaluate.towers import load_towers
+from memory_builder.model.encoder import EncoderConfig, load_encoder
+from memory_builder.model.images import decode_image
+from memory_builder.readers.read import Pair, read_pairs
+from trainer.evaluate.sets.towers import load_towers
 
 sys.path.append(str(ROOT / "tests" / "trainer" / "evaluate"))
 from sets import classification_set, encoded, picture, retrieval_set

@@ -23,7 +23,7 @@ from PIL import Image
 from processes import python
 
 from memory_builder import Memory, MemoryBuilderError, RemoteMemory, UsageError
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.readers.read import Pair, read_pairs
 
 PAGE = (ROOT / "docs" / "serve.md").read_text()
 

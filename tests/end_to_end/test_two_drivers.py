@@ -9,7 +9,7 @@ from subprocess import PIPE
 import pytest
 from processes import python
 
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 
 SAME = ("img_emb", "text_emb", "metadata", "rows", "rejects")
 

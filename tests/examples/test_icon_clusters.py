@@ -8,7 +8,7 @@ from copies import nearest, verify
 from glyphs import crop, layers
 from PIL import Image, ImageDraw
 
-from memory_builder.retrieve.aligned import correlation, unit
+from memory_builder.retrieval.copies.glyph import correlation, unit
 
 
 def drawing(number: int, *, size: int = 64, at: tuple[int, int] = (8, 8), side: int = 48) -> np.ndarray:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.evaluate.datasets import open_dataset
+from trainer.evaluate.sets.datasets import open_dataset
 
 oven = importlib.import_module("oven")
 

@@ -6,13 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory_builder.build import index
-from memory_builder.describe import EmbedConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.sources import find_sources
+from memory_builder.readers.discover import find_sources
 
 
 @pytest.fixture

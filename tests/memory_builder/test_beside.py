@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from tars import Member, good_pairs, pair, picture, tar_bytes
 
-from memory_builder.shards import MembersApartError, Pair, Reject, read_pairs
-from memory_builder.shards.beside import ABSENT, NO_KEY, UNKNOWN
-from memory_builder.shards.webdataset import GATHERED
+from memory_builder.readers.read import MembersApartError, Pair, Reject, read_pairs
+from memory_builder.readers.sidecar_table import ABSENT, NO_KEY, UNKNOWN
+from memory_builder.readers.webdataset import GATHERED
 
 
 def joined(tmp_path: Path, keys: list[str], table_keys: Any, **columns: Any) -> tuple[dict[str, Any], Counter[str]]:

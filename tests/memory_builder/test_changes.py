@@ -10,19 +10,29 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_builder.build import index as index_memory
-from memory_builder.changes import append, delete, publish
-from memory_builder.compact import compact, remove_unused
-from memory_builder.drift import measure_drift
+from memory_builder.ann.parts import part_record
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.snapshots import Snapshot, read_snapshot
+from memory_builder.catalog.update_snapshot import (
+    publish,
+)
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import Manifest
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.drift import measure_drift
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
+from memory_builder.maintenance.append import (
+    append,
+)
+from memory_builder.maintenance.compact import compact, remove_unused
+from memory_builder.maintenance.delete import (
+    delete,
+)
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.parts import part_record
-from memory_builder.runner import LocalRunner
-from memory_builder.snapshots import Snapshot, read_snapshot
-from memory_builder.storage import Store
-from memory_builder.verify import verify
+from memory_builder.storage.store import Store
 
 N, D, SHARD = 400, 16, 100
 Write = Callable[..., Store]

@@ -11,13 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder.build import index as index_memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.base.types import (
+    row_ids,
+)
 from memory_builder.cli import main
-from memory_builder.encoder import Encoder
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.rows import row_ids
-from memory_builder.runner import LocalRunner
+from memory_builder.model.encoder import Encoder
 
 N = 900
 DELETED = [0, 17, (1 << 32) + 299, (2 << 32) + 5]

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from memory_builder.coarse import adder, choose_backend, transformed
+from memory_builder.ann.kmeans import adder, choose_backend, transformed
+from memory_builder.ann.quantizer import train_quantizer
 from memory_builder.errors import UsageError
-from memory_builder.quantizer import train_quantizer
 
 D, N_LISTS = 32, 64
 KEYS = [f"IVF{N_LISTS},Flat", f"IVF{N_LISTS}_HNSW16,SQ8", f"OPQ16_32,IVF{N_LISTS},PQ16x4np", f"IVF{N_LISTS},RaBitQ4"]

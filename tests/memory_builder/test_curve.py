@@ -10,14 +10,16 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from memory_builder.build import index as index_memory
+from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.curve import Curve, curve_rows, frontier, read_curves
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.curve import Curve, curve_rows, frontier, read_curves
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
+from memory_builder.indexing.plot import plot
+from memory_builder.indexing.recall import Point
 from memory_builder.memory import Memory
-from memory_builder.plot import plot
-from memory_builder.recall import Point
-from memory_builder.runner import LocalRunner
 
 
 @pytest.fixture(scope="module")

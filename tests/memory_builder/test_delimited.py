@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from tars import picture
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import Break, Pair, Reject, listing, read_pairs
-from memory_builder.shards.delimited import SEVERAL_LINES, STRAY_QUOTE
-from memory_builder.shards.listing import open_listing
-from memory_builder.uris import PAIRS_A_SHARD, Piece
+from memory_builder.readers import listing
+from memory_builder.readers.delimited import SEVERAL_LINES, STRAY_QUOTE
+from memory_builder.readers.listing import open_listing
+from memory_builder.readers.read import Break, Pair, Reject, read_pairs
+from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 
 
 def captions(path: Path, text: str | bytes) -> tuple[list[str | None], list[str], Counter[str]]:
@@ -173,7 +174,7 @@ def test_a_compressed_listing_is_read_in_pieces_too(tmp_path: Path, packed: str)
 
 
 def _rules():
-    from memory_builder.shards.pairs import PairRules
+    from memory_builder.readers.pairs import PairRules
 
     return PairRules(require="text")
 

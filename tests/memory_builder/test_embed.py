@@ -15,14 +15,30 @@ import pytest
 from tars import Member, good_pairs, pair, picture, raw, tar_bytes
 from tars import header as tar_header
 
-from memory_builder.describe import EmbedConfig, describe
-from memory_builder.embed import EmbedTask, embed_shard
-from memory_builder.encoder import Encoder, Pixels, Vectors
+from memory_builder.base.types import (
+    Pixels,
+    Vectors,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.embedding.config import EmbedConfig, describe
+from memory_builder.embedding.embed_shard import EmbedTask, embed_shard
 from memory_builder.errors import EncoderError, SourceError, UsageError
-from memory_builder.manifest import Commit, Manifest, config_hash
-from memory_builder.plan import Shard
-from memory_builder.sources import find_sources
-from memory_builder.storage import Store, sha256
+from memory_builder.model.encoder import (
+    Encoder,
+)
+from memory_builder.readers.discover import find_sources
+from memory_builder.readers.shard import (
+    Shard,
+)
+from memory_builder.storage.records import (
+    config_hash,
+)
+from memory_builder.storage.store import Store, sha256
 
 FILES = [
     "img_emb/img_emb_00003.npy",
@@ -148,7 +164,7 @@ def test_row_i_is_vector_i_of_pair_i(embed_tar: Callable[..., Embedded], encoder
 
 
 def _rgb(data: bytes) -> Any:
-    from memory_builder.images import decode_image
+    from memory_builder.model.images import decode_image
 
     return decode_image(data)
 

@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from tars import picture
 from torchvision.transforms import Compose
 
-from memory_builder.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.errors import EncoderError
-from memory_builder.images import decode_image
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.text_tower import trimming
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.model.images import decode_image
+from memory_builder.model.unpadded_text import trimming
+from memory_builder.readers.read import Pair, read_pairs
 
 
 def pixels(encoder: Encoder, n: int) -> np.ndarray:

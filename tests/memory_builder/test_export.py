@@ -8,11 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 from test_import import publish, run
 
-from memory_builder.build import index
+from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
 
 
 @pytest.fixture

@@ -8,13 +8,15 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_builder.build import index as index_memory
-from memory_builder.filtered import lists_for
-from memory_builder.indexing import IndexConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.export.faiss_ondisk import merge
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.merge import merge
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
+from memory_builder.search.filtered import lists_for
+from memory_builder.storage.store import Store
 
 N, D, SHARD, K = 20_000, 32, 5_000, 10
 Write = Callable[..., Store]
@@ -45,14 +47,14 @@ def recall(memory: Memory, queries: Any, side: str) -> float:
 def test_recall_stays_at_the_target_when_most_rows_are_deleted(
     memory: Memory, clustered: Any, monkeypatch: pytest.MonkeyPatch, side: str, way: str
 ) -> None:
-    monkeypatch.setattr("memory_builder.filtered.FEW_ROWS", 0)  # else so few are scored one by one
-    monkeypatch.setattr("memory_builder.filtered.WIDEST", 0 if way == "selected" else 10**9)
+    monkeypatch.setattr("memory_builder.search.filtered.FEW_ROWS", 0)  # else so few are scored one by one
+    monkeypatch.setattr("memory_builder.search.filtered.WIDEST", 0 if way == "selected" else 10**9)
     queries = clustered(N, D, seed=0)[side == "text"][:500]
     assert recall(memory, queries, side) >= 0.95
 
 
 def test_and_when_they_are_compacted_or_merged(memory: Memory, clustered: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_builder.filtered.FEW_ROWS", 0)
+    monkeypatch.setattr("memory_builder.search.filtered.FEW_ROWS", 0)
     images, _ = clustered(N, D, seed=0)
     compacted = memory.compact()
     assert compacted.index("image").n_rows == N // 10

@@ -13,20 +13,27 @@ import pyarrow.parquet as pq
 import pytest
 from tars import good_pairs, pair, picture, tar_bytes
 
-from memory_builder import published
-from memory_builder.build import EmbedReport, embed, import_embeddings, index
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
-from memory_builder.known import SHARED_KEY
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.plan import REPLACED
+from memory_builder.embedding import driver
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    EmbedReport,
+    embed,
+    import_embeddings,
+)
+from memory_builder.embedding.known_pairs import SHARED_KEY
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
+from memory_builder.maintenance.repair import repair
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.plan import REPLACED
-from memory_builder.repair import repair
-from memory_builder.runner import LocalRunner
-from memory_builder.shards import links, listing
-from memory_builder.shards.pairs import UNCHANGED_NOTE
-from memory_builder.storage import Store, sha256
-from memory_builder.verify import verify
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers import linked_pictures, listing, published
+from memory_builder.readers.pairs import UNCHANGED_NOTE
+from memory_builder.storage.store import Store, sha256
 
 Run = Callable[..., EmbedReport]
 
@@ -210,13 +217,12 @@ def test_a_change_that_was_cut_short_is_made_by_the_same_command(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when the new rows are committed and the old ones not deleted yet."""
-    from memory_builder import build
 
     write(tmp_path, "folder", {"a": "one", "b": "two"})
     run("p")
     write(tmp_path, "folder", {"a": "other", "b": "two"})
     with monkeypatch.context() as patch:
-        patch.setattr(build, "delete_replaced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(driver, "delete_replaced", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             run("p")
     run("p")
@@ -255,7 +261,7 @@ def test_rows_that_name_addresses_are_not_fetched_again(
         fetched.append(target.uri)
         return picture(len(target.uri))
 
-    monkeypatch.setattr(links, "fetch_target", fetch)
+    monkeypatch.setattr(linked_pictures, "fetch_target", fetch)
     urls = [f"https://example.org/{i}.png" for i in range(3)]
     (tmp_path / "s.csv").write_text("url,caption\n" + "".join(f"{url},text\n" for url in urls[:2]))
     run("s.csv")
@@ -268,7 +274,7 @@ def test_rows_that_name_addresses_are_not_fetched_again(
 def test_a_purged_pair_leaves_no_address_and_does_not_come_back(
     tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(links, "fetch_target", lambda target: picture(len(target.uri)))
+    monkeypatch.setattr(linked_pictures, "fetch_target", lambda target: picture(len(target.uri)))
     lines = [f"https://example.org/{'secret' * i}.png,text {i}\n" for i in range(3)]
     (tmp_path / "s.csv").write_text("url,caption\n" + "".join(lines[:2]))
     run("s.csv")

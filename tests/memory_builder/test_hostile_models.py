@@ -10,14 +10,19 @@ from typing import Any
 import pytest
 import torch
 
-from memory_builder.build import embed, index
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import Encoder, EncoderConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.trusted import remember_model, trusted_encoder
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    embed,
+)
 from memory_builder.errors import EncoderError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.named import remember_model, trusted_encoder
-from memory_builder.runner import LocalRunner
+from memory_builder.model.encoder import Encoder, EncoderConfig
 
 
 @pytest.fixture
@@ -120,7 +125,7 @@ def test_a_model_that_a_memory_alone_names_is_not_opened(
     change(memory / "memory.json", model=name, pretrained=str(memory / "w.pt") if name == "ViT-B-32" else None)
     opened: list[Any] = []
     with monkeypatch.context() as patch:
-        patch.setattr("memory_builder.encoder._load", lambda *args: opened.append(args))
+        patch.setattr("memory_builder.model.encoder._load", lambda *args: opened.append(args))
         with pytest.raises(EncoderError, match=r"nobody named on this machine before.*--model"):
             Memory.open(memory).search(text="a cat", keys="text")
     assert opened == []

@@ -12,21 +12,26 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder import build
-from memory_builder.changes import append, delete
-from memory_builder.compact import compact
+import memory_builder as mb
+from memory_builder.ann.parts import write_faiss
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.snapshots import read_snapshot
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError, StorageFullError
-from memory_builder.export import read_hits
-from memory_builder.indexing import IndexConfig
-from memory_builder.info import read_info
+from memory_builder.export.faiss_ondisk import merge
+from memory_builder.export.tables import read_hits
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.maintenance.append import (
+    append,
+)
+from memory_builder.maintenance.compact import compact
+from memory_builder.maintenance.delete import (
+    delete,
+)
+from memory_builder.maintenance.info import read_info
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.merge import merge
-from memory_builder.parts import write_faiss
-from memory_builder.runner import LocalRunner
-from memory_builder.snapshots import read_snapshot
-from memory_builder.storage import Store, sha256
-from memory_builder.tables import npy_bytes
-from memory_builder.verify import verify
+from memory_builder.storage.formats import npy_bytes
+from memory_builder.storage.store import Store, sha256
 
 D = 8
 RUNNER = LocalRunner()
@@ -45,7 +50,7 @@ def made(tmp_path_factory, write_memory, clustered) -> Path:
     root = tmp_path_factory.mktemp("hostile") / "memory"
     store = write_memory(root, *clustered(300, D, 0), shard_rows=100)
     config = IndexConfig(index_key="IVF4,Flat", part_rows=100)
-    build.index(store, keys=("image", "text"), config=config, runner=RUNNER)
+    mb.index(store, keys=("image", "text"), config=config, runner=RUNNER)
     delete(store, ids=[1, 2])
     return root
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from tars import picture
 
-from memory_builder.images import FORMATS, MAX_ASPECT, BadImageError, decode_image
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.sources import find_sources
+from memory_builder.model.images import FORMATS, MAX_ASPECT, BadImageError, decode_image
+from memory_builder.readers.discover import find_sources
+from memory_builder.readers.read import Pair, read_pairs
 
 # memory_builder.images silences Pillow's remarks, but pytest puts its own filters over that in every test.
 pytestmark = [

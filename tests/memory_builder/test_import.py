@@ -11,14 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 from tars import published_index
 
-from memory_builder.build import adopt, import_embeddings
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    import_embeddings,
+)
 from memory_builder.errors import EncoderError, IndexBuildError, SourceError, UsageError
+from memory_builder.indexing.driver import (
+    adopt,
+)
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from memory_builder.verify import verify
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
 
 D = 192  # as wide as the bundled model's
 

@@ -10,20 +10,27 @@ import numpy as np
 import pytest
 from stopping import Stopping
 
-from memory_builder.build import index as index_memory
-from memory_builder.changes import append, delete
-from memory_builder.compact import compact
+from memory_builder.ann.parts import part_record
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows
+from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.errors import IndexBuildError
-from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import Manifest
+from memory_builder.indexing.auto_key import TrialTask, run_trial
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
+from memory_builder.maintenance.append import (
+    append,
+)
+from memory_builder.maintenance.compact import compact
+from memory_builder.maintenance.delete import (
+    delete,
+)
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.parts import part_record
-from memory_builder.rows import Rows
-from memory_builder.runner import LocalRunner
-from memory_builder.snapshots import IndexView, Snapshot, read_snapshot
-from memory_builder.storage import Store
-from memory_builder.trials import TrialTask, run_trial
-from memory_builder.verify import verify
+from memory_builder.storage.store import Store
 
 N, D, SHARD = 600, 16, 200
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from stopping import Stopping
 
-from memory_builder.build import index as index_memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.snapshots import read_snapshot
 from memory_builder.errors import CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.snapshots import read_snapshot
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 
 N, D = 600, 16
 IVF = IndexConfig(index_key="IVF8,Flat", train_threads=1, part_rows=200)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from memory_builder import locks
 from memory_builder.errors import ConcurrentWriterError
-from memory_builder.locks import turn
-from memory_builder.storage import Store
+from memory_builder.storage import locks
+from memory_builder.storage.locks import turn
+from memory_builder.storage.store import Store
 
 HERE = {"host": socket.gethostname(), "pid": os.getpid(), "since_s": 0.0}
 ELSEWHERE = {"host": "elsewhere", "pid": 1, "since_s": 0.0}
@@ -115,7 +115,7 @@ UNREADABLE = {
 def test_a_lock_that_cannot_be_read_is_taken_over_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr("memory_builder.storage.CLAIM_S", 0.5)
+    monkeypatch.setattr("memory_builder.storage.store.CLAIM_S", 0.5)
     store, began = Store(tmp_path), time.monotonic()
     store.put("a.lock", UNREADABLE[kind])
     with turn(store, "a.lock"):

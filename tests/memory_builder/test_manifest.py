@@ -17,23 +17,42 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, CorruptMemoryError, UsageError
-from memory_builder.manifest import (
-    FORMAT_VERSION,
+from memory_builder.catalog.commits import (
     Commit,
-    Description,
-    Manifest,
-    config_hash,
-    read_description,
-    settle_description,
-    shard_name,
     write_commit,
 )
+from memory_builder.catalog.create_memory import (
+    settle_description,
+)
+from memory_builder.catalog.description import (
+    Description,
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    FORMAT_VERSION,
+    Manifest,
+)
+from memory_builder.catalog.paths import (
+    shard_name,
+)
+from memory_builder.catalog.plan import (
+    extend_plan,
+    read_plan,
+    read_plan_strictly,
+)
+from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot, write_snapshot
+from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, CorruptMemoryError, UsageError
+from memory_builder.maintenance.verify import damaged_records
 from memory_builder.memory import Memory
-from memory_builder.plan import MAX_ORDINAL, Shard, Source, extend_plan, read_plan, read_plan_strictly
-from memory_builder.snapshots import IndexView, Snapshot, read_snapshot, write_snapshot
-from memory_builder.storage import Store
-from memory_builder.verify import damaged_records
+from memory_builder.readers.shard import (
+    MAX_ORDINAL,
+    Shard,
+    Source,
+)
+from memory_builder.storage.records import (
+    config_hash,
+)
+from memory_builder.storage.store import Store
 
 
 class CountedFileSystem(MemoryFileSystem):

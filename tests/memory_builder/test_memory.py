@@ -15,14 +15,16 @@ import pytest
 from PIL import Image
 from tars import picture
 
-from memory_builder.build import index as index_memory
-from memory_builder.encoder import Encoder, EncoderConfig
+from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import CorruptMemoryError, EncoderError, IndexBuildError, UsageError
-from memory_builder.images import decode_image
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
+from memory_builder.model.encoder import Encoder, EncoderConfig
+from memory_builder.model.images import decode_image
+from memory_builder.storage.store import Store
 
 if TYPE_CHECKING:
     from conftest import S3

@@ -8,15 +8,20 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_builder.build import index as index_memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.base.types import (
+    Ids,
+    row_ids,
+)
+from memory_builder.catalog.dense_ids import Kept
 from memory_builder.cli import main
-from memory_builder.dense import Kept
 from memory_builder.errors import UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.export.faiss_ondisk import merge
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.merge import merge
-from memory_builder.rows import Ids, row_ids
-from memory_builder.runner import LocalRunner
 
 N, D = 1_200, 16
 KEYS = ["IVF16,Flat", "OPQ8_16,IVF16_HNSW8,PQ8x4np", "IVF16,RaBitQ4"]

@@ -12,16 +12,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memory_builder import build
-from memory_builder.changes import delete
-from memory_builder.compact import compact
-from memory_builder.indexing import IndexConfig
-from memory_builder.manifest import Manifest, read_description, settle_description
+import memory_builder as mb
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.create_memory import (
+    settle_description,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.snapshots import read_numbered_snapshot, read_snapshot
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.maintenance.compact import compact
+from memory_builder.maintenance.delete import (
+    delete,
+)
+from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.snapshots import read_numbered_snapshot, read_snapshot
-from memory_builder.storage import Store
-from memory_builder.verify import verify
+from memory_builder.storage.store import Store
 
 REFUSALS = [errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS]
 
@@ -39,7 +49,7 @@ def test_a_memory_is_written_changed_and_read(
 ) -> None:
     refuse_links(monkeypatch, number)
     store = write_memory(tmp_path, *clustered(120, 8, 0), shard_rows=40)
-    build.index(store, keys=("image",), config=IndexConfig(), runner=LocalRunner())
+    mb.index(store, keys=("image",), config=IndexConfig(), runner=LocalRunner())
     delete(store, ids=[3, 5])
     compact(store, runner=LocalRunner())
     assert len(Memory.open(tmp_path)) == 118
@@ -92,7 +102,7 @@ def test_a_name_without_content_is_no_record_and_the_same_command_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool, write_memory, clustered
 ) -> None:
     store = write_memory(tmp_path, *clustered(40, 8, 0), shard_rows=20)
-    build.index(store, keys=("image",), config=IndexConfig(), runner=LocalRunner())
+    mb.index(store, keys=("image",), config=IndexConfig(), runner=LocalRunner())
     if not links:
         refuse_links(monkeypatch)
     number = read_snapshot(store).number + 1
@@ -149,7 +159,7 @@ def test_two_writers_that_find_an_abandoned_name_do_not_both_get_it(
 
 
 def test_a_young_name_without_content_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_builder.storage.CLAIM_S", 1.0)
+    monkeypatch.setattr("memory_builder.storage.store.CLAIM_S", 1.0)
     store = Store(tmp_path)
     (tmp_path / "name").write_bytes(b"")
     threading.Timer(0.3, lambda: (tmp_path / "name").write_bytes(b"whole")).start()
@@ -165,7 +175,7 @@ def test_a_young_name_without_content_is_waited_for(tmp_path: Path, monkeypatch:
 
 def test_no_two_names_of_a_memory_differ_by_case_alone(tmp_path: Path, write_memory, clustered) -> None:
     store = write_memory(tmp_path, *clustered(1_200, 8, 0), shard_rows=400)
-    build.index(store, keys=("image", "text"), config=IndexConfig(index_key="IVF4,PQ4"), runner=LocalRunner())
+    mb.index(store, keys=("image", "text"), config=IndexConfig(index_key="IVF4,PQ4"), runner=LocalRunner())
     delete(store, ids=np.arange(5))
     names = [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")]
     assert len({name.casefold() for name in names}) == len(names) > 30

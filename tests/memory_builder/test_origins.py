@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from memory_builder.catalog.origins import path_of
 from memory_builder.errors import UsageError
-from memory_builder.origins import path_of
-from memory_builder.uris import Piece, join_uri
+from memory_builder.readers.shard_uri import Piece, join_uri
 
 IN_LISTING = "/data/list.csv"
 PATHS = [

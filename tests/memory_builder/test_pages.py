@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.pages import PAGE_BYTES, PageCache, join_ranges
-from memory_builder.storage import Store
+from memory_builder.storage.page_cache import PAGE_BYTES, PageCache, join_ranges
+from memory_builder.storage.store import Store
 
 WIDTH, HEADER = 384, 128
 N = 40 * PAGE_BYTES // WIDTH

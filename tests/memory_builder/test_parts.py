@@ -9,9 +9,7 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_builder.errors import CorruptMemoryError, IndexBuildError
-from memory_builder.manifest import Commit, Manifest
-from memory_builder.parts import (
+from memory_builder.ann.parts import (
     Part,
     PartRecord,
     fill_part,
@@ -21,8 +19,15 @@ from memory_builder.parts import (
     read_quantizer_hash,
     write_faiss,
 )
-from memory_builder.quantizer import train_quantizer
-from memory_builder.storage import Store
+from memory_builder.ann.quantizer import train_quantizer
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.errors import CorruptMemoryError, IndexBuildError
+from memory_builder.storage.store import Store
 
 N, D, FOLDER = 300, 16, "index/x"
 

@@ -5,13 +5,18 @@ from pathlib import Path
 
 import pytest
 
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.trusted import link_policy, refuse_unnamed, remember_sources
 from memory_builder.errors import UsageError
-from memory_builder.manifest import Commit
-from memory_builder.named import link_policy, refuse_unnamed, remember_sources
-from memory_builder.plan import Shard, Source
-from memory_builder.shards.links import fetch_target
-from memory_builder.shards.pairs import BadPairError
-from memory_builder.shards.policy import LinkPolicy
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.linked_pictures import fetch_target
+from memory_builder.readers.pairs import BadPairError
+from memory_builder.readers.shard import (
+    Shard,
+    Source,
+)
 
 STRANGERS = LinkPolicy()
 

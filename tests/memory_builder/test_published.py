@@ -11,15 +11,23 @@ import pyarrow.parquet as pq
 import pytest
 from tars import good_pairs, picture, published_index, tar_bytes
 
-from memory_builder.build import EmbedReport, adopt, embed, import_embeddings, index
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    EmbedReport,
+    embed,
+    import_embeddings,
+)
 from memory_builder.errors import IndexBuildError, SourceError, UsageError
-from memory_builder.export import export_table
-from memory_builder.indexing import IndexConfig
+from memory_builder.export.tables import export_table
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    adopt,
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.published import find_published
-from memory_builder.runner import LocalRunner
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.published import find_published
 
 D = 16
 

@@ -10,8 +10,7 @@ from autofaiss.external.metadata import IndexMetadata
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.quantizer import (
+from memory_builder.ann.quantizer import (
     EXACT_KEY,
     MAX_HELD_OUT,
     MAX_OPQ_ITERATIONS,
@@ -23,6 +22,7 @@ from memory_builder.quantizer import (
     n_training_rows,
     train_quantizer,
 )
+from memory_builder.errors import IndexBuildError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pipes' is deprecated:DeprecationWarning")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder.shards import Pair, Reject, read_pairs
-from memory_builder.sources import find_sources
+from memory_builder.readers.discover import find_sources
+from memory_builder.readers.read import Pair, Reject, read_pairs
 
 PYTHON = os.environ.get("WRITERS_PYTHON")
 PEERS = Path(__file__).parents[1] / "peers"

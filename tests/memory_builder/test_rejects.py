@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 from tars import pair, picture, tar_bytes
 
-from memory_builder.build import embed
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.info import read_info
-from memory_builder.manifest import Manifest
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.plan import read_plan
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import embed
+from memory_builder.maintenance.info import read_info
 from memory_builder.memory import Memory
-from memory_builder.plan import read_plan
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
 
 
 @pytest.fixture

@@ -8,11 +8,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from memory_builder.base.types import (
+    NO_ROW,
+    row_ids,
+    split_ids,
+)
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import (
+    MAPPED_FILES,
+    Rows,
+    open_vectors,
+    present_rows,
+)
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.manifest import Manifest
-from memory_builder.rows import MAPPED_FILES, NO_ROW, Rows, open_vectors, present_rows, row_ids, split_ids
-from memory_builder.storage import Store
-from memory_builder.tables import arrow_bytes
+from memory_builder.storage.formats import arrow_bytes
+from memory_builder.storage.store import Store
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -33,7 +43,7 @@ def rows(
     request: pytest.FixtureRequest, write_memory: Write, sides: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Rows:
     if request.param == "s3 by ranges":
-        monkeypatch.setattr("memory_builder.rows.REQUEST_BYTES", 0)
+        monkeypatch.setattr("memory_builder.catalog.rows.REQUEST_BYTES", 0)
     if request.param == "local":
         store = write_memory(tmp_path / "memory", *sides, shard_rows=SHARD_ROWS)
     else:
@@ -142,7 +152,7 @@ def test_looking_at_many_shards_keeps_few_files_open(
     write_memory: Write, sides: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 2 * MAPPED_FILES < 1024 - 256  # of what a process may usually open
-    monkeypatch.setattr("memory_builder.rows.MAPPED_FILES", 4)
+    monkeypatch.setattr("memory_builder.catalog.rows.MAPPED_FILES", 4)
     rows = open_rows(write_memory(tmp_path, *(side[:40] for side in sides), shard_rows=1))
     before = len(os.listdir("/proc/self/fd"))
     ids = np.arange(40) << 32
@@ -180,7 +190,7 @@ def test_damaged_tables_are_made_up_for_or_refused(
 
 
 def spoil(store: Store, path: str, damage: str) -> None:
-    from memory_builder.tables import npy_bytes
+    from memory_builder.storage.formats import npy_bytes
 
     data = store.read(path)
     if damage == "missing":

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from memory_builder.runner import GPU_FILES, LocalRunner
+from memory_builder.base.runner import GPU_FILES, LocalRunner
 
 
 @dataclass
@@ -41,7 +41,7 @@ def test_items_come_in_order_one_at_a_time() -> None:
 
 
 def test_on_a_gpu_two_items_are_in_work_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("memory_builder.runner.has_gpu", lambda: True)
+    monkeypatch.setattr("memory_builder.base.runner.has_gpu", lambda: True)
     results = list(LocalRunner().run(Meets(wants_gpu=True, patience_s=20), range(2)))
     assert [item for item, _ in results] == [0, 1]
     assert [result for _, result in results[:2]] == [True, True]

@@ -10,13 +10,18 @@ import faiss
 import numpy as np
 import pytest
 
+from memory_builder.ann.parts import fill_part, plan_parts, write_faiss
+from memory_builder.ann.quantizer import EXACT_KEY, train_quantizer
+from memory_builder.base.types import (
+    NO_ROW,
+)
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import (
+    Rows,
+)
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import Manifest
-from memory_builder.parts import fill_part, plan_parts, write_faiss
-from memory_builder.quantizer import EXACT_KEY, train_quantizer
-from memory_builder.rows import NO_ROW, Rows
-from memory_builder.search import Effort, OpenIndex
-from memory_builder.storage import Store
+from memory_builder.search.open_index import Effort, OpenIndex
+from memory_builder.storage.store import Store
 
 N, D, SHARD_ROWS, FOLDER = 1_500, 16, 400, "index/x"
 KEYS = [EXACT_KEY, "IVF16,Flat", "OPQ8_16,IVF16,PQ8x4np", "IVF16_HNSW8,Flat", "IVF16,SQ8"]

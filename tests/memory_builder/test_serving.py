@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memory_builder.build import index as index_memory
+from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
 from memory_builder.errors import UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
 
 N, D = 1_500, 16
 DELETED = list(range(100, 150))

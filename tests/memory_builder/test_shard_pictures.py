@@ -9,11 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder.shards import read_member, tars
-from memory_builder.shards.pictures import CHANGED, Missing, Place, read_pictures
-from memory_builder.shards.policy import LinkPolicy
-from memory_builder.storage import sha256
-from memory_builder.uris import Piece, join_uri
+from memory_builder.readers import tar_stream
+from memory_builder.readers.fetch import CHANGED, Missing, Place, read_pictures
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.read import read_member
+from memory_builder.readers.shard_uri import Piece, join_uri
+from memory_builder.storage.store import sha256
 
 OWN = LinkPolicy(follows_named=True)
 """Of what a test names itself."""
@@ -58,8 +59,8 @@ def test_members_of_a_tar_whatever_is_asked_first(tmp_path: Path, name: str) -> 
 def test_only_the_wanted_members_of_a_tar_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "0.tar").write_bytes(tar_bytes())
     taken: list[str] = []
-    original = tars._read_member
-    monkeypatch.setattr(tars, "_read_member", lambda tar, info: (taken.append(info.name), original(tar, info))[1])
+    original = tar_stream._read_member
+    monkeypatch.setattr(tar_stream, "_read_member", lambda tar, info: (taken.append(info.name), original(tar, info))[1])
     assert read(tmp_path / "0.tar", Place("3.png"), Place("5.png")) == [FILES["3.png"], FILES["5.png"]]
     assert taken == ["3.png", "5.png"]
 

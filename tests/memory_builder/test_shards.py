@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from tars import END, Member, good_pairs, header, pair, picture, raw, tar_bytes
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs, tars
-from memory_builder.shards.policy import LinkPolicy
-from memory_builder.sources import current_etag, find_sources
+from memory_builder.readers import tar_stream
+from memory_builder.readers.discover import current_etag, find_sources
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.read import Break, Pair, Reject, read_member, read_pairs
 
 OWN = LinkPolicy(follows_named=True)
 """Of what a test names itself."""
@@ -286,7 +287,7 @@ def test_one_block_of_zeros_ends_a_tar(shard: Callable[..., Path]) -> None:
 def test_a_member_larger_than_the_limit_is_passed_over(
     shard: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_builder.shards.tars.MAX_MEMBER_BYTES", 1 << 20)
+    monkeypatch.setattr("memory_builder.readers.tar_stream.MAX_MEMBER_BYTES", 1 << 20)
     large = [("large.png", b"x" * ((1 << 20) + 1)), ("large.txt", CAPTION)]
     read = Read(shard([*pair("a"), *large, *pair("b")]))
     assert set(read.pairs) == {"a", "b"}
@@ -498,7 +499,7 @@ def test_reading_streams(monkeypatch: pytest.MonkeyPatch, shard: Callable[..., P
             read.append(len(data))
             return data
 
-    monkeypatch.setattr("memory_builder.shards.webdataset.open_stream", lambda _: Watched(whole.getvalue()))
+    monkeypatch.setattr("memory_builder.readers.webdataset.open_stream", lambda _: Watched(whole.getvalue()))
     first = next(iter(read_pairs(str(path))))
     assert isinstance(first, Pair)
     assert sum(read) < len(whole.getvalue()) / 10
@@ -515,7 +516,7 @@ def test_a_zipped_tar_is_unzipped_once(monkeypatch: pytest.MonkeyPatch, only: fr
             return super().seek(offset, whence)
 
     monkeypatch.setattr(
-        "memory_builder.shards.webdataset.open_stream", lambda _: gzip.GzipFile(fileobj=Watched(packed))
+        "memory_builder.readers.webdataset.open_stream", lambda _: gzip.GzipFile(fileobj=Watched(packed))
     )
     assert len(list(read_pairs("shard.tar.gz", only=only))) == len(only or range(400))
     assert rewinds == []
@@ -544,10 +545,10 @@ def test_passing_over_what_is_not_wanted_changes_nothing_else(kind: int, data: s
     content = content[: data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))]
     suffix = data.draw(st.sampled_from([".txt", ".png", "3.png", "nothing"]))
 
-    def read() -> list[tars.Member | tars.Cut]:
-        return list(tars.read_members(io.BytesIO(content), lambda name: name.endswith(suffix)))
+    def read() -> list[tar_stream.Member | tar_stream.Cut]:
+        return list(tar_stream.read_members(io.BytesIO(content), lambda name: name.endswith(suffix)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tars, "_passes_over", lambda *_: False)
+        patch.setattr(tar_stream, "_passes_over", lambda *_: False)
         by_tarfile = read()
     assert read() == by_tarfile

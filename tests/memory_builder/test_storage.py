@@ -16,13 +16,14 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from processes import python
 
-from memory_builder import Memory, build
-from memory_builder.indexing import IndexConfig
-from memory_builder.merge import merge
-from memory_builder.runner import LocalRunner
-from memory_builder.sources import find_sources
-from memory_builder.storage import TEMPORARY, Store, sha256
-from memory_builder.verify import verify
+import memory_builder as mb
+from memory_builder import Memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.export.faiss_ondisk import merge
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.maintenance.verify import verify
+from memory_builder.readers.discover import find_sources
+from memory_builder.storage.store import TEMPORARY, Store, sha256
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -275,7 +276,7 @@ def test_a_store_goes_to_another_process_with_its_options(locked: str) -> None:
 def test_a_memory_opened_with_options_is_changed_with_them(locked: str, write_memory: Any, clustered: Any) -> None:
     images, texts = clustered(400, 16, seed=0)
     store = write_memory(locked, images[:300], texts[:300], shard_rows=100, password="sesame")
-    build.index(store, keys=("image",), config=IndexConfig(index_key="IVF4,Flat", train_threads=1), runner=Elsewhere())
+    mb.index(store, keys=("image",), config=IndexConfig(index_key="IVF4,Flat", train_threads=1), runner=Elsewhere())
     write_memory(locked, images, texts, shard_rows=100, password="sesame")
     memory = Memory.open(locked, storage_options={"password": "sesame"}).append(runner=Elsewhere()).delete(ids=[0])
     memory = memory.compact(purge=True, runner=Elsewhere())

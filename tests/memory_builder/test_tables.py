@@ -15,11 +15,11 @@ import pytest
 from tars import good_pairs, picture, tar_bytes
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs
-from memory_builder.shards.pictures import Missing, Place, read_pictures
-from memory_builder.shards.policy import LinkPolicy
-from memory_builder.sources import current_etag, find_sources
-from memory_builder.uris import PAIRS_A_SHARD, split_uri
+from memory_builder.readers.discover import current_etag, find_sources
+from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.read import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.readers.shard_uri import PAIRS_A_SHARD, split_uri
 
 OWN = LinkPolicy(follows_named=True)
 """Of what a test names itself."""
@@ -211,7 +211,7 @@ def test_a_link_that_nothing_installed_can_follow_is_refused_with_what_is_lackin
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "parquet, one group"])
 def test_large_tables_become_many_shards_with_the_same_rows(tmp_path: Path, kind: str, monkeypatch: Any) -> None:
-    monkeypatch.setattr("memory_builder.sources.TABLES_SPLIT_FROM_BYTES", 0)
+    monkeypatch.setattr("memory_builder.readers.discover.TABLES_SPLIT_FROM_BYTES", 0)
     n = 2 * PAIRS_A_SHARD + 5
     captions = [f"caption {i}" + ("\n" if i % 1000 == 0 else "") for i in range(n)]
     path = tmp_path / f"x.{kind.split(',', 1)[0]}"

@@ -21,9 +21,9 @@ from PIL import Image
 from tars import good_pairs, tar_bytes
 
 from memory_builder.errors import SourceError, TransportFailedError
-from memory_builder.shards import Break, Pair, Reject, read_member, read_pairs
-from memory_builder.shards.policy import LinkPolicy
-from memory_builder.sources import find_sources
+from memory_builder.readers.discover import find_sources
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.read import Break, Pair, Reject, read_member, read_pairs
 
 OWN = LinkPolicy(follows_named=True)
 

@@ -14,11 +14,11 @@ import pytest
 from tars import good_pairs, picture, tar_bytes
 
 from memory_builder.errors import SourceError
-from memory_builder.shards import Pair, Reject, read_pairs
-from memory_builder.shards.policy import LinkPolicy
-from memory_builder.shards.tree import describe_passed_over
-from memory_builder.sources import current_etag, find_sources
-from memory_builder.uris import split_uri
+from memory_builder.readers.discover import current_etag, find_sources
+from memory_builder.readers.folder_tree import describe_passed_over
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.read import Pair, Reject, read_pairs
+from memory_builder.readers.shard_uri import split_uri
 
 if TYPE_CHECKING:
     from conftest import S3
@@ -253,7 +253,7 @@ def test_a_folder_that_leads_to_itself_is_walked_once(tmp_path: Path) -> None:
 
 
 def test_a_picture_called_row_5_is_that_file(tmp_path: Path) -> None:
-    from memory_builder.shards import read_member
+    from memory_builder.readers.read import read_member
 
     (tmp_path / "row 1").write_bytes(PNG)
     pq.write_table(pa.table({"path": ["row 1"], "caption": ["x"]}), tmp_path / "t.parquet")
@@ -285,7 +285,7 @@ def test_passed_over_is_one_line() -> None:
 
 @pytest.mark.parametrize("uri", ["/a#", "/a##", "/a#items=1-2", "/a#items=1-2#", "/a#b"])
 def test_names_of_shards_are_read_back(uri: str) -> None:
-    from memory_builder.uris import Piece, join_uri
+    from memory_builder.readers.shard_uri import Piece, join_uri
 
     for piece in (Piece(), Piece(items=(0, 3)), Piece(folder="x#y&z=1"), Piece(vectors="a&b.npy", keys="text")):
         assert split_uri(join_uri(uri, piece)) == (uri, piece)

@@ -8,14 +8,16 @@ import faiss
 import numpy as np
 import pytest
 
-from memory_builder.build import index
+from memory_builder.ann.quantizer import memory_bytes
+from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import IndexBuildError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.auto_key import Trial, best_trial, candidate_keys, index_bytes
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.quantizer import memory_bytes
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from memory_builder.trials import Trial, best_trial, candidate_keys, index_bytes
+from memory_builder.storage.store import Store
 
 D, N = 32, 12_000
 

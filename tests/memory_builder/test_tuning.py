@@ -12,15 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from memory_builder.build import index as index_memory
-from memory_builder.indexing import IndexConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.base.types import (
+    NO_ROW,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
+from memory_builder.indexing.recall import Point, drop_own, merge_neighbours, recall_at
+from memory_builder.indexing.tuning import choose, is_flat
 from memory_builder.memory import Memory
-from memory_builder.recall import Point, drop_own, merge_neighbours, recall_at
-from memory_builder.rows import NO_ROW
-from memory_builder.runner import LocalRunner
-from memory_builder.scores import best_of
-from memory_builder.snapshots import Snapshot
-from memory_builder.tuning import choose, is_flat
+from memory_builder.search.scores import best_of
 
 N, D, SHARD_ROWS = 12_000, 32, 2_500
 

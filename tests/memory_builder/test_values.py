@@ -15,9 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.tables import metadata_table
-from memory_builder.values import BYTES, NOT_FINITE, converted, strict_json
+from memory_builder.catalog.metadata import (
+    metadata_table,
+)
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.readers.values import BYTES, NOT_FINITE, converted, strict_json
 
 UTC = UTC
 VALUES: list[tuple[Any, str, Any]] = [

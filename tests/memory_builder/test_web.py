@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from memory_builder.shards import web
-from memory_builder.shards.pairs import BadPairError
-from memory_builder.shards.policy import LinkPolicy, Target
+from memory_builder.readers import web
+from memory_builder.readers.link_policy import LinkPolicy, Target
+from memory_builder.readers.pairs import BadPairError
 
 
 class Handler(BaseHTTPRequestHandler):

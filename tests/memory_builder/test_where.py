@@ -11,15 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from memory_builder.build import index as index_memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.catalog.row_bitmap import RowSet
+from memory_builder.catalog.rows import Rows
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.rows import Rows
-from memory_builder.rowset import RowSet
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from memory_builder.where import matching_rows, parse
+from memory_builder.search.where import matching_rows, parse
+from memory_builder.storage.store import Store
 
 N, D, SHARD = 600, 16, 200
 COLUMNS = {"language": "string", "score": "float", "n": "int", "safe": "bool"}
@@ -119,8 +121,8 @@ def test_a_filtered_search_finds_what_filtering_an_exact_search_finds(
 ) -> None:
     memory = memories[key]
     if way != "scored":
-        monkeypatch.setattr("memory_builder.filtered.FEW_ROWS", 0)
-    monkeypatch.setattr("memory_builder.filtered.WIDEST", 0 if way == "selected" else 10**9)
+        monkeypatch.setattr("memory_builder.search.filtered.FEW_ROWS", 0)
+    monkeypatch.setattr("memory_builder.search.filtered.WIDEST", 0 if way == "selected" else 10**9)
     queries = np.random.default_rng(0).standard_normal((5, D)).astype(np.float32)
 
     @settings(REPEATED, max_examples=25)
@@ -143,7 +145,7 @@ def test_a_filtered_search_finds_what_filtering_an_exact_search_finds(
 def test_a_filter_that_keeps_few_rows_finds_k_of_them_at_the_tuned_effort(
     memories: dict[str, Memory], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memory_builder.filtered.FEW_ROWS", 0)
+    monkeypatch.setattr("memory_builder.search.filtered.FEW_ROWS", 0)
     memory = memories["IVF8,Flat"]
     hits = memory.search(vectors=memory.vectors([50]), k=10, where="caption LIKE 'caption 5_'")
     assert (hits.ids >= 0).all()

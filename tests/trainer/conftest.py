@@ -9,13 +9,18 @@ import pytest
 import torch
 from tiny_runs import bundled_pairs, react_config, write_subset, write_tiny_model
 
-from memory_builder.build import embed, index
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import Encoder, EncoderConfig
-from memory_builder.indexing import IndexConfig
-from memory_builder.runner import LocalRunner
-from trainer.react_job import ReactJob
-from trainer.settings import DataConfig, LoopConfig, OptimizerConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    embed,
+)
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
+from memory_builder.model.encoder import Encoder, EncoderConfig
+from trainer.loop.config import DataConfig, LoopConfig, OptimizerConfig
+from trainer.react.job import ReactJob
 
 
 @pytest.fixture(scope="module")

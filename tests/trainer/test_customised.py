@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from memory_builder.cli import main
-from memory_builder.commands.evaluating import EvaluateOptions
+from memory_builder.commands.evaluate import EvaluateOptions
 from memory_builder.errors import EncoderError, UsageError
-from trainer.customised import Choice, load_customised, mixed
-from trainer.export import export_plain, export_released
-from trainer.gated import GatedConfig, gates, insert_gated_blocks
-from trainer.react_job import ReactJob
-from trainer.released import gated_layers, load_released, read_released
-from trainer.run import run_job
-from trainer.settings import Where
+from trainer.loop.config import Where
+from trainer.loop.launch import run_job
+from trainer.react.export import export_plain, export_released
+from trainer.react.gated import GatedConfig, gates, insert_gated_blocks
+from trainer.react.job import ReactJob
+from trainer.react.load import Choice, load_customised, mixed
+from trainer.react.released_checkpoint import gated_layers, load_released, read_released
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,8 +4,8 @@ from torch import nn
 from torch.nn.functional import normalize
 
 from memory_builder.errors import UsageError
-from trainer.fusion import Fusion, Reco, at_query
-from trainer.reco_settings import FusionConfig
+from trainer.reco.config import FusionConfig
+from trainer.reco.fusion import Fusion, Reco, at_query
 
 D, K = 64, 10
 

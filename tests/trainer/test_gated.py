@@ -4,10 +4,10 @@ import torch
 from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError, UsageError
-from trainer.backbone import frozen_digest, geometry, open_tower
-from trainer.export import deepen
-from trainer.gated import NAME, insert_gated_blocks, mlp_ratio_of
-from trainer.settings import GatedConfig
+from trainer.loop.config import GatedConfig
+from trainer.react.export import deepen
+from trainer.react.gated import NAME, insert_gated_blocks, mlp_ratio_of
+from trainer.react.towers import frozen_digest, geometry, open_tower
 
 # Shapes of their own kind: open_clip's ViT, also with QuickGELU, SigLIP, and the perception encoder (rotary).
 MODELS = ("ViT-B-32-quickgelu", "ViT-B-16", "ViT-L-14", "ViT-B-16-SigLIP", "PE-Core-T-16-384")

@@ -1,8 +1,8 @@
 import torch
 from torch.nn.functional import cross_entropy, normalize
 
-from trainer.losses import gather_all, info_nce
-from trainer.settings import NO_GROUP
+from trainer.loop.config import NO_GROUP
+from trainer.loop.losses import gather_all, info_nce
 
 
 def embeddings(n=6, d=8):

@@ -9,22 +9,31 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from memory_builder.build import import_embeddings
-from memory_builder.build import index as index_memory
-from memory_builder.describe import EmbedConfig
+from memory_builder.base.runner import LocalRunner, run_all
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import import_embeddings
 from memory_builder.errors import ConcurrentWriterError, UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index as index_memory,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner, run_all
-from memory_builder.storage import Store
-from trainer.artwork import read_clusters
-from trainer.lookup import SAME_PICTURE, look_up
-from trainer.neighbours import NeighbourTable, NeighbourTask, ids_path, neighbours_hash, pairs_path, vectors_path
-from trainer.order import Slice
-from trainer.reco import TableSource
-from trainer.reco_settings import SIDES, LookupConfig, NeighbourConfig
-from trainer.settings import NO_GROUP
-from trainer.training_pairs import find_neighbours
+from memory_builder.storage.store import Store
+from trainer.loop.config import NO_GROUP
+from trainer.loop.sampler import Slice
+from trainer.reco.clusters import read_clusters
+from trainer.reco.config import SIDES, LookupConfig, NeighbourConfig
+from trainer.reco.learner import TableSource
+from trainer.reco.lookup import SAME_PICTURE, look_up
+from trainer.reco.neighbour_table import (
+    NeighbourTable,
+    NeighbourTask,
+    ids_path,
+    neighbours_hash,
+    pairs_path,
+    vectors_path,
+)
+from trainer.reco.training_pairs import find_neighbours
 
 N, D, K = 600, 32, 10
 

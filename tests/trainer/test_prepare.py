@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from tiny_runs import write_subset
 
-from memory_builder.encoder import Encoder
 from memory_builder.errors import UsageError
-from memory_builder.storage import Store
-from trainer.prepare import Prepared
-from trainer.react import ReactLearner
-from trainer.run import run_job
-from trainer.settings import Where
-from trainer.subset import open_subset, prepare_pairs
+from memory_builder.model.encoder import Encoder
+from memory_builder.storage.store import Store
+from trainer.loop.config import Where
+from trainer.loop.launch import run_job
+from trainer.react.learner import ReactLearner
+from trainer.react.precompute import Prepared
+from trainer.react.subset import open_subset, prepare_pairs
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,13 +8,13 @@ from tiny_runs import react_config
 from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError, UsageError
-from trainer.backbone import frozen_digest
-from trainer.gated import NAME, gates
-from trainer.losses import MAX_LOGIT_SCALE
-from trainer.optimizer import make_optimizer, take_step
-from trainer.react import ReactLearner
-from trainer.settings import OptimizerConfig, ReactConfig
-from trainer.step import compute_gradients
+from trainer.loop.config import OptimizerConfig, ReactConfig
+from trainer.loop.gradient_cache import compute_gradients
+from trainer.loop.losses import MAX_LOGIT_SCALE
+from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.react.gated import NAME, gates
+from trainer.react.learner import ReactLearner
+from trainer.react.towers import frozen_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LR, DECAY = 1e-2, 0.1

@@ -13,22 +13,22 @@ from processes import python
 from tiny_runs import bytes_of, killed_at
 from torch.nn.functional import cross_entropy, normalize
 
+from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import ConfigMismatchError, EncoderError, UsageError
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from trainer.checkpoint import read_states
-from trainer.fusion import Reco
-from trainer.losses import gather_all
-from trainer.neighbours import NeighbourTable
-from trainer.reco import RecoLearner, TableSource
-from trainer.reco_job import RecoJob, RecoPlan
-from trainer.reco_settings import FusionConfig, LookupConfig, NeighbourConfig
-from trainer.refined import RecoModel, refined_heads
-from trainer.run import run_job
-from trainer.settings import LoopConfig, OptimizerConfig, Where
-from trainer.step import compute_gradients
-from trainer.training_pairs import find_neighbours
+from memory_builder.storage.store import Store
+from trainer.loop.checkpoint import read_states
+from trainer.loop.config import LoopConfig, OptimizerConfig, Where
+from trainer.loop.gradient_cache import compute_gradients
+from trainer.loop.launch import run_job
+from trainer.loop.losses import gather_all
+from trainer.reco.config import FusionConfig, LookupConfig, NeighbourConfig
+from trainer.reco.fusion import Reco
+from trainer.reco.job import RecoJob, RecoPlan
+from trainer.reco.learner import RecoLearner, TableSource
+from trainer.reco.model import RecoModel, refined_heads
+from trainer.reco.neighbour_table import NeighbourTable
+from trainer.reco.training_pairs import find_neighbours
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 K = 3
@@ -99,7 +99,7 @@ def test_fewer_neighbours_than_are_stored_are_the_first_of_each_side(found):
 def test_equal_captions_are_right_answers_where_asked(found):
     table = NeighbourTable(Store(found.folder), found.ordinals)
     source = TableSource(table=table, positives="caption")
-    from trainer.order import Slice
+    from trainer.loop.sampler import Slice
 
     (batch,) = source.batches([Slice(0, np.array([0, 1, 0]))])
     assert batch["group"][0] == batch["group"][2] != batch["group"][1]

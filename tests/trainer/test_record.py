@@ -5,11 +5,11 @@ import json
 import pytest
 
 from memory_builder.errors import ConfigMismatchError, UsageError
-from memory_builder.storage import Store
-from trainer.loop import LossError
-from trainer.record import read_record
-from trainer.run import run_job
-from trainer.settings import GatedConfig, Where
+from memory_builder.storage.store import Store
+from trainer.loop.config import GatedConfig, Where
+from trainer.loop.launch import run_job
+from trainer.loop.loop import LossError
+from trainer.loop.run_config import read_record
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,10 +8,10 @@ from safetensors.torch import save_file
 from tiny_runs import PREPROCESS, TINY, write_tiny_model
 
 from memory_builder.errors import EncoderError
-from trainer.export import export_released
-from trainer.gated import insert_gated_blocks
-from trainer.released import load_released
-from trainer.settings import GatedConfig
+from trainer.loop.config import GatedConfig
+from trainer.react.export import export_released
+from trainer.react.gated import insert_gated_blocks
+from trainer.react.released_checkpoint import load_released
 
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}
 TIMM = {"timm_model_name": "vit_tiny_patch16_224", "image_size": 224, "timm_pool": "", "timm_proj": "linear"}

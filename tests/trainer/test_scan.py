@@ -9,12 +9,12 @@ import pyarrow as pa
 import pytest
 from tiny_runs import write_subset
 
-from memory_builder.storage import Store
-from memory_builder.tables import parquet_bytes
-from trainer import subset
-from trainer.scan import scan_tar
-from trainer.subset import open_subset, prepare_pairs, read_picture, scan_tars
-from trainer.world import World
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.store import Store
+from trainer.loop.distributed import World
+from trainer.react import subset
+from trainer.react.scan_tar import scan_tar
+from trainer.react.subset import open_subset, prepare_pairs, read_picture, scan_tars
 
 
 def described(icons, fields):
@@ -93,9 +93,9 @@ def test_killed_between_tars_it_goes_on_to_the_same_bytes(tars, tmp_path, monkey
 def test_workers_share_the_tars(tars, tmp_path, monkeypatch):
     cache, scanned = tmp_path / "cache", []
     monkeypatch.setattr(subset, "scan_tar", lambda uri, shard: scanned.append(shard) or scan_tar(uri, shard))
-    monkeypatch.setattr("trainer.world.wait_for_all", lambda: scanned.append("waits"))
+    monkeypatch.setattr("trainer.loop.distributed.wait_for_all", lambda: scanned.append("waits"))
     for rank in (1, 0):
-        monkeypatch.setattr("trainer.world.world", lambda rank=rank: World(rank, 2))
+        monkeypatch.setattr("trainer.loop.distributed.world", lambda rank=rank: World(rank, 2))
         scan_tars(tars, Store(cache))
     assert scanned == [1, "waits", 0, 2, "waits"]
     prepare_pairs(tars, Store(cache))

@@ -5,10 +5,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memory_builder.errors import UsageError
-from trainer.customised import Choice, load_customised
-from trainer.export import export_released
-from trainer.run import run_job
-from trainer.settings import GatedConfig, Where
+from trainer.loop.config import GatedConfig, Where
+from trainer.loop.launch import run_job
+from trainer.react.export import export_released
+from trainer.react.load import Choice, load_customised
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LAST = "checkpoints/00000002/trainable.safetensors"

@@ -7,20 +7,20 @@ import pyarrow as pa
 import pytest
 from tiny_runs import bytes_of, write_subset
 
-from memory_builder.build import embed
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import embed
 from memory_builder.errors import ConfigMismatchError, EncoderError, SourceError, UsageError
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from memory_builder.tables import parquet_bytes
-from trainer.checkpoint import read_states
-from trainer.reco_job import RecoJob, RecoPlan
-from trainer.reco_settings import FusionConfig, NeighbourConfig
-from trainer.run import run_job
-from trainer.settings import LoopConfig, Where
-from trainer.training_pairs import embed_training_pairs, find_neighbours, neighbours_begun_with
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.store import Store
+from trainer.loop.checkpoint import read_states
+from trainer.loop.config import LoopConfig, Where
+from trainer.loop.launch import run_job
+from trainer.reco.config import FusionConfig, NeighbourConfig
+from trainer.reco.job import RecoJob, RecoPlan
+from trainer.reco.training_pairs import embed_training_pairs, find_neighbours, neighbours_begun_with
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 from tiny_runs import bytes_of, killed_at, write_subset
 
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import (
     ConfigMismatchError,
     CorruptMemoryError,
@@ -24,20 +23,20 @@ from memory_builder.errors import (
     StorageFullError,
     UsageError,
 )
-from memory_builder.locks import turn
-from memory_builder.storage import Store, sha256
-from trainer import react_job
-from trainer.augment import Look, augmented
-from trainer.checkpoint import Progressed, pack, read_states
-from trainer.loop import LossError
-from trainer.losses import info_nce
-from trainer.optimizer import make_optimizer, take_step
-from trainer.react import ReactLearner
-from trainer.record import read_run
-from trainer.run import run_job
-from trainer.settings import GatedConfig, LoopConfig, OptimizerConfig, Where
-from trainer.subset import open_subset, prepare_pairs, read_picture
-from trainer.world import World
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.locks import turn
+from memory_builder.storage.store import Store, sha256
+from trainer.loop.checkpoint import Progressed, pack, read_states
+from trainer.loop.config import GatedConfig, LoopConfig, OptimizerConfig, Where
+from trainer.loop.distributed import World
+from trainer.loop.launch import run_job
+from trainer.loop.loop import LossError
+from trainer.loop.losses import info_nce
+from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.loop.run_config import read_run
+from trainer.react.augment import Look, augmented
+from trainer.react.learner import ReactLearner
+from trainer.react.subset import open_subset, prepare_pairs, read_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -331,7 +330,7 @@ def test_batches_that_cannot_be_made_are_refused(job, tmp_path, asked, error, me
 
 
 def test_a_batch_that_workers_cannot_share_is_refused_before_anything_is_computed(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(react_job, "world", lambda: World(0, 3))
+    monkeypatch.setattr(job, "world", lambda: World(0, 3))
     with pytest.raises(UsageError, match="--batch-size 8 cannot be shared equally by 3 workers"):
         replace(job(tmp_path / "run"), cache=str(tmp_path / "cache")).work(lambda _: None)
     assert not (tmp_path / "cache").exists()

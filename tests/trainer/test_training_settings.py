@@ -5,8 +5,8 @@ from dataclasses import asdict
 import pytest
 
 from memory_builder.errors import UsageError
-from trainer.reco_settings import FusionConfig, NeighbourConfig
-from trainer.settings import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig, Where
+from trainer.loop.config import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig, Where
+from trainer.reco.config import FusionConfig, NeighbourConfig
 
 NAN, INF = float("nan"), float("inf")
 

@@ -11,15 +11,15 @@ from open_clip.model import CLIP
 from safetensors.torch import load_file, save_file
 from tiny_runs import PREPROCESS, TINY, react_config
 
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import EncoderError
-from trainer.backbone import frozen_digest
-from trainer.customised import Choice, load_customised
-from trainer.optimizer import make_optimizer, take_step
-from trainer.react import ReactLearner
-from trainer.run import run_job
-from trainer.settings import OptimizerConfig, ReactConfig, Where
-from trainer.step import compute_gradients
+from memory_builder.model.encoder import EncoderConfig
+from trainer.loop.config import OptimizerConfig, ReactConfig, Where
+from trainer.loop.gradient_cache import compute_gradients
+from trainer.loop.launch import run_job
+from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.react.learner import ReactLearner
+from trainer.react.load import Choice, load_customised
+from trainer.react.towers import frozen_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 COCA = {

@@ -9,8 +9,8 @@ import pytest
 from tiny_runs import write_subset
 
 from memory_builder.errors import UsageError
-from trainer.order import Order
-from trainer.world import World
+from trainer.loop.distributed import World
+from trainer.loop.sampler import Order
 
 WORKERS = Path(__file__).with_name("workers.py")
 

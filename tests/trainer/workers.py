@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from tiny_runs import react_config
 from torch.nn.functional import normalize
 
-from memory_builder.encoder import Encoder, EncoderConfig
-from memory_builder.storage import Store
-from trainer.checkpoint import pack
-from trainer.kept import KeptRows
-from trainer.react import ReactLearner
-from trainer.step import compute_gradients
-from trainer.subset import open_subset, scan_tars
-from trainer.world import World, world
+from memory_builder.model.encoder import Encoder, EncoderConfig
+from memory_builder.storage.store import Store
+from trainer.loop.checkpoint import pack
+from trainer.loop.distributed import World, world
+from trainer.loop.gradient_cache import compute_gradients
+from trainer.react.array_cache import KeptRows
+from trainer.react.learner import ReactLearner
+from trainer.react.subset import open_subset, scan_tars
 
 N_PAIRS = 16
 CASES = {

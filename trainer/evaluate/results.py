@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.manifest import config_hash
-from memory_builder.storage import Store, sha256
-from memory_builder.tables import parquet_bytes, read_parquet
-from trainer.evaluate.datasets import Dataset
-from trainer.evaluate.metrics import Answers, Figures
+from memory_builder.storage.formats import parquet_bytes, read_parquet
+from memory_builder.storage.records import (
+    config_hash,
+)
+from memory_builder.storage.store import Store, sha256
+from trainer.evaluate.numbers.metrics import Answers, Figures
+from trainer.evaluate.sets.datasets import Dataset
 
 if TYPE_CHECKING:
     from memory_builder.memory import Memory
-    from trainer.evaluate.towers import Towers  # open_clip takes seconds to import
+    from trainer.evaluate.sets.towers import Towers  # open_clip takes seconds to import
 
 FOLDER = "eval"
 

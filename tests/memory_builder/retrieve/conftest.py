@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import memory_builder
-from memory_builder import build
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
-from memory_builder.runner import LocalRunner
-from memory_builder.shards import Pair, read_pairs
+import memory_builder as mb
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.read import Pair, read_pairs
 
 SAMPLE = Path(memory_builder.__file__).parent / "demo" / "sample"
 N_A_SHARD = 60
@@ -63,7 +63,7 @@ def icon_memory(icon_sources: Path, model_dir: Path, tmp_path_factory: pytest.Te
     """A memory of them with both indexes. Read only: copy it to change it."""
     memory = tmp_path_factory.mktemp("icon-memory") / "memory"
     encoder, runner = EncoderConfig(model=f"local-dir:{model_dir}"), LocalRunner()
-    report = build.embed(sources_of(icon_sources), str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
+    report = mb.embed(sources_of(icon_sources), str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
     assert (report.n_rows, report.failed) == (5 * N_A_SHARD, {})
-    build.index(str(memory), keys=["image", "text"], config=IndexConfig(), runner=runner)
+    mb.index(str(memory), keys=["image", "text"], config=IndexConfig(), runner=runner)
     return memory

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import tyro
 
-from memory_builder.commands.retrieving import Retrieve
+from memory_builder.commands.retrieve import Retrieve
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.charts import histogram
-from memory_builder.retrieve.classes import Class, read_captions
-from memory_builder.retrieve.config import AskConfig, RetrieveConfig
-from memory_builder.retrieve.prompts import blocks_of
-from memory_builder.retrieve.run import Request
-from memory_builder.retrieve.tars import TarWriter
-from memory_builder.retrieve.templates import read_templates
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.model.templates import read_templates
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.retrieval.charts import histogram
+from memory_builder.retrieval.classes import Class, read_captions
+from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.driver import Request
+from memory_builder.retrieval.queries import blocks_of
+from memory_builder.retrieval.tar_writer import TarWriter
 
 CLASSES = [Class(label=0, name="cat", synonyms=("kitty",), images=("a.png",)), Class(label=1, name="cat")]
 

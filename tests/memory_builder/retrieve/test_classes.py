@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.classes import Class, read_captions, read_classes
-from memory_builder.retrieve.templates import built_in_templates, fill, read_templates
+from memory_builder.model.templates import built_in_templates, fill, read_templates
+from memory_builder.retrieval.classes import Class, read_captions, read_classes
 
 
 def written(path: Path, content: Any) -> Path:

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memory_builder.retrieve import duplicates
-from memory_builder.retrieve.duplicates import first_of_each, without_near_duplicates
+from memory_builder.retrieval import duplicates
+from memory_builder.retrieval.duplicates import first_of_each, without_near_duplicates
 
 
 def test_of_the_same_bytes_the_first_stays() -> None:

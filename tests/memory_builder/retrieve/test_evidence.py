@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 import memory_builder
-from memory_builder.encoder import Encoder
 from memory_builder.errors import UsageError
-from memory_builder.images import decode_image
-from memory_builder.retrieve import evidence
-from memory_builder.retrieve.aligned import bits_apart, correlation, glyph_of, hashes, inside_borders
-from memory_builder.retrieve.evidence import Compared, Groups, Signs
-from memory_builder.retrieve.miniature import levels_apart, miniature_of
-from memory_builder.retrieve.thresholds import Thresholds
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.model.encoder import Encoder
+from memory_builder.model.images import decode_image
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.retrieval.copies import compare
+from memory_builder.retrieval.copies.compare import Compared, Groups, Signs
+from memory_builder.retrieval.copies.glyph import bits_apart, correlation, glyph_of, hashes, inside_borders
+from memory_builder.retrieval.copies.miniature import levels_apart, miniature_of
+from memory_builder.retrieval.copies.thresholds import Thresholds
 
 SAMPLE = Path(memory_builder.__file__).parent / "demo" / "sample"
 Change = Callable[[Image.Image], Image.Image]
@@ -68,7 +68,7 @@ def test_changed_copies_are_found_and_named(
     is_leak = np.any(list(speaks.values()), axis=0)
     assert is_leak.mean() >= 0.95
     own = np.arange(len(icons))
-    named = np.any([speaks[kind] & (found.others[kind] == own) for kind in evidence.KINDS], axis=0)
+    named = np.any([speaks[kind] & (found.others[kind] == own) for kind in compare.KINDS], axis=0)
     assert (named == is_leak).mean() >= 0.95  # the others are copies of a picture that looks the same
 
 
@@ -84,14 +84,14 @@ def test_blocks_do_not_matter_and_groups_are_not_compared(
 ) -> None:
     asked = signs(icons[:20], encoder)
     whole = compared.evidence(asked, least=0.9)
-    monkeypatch.setattr(evidence, "BLOCK", 7)
+    monkeypatch.setattr(compare, "BLOCK", 7)
     parts = compared.evidence(asked, least=0.9)
-    for kind in evidence.KINDS:
+    for kind in compare.KINDS:
         assert parts.values[kind] == pytest.approx(whole.values[kind], abs=1e-5)
         assert (parts.others[kind] == whole.others[kind]).mean() >= 0.9  # equals may change places
     groups = Groups(np.arange(20), np.arange(len(icons)))
     apart = compared.evidence(asked, least=0.9, without=groups)
-    assert all((apart.others[kind] != np.arange(20)).all() for kind in evidence.KINDS)
+    assert all((apart.others[kind] != np.arange(20)).all() for kind in compare.KINDS)
     assert (apart.values["embedding"] < whole.values["embedding"]).all()
 
 

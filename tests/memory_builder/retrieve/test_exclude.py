@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from memory_builder.encoder import Encoder
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.exclude import Evaluation, Excluded, find_excluded, read_excluded
-from memory_builder.retrieve.tars import TarWriter
-from memory_builder.storage import Store, sha256
+from memory_builder.model.encoder import Encoder
+from memory_builder.retrieval.copies.exclude import Evaluation, Excluded, find_excluded, read_excluded
+from memory_builder.retrieval.tar_writer import TarWriter
+from memory_builder.storage.store import Store, sha256
 
 
 def test_pictures_are_known_whatever_is_said_of_them_and_others_count_as_unreadable(

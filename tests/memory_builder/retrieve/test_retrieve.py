@@ -16,20 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from memory_builder import Memory, build
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+import memory_builder as mb
+from memory_builder import Memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.indexing import IndexConfig
-from memory_builder.retrieve.classes import Class
-from memory_builder.retrieve.config import AskConfig, RetrieveConfig
-from memory_builder.retrieve.run import Request, RetrieveError, retrieve
-from memory_builder.retrieve.selection import SelectConfig
-from memory_builder.retrieve.summary import Summary
-from memory_builder.retrieve.writing import pair_key
-from memory_builder.runner import LocalRunner
-from memory_builder.shards import Pair, read_pairs
-from memory_builder.storage import sha256
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.retrieval.classes import Class
+from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.driver import Request, RetrieveError, retrieve
+from memory_builder.retrieval.selection import SelectConfig
+from memory_builder.retrieval.summary import Summary
+from memory_builder.retrieval.write import pair_key
+from memory_builder.storage.store import sha256
 
 CLASSES = tuple(Class(label=i, name=name) for i, name in enumerate(["cat", "airplane", "AC/DC", "cat", "umbrella"]))
 Ask = Callable[..., tuple[Path, Summary]]
@@ -113,14 +114,14 @@ def test_pictures_are_read_again_from_the_column_they_were_embedded_from(
 ) -> None:
     table = pq.read_table(icon_sources / "3.parquet").rename_columns({"image": "bild"})
     pq.write_table(table.append_column("image", [["thumbnail"] * len(table)]), tmp_path / "odd.parquet")
-    build.embed(
+    mb.embed(
         [str(tmp_path / "odd.parquet")],
         str(tmp_path / "memory"),
         encoder=EncoderConfig(model=f"local-dir:{model_dir}"),
         config=EmbedConfig(image_key="bild"),
         runner=LocalRunner(),
     )
-    build.index(str(tmp_path / "memory"), keys=["image"], config=IndexConfig(), runner=LocalRunner())
+    mb.index(str(tmp_path / "memory"), keys=["image"], config=IndexConfig(), runner=LocalRunner())
     out, summary = ask(memory=tmp_path / "memory")
     assert summary.pairs > 0
     assert summary.missing == 0
@@ -132,8 +133,8 @@ def test_what_a_pairs_json_says_is_written_whatever_it_is(ask: Ask, model_dir: P
     Image.new("RGB", (30, 30), "teal").save(tmp_path / "pictures" / "0.png")
     (tmp_path / "pictures" / "0.json").write_text(r'{"caption": "a cat", "title": "caf\u00e9 \ud83d"}')
     encoder, runner, memory = EncoderConfig(model=f"local-dir:{model_dir}"), LocalRunner(), tmp_path / "memory"
-    build.embed([str(tmp_path / "pictures")], str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
-    build.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
+    mb.embed([str(tmp_path / "pictures")], str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
+    mb.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
     out, _ = ask(memory=memory)
     assert [pair.fields["title"] for pair in pairs_in(out)] == ["café ?"]
 
@@ -152,8 +153,8 @@ def test_of_an_imported_memory_what_makes_no_pair_is_left_out(ask: Ask, model_di
     about = {"url": [f"file://{tmp_path}/{file}" for file in files], "caption": ["a cat", None, "a cat"]}
     pq.write_table(pa.table(about), tmp_path / "laion" / "metadata" / "metadata_0.parquet")
     encoder, runner, memory = EncoderConfig(model=f"local-dir:{model_dir}"), LocalRunner(), tmp_path / "memory"
-    build.import_embeddings(str(tmp_path / "laion"), str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
-    build.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
+    mb.import_embeddings(str(tmp_path / "laion"), str(memory), encoder=encoder, config=EmbedConfig(), runner=runner)
+    mb.index(str(memory), keys=["image"], config=IndexConfig(), runner=runner)
     with pytest.raises(RetrieveError, match="2 link leads out of its source's folder"):
         ask(memory=memory, max_missing=0.9, out=tmp_path / "strangers")
     out, summary = ask(memory=memory, max_missing=0.9, local_roots=(str(tmp_path),))

@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_builder.errors import UsageError
-from memory_builder.retrieve.selection import (
-    Claims,
-    SelectConfig,
-    best_claims,
-    comparable,
-    row_scores,
-    select,
-)
+from memory_builder.retrieval.selection import Claims, SelectConfig, best_claims, comparable, row_scores, select
 
 HITS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12), st.integers(0, 9)), max_size=60)
 CONFIGS = st.builds(

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 from sets import CLASSES, classification_set, encoded, multilabel_set, picture, retrieval_set, write_tar
 
-from memory_builder.build import embed, index
+from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.indexing import IndexConfig
-from memory_builder.runner import LocalRunner
-from trainer.evaluate.towers import Towers, load_towers
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    embed,
+)
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
+from memory_builder.model.encoder import EncoderConfig
+from trainer.evaluate.sets.towers import Towers, load_towers
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ import pytest
 from sets import classification_set
 
 from memory_builder.cli import main
-from memory_builder.commands.evaluating import DevOptions, EvaluateOptions
-from memory_builder.encoder import EncoderConfig
+from memory_builder.commands.evaluate import DevOptions, EvaluateOptions
 from memory_builder.errors import UsageError
-from trainer.evaluate.opened import open_setting
-from trainer.evaluate.setting import Setting
+from memory_builder.model.encoder import EncoderConfig
+from trainer.evaluate.config import Setting
+from trainer.evaluate.context import open_setting
 
 
 def test_dev_split_alone_is_another_split_of_the_set_that_is_measured(shapes, evaluate, tmp_path):

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 from sets import CLASSES
 
-from memory_builder.build import embed
+from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import embed
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.storage import Store
-from trainer.evaluate.baseline_task import METHODS
-from trainer.evaluate.evidence import count_in_memory
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
 from trainer.evaluate.results import read_predictions, read_results
+from trainer.evaluate.with_memory.baseline_task import METHODS
+from trainer.evaluate.with_memory.retrieved_context import count_in_memory
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from memory_builder.rows import NO_ROW
-from trainer.evaluate.baselines import cache, fusion, head, priming, vote
-from trainer.evaluate.evidence import Evidence, derangement, scramble
-from trainer.evaluate.metrics import answers
-from trainer.evaluate.names import NO_CLASS, Names
+from memory_builder.base.types import (
+    NO_ROW,
+)
+from trainer.evaluate.numbers.metrics import answers
+from trainer.evaluate.with_memory.baselines import cache, fusion, head, priming, vote
+from trainer.evaluate.with_memory.names import NO_CLASS, Names
+from trainer.evaluate.with_memory.retrieved_context import Evidence, derangement, scramble
 
 N_CLASSES, PER_CLASS, K, D = 6, 4, 5, 32
 

@@ -12,8 +12,8 @@ from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_co
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
 from sets import encoded, picture, retrieval_set, write_split, write_texts
 
-from memory_builder.images import decode_image
-from memory_builder.shards import Pair, read_pairs
+from memory_builder.model.images import decode_image
+from memory_builder.readers.read import Pair, read_pairs
 
 # Its own: an option it leaves out, and tars it leaves open.
 pytestmark = [

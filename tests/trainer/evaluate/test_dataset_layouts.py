@@ -7,7 +7,7 @@ import pytest
 from sets import CLASSES, classification_set, encoded, npy, picture, picture_folders, write_split, write_texts
 
 from memory_builder.errors import SourceError
-from trainer.evaluate.datasets import open_dataset
+from trainer.evaluate.sets.datasets import open_dataset
 
 PNG = encoded(picture(0, 1))
 

@@ -17,7 +17,7 @@ from sets import (
 )
 
 from memory_builder.errors import SourceError
-from trainer.evaluate.datasets import DEFAULT_TEMPLATE, open_dataset
+from trainer.evaluate.sets.datasets import DEFAULT_TEMPLATE, open_dataset
 
 
 def test_a_classification_folder_is_read_whole_in_order(tmp_path):

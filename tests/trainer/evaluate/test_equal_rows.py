@@ -4,10 +4,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.evaluate.arrays import Keys
-from trainer.evaluate.features import Embedded
-from trainer.evaluate.metrics import answers, linear
-from trainer.evaluate.retrieval import retrieval
+from trainer.evaluate.numbers.arrays import Keys
+from trainer.evaluate.numbers.metrics import answers, linear
+from trainer.evaluate.sets.features import Embedded
+from trainer.evaluate.tasks.retrieval import retrieval
 
 
 def unit(n: int, d: int, seed: int = 0) -> np.ndarray:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 
-from trainer.evaluate.intervals import Sums
-from trainer.evaluate.metrics import (
+from trainer.evaluate.numbers.intervals import Sums
+from trainer.evaluate.numbers.metrics import (
     Answers,
     answers,
     class_sums,

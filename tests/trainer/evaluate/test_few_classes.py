@@ -5,8 +5,8 @@ import json
 import numpy as np
 from sets import CLASSES, encoded, picture, write_split, write_texts
 
-from trainer.evaluate.compared import compared
-from trainer.evaluate.metrics import Answers, classification_figures
+from trainer.evaluate.numbers.metrics import Answers, classification_figures
+from trainer.evaluate.numbers.paired import compared
 
 
 def answered(labels: list[int], right: list[bool]) -> Answers:

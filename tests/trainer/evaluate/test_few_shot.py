@@ -7,17 +7,17 @@ import torch
 from open_clip.coca_model import CoCa
 from sets import encoded, picture, picture_folders
 
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import UsageError
-from memory_builder.storage import Store
-from trainer.evaluate.features import picture_batches
-from trainer.evaluate.finetune import TuneParams, tune
-from trainer.evaluate.heads import HeadParams, train_head
-from trainer.evaluate.linear_probe import Lesson
-from trainer.evaluate.opened import open_setting
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
+from trainer.evaluate.config import Setting
+from trainer.evaluate.context import open_setting
 from trainer.evaluate.results import read_results
-from trainer.evaluate.setting import Setting
-from trainer.evaluate.shots import ShotOptions, choose, draw
+from trainer.evaluate.sets.features import picture_batches
+from trainer.evaluate.tasks.finetune import TuneParams, tune
+from trainer.evaluate.tasks.heads import HeadParams, train_head
+from trainer.evaluate.tasks.linear_probe import Lesson
+from trainer.evaluate.tasks.shots import ShotOptions, choose, draw
 
 
 def test_draws_hold_so_many_of_each_class_and_grow():

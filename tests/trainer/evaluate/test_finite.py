@@ -9,14 +9,14 @@ import torch
 
 from memory_builder.cli import main
 from memory_builder.errors import EncoderError, UsageError
-from memory_builder.storage import Store
-from trainer.customised import Choice
-from trainer.evaluate.datasets import Dataset, open_dataset
-from trainer.evaluate.features import Embedded, embed_dataset
-from trainer.evaluate.finetune import TuneParams, tune
-from trainer.evaluate.linear_probe import Lesson
-from trainer.evaluate.metrics import answers
-from trainer.evaluate.retrieval import retrieval
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.metrics import answers
+from trainer.evaluate.sets.datasets import Dataset, open_dataset
+from trainer.evaluate.sets.features import Embedded, embed_dataset
+from trainer.evaluate.tasks.finetune import TuneParams, tune
+from trainer.evaluate.tasks.linear_probe import Lesson
+from trainer.evaluate.tasks.retrieval import retrieval
+from trainer.react.load import Choice
 
 
 @pytest.mark.parametrize("may_abstain", [False, True])

@@ -10,12 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from memory_builder import Memory, build
-from memory_builder.embed import EmbedConfig
-from memory_builder.encoder import EncoderConfig
-from memory_builder.runner import LocalRunner
-from trainer.evaluate.baselines.pixels import _named_pictures
+import memory_builder as mb
+from memory_builder import Memory
+from memory_builder.base.runner import LocalRunner
+from memory_builder.embedding.embed_shard import EmbedConfig
+from memory_builder.model.encoder import EncoderConfig
 from trainer.evaluate.report.pictures import Pictures
+from trainer.evaluate.with_memory.baselines.pixels import _named_pictures
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def memory(tmp_path: Path, model_dir: Path) -> Memory:
         pictures.append(file.getvalue())
     columns = {"key": ["a", "b", "c"], "bild": pictures, "caption": ["one", "two", "three"], "image": ["no"] * 3}
     pq.write_table(pa.table(columns), tmp_path / "odd.parquet")
-    build.embed(
+    mb.embed(
         [str(tmp_path / "odd.parquet")],
         str(tmp_path / "memory"),
         encoder=EncoderConfig(model=f"local-dir:{model_dir}"),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from trainer.evaluate.intervals import N_RESAMPLES, Sums, interval, paired_difference
+from trainer.evaluate.numbers.intervals import N_RESAMPLES, Sums, interval, paired_difference
 
 
 def simulated(rng, n_classes=60, mean=0.6, spread=6.0):
@@ -50,8 +50,8 @@ def test_an_interval_agrees_with_scipy():
 def test_the_same_numbers_every_time_whatever_the_chunks(monkeypatch):
     sums, _ = simulated(np.random.default_rng(4))
     whole = interval(sums)
-    monkeypatch.setattr("trainer.evaluate.intervals.KEPT", 0)
-    monkeypatch.setattr("trainer.evaluate.intervals.CHUNK", 1)
+    monkeypatch.setattr("trainer.evaluate.numbers.intervals.KEPT", 0)
+    monkeypatch.setattr("trainer.evaluate.numbers.intervals.CHUNK", 1)
     assert interval(sums) == whole
 
 

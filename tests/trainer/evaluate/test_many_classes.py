@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 import torch
 
-from memory_builder.encoder import EncoderConfig
+from memory_builder.base.types import (
+    unit_rows,
+)
 from memory_builder.memory import Memory
-from memory_builder.retrieve.templates import fill
-from memory_builder.scores import unit_rows
-from memory_builder.storage import Store
-from trainer import refined as refining
-from trainer.evaluate import metrics
-from trainer.evaluate.datasets import open_dataset
-from trainer.evaluate.evidence import derangement
-from trainer.evaluate.features import embed_dataset
-from trainer.evaluate.refined import AS_IT_IS, Refined
-from trainer.fusion import Reco
-from trainer.reco_settings import FusionConfig, LookupConfig
-from trainer.refined import RecoModel
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.model.templates import fill
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers import metrics
+from trainer.evaluate.sets.datasets import open_dataset
+from trainer.evaluate.sets.features import embed_dataset
+from trainer.evaluate.with_memory.refined_set import AS_IT_IS, Refined
+from trainer.evaluate.with_memory.retrieved_context import derangement
+from trainer.reco import model as refining
+from trainer.reco.config import FusionConfig, LookupConfig
+from trainer.reco.fusion import Reco
+from trainer.reco.model import RecoModel
 
 ORDERS = ("average-then-refine", "refine-then-average")
 K = 4
@@ -147,8 +149,8 @@ def test_the_same_answers_whatever_is_held_at_a_time(order, refined, embedded, m
     whole = refined(order)
     expected, rows = whole.answers(), whole.by_class(embedded.labels)
     monkeypatch.setattr(refining, "BATCH", 5)
-    monkeypatch.setattr("trainer.evaluate.towers.PROMPTS", 4)
-    monkeypatch.setattr("trainer.evaluate.refined.COLUMNS", 7)
+    monkeypatch.setattr("trainer.evaluate.sets.towers.PROMPTS", 4)
+    monkeypatch.setattr("trainer.evaluate.with_memory.refined_set.COLUMNS", 7)
     monkeypatch.setattr(metrics, "SCORES", 100)
     parts = refined(order)
     for condition, methods in parts.answers().items():

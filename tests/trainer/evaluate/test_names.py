@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from trainer.evaluate.names import NO_CLASS, Names
+from trainer.evaluate.with_memory.names import NO_CLASS, Names
 
 NAMES = Names(["Visual Studio", "Visual Studio Code", "C", "C++", "C#", "X", "São Tomé", "red panda", "Red Panda", "-"])
 

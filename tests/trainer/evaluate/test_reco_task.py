@@ -14,19 +14,24 @@ import pyarrow.parquet as pq
 import pytest
 from sets import CLASSES
 
-from memory_builder.build import embed, index
+from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.describe import EmbedConfig
-from memory_builder.encoder import EncoderConfig
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.driver import (
+    embed,
+)
 from memory_builder.errors import UsageError
-from memory_builder.indexing import IndexConfig
+from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.driver import (
+    index,
+)
 from memory_builder.memory import Memory
-from memory_builder.runner import LocalRunner
-from memory_builder.shards import read_pairs
-from memory_builder.storage import Store
-from trainer.evaluate.names import Names
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.read import read_pairs
+from memory_builder.storage.store import Store
 from trainer.evaluate.results import read_predictions, read_results
-from trainer.refined import RecoModel
+from trainer.evaluate.with_memory.names import Names
+from trainer.reco.model import RecoModel
 
 PAGE = Path(__file__).parents[3] / "docs" / "reco.md"
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.S) for line in block.splitlines()]

@@ -8,11 +8,11 @@ import pytest
 from browser import chromium, look
 
 from memory_builder.cli import main
+from memory_builder.indexing.plot import COLOURS, FAINT, INK, PAPER
 from memory_builder.memory import Memory
-from memory_builder.plot import COLOURS, FAINT, INK, PAPER
-from memory_builder.storage import Store
-from trainer.evaluate.intervals import paired_difference
-from trainer.evaluate.metrics import class_sums
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.intervals import paired_difference
+from trainer.evaluate.numbers.metrics import class_sums
 from trainer.evaluate.report.entries import against, read_groups
 from trainer.evaluate.report.page import DARK, LIGHT
 

@@ -8,8 +8,8 @@ import pytest
 
 from memory_builder.cli import main
 from memory_builder.memory import Memory
-from memory_builder.storage import Store
-from trainer.evaluate.metrics import NO_ANSWER, Answers, classification_figures
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.metrics import NO_ANSWER, Answers, classification_figures
 from trainer.evaluate.report.entries import Group, read_groups
 from trainer.evaluate.report.pictures import Pictures
 from trainer.evaluate.results import Result, predictions_table, write_result

@@ -5,8 +5,8 @@ import json
 import pyarrow as pa
 import pytest
 
-from memory_builder.storage import Store
-from trainer.evaluate.metrics import Figures
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.metrics import Figures
 from trainer.evaluate.results import Result, read_predictions, read_results, write_result
 
 

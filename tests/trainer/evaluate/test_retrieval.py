@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.evaluate.datasets import Dataset
-from trainer.evaluate.features import Embedded
-from trainer.evaluate.retrieval import retrieval
+from trainer.evaluate.sets.datasets import Dataset
+from trainer.evaluate.sets.features import Embedded
+from trainer.evaluate.tasks.retrieval import retrieval
 
 
 def embedded(tmp_path, images, texts, captions):

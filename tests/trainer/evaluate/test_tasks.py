@@ -7,12 +7,12 @@ import pytest
 from sets import CLASSES, classification_set, encoded, picture, retrieval_set, write_split, write_texts
 
 from memory_builder.cli import main
-from memory_builder.encoder import EncoderConfig
 from memory_builder.errors import ConfigMismatchError, SourceError, UsageError
-from memory_builder.storage import Store
-from trainer.evaluate.opened import open_setting
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.store import Store
+from trainer.evaluate.config import Setting
+from trainer.evaluate.context import open_setting
 from trainer.evaluate.results import read_predictions, read_results
-from trainer.evaluate.setting import Setting
 
 
 def setting(model_dir, dataset, out, **others) -> Setting:
@@ -43,7 +43,7 @@ def test_zero_shot_prints_and_keeps_what_it_found(shapes, evaluate, tmp_path):
 
 def test_pictures_are_embedded_once_for_all_tasks(shapes, evaluate, tmp_path, monkeypatch):
     evaluate("zero-shot", "--dataset", shapes, "--out", tmp_path)
-    monkeypatch.setattr("trainer.evaluate.features.picture_batches", None)
+    monkeypatch.setattr("trainer.evaluate.sets.features.picture_batches", None)
     assert evaluate("zero-shot", "--dataset", shapes, "--out", tmp_path).code == 0
     monkeypatch.undo()
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "eval" / "features").rglob("*.npy")}
@@ -56,7 +56,7 @@ def test_pictures_are_embedded_once_for_all_tasks(shapes, evaluate, tmp_path, mo
 def test_runs_of_one_model_share_the_features_they_are_told_to(shapes, evaluate, tmp_path, monkeypatch):
     shared = ("--dataset", shapes, "--features", tmp_path / "shared")
     assert evaluate("zero-shot", *shared, "--out", tmp_path / "a").code == 0
-    monkeypatch.setattr("trainer.evaluate.features.picture_batches", None)
+    monkeypatch.setattr("trainer.evaluate.sets.features.picture_batches", None)
     assert evaluate("zero-shot", *shared, "--out", tmp_path / "b").code == 0
     assert not list(tmp_path.glob("[ab]/eval/features"))
 

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from memory_builder.errors import UsageError
-from memory_builder.storage import Store
-from trainer.evaluate.arrays import Labels
-from trainer.evaluate.intervals import Difference, Reals, paired_difference
-from trainer.evaluate.metrics import class_sums
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.arrays import Labels
+from trainer.evaluate.numbers.intervals import Difference, Reals, paired_difference
+from trainer.evaluate.numbers.metrics import class_sums
 from trainer.evaluate.results import read_predictions, read_results, told_of
 
 METHODS = ("zero-shot", "knn", "priming", "cache", "wise-head", "mean-fusion", "knn-name", "name-centroid", "pixel")

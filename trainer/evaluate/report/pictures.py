@@ -6,15 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
+from memory_builder.base.types import (
+    Ids,
+    split_ids,
+)
+from memory_builder.catalog.trusted import link_policy
 from memory_builder.errors import MemoryBuilderError
-from memory_builder.images import BadImageError, decode_image, thumbnail
 from memory_builder.memory import Memory
-from memory_builder.named import link_policy
-from memory_builder.rows import Ids, split_ids
-from memory_builder.shards.pictures import Missing, Place, read_pictures
-from memory_builder.shards.policy import LinkPolicy
-from trainer.evaluate.datasets import open_dataset
+from memory_builder.model.images import BadImageError, decode_image, thumbnail
+from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.link_policy import LinkPolicy
 from trainer.evaluate.report.entries import Group
+from trainer.evaluate.sets.datasets import open_dataset
 
 SIDE = 128
 """Pixels: twice what a page shows, for fine screens."""

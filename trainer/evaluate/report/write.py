@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from memory_builder.curve import read_curves
 from memory_builder.errors import MemoryBuilderError, UsageError
-from memory_builder.plot import COLOURS, FAINT, INK, PAPER, plot
-from memory_builder.storage import Store
-from trainer.evaluate.intervals import FEW, TOO_FEW
+from memory_builder.indexing.curve import read_curves
+from memory_builder.indexing.plot import COLOURS, FAINT, INK, PAPER, plot
+from memory_builder.storage.store import Store
+from trainer.evaluate.numbers.intervals import FEW, TOO_FEW
 from trainer.evaluate.report.charts import forest, shots_curve
 from trainer.evaluate.report.entries import Group, read_groups
 from trainer.evaluate.report.gallery import gallery

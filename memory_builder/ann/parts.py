@@ -1,0 +1,378 @@
+"""Parts: copies of the quantizer filled with the rows of some shards, each a plain faiss file with its own record.
+
+A part is one piece of work, of retry and of resume. Row ids are stored inside faiss, so parts can be filled in any
+order, on any machine, and searched together.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+
+from memory_builder.ann.faiss_checks import unsound
+from memory_builder.ann.kmeans import Backend, Device, adder, choose_backend
+from memory_builder.base.progress import Progress
+from memory_builder.base.runner import Runner, Task, available_threads, run_all
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+    row_ids,
+    rows_of,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+    refuse_uncommitted,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.paths import (
+    shard_name,
+)
+from memory_builder.catalog.rows import (
+    open_vectors,
+    present_rows,
+)
+from memory_builder.catalog.snapshots import IndexView, Snapshot
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.errors import BUILD_AGAIN, REPAIR, CorruptMemoryError, IndexBuildError
+from memory_builder.storage.records import (
+    Count,
+    Digest,
+    Ordinal,
+    PartName,
+    config_hash,
+    partial_record,
+    read_record,
+    strict_record,
+)
+from memory_builder.storage.store import FULL, Store
+
+PART_AGAIN = f"open the memory anew if it was compacted since; else {REPAIR}"
+"""What helps where a part is missing or damaged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """Consecutive shards whose rows make one part."""
+
+    name: str
+    ordinals: tuple[int, ...]
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartRecord:
+    """``parts/<name>.json``: makes ``parts/<name>.faiss`` exist."""
+
+    name: PartName
+    ordinals: tuple[Ordinal, ...]
+    n_rows: Count
+    bytes: Count
+    sha256: Digest
+    quantizer_sha256: Digest
+    n_deleted: Count = 0
+    """Rows of these shards that were deleted when it was filled, and are not in it."""
+
+    def n_dead(self, deleted: Ids) -> int:
+        """Deleted rows (i64[n], ascending) that it still holds, or would, had they its modality."""
+        return sum(len(rows_of(ordinal, deleted)) for ordinal in self.ordinals) - self.n_deleted
+
+
+def plan_parts(commits: Iterable[Commit], keys: Modality, part_rows: int, *, salt: str | None = None) -> list[Part]:
+    """Group shards, in order, into parts of about ``part_rows`` rows; a shard is never split.
+
+    The parts of a first build are named by their first and last shard. Later ones, which lie beside those of earlier
+    states, have a ``salt``: what decides their content beyond the shards.
+    """
+    parts: list[Part] = []
+    ordinals: list[int] = []
+    n = 0
+    for commit in commits:
+        n_here = commit.n_present(keys)
+        if ordinals and n + n_here > part_rows:
+            parts.append(part_of(ordinals, salt))
+            ordinals, n = [], 0
+        ordinals.append(commit.ordinal)
+        n += n_here
+    return [*parts, part_of(ordinals, salt)] if ordinals else parts
+
+
+def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
+    """The part of these shards, with the name that ``plan_parts`` gives it."""
+    name = f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}"
+    if salt is not None:
+        name = f"{name}-{config_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
+    return Part(name=name, ordinals=tuple(ordinals))
+
+
+def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
+    """The record of a finished part, or None.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    path = f"{folder}/parts/{name}.json"
+    found = read_record(store, path, PartRecord, fix=BUILD_AGAIN)
+    if found is not None and found.name != name:
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged (name: it is of part {found.name})", BUILD_AGAIN)
+    return found
+
+
+def part_record(store: Store, folder: str, name: str) -> PartRecord:
+    """The record of a part that a snapshot names.
+
+    Raises:
+        CorruptMemoryError: it is missing or damaged.
+    """
+    found = read_part_record(store, folder, name)
+    if found is None:
+        raise CorruptMemoryError(f"{store.root}/{folder}/parts/{name}.json is missing", PART_AGAIN)
+    return found
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """``trained.json``, as far as a search needs it."""
+
+    sha256: Digest
+    n_rows: Count | None = None
+    """Rows there were when it was trained."""
+
+
+def trained_record(store: Store, folder: str) -> Trained:
+    """What is recorded of the trained quantizer.
+
+    Raises:
+        CorruptMemoryError: it is missing or damaged.
+    """
+    path = f"{folder}/trained.json"
+    found = read_record(store, path, Trained, fix=BUILD_AGAIN)
+    if found is None:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing", BUILD_AGAIN)
+    return found
+
+
+def read_quantizer_hash(store: Store, folder: str) -> str:
+    """SHA-256 of the trained quantizer, as its record ``trained.json`` says."""
+    return trained_record(store, folder).sha256
+
+
+def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
+    """A faiss index from a file.
+
+    Raises:
+        CorruptMemoryError: it is missing, or faiss cannot read it.
+    """
+    if not path.exists():
+        raise CorruptMemoryError(f"{what} is missing", REPAIR)
+    try:
+        index = faiss.read_index(str(path), flags)
+        problem = unsound(index)
+    except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
+        problem = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
+    if problem is not None:
+        raise CorruptMemoryError(f"{what} cannot be read ({problem})", REPAIR)
+    return index
+
+
+def open_trained(store: Store, folder: str) -> Any:
+    """The trained quantizer of an index, as a faiss index without rows.
+
+    Raises:
+        CorruptMemoryError: it is missing, or faiss cannot read it.
+    """
+    path = f"{folder}/trained.faiss"
+    return read_faiss(store.fetch(path), f"{store.root}/{path}")
+
+
+def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
+    """Write an index atomically; return its bytes and SHA-256."""
+    with store.writing(path) as temporary:
+        with _faiss_errors():
+            faiss.write_index(index, str(temporary))
+        with temporary.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = temporary.stat().st_size
+    return size, digest
+
+
+@contextmanager
+def _faiss_errors() -> Iterator[None]:
+    """A write that fails in faiss, which says why in words alone, fails as a write does in Python."""
+    try:
+        yield
+    except RuntimeError as error:
+        for number in FULL:
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number)) from error
+        raise
+
+
+def finished_part(store: Store, folder: str, part: Part, quantizer_sha256: str) -> PartRecord | None:
+    """The record of a part that is there, whole; None if it is to be made (anew).
+
+    Raises:
+        IndexBuildError: it belongs to another build.
+    """
+    there = None
+    with suppress(CorruptMemoryError):  # a damaged record is made anew
+        there = read_part_record(store, folder, part.name)
+    if there is None or _size(store, f"{folder}/parts/{part.name}.faiss") != there.bytes:
+        return None
+    if there.quantizer_sha256 != quantizer_sha256:
+        raise IndexBuildError(
+            f"part {part.name} in {store.root}/{folder} was filled with quantizer {there.quantizer_sha256[:12]}, "
+            f"this index has {quantizer_sha256[:12]}: remove the folder and build again"
+        )
+    return there
+
+
+def record_part(
+    store: Store, folder: str, part: Part, index: Any, quantizer_sha256: str, *, n_deleted: int = 0
+) -> PartRecord:
+    """Write a filled part, then its record."""
+    size, digest = write_faiss(store, f"{folder}/parts/{part.name}.faiss", index)
+    record = PartRecord(
+        name=part.name,
+        ordinals=part.ordinals,
+        n_rows=index.ntotal,
+        bytes=size,
+        sha256=digest,
+        quantizer_sha256=quantizer_sha256,
+        n_deleted=n_deleted,
+    )
+    store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def fill_part(
+    part: Part,
+    *,
+    store: Store,
+    folder: str,
+    keys: Modality,
+    d: int,
+    commits: dict[int, Commit],
+    quantizer_sha256: str,
+    threads: int,
+    backend: Backend = "cpu",
+    deleted: Ids | None = None,
+) -> PartRecord:
+    """Fill one part and record it, without the deleted rows (i64[n], ascending). One that is recorded is left alone.
+
+    Raises:
+        IndexBuildError: the recorded part, or the quantizer that lies here, belongs to another build.
+    """
+    there = finished_part(store, folder, part, quantizer_sha256)
+    if there is not None:
+        return there
+    trained = f"{folder}/trained.faiss"
+    if store.checksum(trained) != quantizer_sha256:
+        raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
+    index, n_deleted = filled(part, store, folder, keys, d, commits, threads, backend, deleted)
+    return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
+
+
+def filled(
+    part: Part,
+    store: Store,
+    folder: str,
+    keys: Modality,
+    d: int,
+    commits: dict[int, Commit],
+    threads: int,
+    backend: Backend,
+    deleted: Ids | None,
+) -> tuple[Any, int]:
+    """(the faiss index of a part, deleted rows that were left out). Arguments as for ``fill_part``."""
+    faiss.omp_set_num_threads(threads)
+    refuse_uncommitted(part.ordinals, commits, f"part {part.name} of {store.root}/{folder}")
+    index = open_trained(store, folder)
+    if (index.d, index.ntotal) != (d, 0):
+        there = f"is of vectors of width {index.d} and holds {index.ntotal} rows"
+        raise CorruptMemoryError(f"{store.root}/{folder}/trained.faiss {there}, not of width {d} and empty", REPAIR)
+    add, n_deleted = adder(index, backend), 0
+    for ordinal in part.ordinals:
+        vectors = open_vectors(store, commits[ordinal], keys, d)
+        rows = present_rows(commits[ordinal], vectors, keys, deleted)
+        add(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
+        n_deleted += 0 if deleted is None else len(rows_of(ordinal, deleted))
+    return index, n_deleted
+
+
+def _size(store: Store, path: str) -> int | None:
+    try:
+        return store.size(path)
+    except FileNotFoundError:
+        return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FillTask:
+    """A worker that fills parts of one index."""
+
+    memory: Store | str
+    folder: str
+    keys: Modality
+    quantizer_sha256: str
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are left out; without it, none are."""
+    device: Device = "auto"
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[Part], PartRecord]:
+        store = Store(self.memory)
+        return partial(
+            fill_part,
+            store=store,
+            folder=self.folder,
+            keys=self.keys,
+            d=read_description(store).d,
+            commits=Manifest.read_folded(store).commits,
+            quantizer_sha256=self.quantizer_sha256,
+            threads=available_threads(),
+            backend=choose_backend(self.device),
+            deleted=current_tombstones(store, self.leaving_out),
+        )
+
+
+def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:
+    """Fill parts, or gather them elsewhere; the first failure is raised. ``what`` is the line of progress."""
+    progress = Progress(what, n_planned=len(parts), n_done=0, unit="parts")
+    records = {}
+    for part, record in run_all(runner, task, parts):
+        records[part.name] = record
+        progress.advance()
+    return [records[part.name] for part in parts]
+
+
+PART_ROWS = 1_000_000
+"""Rows in a part, about."""
+
+
+def records_of(store: Store, view: IndexView) -> list[PartRecord]:
+    """The records of all parts of an index."""
+    return [part_record(store, view.index, name) for names in view.segments for name in names]
+
+
+def is_whole(store: Store, view: IndexView) -> bool:
+    """Whether every part is there, as long as its record says."""
+    try:
+        return all(
+            store.size(f"{view.index}/parts/{part.name}.faiss") == part.bytes for part in records_of(store, view)
+        )
+    except (CorruptMemoryError, FileNotFoundError):
+        return False

@@ -1,0 +1,25 @@
+"""Arguments as callers give them."""
+
+from collections.abc import Iterable
+
+from memory_builder.base.types import Modality
+from memory_builder.errors import UsageError
+
+
+def several(names: str | Iterable[str]) -> tuple[str, ...]:
+    """One name or several, as a tuple; a bare string is one name, and not its characters."""
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def one_modality(modality: Modality | None, keys: Modality | None) -> Modality:
+    """The modality of vectors that is meant; ``keys`` is its former name. Images unless said.
+
+    Raises:
+        UsageError: it is neither image nor text, or both names say something else.
+    """
+    if modality is not None and keys is not None and modality != keys:
+        raise UsageError(f"modality={modality!r} and keys={keys!r}: keys is the former name of modality, give one")
+    chosen = modality or keys or "image"
+    if chosen not in ("image", "text"):
+        raise UsageError(f"modality {chosen!r}: expected image or text")
+    return chosen

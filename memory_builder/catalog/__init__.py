@@ -1,0 +1,1 @@
+"""What a memory's folder states: plan, commits, snapshots, tombstones, and rows by id. Imports no faiss."""

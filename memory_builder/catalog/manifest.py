@@ -1,0 +1,144 @@
+"""What a memory's folder says of itself: ``memory.json``, the commit records, and the manifest they are folded into.
+
+A shard is done when its commit record exists and for no other reason. The driver folds commit records into
+``manifest.parquet`` so that a reader of a finished memory opens a handful of files, however many shards it has.
+"""
+
+from contextlib import suppress
+
+import pyarrow as pa
+
+from memory_builder.base.progress import warn
+from memory_builder.catalog.commits import (
+    MANIFEST,
+    MANIFEST_SCHEMA,
+    Commit,
+    checked_commit,
+    commit_from_row,
+    commit_to_row,
+    read_commits,
+    read_manifest_table,
+    record_names,
+)
+from memory_builder.catalog.description import Description, description_if_any
+from memory_builder.catalog.paths import shard_name
+from memory_builder.catalog.snapshots import read_snapshot
+from memory_builder.errors import (
+    CorruptMemoryError,
+)
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.locks import turn
+from memory_builder.storage.records import (
+    FORMAT_VERSION,
+    decode_value,
+    reading,
+)
+from memory_builder.storage.store import Store
+
+FOLD_EVERY = 1_000
+
+
+class Manifest:
+    """The commit records of a memory.
+
+    ``version`` counts the folds: a snapshot names the version it needs, and later ones only ever add shards.
+    """
+
+    def __init__(self, commits: dict[int, Commit], version: int, folded: frozenset[int]) -> None:
+        self.commits = commits
+        self.version = version
+        self.folded = folded
+
+    @staticmethod
+    def read_folded(store: Store) -> "Manifest":
+        """Only ``manifest.parquet``: one file, whatever the number of shards. Without it, the commit records.
+
+        Raises:
+            CorruptMemoryError: it is damaged, and a commit record too.
+        """
+        try:
+            manifest = Manifest.read_strictly(store)
+            if manifest.version:
+                return manifest
+        except CorruptMemoryError as error:
+            warn(f"{error.problem}; the commit records are read instead, and the next change writes it anew")
+        commits = read_commits(store, record_names(store, "commits"))
+        return Manifest(dict(sorted(commits.items())), 0, frozenset())
+
+    @staticmethod
+    def read_strictly(store: Store) -> "Manifest":
+        """Only ``manifest.parquet``; empty where there is none.
+
+        Raises:
+            CorruptMemoryError: it is damaged.
+        """
+        where = f"{store.root}/{MANIFEST}"
+        try:
+            table, metadata = read_manifest_table(store)
+        except FileNotFoundError:
+            return Manifest({}, 0, frozenset())
+        with reading(where):
+            version = int(metadata[b"version"])
+            if not 1 <= version < 1 << 53:
+                raise ValueError(f"version {version}")
+            rows = [commit_from_row(row) for row in table.to_pylist()]
+        found = [checked_commit(decode_value(Commit, row, where=where), where) for row in rows]
+        commits = {commit.ordinal: commit for commit in found}
+        return Manifest(dict(sorted(commits.items())), version, frozenset(commits))
+
+    @staticmethod
+    def read(store: Store) -> "Manifest":
+        """``manifest.parquet`` and the commit records written since."""
+        manifest = Manifest.read_folded(store)
+        names = {f"{shard_name(ordinal)}.json" for ordinal in manifest.commits}
+        later = [name for name in record_names(store, "commits") if name not in names]
+        commits = manifest.commits | read_commits(store, later)
+        return Manifest(dict(sorted(commits.items())), manifest.version, manifest.folded)
+
+    def add(self, commit: Commit) -> None:
+        self.commits[commit.ordinal] = commit
+
+    def fold(self, store: Store) -> None:
+        """Write all commit records as one table, those another process folded meanwhile among them.
+
+        The records stay where they are: they are the truth, this is a faster way to read them.
+        """
+        with turn(store, "manifest.lock") as held:
+            there = Manifest.read_folded(store)
+            self.commits = dict(sorted((there.commits | self.commits).items()))
+            if there.folded == self.commits.keys():
+                self.version, self.folded = there.version, there.folded
+                return
+            # Where the file was lost, its version is what the current state needs at least.
+            reached = there.version or read_snapshot(store).manifest_version - 1
+            self.version = max(self.version, reached, 0) + 1
+            held.check()
+            store.put(MANIFEST, self._to_parquet(description_if_any(store)))
+            self.folded = frozenset(self.commits)
+
+    @staticmethod
+    def rewrite(store: Store) -> None:
+        """Write ``manifest.parquet`` anew from the commit records alone, whatever it says.
+
+        Raises:
+            CorruptMemoryError: a commit record is damaged.
+        """
+        with turn(store, "manifest.lock") as held:
+            commits = read_commits(store, record_names(store, "commits"))
+            manifest = Manifest(dict(sorted(commits.items())), read_snapshot(store).manifest_version, frozenset())
+            with suppress(CorruptMemoryError):
+                manifest.version = max(manifest.version, Manifest.read_strictly(store).version)
+            manifest.version = max(1, manifest.version)
+            held.check()
+            store.put(MANIFEST, manifest._to_parquet(description_if_any(store)))
+
+    def _to_parquet(self, description: Description | None) -> bytes:
+        rows = [commit_to_row(commit) for commit in self.commits.values()]
+        metadata = {"version": str(self.version), "format": str(FORMAT_VERSION)}
+        if description is not None:  # should memory.json be lost
+            metadata["description"] = description.to_json().decode()
+        return parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA.with_metadata(metadata)))
+
+    @property
+    def n_rows(self) -> int:
+        return sum(commit.n_written for commit in self.commits.values())

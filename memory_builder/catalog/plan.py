@@ -1,0 +1,171 @@
+"""The plan: every shard a memory was asked to hold, in the order that its ordinals say; it only grows."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import count, pairwise
+
+import pyarrow as pa
+
+from memory_builder.base.progress import say, warn
+from memory_builder.catalog.commits import (
+    Commit,
+    record_names,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.readers.shard import MAX_ORDINAL, Shard, Source
+from memory_builder.readers.shard_uri import join_uri, split_uri
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.locks import turn
+from memory_builder.storage.records import Ordinal, Seconds, decode_table, read_sound_record, reading, strict_record
+from memory_builder.storage.store import Store
+
+PLAN = "plan.parquet"
+REPLACED = "pairs changed since they were embedded and replace their earlier rows"
+"""The note of a shard that was planned again because its source changed."""
+REPLACED_ROWS = "pairs of a table without keys changed since they were embedded and replace their earlier rows"
+"""The same where a pair is known by its content."""
+REPLACEMENTS = (REPLACED, REPLACED_ROWS)
+PLAN_SCHEMA = pa.schema([("ordinal", pa.int64()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())])
+
+
+def read_plan(store: Store) -> list[Shard]:
+    """All planned shards in order of their ordinals.
+
+    Where the plan is damaged or missing, what the commit records and those of failures say of it: shards that nobody
+    worked at yet are not among them, and are planned anew by the embed that names them.
+    """
+    try:
+        plan = read_plan_strictly(store)
+    except CorruptMemoryError as error:
+        warn(f"{error.problem}; the committed and the failed shards are planned, with their sizes unknown")
+        return derived_plan(store)
+    return derived_plan(store) if plan is None else plan
+
+
+def read_plan_strictly(store: Store) -> list[Shard] | None:
+    """What ``plan.parquet`` says; None when there is none.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    where = f"{store.root}/{PLAN}"
+    try:
+        data = store.read(PLAN)
+    except FileNotFoundError:
+        return None
+    table = decode_table(data, PLAN_SCHEMA, where=where, max_rows=MAX_ORDINAL)
+    with reading(where):
+        rows = table.to_pylist()
+        if any(value is None for row in rows for value in row.values()):
+            raise ValueError("a value is missing")
+        ordinals = [row["ordinal"] for row in rows]
+        if any(low >= high for low, high in pairwise([-1, *ordinals])) or any(n >= MAX_ORDINAL for n in ordinals):
+            raise ValueError("the ordinals do not ascend")
+        return [Shard(**row) for row in rows]
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failure:
+    """``failures/<ordinal>.json``: why a shard failed last time."""
+
+    ordinal: Ordinal
+    uri: str
+    error: str
+    failed_s: Seconds
+
+
+def derived_plan(store: Store) -> list[Shard]:
+    """The shards that were worked at, as far as their records can be read."""
+    shards = {
+        commit.ordinal: Shard(ordinal=commit.ordinal, uri=commit.uri, etag=commit.etag, bytes=0)
+        for commit in Manifest.read(store).commits.values()
+    }
+    for name in record_names(store, "failures"):
+        failure = read_sound_record(store, f"failures/{name}", Failure)
+        if failure is not None:
+            shard = Shard(ordinal=failure.ordinal, uri=failure.uri, etag="", bytes=0)
+            shards.setdefault(failure.ordinal, shard)
+    return [shard for _, shard in sorted(shards.items())]
+
+
+def put_plan(store: Store, plan: Sequence[Shard]) -> None:
+    """Write the whole plan."""
+    rows = [{name: getattr(shard, name) for name in PLAN_SCHEMA.names} for shard in plan]
+    store.put(PLAN, parquet_bytes(pa.Table.from_pylist(rows, schema=PLAN_SCHEMA)))
+
+
+def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
+    """Add the sources that are not planned yet, behind those that are; return the whole plan.
+
+    A source that changed since it was planned becomes a new shard if its old one is committed (committed rows
+    never move), and replaces its entry if it is not. Drivers that plan at the same time take turns.
+    """
+    plan = read_plan(store)
+    if not _unplanned(store, plan, sources):
+        return plan
+    with turn(store, "plan.lock") as held:
+        plan = read_plan(store)
+        committed = Manifest.read(store).commits
+        plan, n_again = _extended(plan, _unplanned(store, plan, sources), committed)
+        held.check()
+        put_plan(store, plan)
+    if n_again:
+        say(f"{n_again} sources changed since they were embedded: what is new or changed in them is embedded")
+    return plan
+
+
+def _unplanned(store: Store, plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
+    """The sources that have no entry, as they are now; one that is again what it was needs none unless rows of it were
+    replaced meanwhile."""
+    newest = {shard.uri: shard for shard in plan}
+    planned = {(shard.uri, shard.etag) for shard in plan}
+    fresh = [source for source in sources if source.uri not in newest or newest[source.uri].etag != source.etag]
+    again = {source.uri for source in fresh if (source.uri, source.etag) in planned}
+    if again:
+        commits = Manifest.read(store).commits.values()
+        again -= {commit.uri for commit in commits if commit.notes.keys() & {*REPLACEMENTS}}
+    return [source for source in fresh if source.uri not in again]
+
+
+def _extended(
+    plan: Sequence[Shard], sources: Sequence[Source], committed: dict[int, Commit]
+) -> tuple[list[Shard], int]:
+    """(the plan with these sources, how many of them are planned again behind their committed selves).
+
+    A new shard takes the lowest free ordinal: the next one, but where the plan was lost and only in part derived.
+    """
+    by_ordinal = {shard.ordinal: shard for shard in plan}
+    known = {shard.uri: shard for shard in plan}
+    free = (ordinal for ordinal in count() if ordinal not in by_ordinal)
+    n_again = 0
+    for source in sources:
+        old = known.get(source.uri)
+        replaces = old is not None and old.ordinal not in committed
+        ordinal = old.ordinal if old is not None and replaces else next(free)
+        shard = Shard(ordinal=ordinal, uri=source.uri, bytes=source.bytes, etag=source.etag)
+        by_ordinal[ordinal] = known[source.uri] = shard
+        n_again += old is not None and not replaces
+    return [shard for _, shard in sorted(by_ordinal.items())], n_again
+
+
+def spelled_as_planned(plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
+    """The sources, each under the name it was planned by: a folder or a file may be reached by a link, too."""
+    planned = {shard.uri for shard in plan}
+    if all(source.uri in planned for source in sources):
+        return list(sources)
+    names = {real_name(shard.uri): shard.uri for shard in plan}
+    return [
+        source if source.uri in planned else replace(source, uri=names.get(real_name(source.uri), source.uri))
+        for source in sources
+    ]
+
+
+def real_name(uri: str) -> str:
+    """The name of a shard without links, be they folders above it or the file; of a remote one, its own."""
+    path, piece = split_uri(uri)
+    return uri if "://" in path else join_uri(os.path.realpath(path), piece)

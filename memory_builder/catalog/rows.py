@@ -1,0 +1,331 @@
+"""Row ids, and random access to committed rows by id: vectors, captions, metadata.
+
+A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an object store only the pages of the asked
+vectors are fetched, and kept for a while, or the whole file once many are asked for.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from memory_builder.base.progress import warn
+from memory_builder.base.types import (
+    NO_ROW,
+    ROW_BITS,
+    Ids,
+    Modality,
+    Vectors,
+    row_ids,
+    rows_of,
+    split_ids,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.metadata import (
+    FIXED_FIELDS,
+    LOOKUP_FIELDS,
+    LOOKUP_SCHEMA,
+)
+from memory_builder.catalog.origins import path_of
+from memory_builder.catalog.paths import (
+    lookup_path,
+    metadata_path,
+    vectors_path,
+)
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
+from memory_builder.storage.formats import (
+    read_npy,
+    read_npy_header,
+)
+from memory_builder.storage.page_cache import REQUEST_BYTES, PageCache
+from memory_builder.storage.records import UNREADABLE, reading
+from memory_builder.storage.store import Store
+
+PATH = "path"
+"""The column of ``Rows.table`` that says where a row came from."""
+MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
+
+
+def are_rows(ids: Ids, commits: Mapping[int, Commit]) -> npt.NDArray[np.bool_]:
+    """i64[n] → bool[n]: whether these shards have such a row."""
+    ordinals, rows = split_ids(ids)
+    met, at = np.unique(ordinals, return_inverse=True)
+    sizes = np.array([commits[ordinal].n_written if ordinal in commits else 0 for ordinal in met.tolist()], np.int64)
+    known: npt.NDArray[np.bool_] = (ids >= 0) & (rows < sizes[at]) if len(ids) else np.zeros(0, np.bool_)
+    return known
+
+
+def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
+    """All vectors of one shard: f16[n, d], memory-mapped where the store is local.
+
+    Raises:
+        CorruptMemoryError: the file is missing or not what the commit record says.
+    """
+    path = vectors_path(commit.ordinal, keys)
+    try:
+        with np.errstate(over="ignore"):  # a shape whose product is no number is refused by what comes of it
+            vectors: Vectors = read_npy(store.fetch(path), mapped=True)
+    except FileNotFoundError:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed", REPAIR) from None
+    except UNREADABLE as error:
+        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error})", REPAIR) from None
+    if vectors.shape != (commit.n_written, d) or vectors.dtype != np.float16:
+        raise CorruptMemoryError(
+            f"{store.root}/{path} holds {vectors.dtype}{list(vectors.shape)}, its commit record says "
+            f"float16[{commit.n_written}, {d}]",
+            REPAIR,
+        )
+    return vectors
+
+
+def present_rows(commit: Commit, vectors: Vectors, keys: str, deleted: Ids | None = None) -> Ids:
+    """Rows of a shard that have this modality and are not deleted (i64[n], ascending): those an index is to hold.
+
+    A purged row is blank, though its commit record counts it; it is deleted too, so it is left out by that.
+    """
+    is_full = commit.n_present(keys) == commit.n_written
+    rows = np.arange(commit.n_written) if is_full else np.flatnonzero(vectors.any(axis=1))
+    return rows if deleted is None else np.setdiff1d(rows, rows_of(commit.ordinal, deleted), assume_unique=True)
+
+
+class Rows:
+    """The committed rows of a memory.
+
+    All are found by their ids; ``n_present`` and ``ids_at`` leave out the deleted ones (i64[n], ascending), if told.
+    """
+
+    def __init__(self, store: Store, commits: dict[int, Commit], d: int, deleted: Ids | None = None) -> None:
+        self.store = store
+        self.commits = commits
+        self.d = d
+        self._deleted = np.zeros(0, np.int64) if deleted is None else deleted
+        self._pages = PageCache(store)
+        # One bounded cache an instance, not one a class: maps must go when the memory goes.
+        self._mapped: Callable[[int, str], Vectors] = lru_cache(MAPPED_FILES)(self._map)
+        self._header: Callable[[int, str], tuple[int, int]] = lru_cache(MAPPED_FILES)(self._read_header)
+        self._lookup: Callable[[int], pa.RecordBatch] = lru_cache(MAPPED_FILES)(self._map_lookup)
+        self._count: Callable[[int, str], int] = lru_cache(None)(self._count_present)
+
+    def vectors(self, ids: Ids, keys: Modality) -> npt.NDArray[np.float32]:
+        """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
+        out = np.zeros((len(ids), self.d), np.float32)
+        for ordinal, places, rows in self.by_shard(ids):
+            n_bytes = 2 * self.d * self.commits[ordinal].n_written
+            if self.store.is_local or len(rows) * REQUEST_BYTES >= n_bytes:
+                out[places] = self._mapped(ordinal, keys)[rows]
+            else:
+                out[places] = self._ranged(ordinal, keys, rows)
+        return out
+
+    def table(self, ids: Ids, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
+        """i64[n] → n rows of id and these columns; the row of id -1 is null.
+
+        Those of the look-up files are quick; any other metadata column, and ``path`` (``origins.path_of``), reads a
+        parquet file for each shard that is met.
+
+        Raises:
+            UsageError: there is no such column.
+        """
+        flat = np.asarray(ids, np.int64).ravel()
+        quick = [name for name in columns if name in LOOKUP_FIELDS]
+        slow = [name for name in columns if name not in (*LOOKUP_FIELDS, PATH)]
+        table = self._looked_up(flat, quick) if quick else pa.table({"id": pa.array(flat, pa.int64())})
+        if len(quick) == len(columns) or not self.commits:
+            return table
+        metadata = self.metadata(flat, [*slow, *(["member"] if PATH in columns and "member" not in slow else [])])
+        made = {name: table[name] for name in table.column_names} | {name: metadata[name] for name in slow}
+        if PATH in columns:
+            made[PATH] = pa.array(self._paths(flat, metadata["member"].to_pylist()), pa.string())
+        return pa.table({name: made[name] for name in ("id", *columns)})
+
+    def _paths(self, ids: Ids, members: list[str | None]) -> list[str | None]:
+        return [
+            None if row_id == NO_ROW else path_of(self.source(row_id), member)
+            for row_id, member in zip(ids.tolist(), members, strict=True)
+        ]
+
+    def _looked_up(self, flat: Ids, columns: Sequence[str]) -> pa.Table:
+        batches, places = [], []
+        for ordinal, where, rows in self.by_shard(flat):
+            batches.append(self._taken(ordinal, rows, columns))
+            places.append(where)
+        schema = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in columns])
+        found = _in_order(pa.Table.from_batches(batches, schema=schema), places, len(flat))
+        return found.add_column(0, "id", pa.array(flat, pa.int64()))
+
+    def metadata(self, ids: Ids, columns: Sequence[str] | None = None) -> pa.Table:
+        """i64[n] → n rows of every metadata column (or these); the row of id -1 is null.
+
+        Reads a parquet file for each shard that is met.
+        """
+        flat = np.asarray(ids, np.int64).ravel()
+        tables, places = [], []
+        for ordinal, where, rows in self.by_shard(flat):
+            tables.append(self.shard_metadata(ordinal, columns).take(pa.array(rows)))
+            places.append(where)
+        if not tables:  # any shard knows the columns
+            tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
+        with reading(f"{self.store.root}/metadata"):  # of which every file has the same columns
+            return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
+
+    def with_keys(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
+        """Pairs' keys → (i64[n] the rows that have one of them, in any shard, and the keys that no row has)."""
+        wanted, met, ids = pa.array(keys, pa.string()), set(), [np.zeros(0, np.int64)]
+        for ordinal in self.commits:
+            column = self._taken(ordinal, np.arange(self.commits[ordinal].n_written), ["key"]).column("key")
+            rows = np.flatnonzero(pc.is_in(column, value_set=wanted))
+            met.update(column.take(pa.array(rows)).to_pylist())
+            ids.append(row_ids(ordinal, rows))
+        return np.concatenate(ids), [key for key in keys if key not in met]
+
+    def n_present(self, keys: Modality) -> int:
+        """Rows that have this modality and are not deleted."""
+        return sum(self._count(ordinal, keys) for ordinal in self.commits)
+
+    def ids_at(self, positions: Ids, keys: Modality) -> Ids:
+        """Ascending positions among the rows that ``n_present`` counts, i64[n] → their row ids, i64[n]."""
+        ids, start = [np.zeros(0, np.int64)], 0
+        for ordinal in self.commits:
+            end = start + self._count(ordinal, keys)
+            low, high = np.searchsorted(positions, [start, end])
+            if high > low:
+                ids.append(row_ids(ordinal, self._present(ordinal, keys)[positions[low:high] - start]))
+            start = end
+        return np.concatenate(ids)
+
+    def _count_present(self, ordinal: int, keys: Modality) -> int:
+        commit, n_deleted = self.commits[ordinal], len(rows_of(ordinal, self._deleted))
+        if n_deleted and commit.n_present(keys) < commit.n_written:  # which of them have it, only the vectors know
+            return len(self._present(ordinal, keys))
+        return commit.n_present(keys) - n_deleted
+
+    def _present(self, ordinal: int, keys: Modality) -> Ids:
+        return present_rows(self.commits[ordinal], self._mapped(ordinal, keys), keys, self._deleted)
+
+    def source(self, row_id: int) -> str:
+        """The shard (its uri) that a row came from."""
+        return self.commits[row_id >> ROW_BITS].uri
+
+    def by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
+        """(ordinal, places in ``ids``, rows in the shard), for the ids that are not -1."""
+        ordinals, rows = split_ids(ids)
+        wanted = np.flatnonzero(ids != NO_ROW)
+        wanted = wanted[np.argsort(ordinals[wanted], kind="stable")]
+        if not len(wanted):
+            return
+        met, starts = np.unique(ordinals[wanted], return_index=True)
+        for ordinal, places in zip(met.tolist(), np.split(wanted, starts[1:]), strict=True):
+            commit = self.commits.get(ordinal)
+            if commit is None or rows[places].max() >= commit.n_written:
+                raise UsageError(f"row id {ids[places[rows[places].argmax()]]} is not in {self.store.root}")
+            yield ordinal, places, rows[places]
+
+    def _map(self, ordinal: int, keys: str) -> Vectors:
+        return open_vectors(self.store, self.commits[ordinal], keys, self.d)
+
+    def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
+        """The look-up columns of one shard; where their file is missing or damaged, from the shard's metadata."""
+        where = f"{self.store.root}/{lookup_path(ordinal)}"
+        try:
+            with reading(where):
+                file = pa.ipc.open_file(pa.memory_map(str(self.store.fetch(lookup_path(ordinal)))))
+                # of a shard without rows there is no batch
+                batch = file.get_batch(0) if file.num_record_batches else pa.RecordBatch.from_pylist([], file.schema)
+                batch.validate()
+                if batch.schema.remove_metadata() != LOOKUP_SCHEMA or len(batch) != self.commits[ordinal].n_written:
+                    raise ValueError(f"{len(batch)} rows of {', '.join(batch.schema.names)}")
+        except CorruptMemoryError as error:
+            columns = self.shard_metadata(ordinal, LOOKUP_FIELDS).combine_chunks()
+            warn(f"{error.problem}; the shard's metadata is read instead")
+            return pa.RecordBatch.from_arrays([columns[name].combine_chunks() for name in LOOKUP_FIELDS], LOOKUP_FIELDS)
+        return batch
+
+    def _taken(self, ordinal: int, rows: Ids, columns: Sequence[str]) -> pa.RecordBatch:
+        """Some rows of a shard's look-up columns.
+
+        Arrow believes the offsets of a mapped file, so those that are followed here are looked at before.
+        """
+        batch = self._lookup(ordinal).select(list(columns))
+        if all(_are_offsets_sound(column, rows) for column in batch.columns):
+            taken = batch.take(pa.array(rows))
+            with suppress(pa.ArrowInvalid):
+                taken.validate(full=True)
+                return taken
+        raise CorruptMemoryError(f"{self.store.root}/{lookup_path(ordinal)} is damaged (a text lies outside)", REPAIR)
+
+    def schema(self) -> pa.Schema:
+        """The metadata columns; every shard has the same."""
+        return self.shard_metadata(next(iter(self.commits))).schema
+
+    def shard_metadata(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Every metadata column of one shard, or these: n rows, in order.
+
+        Raises:
+            UsageError: there is no such column.
+            CorruptMemoryError: the file is missing or damaged.
+        """
+        path = metadata_path(ordinal)
+        try:
+            with pq.ParquetFile(str(self.store.fetch(path)), pre_buffer=False) as file:
+                names = file.schema_arrow.names
+                unknown = set(columns or ()) - set(names)
+                if unknown:
+                    raise UsageError(
+                        f"no column {', '.join(sorted(unknown))} in {self.store.root}: it has {', '.join(names)}"
+                    )
+                if file.metadata.num_rows != self.commits[ordinal].n_written:
+                    raise ValueError(f"{file.metadata.num_rows:,} rows, not its commit's")
+                expected = [*FIXED_FIELDS, ("extra", pa.string())]
+                wrong = [name for name, kind in expected if file.schema_arrow.field(name).type != kind]
+                if wrong:
+                    raise ValueError(f"column {wrong[0]} is of another type")
+                table = file.read(None if columns is None else list(columns), use_threads=False)
+                table.validate(full=True)
+        except UsageError:
+            raise
+        except UNREADABLE as error:
+            raise CorruptMemoryError(f"{self.store.root}/{path} cannot be read ({error})", REPAIR) from None
+        return table if columns is None else table.select(list(columns))
+
+    def _ranged(self, ordinal: int, keys: str, rows: Ids) -> Vectors:
+        start, width = self._header(ordinal, keys)
+        file_bytes = start + width * self.commits[ordinal].n_written
+        found = self._pages.read(vectors_path(ordinal, keys), start + width * rows, width, file_bytes)
+        return found.view(np.float16)
+
+    def _read_header(self, ordinal: int, keys: str) -> tuple[int, int]:
+        """(byte where the rows begin, bytes a row) of a .npy file of version 1."""
+        path = vectors_path(ordinal, keys)
+        head = self.store.fs.cat_file(self.store.full(path), start=0, end=128)
+        shape, dtype, start = read_npy_header(head)
+        if dtype != np.float16 or shape != (self.commits[ordinal].n_written, self.d):
+            raise CorruptMemoryError(
+                f"{self.store.root}/{path} holds {dtype}{list(shape)}, not what its commit says",
+                REPAIR,
+            )
+        return start, 2 * self.d
+
+
+def _are_offsets_sound(column: pa.StringArray, rows: Ids) -> bool:
+    """Whether the texts of these rows lie inside their buffer."""
+    _, offsets, texts = column.buffers()
+    if offsets is None or not len(rows):
+        return True
+    ends = np.frombuffer(offsets, np.int32)[column.offset :]
+    starts, stops = ends[rows], ends[rows + 1]
+    return bool((starts >= 0).all() and (starts <= stops).all() and (stops <= (texts.size if texts else 0)).all())
+
+
+def _in_order(found: pa.Table, places: Sequence[Ids], n: int) -> pa.Table:
+    """Rows gathered shard by shard → n rows in the order that was asked for, null where none was."""
+    position = np.full(n, -1)
+    if places:
+        position[np.concatenate(places)] = np.arange(found.num_rows)
+    return found.take(pa.array(position, mask=position < 0))

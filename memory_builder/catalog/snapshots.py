@@ -1,0 +1,229 @@
+"""The states of a memory: which indexes answer, with which parts, and which rows are deleted."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from memory_builder.base.progress import warn
+from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError, IndexBuildError
+from memory_builder.storage.records import (
+    FORMAT_VERSION,
+    Count,
+    Digest,
+    IndexFolder,
+    Modality,
+    PartName,
+    Seconds,
+    TombstonesFile,
+    TuningFile,
+    check_format,
+    decode,
+    partial_record,
+    strict_record,
+)
+from memory_builder.storage.store import Store, sha256
+
+TOMBSTONES = "tombstones"
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexView:
+    """One index as a snapshot shows it."""
+
+    index: IndexFolder
+    segments: list[list[PartName]]
+    """Part names by segment: the first build, then one segment an append."""
+    n_rows: Count
+    tuning: TuningFile = "tuning.json"
+    """File in that folder: the settings that searches use."""
+
+    @property
+    def parts(self) -> list[str]:
+        """Part names of all segments."""
+        return [name for segment in self.segments for name in segment]
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Snapshot:
+    """``snapshots/<number>.json``: the state of a memory. The highest number is current."""
+
+    number: Count
+    manifest_version: Count
+    indexes: dict[Modality, IndexView]
+    """Key modality (``image`` or ``text``) → index."""
+    tombstones: TombstonesFile | None = None
+    """File of deleted row ids, if any."""
+    tombstones_sha256: Digest | None = None
+    written_s: Seconds = field(default=0.0, compare=False)
+    """Unix time; not part of the state."""
+    format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+    @property
+    def modalities(self) -> tuple[Literal["image", "text"], ...]:
+        """The key modalities that have an index."""
+        both: tuple[Literal["image", "text"], ...] = ("image", "text")
+        return tuple(keys for keys in both if keys in self.indexes)
+
+    def view(self, keys: str, root: str) -> IndexView:
+        """The index of a key modality.
+
+        Raises:
+            IndexBuildError: there is none; the message says how to make it.
+        """
+        if keys not in self.indexes:
+            raise IndexBuildError(
+                f"{root} has no index of {keys} vectors ({', '.join(self.indexes) or 'none yet'}): "
+                f"run memory-builder index {root} --modality {keys}"
+            )
+        return self.indexes[keys]
+
+
+def read_snapshot(store: Store) -> Snapshot:
+    """The current state; number 0, with no index, when none was written yet.
+
+    Where its file is damaged, the newest whole state before it, with the rows deleted that were deleted by then.
+    """
+    return read_current(store)[0]
+
+
+def read_current(store: Store) -> tuple[Snapshot, bool]:
+    """(as ``read_snapshot``, whether that is what its file says and nothing stands in for it)."""
+    numbers = snapshot_numbers(store)
+    if not numbers:
+        return Snapshot(number=0, manifest_version=0, indexes={}), True
+    try:
+        return read_numbered_snapshot(store, numbers[-1]), True
+    except CorruptMemoryError as error:
+        recovered = recovered_snapshot(store, numbers[-1])
+        warn(f"{error.problem}; {describe_recovered(recovered)}")
+        return recovered, False
+
+
+def describe_recovered(snapshot: Snapshot) -> str:
+    """What a state that stands in for a damaged one holds, in words."""
+    indexes = ", ".join(snapshot.indexes) or "none"
+    deleted = f"the deleted rows of {snapshot.tombstones}" if snapshot.tombstones else "no deleted rows"
+    return (
+        f"the newest whole state before it is used (indexes: {indexes}; {deleted}). What was appended, indexed or "
+        "compacted in that state is to be done again"
+    )
+
+
+def recovered_snapshot(store: Store, number: int) -> Snapshot:
+    """What can be said of a state whose file is damaged: the newest whole one before it, under this number.
+
+    Tombstones only grow, so the newest readable file of them is taken: a row that was deleted stays so.
+    """
+    before = Snapshot(number=0, manifest_version=0, indexes={})
+    for earlier in reversed([there for there in snapshot_numbers(store) if there < number]):
+        try:
+            before = read_numbered_snapshot(store, earlier)
+            break
+        except CorruptMemoryError:
+            continue
+    path, digest = _newest_tombstones(store) or (before.tombstones, before.tombstones_sha256)
+    return replace(before, number=number, tombstones=path, tombstones_sha256=digest)
+
+
+def _newest_tombstones(store: Store) -> tuple[str, str] | None:
+    """(path, SHA-256) of the tombstones of the highest number. An empty file is none: its writer was killed."""
+    for number in sorted(map(int, _stems(store, TOMBSTONES, ".npy")), reverse=True):
+        data = store.read(f"{TOMBSTONES}/{number}.npy")
+        if data:
+            return f"{TOMBSTONES}/{number}.npy", sha256(data)
+    return None
+
+
+def snapshot_numbers(store: Store) -> list[int]:
+    """Numbers of all snapshots, ascending. None is ever removed: a writer that is late must find its number taken."""
+    return sorted(int(stem) for stem in _stems(store, "snapshots", ".json"))
+
+
+def _stems(store: Store, folder: str, suffix: str) -> list[str]:
+    """Of the files in a folder that are called as ours are, a number without leading zeros, the number."""
+    stems = (name.removesuffix(suffix) for name in store.list(folder) if name.endswith(suffix))
+    return [stem for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 19 and stem == str(int(stem))]
+
+
+def read_numbered_snapshot(store: Store, number: int) -> Snapshot:
+    """The state as it was at this number.
+
+    Raises:
+        CorruptMemoryError: its file is damaged.
+        FileNotFoundError: there is no such state.
+        UsageError: a newer version wrote it.
+    """
+    path = f"snapshots/{number}.json"
+    data, where = store.read(path), f"{store.root}/{path}"
+    check_format(store, data)
+    snapshot = decode(Snapshot, data, where=where)
+    if snapshot.number != number:
+        raise CorruptMemoryError(f"{where} is damaged (number: it says {snapshot.number})", REPAIR)
+    return snapshot
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """What searches use of a tuned setting, and what is told of it."""
+
+    nprobe: Annotated[int, Field(ge=1, le=1 << 31)]
+    refine: Annotated[int, Field(ge=0, le=1 << 20)]
+    recall: Annotated[float, Field(alias="recall@10")]
+    strict_recall: Annotated[float, Field(alias="strict_recall@10")]
+    p50_s: float
+
+
+@partial_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuning:
+    """``tuning.json``, as far as it must be right for a search."""
+
+    target_recall: float
+    sides: dict[Modality, Setting]
+    curves: dict[Modality, list[dict[str, Any]]]
+
+
+def read_tuning(store: Store, view: IndexView) -> dict[str, Any]:
+    """What was measured of an index: settings, recall, curves (``tuning.json``).
+
+    Raises:
+        CorruptMemoryError: it is missing or damaged.
+    """
+    path = f"{view.index}/{view.tuning}"
+    tuning = read_tuning_file(store, path)
+    if tuning is None:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing", BUILD_AGAIN)
+    return tuning
+
+
+def read_tuning_file(store: Store, path: str) -> dict[str, Any] | None:
+    """What a tuning file says; None when there is none.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    decode(Tuning, data, where=f"{store.root}/{path}", fix=BUILD_AGAIN)
+    tuning: dict[str, Any] = json.loads(data)
+    return tuning
+
+
+def write_snapshot(store: Store, snapshot: Snapshot) -> None:
+    """Make a state current; refused when another writer took the number."""
+    try:
+        store.create(f"snapshots/{snapshot.number}.json", snapshot.to_json())
+    except FileExistsError:
+        raise ConcurrentWriterError(
+            f"{store.root}: another writer made snapshot {snapshot.number} meanwhile; run the command again"
+        ) from None

@@ -1,0 +1,94 @@
+"""Deleted rows: ``tombstones/<n>.npy`` holds the ids of all that were deleted so far, i64[n], ascending.
+
+A file is written once and never changed. Deleted rows stay deleted, also after they are gone from every index.
+"""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.base.types import (
+    Ids,
+    split_ids,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.snapshots import TOMBSTONES, Snapshot, snapshot_numbers
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
+from memory_builder.storage.formats import npy_bytes, read_npy
+from memory_builder.storage.records import UNREADABLE
+from memory_builder.storage.store import Store, sha256
+
+UNKNOWN = "which rows are deleted is not known"
+
+
+def read_tombstones(store: Store, path: str | None, digest: str | None = None) -> Ids:
+    """i64[n] deleted row ids, ascending; none without a path.
+
+    Raises:
+        CorruptMemoryError: the file is missing, or not what the snapshot says.
+    """
+    if path is None:
+        return np.zeros(0, np.int64)
+    try:
+        data = store.read(path)
+        ids: Ids = read_npy(io.BytesIO(data))
+    except FileNotFoundError:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing: {UNKNOWN}", REPAIR) from None
+    except UNREADABLE as error:
+        raise CorruptMemoryError(f"{store.root}/{path} cannot be read ({error}): {UNKNOWN}", REPAIR) from None
+    is_sound = ids.dtype == np.int64 and ids.ndim == 1 and bool((np.diff(ids) > 0).all())
+    if not is_sound or (digest is not None and sha256(data) != digest):
+        raise CorruptMemoryError(f"{store.root}/{path} is not what its snapshot says: {UNKNOWN}", REPAIR)
+    return ids
+
+
+def current_tombstones(store: Store, snapshot: Snapshot | None) -> Ids:
+    """The rows that are deleted in this state; without one, none are."""
+    return read_tombstones(store, *((snapshot.tombstones, snapshot.tombstones_sha256) if snapshot else (None,)))
+
+
+def write_tombstones(store: Store, ids: Ids) -> tuple[str, str]:
+    """Write deleted ids (i64[n], ascending); returns (path, SHA-256).
+
+    The number is above that of every snapshot there is, so no compaction that is under way takes it for old.
+    """
+    data = npy_bytes(ids)
+    number = (snapshot_numbers(store) or [0])[-1] + 1
+    while True:
+        path = f"{TOMBSTONES}/{number}.npy"
+        try:
+            store.create(path, data)
+        except FileExistsError:
+            if store.read(path) != data:  # else a killed run of the same command left it
+                number += 1
+                continue
+        return path, sha256(data)
+
+
+def check_ids(ids: npt.ArrayLike, commits: dict[int, Commit], root: str) -> Ids:
+    """Row ids as someone gave them → i64[n] ascending, each once.
+
+    Raises:
+        UsageError: they are not whole numbers, or a row is not in the memory.
+    """
+    given = np.asarray(ids)
+    if given.size and given.dtype.kind not in "iu":
+        raise UsageError(f"row ids are whole numbers, not {given.dtype}")
+    unique: Ids = np.unique(given.astype(np.int64).ravel())
+    ordinals, rows = split_ids(unique)
+    sizes = {ordinal: commit.n_written for ordinal, commit in commits.items()}
+    here = np.array([sizes.get(ordinal, 0) for ordinal in ordinals.tolist()], np.int64)
+    unknown = unique[(unique < 0) | (rows >= here)]
+    if len(unknown):
+        raise UsageError(f"{some(unknown.tolist())} not in {root}: expected row ids as search prints them")
+    return unique
+
+
+def some(names: Sequence[object]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more

@@ -1,0 +1,84 @@
+"""The command that makes a training subset: retrieve."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from memory_builder.commands.console import print_table
+from memory_builder.commands.options import LinkOptions, MovedModel, RunnerOptions
+from memory_builder.errors import UsageError
+from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig
+
+if TYPE_CHECKING:
+    from memory_builder.retrieval.summary import Summary
+
+NAMES_SHOWN = 10
+"""Of classes without a pair."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retrieve:
+    """Find the pairs that a task's classes need and write them as a training subset. Run it again to go on."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    out: str
+    """Folder of the subset: a local path or an fsspec URL."""
+    classes: Path | None = None
+    """Class names: one a line (CLIP_benchmark's classnames.txt), or JSON with synonyms and example pictures."""
+    captions: Path | None = None
+    """Instead of --classes: texts to look for as they are, one a line; each is a class of its own."""
+    templates: str = "{c}"
+    """Prompts around the class names: a built-in set of CLIP's (imagenet, caltech101, …), a file, or one prompt."""
+    exclude: tuple[str, ...] = ()
+    """Evaluation sets whose pictures, and copies of them, stay out: folders as evaluate takes them (all splits but
+    train), or whatever embed reads."""
+    config: OmitArgPrefixes[RetrieveConfig] = field(default_factory=RetrieveConfig)
+    max_missing: float = MAX_MISSING
+    """Share of the chosen pairs whose pictures may be gone; more is a failure."""
+    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
+    links: OmitArgPrefixes[LinkOptions] = field(default_factory=LinkOptions)
+    json: bool = False
+    """One JSON object."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.model.templates import read_templates
+        from memory_builder.retrieval.classes import read_captions, read_classes
+        from memory_builder.retrieval.driver import Request, retrieve
+
+        if (self.classes is None) == (self.captions is None):
+            raise UsageError("give either --classes or --captions")
+        classes = read_classes(self.classes) if self.classes else read_captions(self.captions or Path())
+        request = Request(
+            memory=self.memory,
+            out=self.out,
+            classes=tuple(classes),
+            templates=read_templates(self.templates) if self.classes else ("{c}",),
+            exclude=self.exclude,
+            config=self.config,
+            encoder=self.model.encoder(),
+            max_missing=self.max_missing,
+            local_roots=self.links.local_root,
+            allow_hosts=self.links.allow_host,
+        )
+        summary = retrieve(request, self.on.start())
+        if self.json:
+            print(json.dumps(summary.line(), ensure_ascii=False))
+        else:
+            _tell(summary, self.out)
+        return 0
+
+
+def _tell(summary: "Summary", out: str) -> None:
+    print(f"{summary.pairs:,} pairs of {summary.classes:,} classes in {out}")
+    columns = ("what", "number", "of which")
+    print_table("", columns, [dict(zip(columns, fact, strict=True)) for fact in summary.facts()])
+    if summary.empty_classes:
+        names = [str(c["class"]) for c in summary.empty_classes[:NAMES_SHOWN]]
+        names += ["…"] if len(summary.empty_classes) > NAMES_SHOWN else []
+        print(f"{len(summary.empty_classes):,} classes without a pair: {', '.join(names)}")
+    print(f"page: {out.rstrip('/')}/subset.html")

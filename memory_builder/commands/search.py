@@ -1,0 +1,141 @@
+"""Commands that ask a memory: search and info."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from memory_builder.ann.fastscan import ServeFormat
+from memory_builder.base.progress import duration
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.commands.console import print_curves, print_indexes, print_table
+from memory_builder.commands.options import MovedModel
+from memory_builder.errors import UsageError
+from memory_builder.storage.formats import read_npy
+from memory_builder.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Find the rows nearest to texts, pictures or vectors."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    text: tuple[str, ...] = ()
+    """Query texts."""
+    image: tuple[str, ...] = ()
+    """Query pictures: files."""
+    vector: Path | None = None
+    """Query vectors: a .npy file, [q, d] or [d]."""
+    keys: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
+    """Search among the rows' image or text vectors."""
+    k: Annotated[int, arg(aliases=["-k"])] = 10
+    """Rows for each query."""
+    columns: tuple[str, ...] = ()
+    """Metadata columns to show for each row."""
+    where: str | None = None
+    """Only rows whose metadata fulfil this, such as "width >= 256 AND caption LIKE '%cat%'"."""
+    nprobe: int | None = None
+    """Inverted lists to scan, instead of the tuned number."""
+    refine: int | None = None
+    """Candidates to re-rank for each row asked for, instead of the tuned number."""
+    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
+    serve_format: ServeFormat = "plain"
+    """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
+    address: str | None = None
+    """Spread the index's parts over actors of this Ray cluster: auto, HOST:PORT, or local for one on this machine."""
+    json: bool = False
+    """One JSON object a query."""
+
+    def run(self) -> int:
+        from memory_builder.memory import Memory
+        from memory_builder.search.answers import answers
+
+        memory = Memory.open(
+            self.memory, encoder=self.model.encoder(), serve_format=self.serve_format, address=self.address
+        )
+        hits = memory.search(
+            text=self.text or None,
+            image=self.image or None,
+            vectors=_read_vectors(self.vector) if self.vector else None,
+            k=self.k,
+            keys=self.keys,
+            where=self.where,
+            nprobe=self.nprobe,
+            refine=self.refine,
+        )
+        names = self.text or self.image or tuple(f"vector {i}" for i in range(len(hits.ids)))
+        shown = ("score", "id", "key", "caption")
+        for i, answer in enumerate(answers(memory, hits, self.columns)):
+            found = [
+                {name: row[name] for name in (*shown, "url", "path", *self.columns)}
+                | {"score": round(row["score"], 6), "from": row["path"] or row["url"] or ""}
+                for row in answer
+            ]
+            if self.json:
+                hits_json = [{name: value for name, value in row.items() if name != "from"} for row in found]
+                print(json.dumps({"query": i, "hits": hits_json}, ensure_ascii=False, default=str))
+            else:
+                print_table(names[i], (*shown, *self.columns, "from"), found)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info:
+    """Show what stands in a memory, also while it is being built."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    json: bool = False
+    """One JSON object."""
+    plot: Path | None = None
+    """Also draw the recall/work curves: a .png, .svg or .html file to write."""
+
+    def run(self) -> int:
+        from memory_builder.maintenance.info import read_info
+
+        store = Store(self.memory)
+        if self.plot is not None:
+            _plot_curves(store, self.plot)
+        info = read_info(store)
+        if self.json:
+            print(json.dumps(asdict(info)))
+            return 0
+        shards = ", ".join(f"{n} {state}" for state, n in info.shards.items())
+        print(f"{self.memory}: {info.rows:,} rows of width {info.d}, {info.model} ({info.fingerprint[:12]})")
+        print(f"shards: {shards}; {info.input_bytes / 1e6:,.1f} MB read")
+        print(f"deleted: {info.deleted:,} rows")
+        print(f"rejects: {', '.join(f'{n} {reason}' for reason, n in info.rejects.items()) or 'none'}")
+        for note, n in info.notes.items():
+            print(f"note: {n:,} {note}")
+        if info.retries:
+            print(f"storage: {info.retries:,} requests were made again")
+        if info.pairs_per_s:
+            left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
+            print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")
+        print_indexes(info.indexes)
+        print_curves(store)
+        if self.plot is not None:
+            print(f"curves drawn in {self.plot}")
+        return 0
+
+
+def _read_vectors(path: Path) -> Any:
+    try:
+        return read_npy(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"--vector {path} is not a .npy file of numbers: {error}") from None
+
+
+def _plot_curves(store: Store, path: Path) -> None:
+    from memory_builder.indexing.curve import read_curves
+    from memory_builder.indexing.plot import check_suffix, plot
+
+    check_suffix(path)
+    picture = plot(read_curves(store), store.root, path.suffix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(picture)

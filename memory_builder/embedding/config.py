@@ -1,0 +1,113 @@
+"""What all rows of a memory have in common: the settings that decide its bytes, and ``memory.json``."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
+
+from memory_builder.base.arguments import several
+from memory_builder.catalog.description import (
+    Description,
+)
+from memory_builder.catalog.metadata import (
+    COLUMN_TYPES,
+    FIXED_FIELDS,
+)
+from memory_builder.errors import UsageError
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.model.images import MAX_PIXELS
+from memory_builder.readers.read import CAPTION, Require
+from memory_builder.storage.records import (
+    config_hash,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedConfig:
+    """What decides the bytes of a memory, beside its inputs and its encoder."""
+
+    require: Require = "both"
+    """Sides a pair must have; one that lacks a required side is a reject."""
+    caption_key: str = CAPTION
+    """Json field, column or member suffix that holds the caption. As long as it is caption, a .txt comes first, and
+    fields called text, alt or title will do. Of a list of captions, the first that says something."""
+    image_key: str | None = None
+    """Column of a table that holds the pictures, or their paths or URIs; unless given, the first of usual name."""
+    url_key: str | None = None
+    """Json field or column that holds a pair's address; unless given, url, image_url or uri, in capitals or not."""
+    columns: tuple[str, ...] = ()
+    """Json fields to keep as metadata columns, as name:type with type string, int, float or bool."""
+    batch_size: int = 256
+    """Pairs a forward pass; part of the configuration because float16 rows depend on it."""
+    max_pixels: int = MAX_PIXELS
+    """A larger picture is a reject."""
+    jpeg_draft: bool = False
+    """Decode large JPEGs at reduced detail: faster, and the vectors differ a little."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "columns", several(self.columns))
+        if self.batch_size < 1:
+            raise UsageError(f"--batch-size {self.batch_size}: at least 1")
+        for column in self.columns:
+            name, _, kind = column.partition(":")
+            if kind not in COLUMN_TYPES or not name or name in dict(FIXED_FIELDS) or name == "extra":
+                raise UsageError(
+                    f"--columns {column}: expected name:type, type one of {', '.join(COLUMN_TYPES)}, and a name that "
+                    f"is not already a column ({', '.join(name for name, _ in FIXED_FIELDS)})"
+                )
+
+    @property
+    def column_types(self) -> dict[str, str]:
+        return {name: kind for name, _, kind in (column.partition(":") for column in self.columns)}
+
+
+def describe_vectors(d: int, config: EmbedConfig) -> Description:
+    """``memory.json`` for vectors of which nobody says what model made them: only vectors can be asked for there."""
+    return Description(
+        model="",
+        pretrained=None,
+        fingerprint="",
+        d=d,
+        columns=config.column_types,
+        config={"d": d, "columns": list(config.columns)} | _changed(config),
+        config_hash=config_hash({"d": d, "fingerprint": ""} | _changed(config)),
+    )
+
+
+def _changed(config: EmbedConfig) -> dict[str, Any]:
+    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+
+
+def describe(encoder: Encoder, config: EmbedConfig) -> Description:
+    """``memory.json`` for a memory made by this encoder and config; its tokenizer is opened, lest that fail later."""
+    encoder.tokenizer  # noqa: B018
+    decisive: dict[str, Any] = {
+        "fingerprint": encoder.fingerprint,
+        "precision": encoder.config.resolved_precision(),
+    }
+    if encoder.config.compile:
+        decisive["compile"] = True
+    return Description(
+        model=encoder.config.model,
+        pretrained=encoder.config.pretrained,
+        fingerprint=encoder.fingerprint,
+        d=encoder.d,
+        columns=config.column_types,
+        config={
+            **asdict(config),
+            "columns": list(config.columns),
+            **decisive,
+        },
+        config_hash=config_hash(_changed(config) | decisive),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DescribeTask:
+    """Loads the model where the work will be done, because only there it is known on what device that is."""
+
+    encoder: EncoderConfig
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[EmbedConfig], Description]:
+        return partial(describe, load_encoder(self.encoder))

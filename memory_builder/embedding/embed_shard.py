@@ -1,0 +1,363 @@
+"""One shard → embeddings, metadata, rejects and a commit record.
+
+``embed_shard`` is the work of one shard and knows no cluster. Pictures are decoded in threads, batches go through the
+model in another, files are written at the end; a batch never crosses a shard, so the same input and config give the
+same bytes and doing a shard twice is harmless.
+"""
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from memory_builder.base.prefetch import map_ahead
+from memory_builder.base.runner import available_threads
+from memory_builder.base.types import (
+    Pixels,
+    Vectors,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    Description,
+)
+from memory_builder.catalog.metadata import (
+    metadata_table,
+)
+from memory_builder.catalog.paths import (
+    rejects_path,
+)
+from memory_builder.catalog.plan import (
+    REPLACED,
+    REPLACED_ROWS,
+)
+from memory_builder.embedding.commit_shard import commit_shard
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.import_shard import NO_CAPTION, import_shard
+from memory_builder.embedding.known_pairs import SHARED_KEY, KnownPairs
+from memory_builder.errors import EncoderError, SourceError, TransportFailedError
+from memory_builder.model.encoder import (
+    Encoder,
+    EncoderConfig,
+    load_encoder,
+)
+from memory_builder.model.images import BadImageError, decode_image, picture_size
+from memory_builder.readers.discover import current_etag
+from memory_builder.readers.pairs import UNCHANGED_NOTE
+from memory_builder.readers.read import DUPLICATE_KEY, UNCHANGED, Break, MembersApartError, Pair, Reject, read_pairs
+from memory_builder.readers.shard import (
+    Shard,
+)
+from memory_builder.readers.shard_uri import split_uri
+from memory_builder.storage.formats import (
+    read_parquet,
+)
+from memory_builder.storage.store import Store, sha256
+
+ATTEMPTS = 3
+"""At reading a shard whose storage fails."""
+BATCHES_AHEAD = 2
+"""Batches that wait for the model; more only hold memory."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedTask:
+    """A worker with the model loaded, writing into ``memory``."""
+
+    memory: Store | str
+    encoder: EncoderConfig | None
+    """None: all shards are published vectors."""
+    config: EmbedConfig
+    description: Description
+    decode_threads: int | None = None
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy.hosts``."""
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[Shard], Commit]:
+        copy = partial(
+            import_shard,
+            store=Store(self.memory),
+            d=self.description.d,
+            config=self.config,
+            hash_of_config=self.description.config_hash,
+        )
+        if self.encoder is None:
+            return copy
+        encoder = load_encoder(self.encoder)
+        if encoder.fingerprint != self.description.fingerprint:
+            raise EncoderError(
+                f"{self.encoder.model} on this worker has fingerprint {encoder.fingerprint[:12]}, the memory was made "
+                f"with {self.description.fingerprint[:12]}: give every node the same weights"
+            )
+        embed = partial(
+            embed_shard,
+            encoder=encoder,
+            store=Store(self.memory),
+            config=self.config,
+            hash_of_config=self.description.config_hash,
+            decode_threads=self.decode_threads or available_threads(),
+            allow_hosts=self.allow_hosts,
+        )
+        return lambda shard: copy(shard) if split_uri(shard.uri)[1].is_published else embed(shard)
+
+
+def embed_shard(
+    shard: Shard,
+    *,
+    encoder: Encoder,
+    store: Store,
+    config: EmbedConfig,
+    hash_of_config: str,
+    decode_threads: int = 1,
+    allow_hosts: tuple[str, ...] = (),
+) -> Commit:
+    """Embed one shard and commit it: data first, the record last.
+
+    Raises:
+        SourceError: the shard is gone, cannot be read, or is not what it was when it was planned.
+    """
+    gather, attempt = False, 1
+    while True:
+        try:
+            read = _read(shard, encoder, store, config, decode_threads, allow_hosts, gather=gather)
+            break
+        except MembersApartError:
+            if gather:
+                raise
+            gather = True
+        except TransportFailedError:
+            if attempt == ATTEMPTS:
+                raise
+            attempt += 1
+    rows, notes, seconds = read
+    notes[NO_CAPTION] += sum(not row.has_text for row in rows.kept)
+    notes["rows have no picture"] += sum(not row.has_image for row in rows.kept)
+    metadata = metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types, notes)
+    return commit_shard(
+        store,
+        shard,
+        images=rows.matrix(0),
+        texts=rows.matrix(1),
+        metadata=metadata,
+        rejects=rows.rejects,
+        partial=rows.broken,
+        hash_of_config=hash_of_config,
+        seconds=seconds,
+        notes=notes,
+    )
+
+
+def _read(
+    shard: Shard,
+    encoder: Encoder,
+    store: Store,
+    config: EmbedConfig,
+    decode_threads: int,
+    allow_hosts: tuple[str, ...],
+    *,
+    gather: bool,
+) -> "tuple[_Rows, Counter[str], dict[str, float]]":
+    """The rows of a shard, encoded; remarks about it; and the seconds that took."""
+    started = time.perf_counter()
+    _check_unchanged(shard)
+    notes: Counter[str] = Counter()
+    rows = _Rows(encoder, config)
+    known = KnownPairs(store, shard.earlier, config.column_types)
+    rejected = split_uri(shard.uri)[1].rejects
+    pairs = read_pairs(
+        shard.uri,
+        require=config.require,
+        caption_key=config.caption_key,
+        image_key=config.image_key,
+        url_key=config.url_key,
+        only=None if rejected is None else _worth_retrying(store, rejected),
+        known=known.holds_row if shard.earlier else None,
+        gather=gather,
+        notes=notes,
+        allow_hosts=allow_hosts,
+    )
+    prepare = partial(_prepare, encoder=encoder, config=config)
+    with closing(rows), ThreadPoolExecutor(decode_threads) as threads, closing(pairs):
+        for item in map_ahead(prepare, _unknown(pairs, known, notes), threads, 2 * config.batch_size):
+            if isinstance(item, _Row) and item.found["key"] in known.replacing:
+                notes[REPLACED_ROWS if item.is_numbered else REPLACED] += 1
+            notes[SHARED_KEY] += isinstance(item, _Row) and item.found["key"] in known.shared
+            rows.add(item)
+        rows.finish()
+    _check_unchanged(shard)
+    return rows, notes, {"decode": rows.decode_s, "forward": rows.forward_s, "total": time.perf_counter() - started}
+
+
+def _unknown(
+    pairs: Iterable[Pair | Reject | Break], known: KnownPairs, notes: Counter[str]
+) -> Iterator[Pair | Reject | Break]:
+    """Without the pairs that are in the memory as they are; these are counted."""
+    for item in pairs:
+        is_known = item.reason == UNCHANGED if isinstance(item, Reject) else False
+        if is_known or (isinstance(item, Pair) and not known.admits(item)):
+            notes[UNCHANGED_NOTE] += 1
+        else:
+            yield item
+
+
+def _check_unchanged(shard: Shard) -> None:
+    etag = current_etag(shard.uri)
+    if etag != shard.etag:
+        raise SourceError(
+            f"shard {shard.uri} changed since it was planned (etag {shard.etag} then, {etag} now): "
+            "run embed again to plan it anew"
+        )
+
+
+def _worth_retrying(store: Store, ordinal: int) -> frozenset[str]:
+    """Keys of the pairs that a shard rejected; of the same key twice, the second never was a pair."""
+    rejects = read_parquet(store.read(rejects_path(ordinal))).to_pylist()
+    return frozenset(reject["key"] for reject in rejects if reject["reason"] != DUPLICATE_KEY)
+
+
+@dataclass(slots=True)
+class _Row:
+    """A pair on its way to becoming a row; picture and pixels are dropped once encoded."""
+
+    found: dict[str, Any]
+    """The fixed metadata columns."""
+    fields: dict[str, Any]
+    pixels: Pixels | None  # u8[h, w, 3]
+    decode_s: float
+    is_numbered: bool
+    """See ``Pair``."""
+
+    @property
+    def has_image(self) -> bool:
+        return bool(self.found["has_image"])
+
+    @property
+    def has_text(self) -> bool:
+        return bool(self.found["has_text"])
+
+
+def _prepare(item: Pair | Reject | Break, *, encoder: Encoder, config: EmbedConfig) -> _Row | Reject | Break:
+    """Decode and resize; runs in threads."""
+    if not isinstance(item, Pair):
+        return item
+    started = time.perf_counter()
+    pixels: Pixels | None = None
+    size: tuple[int | None, int | None] = (None, None)
+    digest = None
+    if item.image is not None:
+        try:
+            draft_size = encoder.image_size if config.jpeg_draft else None
+            image = decode_image(item.image, max_pixels=config.max_pixels, draft_size=draft_size)
+        except BadImageError as bad:
+            return Reject(key=item.key, reason=str(bad))
+        pixels, digest = encoder.preprocess(image), sha256(item.image)
+        size = picture_size(item.image) if config.jpeg_draft else image.size
+    found = {
+        "key": item.key,
+        "caption": item.caption,
+        "width": size[0],
+        "height": size[1],
+        "sha256": digest,
+        "member": item.member,
+        "has_image": item.image is not None,
+        "has_text": item.caption is not None,
+    }
+    return _Row(found, item.fields, pixels, time.perf_counter() - started, item.is_numbered)
+
+
+@dataclass(slots=True)
+class _Rows:
+    """The rows of one shard as they grow."""
+
+    encoder: Encoder
+    config: EmbedConfig
+    kept: list[_Row] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    broken: str | None = None
+    decode_s: float = 0.0
+    """Of all threads together."""
+    forward_s: float = 0.0
+    batch: list[_Row] = field(default_factory=list)
+    waiting: deque[tuple[list[_Row], "Future[_Encoded]"]] = field(default_factory=deque)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    texts: dict[str, Vectors] = field(default_factory=dict)
+    """Caption → its vector: one that is repeated goes through the model once."""
+    vectors: list[tuple[Vectors, Vectors]] = field(default_factory=list)
+
+    def add(self, item: _Row | Reject | Break) -> None:
+        if isinstance(item, Break):
+            if item.offset == 0:
+                raise SourceError(f"{item.reason}: fetch the shard again, or embed without it")
+            self.broken = item.reason
+        elif isinstance(item, Reject):
+            self.rejects.append(item)
+        else:
+            self.decode_s += item.decode_s
+            self.batch.append(item)
+            if len(self.batch) == self.config.batch_size:
+                self._hand_over()
+
+    def finish(self) -> None:
+        """Encode what is left and wait for all."""
+        if self.batch:
+            self._hand_over()
+        while self.waiting:
+            self._take_back()
+
+    def close(self) -> None:
+        self.thread.shutdown(cancel_futures=True)
+
+    def _hand_over(self) -> None:
+        if len(self.waiting) == BATCHES_AHEAD:
+            self._take_back()
+        self.waiting.append((self.batch, self.thread.submit(self._encode, self.batch)))
+        self.batch = []
+
+    def _take_back(self) -> None:
+        """The oldest batch's vectors; rows whose vectors are not finite become rejects."""
+        batch, encoding = self.waiting.popleft()
+        images, texts, seconds = encoding.result()
+        self.forward_s += seconds
+        good = np.asarray(np.isfinite(np.hstack([images, texts])).all(axis=1))  # bool[b]
+        for row, is_good in zip(batch, good.tolist(), strict=True):
+            if is_good:
+                self.kept.append(row)
+            else:
+                self.rejects.append(Reject(key=row.found["key"], reason="embedding is not finite"))
+        self.vectors.append((images[good], texts[good]))
+
+    def _encode(self, batch: list[_Row]) -> "_Encoded":
+        """A batch through the model; runs in its own thread. A side that is not there stays zero."""
+        started = time.perf_counter()
+        images = np.zeros((len(batch), self.encoder.d), np.float16)
+        pixels = [row.pixels for row in batch if row.pixels is not None]
+        if pixels:
+            images[[row.pixels is not None for row in batch]] = self.encoder.encode_images(np.stack(pixels))
+        for row in batch:
+            row.pixels = None
+        texts = np.zeros((len(batch), self.encoder.d), np.float16)
+        captions = [row.found["caption"] for row in batch if row.has_text]
+        fresh = list(dict.fromkeys(caption for caption in captions if caption not in self.texts))
+        if fresh:
+            self.texts |= zip(fresh, self.encoder.encode_texts(fresh), strict=True)
+        if captions:
+            texts[[row.has_text for row in batch]] = np.stack([self.texts[caption] for caption in captions])
+        return images, texts, time.perf_counter() - started
+
+    def matrix(self, side: int) -> Vectors:
+        """Image (0) or text (1) vectors of the rows kept: f16[n, d]."""
+        if not self.vectors:
+            return np.zeros((0, self.encoder.d), np.float16)
+        return np.concatenate([batch[side] for batch in self.vectors])
+
+
+_Encoded = tuple[Vectors, Vectors, float]
+"""Image vectors, text vectors (f16[b, d]) and seconds."""

@@ -1,0 +1,266 @@
+"""Published embeddings → a shard of a memory, as if it had been embedded here.
+
+No row is left out: one without a usable vector stays blank, so that the row numbers of an index published with them
+stay right. Only rows that a memory of ours has deleted are.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memory_builder.base.types import (
+    Modality,
+    Vectors,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.metadata import (
+    FIXED_FIELDS,
+    metadata_table,
+)
+from memory_builder.catalog.paths import (
+    metadata_path,
+    vectors_path,
+)
+from memory_builder.catalog.plan import (
+    REPLACED,
+)
+from memory_builder.embedding.commit_shard import commit_shard
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.errors import SourceError
+from memory_builder.readers.columns import first_spelled, key_text, python_rows, text_of
+from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, call_url
+from memory_builder.readers.published import FOLDERS, MODALITIES, Published, metadata_columns, read_published
+from memory_builder.readers.shard import (
+    Shard,
+)
+from memory_builder.readers.shard_uri import split_uri
+from memory_builder.storage.formats import (
+    npy_bytes,
+    parquet_bytes,
+)
+from memory_builder.storage.store import Store, sha256
+
+UNIT_TOLERANCE = 1e-2
+"""Published float16 rows are off by some 1e-3."""
+KEY_COLUMNS = ("image_path", "key", "__key__")
+BLOCK_ROWS = 1 << 16
+NO_CAPTION = "rows have no caption"
+NO_URL = "rows have no url"
+DELETED = "rows are deleted in the memory they come from and were left out"
+
+
+def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, hash_of_config: str) -> Commit:
+    """Copy one shard of published embeddings into a memory and commit it.
+
+    Of a shard whose files were written anew with the same content, no row is copied again.
+
+    Raises:
+        SourceError: files are gone, of another width, hold no vectors, or do not have the same number of rows.
+    """
+    started = time.perf_counter()
+    try:
+        published = read_published(shard.uri)
+    except FileNotFoundError:
+        raise SourceError(f"shard {shard.uri} is gone since it was planned: put it back") from None
+    n = _agree(published, d)
+    notes: Counter[str] = Counter()
+    vectors = {side: np.zeros((n, d), np.float16) for side in MODALITIES}
+    vectors |= {side: _unit(array, side, notes) for side, array in published.vectors.items() if array.size}
+    kept = np.setdiff1d(np.arange(n), published.deleted)
+    if len(kept) < n:
+        notes[DELETED] += n - len(kept)
+        vectors = {side: array[kept] for side, array in vectors.items()}
+    has = {side: np.asarray(array.any(axis=1)) for side, array in vectors.items()}
+    table = None if published.metadata is None else published.metadata.take(pa.array(kept))
+    rows = list(_rows(table, kept, _prefix(shard.uri), has, config, notes))
+    metadata = metadata_table(rows, config.column_types, notes)
+    if shard.earlier and _is_unchanged(store, shard, vectors, metadata):
+        return _commit_none(shard, store, d, config, hash_of_config, len(kept), started)
+    notes[REPLACED] += len(kept) if shard.earlier else 0
+    return commit_shard(
+        store,
+        shard,
+        images=vectors["image"],
+        texts=vectors["text"],
+        metadata=metadata,
+        rejects=[],
+        partial=None,
+        hash_of_config=hash_of_config,
+        seconds={"total": time.perf_counter() - started},
+        notes=notes,
+    )
+
+
+def what_is_lacking(uri: str, config: EmbedConfig) -> str | None:
+    """What the rows of a shard will be without, and why, in a sentence; None if they have captions and URLs.
+
+    Raises:
+        SourceError: a column that was named is not there.
+    """
+    names = metadata_columns(uri)
+    if names is None:
+        return f"no metadata beside the vectors ({FOLDERS['metadata'][0]}/*.parquet): rows without captions and URLs"
+    for option, name in (("--caption-key", config.caption_key), ("--url-key", config.url_key)):
+        if name not in (None, CAPTION) and name not in names:
+            raise SourceError(f"metadata has the columns {', '.join(names)}, and no {name!r}: give another {option}")
+    lacking = [
+        f"{what} (expected a column {spellings[0]}, or {option} NAME)"
+        for what, spellings, column, option in (
+            ("captions", CAPTION_SPELLINGS, caption_column(names, config), "--caption-key"),
+            ("URLs", URL_SPELLINGS, url_column(names, config), "--url-key"),
+        )
+        if column is None
+    ]
+    return f"metadata has the columns {', '.join(names)}: rows without {' and '.join(lacking)}" if lacking else None
+
+
+def caption_column(names: list[str], config: EmbedConfig) -> str | None:
+    """The metadata column that holds captions."""
+    return first_spelled(CAPTION_SPELLINGS if config.caption_key == CAPTION else (config.caption_key,), names)
+
+
+def url_column(names: list[str], config: EmbedConfig) -> str | None:
+    """The metadata column that holds addresses."""
+    return config.url_key or first_spelled(URL_SPELLINGS, names)
+
+
+def _prefix(uri: str) -> str:
+    """What stands before a row's number in the key of a row that has none."""
+    piece = split_uri(uri)[1]
+    return piece.embeddings or (piece.vectors or "").rsplit(".", 1)[0] or str((piece.items or (0,))[0])
+
+
+def _agree(published: Published, d: int) -> int:
+    """How many rows they all have."""
+    rows = {published.files[side]: len(array) for side, array in published.vectors.items()}
+    if published.metadata is not None:
+        rows[published.files["metadata"]] = published.metadata.num_rows
+    if len(set(rows.values())) != 1:
+        counts = ", ".join(f"{file} has {n:,} rows" for file, n in rows.items())
+        raise SourceError(f"rows do not pair up: {counts}. Fetch the files again, or find those that belong together")
+    for side, array in published.vectors.items():
+        if array.size and array.shape[1] != d:
+            raise SourceError(f"{published.files[side]} holds vectors of width {array.shape[1]}, the memory's are {d}")
+    return next(iter(rows.values()))
+
+
+def _unit(array: npt.NDArray[Any], side: str, notes: Counter[str]) -> Vectors:
+    """[n, d] of any float → f16[n, d] of unit rows; a row that is not finite, or zero, is left blank."""
+    vectors = np.zeros(array.shape, np.float16)
+    for start in range(0, len(array), BLOCK_ROWS):
+        block = np.array(array[start : start + BLOCK_ROWS], np.float32)
+        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is what we look for
+            lengths = np.linalg.norm(block, axis=1)  # f32[b]
+        usable = np.isfinite(lengths) & (lengths > 0)
+        off = usable & (np.abs(lengths - 1) > UNIT_TOLERANCE)
+        block[off] /= lengths[off, None]
+        vectors[start : start + BLOCK_ROWS][usable] = block[usable]
+        for note, n in ((f"{side} vectors normalised", off.sum()), (f"{side} vectors blank", (~usable).sum())):
+            notes[note] += int(n)
+    return vectors
+
+
+def _rows(
+    table: pa.Table | None,
+    kept: npt.NDArray[np.int64],
+    prefix: str,
+    has: Mapping[Modality, npt.NDArray[Any]],
+    config: EmbedConfig,
+    notes: Counter[str],
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """(fixed columns, everything else the metadata says) of every row; cells that cannot be read count as absent."""
+    names = [] if table is None else table.column_names
+    is_ours = {name for name, _ in FIXED_FIELDS} | {"extra"} <= {*names}
+    key = next((name for name in KEY_COLUMNS if name in names), None)
+    caption, url = caption_column(names, config), url_column(names, config)
+    given = python_rows(table) if table is not None else [({}, None) for _ in kept]
+    for i, (row, fault) in enumerate(given):
+        if fault:
+            notes[fault] += 1
+        if is_ours:
+            known, fields = _of_memory(row)
+        else:
+            own_key = row.pop(key, None) if key else None
+            text = _text(row.pop(caption, None), notes) if caption else None
+            fields = call_url(row, url)
+            notes[NO_CAPTION] += text is None
+            notes[NO_URL] += not isinstance(fields.get("url"), str)
+            known = {
+                "key": f"{prefix}/{kept[i]:09d}" if own_key is None else key_text(own_key),
+                "caption": text,
+                "width": _size(fields, "width"),
+                "height": _size(fields, "height"),
+            }
+        yield known | {"has_image": bool(has["image"][i]), "has_text": bool(has["text"][i])}, fields
+
+
+def _of_memory(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A metadata row of a memory of ours as the fixed columns and the fields that it was made of."""
+    known = {name: row.pop(name) for name, _ in FIXED_FIELDS}
+    row.pop("row_id", None)  # of the memory it comes from
+    try:
+        fields = json.loads(row.pop("extra") or "{}")
+    except ValueError:
+        fields = {}
+    url = {} if known["url"] is None else {"url": known["url"]}
+    return known, fields | url | {name: value for name, value in row.items() if value is not None}
+
+
+def _text(value: Any, notes: Counter[str]) -> str | None:
+    if isinstance(value, list):
+        value = next((text for text in value if isinstance(text, str) and text.strip()), None)
+    if isinstance(value, str | bytes):
+        return text_of(value)
+    notes["captions are no text and were left out"] += value is not None
+    return None
+
+
+def _size(fields: dict[str, Any], side: str) -> int | None:
+    """A picture's width or height, taken out of what the metadata says; what is no such number stays there."""
+    for name in (side, f"original_{side}"):
+        value = fields.pop(name, None)
+        if isinstance(value, int | float) and 0 <= value < 2**31:
+            return int(value)
+        if value is not None:
+            fields[name] = value
+            break
+    return None
+
+
+def _is_unchanged(store: Store, shard: Shard, vectors: dict[Any, Vectors], metadata: pa.Table) -> bool:
+    """Whether the newest earlier shard of these files that holds rows holds the same."""
+    commits = Manifest.read(store).commits
+    newest = next((commits[o] for o in reversed(shard.earlier) if commits[o].n_written), None)
+    if newest is None:
+        return False
+    made = {vectors_path(newest.ordinal, side): npy_bytes(array) for side, array in vectors.items()}
+    made[metadata_path(newest.ordinal)] = parquet_bytes(metadata)
+    return all(newest.checksums.get(path) == sha256(data) for path, data in made.items())
+
+
+def _commit_none(
+    shard: Shard, store: Store, d: int, config: EmbedConfig, hash_of_config: str, n_unchanged: int, started: float
+) -> Commit:
+    return commit_shard(
+        store,
+        shard,
+        images=np.zeros((0, d), np.float16),
+        texts=np.zeros((0, d), np.float16),
+        metadata=metadata_table([], config.column_types),
+        rejects=[],
+        partial=None,
+        hash_of_config=hash_of_config,
+        seconds={"total": time.perf_counter() - started},
+        notes={UNCHANGED_NOTE: n_unchanged},
+    )

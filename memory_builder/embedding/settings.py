@@ -1,0 +1,115 @@
+"""The settings of a memory that exists: the defaults of what is added to it, compared before a model is loaded."""
+
+from contextlib import suppress
+from dataclasses import fields, replace
+from typing import Any
+
+from memory_builder.base.progress import say
+from memory_builder.catalog.commits import (
+    record_names,
+)
+from memory_builder.catalog.description import (
+    DESCRIPTION,
+    Description,
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.plan import PLAN
+from memory_builder.catalog.trusted import PLAIN_NAME, encoder_of
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.errors import ConfigMismatchError, MemoryBuilderError
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.storage.locks import turn
+from memory_builder.storage.store import Store
+
+
+def existing_description(store: Store) -> Description | None:
+    """``memory.json``; None where there is none that can be read."""
+    with suppress(MemoryBuilderError, OSError):
+        return read_description(store)
+    return None
+
+
+def config_of(description: Description) -> EmbedConfig:
+    """How pairs of this memory were read."""
+    return EmbedConfig(**settings_in(EmbedConfig, description.config))
+
+
+def default_encoder(description: Description, root: str) -> EncoderConfig | None:
+    """The model that embeds into this memory where none is named; None where it may not be taken from there.
+
+    See ``named.trusted_encoder``: a memory from elsewhere names no model for us.
+    """
+    with suppress(MemoryBuilderError):
+        named = encoder_of(description, root)
+        return replace(named, **settings_in(EncoderConfig, description.config)) if named.model else None
+    return None
+
+
+def settings_in(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a memory that are fields of this dataclass; what is newer than the memory has its default."""
+    names = {field.name for field in fields(kind)} & config.keys() - {"model", "pretrained"}
+    known = {name: config[name] for name in names}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+
+
+def settings_for_import(store: Store, config: EmbedConfig) -> EmbedConfig:
+    """These settings; those that decide nothing of an import are the memory's, if there is one."""
+    there = existing_description(store)
+    if there is None:
+        return config
+    decisive = {name: getattr(config, name) for name in ("columns", "caption_key", "url_key")}
+    return replace(config_of(there), **decisive)
+
+
+def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedConfig) -> None:
+    """Compare what can be compared without a model. A memory without rows takes the new settings.
+
+    Raises:
+        ConfigMismatchError: the memory holds rows and was written with others.
+    """
+    there = existing_description(store)
+    if there is None:
+        return
+    differing = _differing(there, encoder, config)
+    if not differing:
+        return
+    n_rows = Manifest.read(store).n_rows
+    if n_rows == 0:
+        say(f"{store.root} holds no rows: it takes the new settings ({', '.join(sorted(differing))})")
+        _forget(store)
+        return
+    changes = ", ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in sorted(differing.items()))
+    raise ConfigMismatchError(
+        f"{store.root} holds {n_rows:,} rows that were written with other settings ({changes}). "
+        "Leave them out to take the memory's own, or name another --memory folder."
+    )
+
+
+def _differing(there: Description, encoder: EncoderConfig | None, config: EmbedConfig) -> dict[str, tuple[Any, Any]]:
+    if not there.fingerprint:  # of vectors alone only the columns matter
+        return (
+            {}
+            if set(config.columns) == set(there.config.get("columns", ()))
+            else {"columns": (there.config.get("columns", []), list(config.columns))}
+        )
+    own = config_of(there)
+    names = [field.name for field in fields(EmbedConfig)]
+    differing = {name: (getattr(own, name), getattr(config, name)) for name in names}
+    if encoder is not None and PLAIN_NAME.fullmatch(there.model) and PLAIN_NAME.fullmatch(encoder.model):
+        differing["model"] = (there.model, encoder.model)
+        tags = [tag for tag in (there.pretrained, encoder.pretrained) if tag is not None and PLAIN_NAME.fullmatch(tag)]
+        if len(tags) == 2:  # a weights file may hold what a tag names: its fingerprint says so
+            differing["pretrained"] = (there.pretrained, encoder.pretrained)
+    return {name: (old, new) for name, (old, new) in differing.items() if old != new}
+
+
+def _forget(store: Store) -> None:
+    """Remove the records of a memory without rows, so that its sources are read anew; memory.json last."""
+    with turn(store, "plan.lock"):
+        names = [f"{folder}/{name}" for folder in ("commits", "failures") for name in record_names(store, folder)]
+        for path in (*names, "manifest.parquet", PLAN, DESCRIPTION):
+            with suppress(FileNotFoundError):
+                store.remove(path)

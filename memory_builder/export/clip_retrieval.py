@@ -1,0 +1,144 @@
+"""Write a memory as the folder that clip-retrieval's back end serves: ``clip-retrieval back``.
+
+It takes row numbers for ids, so rows are numbered from 0, in order of their row ids and without those that are
+deleted; row i of its metadata is what number i in its indexes stands for. ``row_id`` leads back to the memory.
+"""
+
+import json
+from dataclasses import dataclass
+from itertools import chain
+
+import faiss
+import numpy as np
+import pyarrow as pa
+
+from memory_builder.ann.inverted_lists import ID_BYTES, with_lists_in_memory
+from memory_builder.ann.parts import open_trained, write_faiss
+from memory_builder.ann.quantizer import memory_bytes
+from memory_builder.base.runner import Runner
+from memory_builder.base.types import (
+    Modality,
+    in_blocks,
+)
+from memory_builder.catalog.dense_ids import Kept
+from memory_builder.catalog.description import (
+    Description,
+)
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.errors import UsageError
+from memory_builder.export.faiss_ondisk import MergeTask, kept_lists, merge_into, open_lists, set_nprobe
+from memory_builder.memory import Memory
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.store import Store
+
+COLUMNS = ["image_path", "caption", "url", "row_id"]
+ROWS_A_FILE = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """What was written."""
+
+    n_rows: int
+    """Of metadata: the rows of all shards that an index holds, without the deleted ones."""
+    indexes: dict[Modality, int]
+    """Vectors by key modality."""
+
+
+def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Runner) -> Served:
+    """Write ``image.index``, ``text.index`` (those there are), ``metadata/`` and ``indices_paths.json``.
+
+    Args:
+        memory: the state that is written.
+        out: folder to write.
+        max_file: an index larger than this becomes a folder with its lists on disk, gathered by ``runner``; a smaller
+            one is a file, and is held in memory while it is written.
+
+    Raises:
+        UsageError: there is no index to serve, or an exact one that is larger than ``max_file``.
+    """
+    store, modalities = Store(out), memory.snapshot.modalities
+    if not modalities:
+        raise UsageError(f"{memory.store.root} has no index to serve: run memory-builder index {memory.store.root}")
+    ordinals = sorted({ordinal for keys in modalities for ordinal in memory.index(keys).ordinals})
+    n_rows = {ordinal: memory.commits[ordinal].n_written for ordinal in ordinals}
+    kept = Kept(n_rows, current_tombstones(memory.store, memory.snapshot))
+    _write_metadata(memory, kept, store)
+    largest = memory_bytes(max_file)
+    indexes = {keys: _write_index(memory, keys, kept, tuple(ordinals), store, largest, runner) for keys in modalities}
+    paths = {"memory": {"indice_folder": store.root} | _options(memory.description)}
+    store.put("indices_paths.json", json.dumps(paths, indent=1).encode())
+    return Served(n_rows=kept.n, indexes=indexes)
+
+
+def _options(description: Description) -> dict[str, object]:
+    """Its command's options, so that ``clip-retrieval back --indices_paths OUT/indices_paths.json`` is enough."""
+    options: dict[str, object] = {
+        "enable_faiss_memory_mapping": True,  # a folder cannot be opened without
+        "columns_to_return": COLUMNS,
+        "enable_mclip_option": False,
+        "use_jit": False,
+        "provide_aesthetic_embeddings": False,
+    }
+    model, pretrained = description.model, description.pretrained
+    if model and pretrained and ":" not in model:  # what it cannot load by name has to be named by --clip_model
+        options["clip_model"] = f"open_clip:{model}/{pretrained}"
+    return options
+
+
+def _write_metadata(memory: Memory, kept: Kept, store: Store) -> None:
+    none = np.zeros(0, np.int64)  # where no row is left, one file says so
+    for number, ids in enumerate(in_blocks(chain([none], kept.by_shard()), ROWS_A_FILE)):
+        rows = memory.rows(ids)
+        table = pa.table(
+            {"image_path": rows["key"], "caption": rows["caption"], "url": rows["url"], "row_id": rows["id"]}
+        )
+        store.put(f"metadata/metadata_{number:05d}.parquet", parquet_bytes(table))
+    for name in store.list("metadata"):  # of an export of more rows
+        if name >= f"metadata_{number + 1:05d}":
+            store.remove(f"metadata/{name}")
+
+
+def _write_index(
+    memory: Memory, keys: Modality, kept: Kept, ordinals: tuple[int, ...], store: Store, largest: int, runner: Runner
+) -> int:
+    """Write one index; returns how many vectors it holds."""
+    target, index = f"{keys}.index", memory.index(keys)
+    n_bytes = index.n_rows * (index.code_bytes + ID_BYTES)
+    is_large = n_bytes > largest
+    if store.exists(target) and bool(store.fs.isdir(store.full(target))) != is_large:
+        kind = "file" if is_large else "folder"
+        raise UsageError(
+            f"{store.root}/{target} is there as a {kind} of an earlier export: remove it, or name another OUT"
+        )
+    if is_large and index.is_exact:
+        raise UsageError(
+            f"the exact index of {keys} vectors takes {n_bytes / 1e9:.1f} GB and cannot be split: raise --max-file"
+        )
+    if is_large:
+        merged = merge_into(store, target, memory.store, memory.snapshot, keys, numbered=ordinals, runner=runner)
+        return merged.n_rows
+    if index.is_exact:
+        return _write_exact(memory, keys, kept, store, target)
+    return _write_lists(memory, keys, ordinals, store, target)
+
+
+def _write_lists(memory: Memory, keys: Modality, ordinals: tuple[int, ...], store: Store, target: str) -> int:
+    snapshot = memory.snapshot
+    task = MergeTask(memory=memory.store, snapshot=snapshot, keys=keys, out=store, target=target, numbered=ordinals)
+    lists = open_lists(memory.store, snapshot, keys)
+    read = kept_lists(lists, memory.store, task)
+    trained = open_trained(memory.store, snapshot.indexes[keys].index)
+    whole = with_lists_in_memory(trained, map(read, range(lists.n_lists)))
+    write_faiss(store, target, set_nprobe(whole, memory.store, snapshot, keys))
+    return int(whole.ntotal)
+
+
+def _write_exact(memory: Memory, keys: Modality, kept: Kept, store: Store, target: str) -> int:
+    index = faiss.index_factory(memory.description.d, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
+    for ids in kept.by_shard():
+        vectors = memory.vectors(ids, keys)
+        present = vectors.any(axis=1)
+        index.add_with_ids(vectors[present], kept.numbers(ids[present]))
+    write_faiss(store, target, index)
+    return int(index.ntotal)

@@ -1,0 +1,264 @@
+"""Merge the parts of an index into one on-disk index that plain faiss opens, for serving elsewhere.
+
+Workers gather ranges of inverted lists, each into a file of its own with the sizes of its lists beside it; the driver
+joins these files. Only one list is in memory at a time. Killed at any moment, the same command goes on.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import faiss
+import numpy as np
+
+from memory_builder.ann.inverted_lists import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
+from memory_builder.ann.parts import open_trained, trained_record, write_faiss
+from memory_builder.base.progress import Progress, say
+from memory_builder.base.runner import Runner, run_all
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+)
+from memory_builder.catalog.commits import (
+    refuse_uncommitted,
+)
+from memory_builder.catalog.dense_ids import Kept
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.errors import UsageError
+from memory_builder.search.filtered import lists_for
+from memory_builder.search.open_index import OpenIndex, graph_effort
+from memory_builder.storage.formats import npy_bytes, read_npy
+from memory_builder.storage.records import (
+    Count,
+    ShortHash,
+    config_hash,
+    read_sound_record,
+    strict_record,
+)
+from memory_builder.storage.store import Store
+
+RANGE_BYTES = 256 << 20
+RECORD = "merged.json"
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Merged:
+    """``merged.json``: makes a merged index exist."""
+
+    state: ShortHash
+    """Hash of what is in it: parts, deleted rows, numbering."""
+    n_rows: Count
+    n_lists: Count
+    bytes: Count
+    """Of the inverted lists."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListRange:
+    """Inverted lists ``start`` to ``stop - 1``."""
+
+    start: int
+    stop: int
+
+
+def merge(store: Store, keys: Modality, *, runner: Runner, range_bytes: int = RANGE_BYTES) -> Merged:
+    """Merge the current parts of one index into its ``merged/`` folder, without the rows that are deleted by now.
+
+    Row ids stay. The memory goes on searching its parts.
+
+    Raises:
+        IndexBuildError: there is no such index.
+        UsageError: it has no inverted lists.
+    """
+    store.sweep()
+    snapshot = read_snapshot(store)
+    folder = snapshot.view(keys, store.root).index
+    say(f"merge {keys}: {store.root}/{folder}")
+    return merge_into(store, f"{folder}/merged", store, snapshot, keys, runner=runner, range_bytes=range_bytes)
+
+
+def merge_into(
+    out: Store,
+    target: str,
+    store: Store,
+    snapshot: Snapshot,
+    keys: Modality,
+    *,
+    numbered: tuple[int, ...] | None = None,
+    runner: Runner,
+    range_bytes: int = RANGE_BYTES,
+) -> Merged:
+    """As ``merge``, into folder ``target`` of another store.
+
+    Args:
+        numbered: shards whose rows are numbered from 0, as ``Kept`` does it; without it, row ids stay.
+    """
+    task = MergeTask(memory=store, snapshot=snapshot, keys=keys, out=out, target=target, numbered=numbered)
+    there = read_sound_record(out, f"{target}/{RECORD}", Merged)
+    if (
+        there is not None
+        and there.state == task.state
+        and all(out.exists(f"{target}/{name}") for name in (POPULATED, LISTS))
+    ):
+        _remove_ranges(out, target)
+        return there
+    index = open_lists(store, snapshot, keys)
+    ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
+    progress = Progress(f"merge {keys}: gathered", n_planned=len(ranges), n_done=0, unit="ranges of lists")
+    for _ in run_all(runner, task, ranges):
+        progress.advance()
+    sizes = np.concatenate([_sizes(out, task.path(some)) for some in ranges])
+    merged = Merged(
+        state=task.state,
+        n_rows=int(sizes.sum()),
+        n_lists=len(sizes),
+        bytes=int(sizes.sum()) * (index.code_bytes + ID_BYTES),
+    )
+    empty = open_trained(store, snapshot.indexes[keys].index)
+    tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, keys)
+    _join(out, target, [f"{task.path(some)}.lists" for some in ranges], tuned)
+    out.put(f"{target}/{RECORD}", json.dumps(asdict(merged), indent=1).encode())
+    _remove_ranges(out, target)
+    return merged
+
+
+def _remove_ranges(out: Store, target: str) -> None:
+    """What was gathered: by this merge, by one killed before it got here, and by killed ones of other states."""
+    for name in out.list(target):
+        if name.startswith("lists-"):
+            out.remove(f"{target}/{name}")
+
+
+def _join(out: Store, target: str, pieces: Sequence[str], populated: Any) -> None:
+    for stale in (RECORD, POPULATED):  # the lists are about to change: without these, no one opens them
+        with suppress(FileNotFoundError):
+            out.remove(f"{target}/{stale}")
+    with out.writing(f"{target}/{LISTS}") as joined, joined.open("wb") as file:
+        for path in pieces:
+            with out.open(path) as piece:
+                shutil.copyfileobj(piece, file, 1 << 20)
+    write_faiss(out, f"{target}/{POPULATED}", populated)
+
+
+def open_lists(store: Store, snapshot: Snapshot, keys: Modality) -> OpenIndex:
+    """The parts of an index that has inverted lists.
+
+    Raises:
+        UsageError: it has none.
+    """
+    view = snapshot.view(keys, store.root)
+    index = OpenIndex(store, view.index, view.parts)
+    if index.is_exact:
+        raise UsageError(
+            f"the index of {keys} vectors of {store.root} is exact and has no inverted lists to merge: "
+            "name an --index-key such as IVF1024,Flat when you build it, or export it"
+        )
+    return index
+
+
+def remove_merged(store: Store, folders: Sequence[str]) -> None:
+    """Remove what was merged in these index folders, its record first: it may hold rows that are to be gone."""
+    for folder in folders:
+        names = store.list(f"{folder}/merged")
+        for name in sorted(names, key=lambda name: name != RECORD):
+            store.remove(f"{folder}/merged/{name}")
+
+
+def plan_ranges(sizes: Ids, code_bytes: int, range_bytes: int) -> list[ListRange]:
+    """Consecutive lists, i64[nlist] rows each, in ranges of about ``range_bytes``; a list is never split."""
+    filled = np.cumsum(sizes * (code_bytes + ID_BYTES)) // range_bytes
+    starts = [0, *(np.flatnonzero(np.diff(filled)) + 1).tolist(), len(sizes)]
+    return [ListRange(start=start, stop=stop) for start, stop in pairwise(starts)]
+
+
+def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Modality) -> Any:
+    """Let whoever opens the filled index scan as many lists as searches of the memory do; returns the index."""
+    view = snapshot.indexes[keys]
+    sides = read_tuning(store, view)["sides"].values()
+    ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
+    nprobe = max((side["nprobe"] for side in sides), default=ivf.nlist)
+    n_tuned = trained_record(store, view.index).n_rows or index.ntotal
+    ivf.nprobe = lists_for(index.ntotal, nprobe, n_tuned, ivf.nlist)
+    quantizer = faiss.downcast_index(ivf.quantizer)
+    if isinstance(quantizer, faiss.IndexHNSW):
+        quantizer.hnsw.efSearch = graph_effort(ivf.nprobe)
+    return index
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MergeTask:
+    """A worker that gathers ranges of inverted lists."""
+
+    memory: Store | str
+    snapshot: Snapshot
+    keys: Modality
+    out: Store | str
+    target: str
+    numbered: tuple[int, ...] | None
+    wants_gpu: bool = False
+
+    @property
+    def state(self) -> str:
+        """Hash of what the merged index holds."""
+        view = self.snapshot.indexes[self.keys]
+        numbered = self.numbered and list(self.numbered)
+        return config_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
+
+    def path(self, some: ListRange) -> str:
+        """Where a range is gathered: its lists with suffix .lists, their sizes, its record, with suffix .npy."""
+        return f"{self.target}/lists-{self.state}-{some.start:08d}-{some.stop:08d}"
+
+    def start(self) -> Callable[[ListRange], None]:
+        store = Store(self.memory)
+        index = open_lists(store, self.snapshot, self.keys)
+        return partial(gather, task=self, out=Store(self.out), read=kept_lists(index, store, self))
+
+
+ReadList = Callable[[int], tuple[Codes, Ids]]
+
+
+def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
+    """Reads one list over all parts: codes u8[n, code_size] and ids, or numbers, i64[n], without deleted rows."""
+    commits = Manifest.read_folded(store).commits
+    ordinals = index.ordinals if task.numbered is None else task.numbered
+    refuse_uncommitted(ordinals, commits, f"an index of {store.root}")
+    kept = Kept({ordinal: commits[ordinal].n_written for ordinal in ordinals}, current_tombstones(store, task.snapshot))
+
+    def read(number: int) -> tuple[Codes, Ids]:
+        codes, ids = index.read_list(number)
+        has = kept.has(ids)
+        ids = ids[has]
+        return np.ascontiguousarray(codes[has]), ids if task.numbered is None else kept.numbers(ids)
+
+    return read
+
+
+def gather(some: ListRange, *, task: MergeTask, out: Store, read: ReadList) -> None:
+    """Write the lists of a range back to back, then their sizes; a range that has its sizes is left alone."""
+    path = task.path(some)
+    if out.exists(f"{path}.npy"):
+        return
+    sizes = []
+    with out.writing(f"{path}.lists") as gathered, gathered.open("wb") as file:
+        for number in range(some.start, some.stop):
+            codes, ids = read(number)
+            file.write(codes.tobytes())
+            file.write(ids.tobytes())
+            sizes.append(len(ids))
+    out.put(f"{path}.npy", npy_bytes(np.array(sizes, np.int64)))
+
+
+def _sizes(out: Store, path: str) -> Ids:
+    with out.open(f"{path}.npy") as file:
+        sizes: Ids = read_npy(file)
+    return sizes

@@ -1,0 +1,1 @@
+"""Trains, fills and tunes an index, and measures its recall through search."""

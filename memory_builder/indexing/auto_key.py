@@ -1,0 +1,214 @@
+"""``--index-key auto``: the cheapest key that reaches the target, found by building each over a sample of the rows.
+
+A trial has as many rows a list as the whole index would have, so that what a list costs to scan, and what is missed by
+not scanning it, is the same; it is tuned by the same code, with rows of its own set aside.
+"""
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import faiss
+
+from memory_builder.ann.kmeans import Device, adder, choose_backend
+from memory_builder.ann.parts import Part, record_part, write_faiss
+from memory_builder.ann.quantizer import EXACT_KEY, choose_key, draw_split, memory_bytes, n_lists, train_quantizer
+from memory_builder.base.progress import say
+from memory_builder.base.runner import Runner, available_threads, run_all
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+    Scores,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.errors import IndexBuildError
+from memory_builder.indexing.recall import TRUTH_K
+from memory_builder.indexing.train import read_sample
+from memory_builder.indexing.tuning import LEAST_QUERIES, tune_side
+from memory_builder.search.open_index import OpenIndex
+from memory_builder.storage.records import read_sound_record, strict_record
+from memory_builder.storage.store import Store
+
+TRIAL_ROWS = 200_000
+LEAST_LISTS = 16
+SAMPLE = "00000-00000"
+"""Name of the one part of a trial, in a folder of its own."""
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Trial:
+    """What came of one key; kept in ``index.json``."""
+
+    index_key: str
+    trial_key: str
+    """The key with as many lists as suit the sample."""
+    n_rows: int
+    """In the sample."""
+    index_bytes: int
+    """Of the whole index, estimated."""
+    sides: dict[str, dict[str, Any]]
+    """For each query modality the setting chosen and what it finds."""
+    reached: bool
+    """By queries of every modality."""
+    work_bytes: float
+    """Touched by one query of each modality."""
+
+
+def candidate_keys(n_rows: int, d: int, max_memory: str) -> list[str]:
+    """autofaiss's key, RaBitQ of 4 bits and PQ of 4 bits over the same lists: those that fit the budget.
+
+    Raises:
+        IndexBuildError: none does.
+    """
+    budget = memory_bytes(max_memory)
+    try:
+        first = choose_key(n_rows, d, max_memory)
+    except IndexBuildError:
+        roomy = choose_key(n_rows, d, f"{16 * n_rows * (d + 8) + (1 << 30)}B")
+        others = _four_bits(roomy, n_rows, d, budget)
+        if not others:
+            raise
+        return others
+    return [first] if first == EXACT_KEY else [first, *_four_bits(first, n_rows, d, budget)]
+
+
+def _four_bits(key: str, n_rows: int, d: int, budget: int) -> list[str]:
+    if key == EXACT_KEY:
+        return []
+    (lists,) = re.findall(r"IVF\d+(?:_HNSW\d+)?", key)
+    by_pq = [f"{lists},PQ{d // share}x4np" for share in (2, 4, 8) if d % share == 0]
+    fitting = [other for other in by_pq if index_bytes(other, n_rows, d) <= budget]
+    rabitq = f"{lists},RaBitQ4"
+    return [*([rabitq] if index_bytes(rabitq, n_rows, d) <= budget else []), *fitting[:1]]
+
+
+def index_bytes(key: str, n_rows: int, d: int) -> int:
+    """About what an inverted file of this key takes: codes, ids, centroids and the graph over them."""
+    small = faiss.index_factory(d, re.sub(r"_HNSW\d+", "", _with_lists(key, 1)), faiss.METRIC_INNER_PRODUCT)
+    ivf = faiss.extract_index_ivf(small)
+    links = re.search(r"_HNSW(\d+)", key)
+    list_bytes = 4 * ivf.d + (8 * int(links[1]) if links else 0)
+    return int(n_rows * (ivf.code_size + 8) + n_lists(key) * list_bytes)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialTask:
+    """A worker that builds and tunes keys over a sample; what it finds is recorded in ``folder``."""
+
+    memory: Store | str
+    folder: str
+    keys: Modality
+    ordinals: tuple[int, ...]
+    target_recall: float
+    train_threads: int
+    seed: int
+    device: Device
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are not in the sample; without it, none are deleted."""
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[str], Trial]:
+        return partial(run_trial, self)
+
+
+def choose_by_trials(task: TrialTask, n_rows: int, d: int, max_memory: str, runner: Runner) -> tuple[str, list[Trial]]:
+    """(the key to build with, what every candidate came to): the least work among those that reach the target.
+
+    Where none reaches it, the one that comes nearest.
+    """
+    candidates = candidate_keys(n_rows, d, max_memory)
+    if len(candidates) == 1:
+        return candidates[0], []
+    tried = {}
+    for key, trial in run_all(runner, task, candidates):
+        tried[key] = trial
+        found = ", ".join(f"{side} {setting['recall@10']:.3f}" for side, setting in trial.sides.items())
+        say(f"tried {key}: recall@10 {found or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
+    trials = [tried[key] for key in candidates]
+    return best_trial(trials).index_key, trials
+
+
+def best_trial(trials: list[Trial]) -> Trial:
+    """The cheapest of those that reach the target; where none does, the one whose worst side finds most."""
+    reaching = [trial for trial in trials if trial.reached]
+    if reaching:
+        return min(reaching, key=lambda trial: trial.work_bytes)
+    return max(trials, key=lambda t: min((setting["recall@10"] for setting in t.sides.values()), default=0.0))
+
+
+def run_trial(task: TrialTask, key: str) -> Trial:
+    """Build the key over the sample, tune it, and record what was found; one that is recorded is not tried again."""
+    store = Store(task.memory)
+    name = f"{task.folder}/trial-{key.replace(',', '-')}.json"
+    there = read_sound_record(store, name, Trial)
+    if there is not None:
+        return there
+    folded, d = Manifest.read_folded(store).commits, read_description(store).d
+    commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
+    rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
+    n_rows = rows.n_present(task.keys)
+    held_out, sampled = (rows.ids_at(drawn, task.keys) for drawn in draw_split(n_rows, TRIAL_ROWS, task.seed))
+    trial_key = _with_lists(key, max(LEAST_LISTS, round(n_lists(key) * len(sampled) / n_rows)))
+    vectors = read_sample(rows, sampled, task.keys)
+    with tempfile.TemporaryDirectory(prefix="memory-builder-trial-") as folder:
+        index = _build(Store(folder), trial_key, vectors, sampled, task)
+        sides = _tune(index, rows, held_out, vectors, sampled, task)
+    trial = Trial(
+        index_key=key,
+        trial_key=trial_key,
+        n_rows=len(sampled),
+        index_bytes=index_bytes(key, n_rows, d),
+        sides=sides,
+        reached=all(setting["reached"] for setting in sides.values()),
+        work_bytes=sum(setting["work_bytes"] for setting in sides.values()),
+    )
+    store.put(name, json.dumps(asdict(trial), indent=1).encode())
+    return trial
+
+
+def _with_lists(key: str, n: int) -> str:
+    return re.sub(r"IVF\d+", f"IVF{n}", key)
+
+
+def _build(local: Store, key: str, vectors: Scores, ids: Ids, task: TrialTask) -> OpenIndex:
+    """Train the key on f32[n, d] rows, fill it with them and open it, in a folder of this machine."""
+    backend = choose_backend(task.device)
+    index = train_quantizer(key, vectors, threads=task.train_threads, backend=backend)
+    _, digest = write_faiss(local, "index/trained.faiss", index)
+    local.put("index/trained.json", json.dumps({"sha256": digest}).encode())
+    faiss.omp_set_num_threads(available_threads())
+    adder(index, backend)(vectors, ids)
+    record_part(local, "index", Part(name=SAMPLE, ordinals=()), index, digest)
+    return OpenIndex(local, "index", [SAMPLE])
+
+
+def _tune(
+    index: OpenIndex, rows: Rows, held_out: Ids, vectors: Scores, ids: Ids, task: TrialTask
+) -> dict[str, dict[str, Any]]:
+    """For each query modality the setting chosen, and what it finds among the sample."""
+    sides: dict[str, dict[str, Any]] = {}
+    both: tuple[Modality, ...] = ("text", "image")
+    for side in both:
+        queries = rows.vectors(held_out, side)
+        present = queries.any(axis=1)
+        if present.sum() < LEAST_QUERIES:
+            continue
+        queries, own = queries[present], held_out[present]
+        scores, places = faiss.knn(queries, vectors, min(TRUTH_K, len(ids)), faiss.METRIC_INNER_PRODUCT)
+        sides[side], _ = tune_side(index, rows, task.keys, queries, own, (scores, ids[places]), task.target_recall)
+    return sides

@@ -1,0 +1,103 @@
+"""The recall/work curve of an index: what more work buys, for each query modality and key modality."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.catalog.snapshots import read_snapshot, read_tuning
+from memory_builder.errors import BUILD_AGAIN
+from memory_builder.indexing.recall import RECALL_AT, Point
+from memory_builder.storage.records import decode_value, reading
+from memory_builder.storage.store import Store
+
+BAR_WIDTH = 24
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Curve:
+    """What queries of one modality find among keys of one modality."""
+
+    side: Modality
+    keys: Modality
+    points: tuple[Point, ...]
+    """Those no other point beats: recall@10 rises with the work."""
+    chosen: Point | None
+    """The setting that searches use; None where the curve does not hold it."""
+
+    @property
+    def name(self) -> str:
+        """T2I, I2I, T2T or I2T."""
+        return f"{self.side[0]}2{self.keys[0]}".upper()
+
+
+def frontier(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats, in order of their work: each finds more at 10 than all that do less."""
+    best: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.work_bytes, -point.recall["10"])):
+        if not best or point.recall["10"] > best[-1].recall["10"]:
+            best.append(point)
+    return best
+
+
+def read_curves(store: Store) -> list[Curve]:
+    """The curves of a memory's current indexes; none before there is an index.
+
+    Raises:
+        CorruptMemoryError: a tuning file is missing or is not what it should be.
+    """
+    curves = []
+    for keys, view in read_snapshot(store).indexes.items():
+        tuning, where = read_tuning(store, view), f"{store.root}/{view.index}/{view.tuning}"
+        with reading(where, BUILD_AGAIN):
+            for side, points in tuning["curves"].items():
+                measured = [decode_value(Point, point, where=where, fix=BUILD_AGAIN) for point in points]
+                curves.append(_curve(side, keys, measured, tuning["sides"][side]))
+    return curves
+
+
+def _curve(side: Any, keys: Any, measured: list[Point], setting: dict[str, Any]) -> Curve:
+    in_use = (setting["nprobe"], setting["refine"])
+    chosen = next((point for point in measured if (point.nprobe, point.refine) == in_use), None)
+    return Curve(side=side, keys=keys, points=tuple(frontier(measured)), chosen=chosen)
+
+
+def curve_rows(curve: Curve) -> list[dict[str, str]]:
+    """A line a point for the terminal: work and recall, with a bar that draws it; what was not measured is blank."""
+    shown = [*curve.points, *([curve.chosen] if curve.chosen and curve.chosen not in curve.points else [])]
+    ordered = sorted(shown, key=lambda point: (point.work_bytes, point.recall["10"]))
+    return [
+        {
+            "work": bytes_text(point.work_bytes),
+            "recall@10": f"{point.recall['10']:.3f}",
+            " ": _bar(point.recall["10"]),
+            **{f"@{k}": _number(point.recall.get(str(k)), 3) for k in RECALL_AT if k != 10},
+            "p50 ms": _number(point.p50_s, 2, 1e3),
+            "p99 ms": _number(point.p99_s, 2, 1e3),
+            "nprobe": str(point.nprobe),
+            "refine": str(point.refine),
+            "": "◀ in use" if point == curve.chosen else "",
+        }
+        for point in ordered
+    ]
+
+
+def bytes_text(n: float) -> str:
+    """12345 → ``12.3 kB``."""
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.3g} {unit}"
+        n /= 1000
+    return f"{n:.3g} GB"
+
+
+def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "" if value is None else f"{scale * value:.{digits}f}"
+
+
+def _bar(share: float) -> str:
+    whole, rest = divmod(round(8 * BAR_WIDTH * share), 8)
+    return ("█" * whole + EIGHTHS[rest].strip()).ljust(BAR_WIDTH)

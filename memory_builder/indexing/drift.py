@@ -1,0 +1,105 @@
+"""Whether appended rows still fit the quantizer: a sample of them against the rows set aside when it was trained.
+
+Two figures: how far rows lie from the centroid of their list, which is what codes lose most by, and how unevenly they
+fill the lists, which is what searches wait for. Both are 1 to 1 for rows of the same kind.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.ann.quantizer import MAX_HELD_OUT
+from memory_builder.base.progress import say
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+    Scores,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.indexing.train import read_held_out
+from memory_builder.search.open_index import OpenIndex
+from memory_builder.storage.store import Store
+
+LEAST_SAMPLE = 50
+"""Fewer rows say nothing."""
+MORE_ERROR = 1.25
+MORE_IMBALANCE = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fit:
+    """How a sample of rows fits a quantizer."""
+
+    error: float
+    """Mean squared distance to the centroid of the row's list, as a share of the rows' mean squared length."""
+    imbalance: float
+    """Rows met in the list of a random row, as a multiple of an even spread; 1: even."""
+
+
+def warn_of_drift(store: Store, folder: str, keys: Modality, commits: Sequence[Commit], deleted: Ids) -> None:
+    """Say so when the rows of these shards no longer fit the quantizer of the index in ``folder``."""
+    try:
+        fits = measure_drift(store, folder, keys, commits, deleted)
+    except CorruptMemoryError as error:  # what was appended is there all the same
+        say(f"warning: whether the appended rows fit the {keys} index was not measured: {error}")
+        return
+    if fits is None:
+        return
+    trained, appended = fits
+    if appended.error > MORE_ERROR * trained.error or appended.imbalance > MORE_IMBALANCE * trained.imbalance:
+        say(
+            f"warning: the appended rows do not fit the {keys} index: distance to their lists {appended.error:.3f} "
+            f"(trained for {trained.error:.3f}), imbalance of lists {appended.imbalance:.1f} (trained for "
+            f"{trained.imbalance:.1f}); recall may fall below the target: retrain with memory-builder index"
+        )
+
+
+def measure_drift(
+    store: Store, folder: str, keys: Modality, commits: Sequence[Commit], deleted: Ids | None = None
+) -> tuple[Fit, Fit] | None:
+    """(rows set aside before training, rows of these shards); None for an exact index or samples that are too small.
+
+    Of these shards, without the deleted rows (i64[n], ascending).
+    """
+    index = OpenIndex(store, folder, [])
+    if index.is_exact:
+        return None
+    d = read_description(store).d
+    known = Manifest.read(store).commits
+    rows, held_out = Rows(store, known, d), read_held_out(store, folder, known)
+    new = Rows(store, {commit.ordinal: commit for commit in commits}, d, deleted)
+    n_rows = new.n_present(keys)
+    drawn = np.random.default_rng(0).choice(n_rows, min(n_rows, MAX_HELD_OUT), replace=False)
+    samples = [rows.vectors(held_out, keys), new.vectors(new.ids_at(np.sort(drawn), keys), keys)]
+    samples = [sample[sample.any(axis=1)] for sample in samples]
+    if min(map(len, samples)) < LEAST_SAMPLE:
+        return None
+    trained, appended = (_fit(index, sample) for sample in samples)
+    return trained, appended
+
+
+def _fit(index: OpenIndex, sample: Scores) -> Fit:
+    """f32[n, d] → how it fits."""
+    seen, _, lists = index.coarse(sample, 1)
+    error = np.square(seen - index.centroids(lists[:, 0])).sum(axis=1).mean() / np.square(seen).sum(axis=1).mean()
+    return Fit(error=float(error), imbalance=_imbalance(lists[:, 0], index.n_lists))
+
+
+def _imbalance(lists: npt.NDArray[np.int64], n_lists: int) -> float:
+    """faiss's imbalance factor, estimated without the bias that a sample smaller than the lists would have."""
+    counts = np.bincount(lists, minlength=n_lists).astype(np.float64)
+    return float(n_lists * (counts * (counts - 1)).sum() / (len(lists) * (len(lists) - 1)))

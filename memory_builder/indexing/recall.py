@@ -1,0 +1,258 @@
+"""How much of the truth an index finds.
+
+Queries are rows set aside before training, of the real query modality (a text query against image vectors is out of
+distribution and measured on its own); a query excludes its own row. A hit is tie-aware: it counts when its exact
+score reaches the exact k-th score − 1e-4, because captions repeat; the strict figure, by row id, stands beside it.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import faiss
+import numpy as np
+
+from memory_builder.base.runner import Runner, available_threads, run_all
+from memory_builder.base.types import (
+    NO_ROW,
+    Ids,
+    Modality,
+    Scores,
+    row_ids,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+    open_vectors,
+    present_rows,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.search.open_index import Effort, OpenIndex
+from memory_builder.search.scores import (
+    best_of,
+    exact_scores,
+)
+from memory_builder.storage.records import strict_record
+from memory_builder.storage.store import Store
+
+TIE = 1e-4
+RECALL_AT = (1, 10, 100)
+MAIN_K = 10
+"""The k of the recall that is tuned for and told."""
+TRUTH_K = max(RECALL_AT)
+READ_BYTES = 4096
+"""A row re-read for re-ranking costs a page, however short it is."""
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One setting on the curve."""
+
+    nprobe: int
+    refine: int
+    recall: dict[str, float]
+    """recall@k, tie-aware, by k; 100 only where the latency was measured too."""
+    strict_recall: dict[str, float]
+    recall10_error: float
+    """Standard error of recall@10 over the queries."""
+    codes: float
+    """Codes scanned a query."""
+    rows_read: float
+    """Rows re-read a query."""
+    work_bytes: float
+    """Bytes touched a query: what tuning minimises."""
+    seconds: float
+    """A query, in a batch of all; not part of the choice."""
+    p50_s: float | None = None
+    """Of single queries for ten rows; measured for the points that no other beats."""
+    p99_s: float | None = None
+
+
+def exact_neighbours(
+    commit: Commit, *, store: Store, keys: Modality, d: int, queries: Scores, k: int, threads: int, deleted: Ids
+) -> tuple[Scores, Ids]:
+    """Exact neighbours of f32[q, d] within one shard, without the deleted rows: scores f32[q, k], ids i64[q, k]."""
+    faiss.omp_set_num_threads(threads)
+    vectors = open_vectors(store, commit, keys, d)
+    rows = present_rows(commit, vectors, keys, deleted)
+    scores = np.full((len(queries), k), -np.inf, np.float32)
+    ids = np.full((len(queries), k), NO_ROW, np.int64)
+    if len(rows):
+        found, places = faiss.knn(
+            queries, np.asarray(vectors[rows], np.float32), min(k, len(rows)), faiss.METRIC_INNER_PRODUCT
+        )
+        scores[:, : found.shape[1]] = found
+        ids[:, : found.shape[1]] = row_ids(commit.ordinal, rows[places])
+    return scores, ids
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NeighboursTask:
+    """A worker that searches shards exactly, with the held-out rows of one side as queries."""
+
+    memory: Store | str
+    keys: Modality
+    side: Modality
+    held_out: tuple[int, ...]
+    k: int
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are no neighbours; without it, none are deleted."""
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[Commit], tuple[Scores, Ids]]:
+        store = Store(self.memory)
+        d = read_description(store).d
+        rows = Rows(store, Manifest.read_folded(store).commits, d)
+        queries = rows.vectors(np.array(self.held_out, np.int64), self.side)
+        return partial(
+            exact_neighbours,
+            store=store,
+            keys=self.keys,
+            d=d,
+            queries=queries,
+            k=self.k,
+            threads=available_threads(),
+            deleted=current_tombstones(store, self.leaving_out),
+        )
+
+
+def merge_neighbours(found: Iterable[tuple[Scores, Ids]], n_queries: int, k: int) -> tuple[Scores, Ids]:
+    """Neighbours within shards → neighbours within all; the order the shards come in does not matter."""
+    scores = np.full((n_queries, k), -np.inf, np.float32)
+    ids = np.full((n_queries, k), NO_ROW, np.int64)
+    for more_scores, more_ids in found:
+        scores = np.concatenate([scores, more_scores], axis=1)
+        ids = np.concatenate([ids, more_ids], axis=1)
+        scores, ids = best_of(scores, ids, k)
+    return scores, ids
+
+
+def drop_own(scores: Scores, ids: Ids, own: Ids) -> tuple[Scores, Ids]:
+    """Take each query's own row out of its results; one column fewer."""
+    is_own = ids == own[:, None]
+    is_own[~is_own.any(axis=1), -1] = True  # not met: the last result goes instead
+    keep = ~is_own
+    shape = (len(ids), ids.shape[1] - 1)
+    return scores[keep].reshape(shape), ids[keep].reshape(shape)
+
+
+def recall_at(k: int, scores: Scores, ids: Ids, true_scores: Scores, true_ids: Ids) -> tuple[Any, Any]:
+    """(tie-aware, strict) recall@k of each query: f64[q] each. All arguments are [q, ≥ k], best first, exact scores."""
+    wanted = (true_ids[:, :k] != NO_ROW).sum(axis=1)
+    threshold = np.take_along_axis(true_scores, np.maximum(wanted - 1, 0)[:, None], 1) - TIE
+    found = ids[:, :k] != NO_ROW
+    tie_aware = (found & (scores[:, :k] >= threshold)).sum(axis=1)
+    strict = np.array([np.isin(a[a != NO_ROW], b).sum() for a, b in zip(ids[:, :k], true_ids[:, :k], strict=True)])
+    return np.minimum(tie_aware, wanted) / np.maximum(wanted, 1), strict / np.maximum(wanted, 1)
+
+
+def ground_truth(
+    store: Store,
+    keys: Modality,
+    side: Modality,
+    own: Ids,
+    commits: dict[int, Commit],
+    runner: Runner,
+    leaving_out: Snapshot | None = None,
+) -> tuple[Scores, Ids]:
+    """Exact neighbours of the rows i64[q], each without itself: scores f32[q, TRUTH_K], ids i64[q, TRUTH_K]."""
+    task = NeighboursTask(
+        memory=store,
+        keys=keys,
+        side=side,
+        held_out=tuple(own.tolist()),
+        k=TRUTH_K + 1,
+        leaving_out=leaving_out,
+    )
+    found = (result for _, result in run_all(runner, task, list(commits.values())))
+    return drop_own(*merge_neighbours(found, len(own), TRUTH_K + 1), own)
+
+
+def measure(
+    index: OpenIndex,
+    rows: Rows,
+    keys: Modality,
+    queries: Scores,
+    own: Ids,
+    truth: tuple[Scores, Ids],
+    efforts: Sequence[Effort],
+) -> list[Point]:
+    """What each effort finds and what it costs.
+
+    Args:
+        index: what is measured, over all rows.
+        rows: where exact vectors of candidates come from.
+        keys: the modality the index holds.
+        queries: f32[q, d] unit rows.
+        own: i64[q] row ids the queries come from.
+        truth: exact scores and ids [q, k] without the queries' own rows, best first.
+        efforts: the settings; those with one nprobe share a scan.
+    """
+    points = []
+    sizes = np.append(index.list_sizes(), 0)  # a graph of centroids may find fewer lists than asked: -1, no rows
+    for nprobe in sorted({effort.nprobe for effort in efforts}):
+        refines = [effort.refine for effort in efforts if effort.nprobe == nprobe]
+        started = time.perf_counter()
+        by_code, ids = drop_own(*index.candidates(queries, MAIN_K * max(1, *refines) + 1, nprobe), own)
+        exact = by_code if index.has_exact_codes else exact_scores(queries, ids, rows, keys)
+        seconds = (time.perf_counter() - started) / len(queries)
+        codes = float(sizes.sum())
+        if not index.is_exact:
+            codes = float(sizes[index.coarse(queries, nprobe)[2]].sum(axis=1).mean())
+        for refine in refines:
+            widths = {k: k * max(1, refine) for k in RECALL_AT if k <= MAIN_K}
+            found = {k: best_of(exact[:, :width], ids[:, :width], k) for k, width in widths.items()}
+            recalls = {k: recall_at(k, *found[k], *truth) for k in widths}
+            points.append(
+                Point(
+                    nprobe=nprobe,
+                    refine=refine,
+                    recall={str(k): float(recalls[k][0].mean()) for k in widths},
+                    strict_recall={str(k): float(recalls[k][1].mean()) for k in widths},
+                    recall10_error=float(recalls[MAIN_K][0].std() / np.sqrt(len(queries))),
+                    codes=codes,
+                    rows_read=float(MAIN_K * refine),
+                    work_bytes=codes * (index.code_bytes + 8) + MAIN_K * refine * READ_BYTES,
+                    seconds=seconds,
+                )
+            )
+    return points
+
+
+def measure_single(
+    index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, own: Ids, truth: tuple[Scores, Ids], point: Point
+) -> Point:
+    """The point with recall@TRUTH_K, and p50 and p99 of single queries for ten rows; arguments as for ``measure``."""
+    effort = Effort(nprobe=point.nprobe, refine=point.refine)
+    found = drop_own(*index.search(queries, TRUTH_K + 1, effort, rows, keys), own)
+    tie_aware, strict = recall_at(TRUTH_K, *found, *truth)
+    seconds = latency(index, rows, keys, queries, effort)
+    return replace(
+        point,
+        recall=point.recall | {str(TRUTH_K): float(tie_aware.mean())},
+        strict_recall=point.strict_recall | {str(TRUTH_K): float(strict.mean())},
+        p50_s=seconds["p50_s"],
+        p99_s=seconds["p99_s"],
+    )
+
+
+def latency(index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, effort: Effort) -> dict[str, float]:
+    """p50 and p99 seconds of single queries for ten rows."""
+    seconds = []
+    for query in queries:
+        started = time.perf_counter()
+        index.search(query[None], MAIN_K, effort, rows, keys)
+        seconds.append(time.perf_counter() - started)
+    return {"p50_s": float(np.percentile(seconds, 50)), "p99_s": float(np.percentile(seconds, 99))}

@@ -1,0 +1,166 @@
+"""Draw a uniform sample over all shards, and train on it the quantizer that every part is a copy of."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from memory_builder.ann.kmeans import Device, choose_backend
+from memory_builder.ann.parts import write_faiss
+from memory_builder.ann.quantizer import EXACT_KEY, draw_split, n_lists, n_training_rows, train_quantizer
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+    Scores,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+    are_rows,
+    open_vectors,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError
+from memory_builder.storage.formats import npy_bytes, read_npy
+from memory_builder.storage.records import Count, Digest, read_record, read_sound_record, reading, strict_record
+from memory_builder.storage.store import Store
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Quantizer:
+    """``trained.json``: the record of a trained quantizer."""
+
+    index_key: str
+    sha256: Digest
+    n_train: Count
+    n_held_out: Count
+    n_rows: Count
+    seed: int
+    train_threads: Count
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self), indent=1).encode()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTask:
+    """A worker that draws the sample and trains the quantizer, unless its record lies there already."""
+
+    memory: Store | str
+    folder: str
+    keys: Modality
+    ordinals: tuple[int, ...]
+    train_points_per_list: int
+    train_threads: int
+    seed: int = 0
+    leaving_out: Snapshot | None = None
+    """The state whose deleted rows are neither trained on nor set aside; without it, none are deleted."""
+    device: Device = "auto"
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[str], Quantizer]:
+        return partial(_train, self)
+
+
+def _train(task: TrainTask, key: str) -> Quantizer:
+    store = Store(task.memory)
+    there = read_trained(store, task.folder)
+    if there is not None:
+        return there
+    d = read_description(store).d
+    folded = Manifest.read_folded(store).commits  # an embed beside us may have added to it since we were planned
+    commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
+    rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
+    n_rows = rows.n_present(task.keys)
+    wanted = n_training_rows(key, task.train_points_per_list)
+    held_out, train = (rows.ids_at(positions, task.keys) for positions in draw_split(n_rows, wanted, task.seed))
+    if len(train) < n_lists(key) and key != EXACT_KEY:
+        raise IndexBuildError(
+            f"{key} has {n_lists(key):,} lists, more than the {len(train):,} rows there are to train on: "
+            "name an --index-key with fewer"
+        )
+    sample = read_sample(rows, train, task.keys)
+    backend = choose_backend(task.device)
+    index = train_quantizer(key, sample, threads=task.train_threads, backend=backend)
+    return record_quantizer(
+        store,
+        task.folder,
+        index,
+        held_out,
+        index_key=key,
+        n_train=len(train),
+        n_rows=n_rows,
+        seed=task.seed,
+        train_threads=task.train_threads,
+    )
+
+
+def read_sample(rows: Rows, ids: Ids, keys: Modality) -> Scores:
+    """i64[n] → f32[n, d]. Each shard is let go before the next is read: what stays mapped counts as memory."""
+    sample = np.empty((len(ids), rows.d), np.float32)
+    for ordinal, places, picked in rows.by_shard(ids):
+        sample[places] = open_vectors(rows.store, rows.commits[ordinal], keys, rows.d)[picked]
+    return sample
+
+
+def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **told: Any) -> Quantizer:
+    """Write a trained, empty index and the rows set aside to measure with (i64[n]), then the record of both.
+
+    Args:
+        told: the fields of ``Quantizer`` that do not follow from these.
+    """
+    _, digest = write_faiss(store, f"{folder}/trained.faiss", index)
+    store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
+    quantizer = Quantizer(sha256=digest, n_held_out=len(held_out), **told)
+    store.put(f"{folder}/trained.json", quantizer.to_json())
+    return quantizer
+
+
+def read_held_out(store: Store, folder: str, commits: dict[int, Commit]) -> Ids:
+    """i64[n] the rows that were set aside before training.
+
+    Raises:
+        CorruptMemoryError: the file is missing or damaged, or names a row that the memory does not have.
+    """
+    where = f"{store.root}/{folder}/held_out.npy"
+    with reading(where, BUILD_AGAIN):  # a file that is not there is an OSError too
+        held_out: Ids = read_npy(io.BytesIO(store.read(f"{folder}/held_out.npy")))
+        if held_out.dtype != np.int64 or held_out.ndim != 1 or not are_rows(held_out, commits).all():
+            raise ValueError(f"it holds {held_out.dtype}{list(held_out.shape)}, or ids that no row has")
+    return held_out
+
+
+def read_quantizer(store: Store, folder: str) -> Quantizer | None:
+    """The record of a trained quantizer; None when there is none.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    return read_record(store, f"{folder}/trained.json", Quantizer, fix=BUILD_AGAIN)
+
+
+def read_trained(store: Store, folder: str) -> Quantizer | None:
+    """The quantizer trained before; None unless everything its record stands for is there, whole."""
+    record = read_sound_record(store, f"{folder}/trained.json", Quantizer)
+    try:
+        is_whole = record is not None and store.checksum(f"{folder}/trained.faiss") == record.sha256
+        if is_whole and record is not None:
+            commits = Manifest.read_folded(store).commits
+            is_whole = len(read_held_out(store, folder, commits)) == record.n_held_out
+    except (FileNotFoundError, CorruptMemoryError):
+        return None
+    return record if is_whole else None

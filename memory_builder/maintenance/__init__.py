@@ -1,0 +1,1 @@
+"""Appends, deletes, compacts, purges, verifies and repairs; each change is one new snapshot."""

@@ -1,0 +1,95 @@
+"""Changes of a memory that has an index: append what was committed since, delete rows.
+
+A change writes its files first and then one snapshot: it is there at one moment, whole. A writer that finds its
+number taken starts from the newer state. Killed at any moment, the same command does what is left to do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from memory_builder.ann.parts import PART_ROWS, FillTask, fill, plan_parts, read_quantizer_hash, records_of
+from memory_builder.base.progress import say
+from memory_builder.base.runner import Runner
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
+from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.catalog.update_snapshot import settle
+from memory_builder.errors import IndexBuildError
+from memory_builder.indexing.drift import warn_of_drift
+from memory_builder.storage.store import Store
+
+
+def append(store: Store, *, runner: Runner, keys: Sequence[Modality] = ()) -> Snapshot:
+    """Put the rows of shards that were committed since into the indexes, on the quantizers that are there.
+
+    Args:
+        store: the memory.
+        runner: where the parts are filled.
+        keys: key modalities; those that have an index unless given.
+
+    Raises:
+        IndexBuildError: there is no index to append to.
+        ConcurrentWriterError: other writers were always faster.
+    """
+    store.sweep()
+    manifest = Manifest.read(store)
+    manifest.fold(store)
+    version = Manifest.read_folded(store).version
+    start = read_snapshot(store)
+    asked = tuple(keys) or start.modalities
+    say(f"append: {store.root}, {manifest.n_rows:,} rows in {len(manifest.commits):,} shards")
+    new: dict[Modality, list[Commit]] = {}
+
+    def appended(before: Snapshot) -> Snapshot:
+        indexes = dict(before.indexes)
+        for modality in asked:
+            view = before.view(modality, store.root)
+            new[modality] = _uncovered(store, view, manifest.commits)
+            indexes[modality] = _with_segment(store, view, modality, new[modality], runner, start)
+        if indexes == before.indexes:
+            return before
+        return replace(before, number=before.number + 1, manifest_version=version, indexes=indexes)
+
+    if not asked:
+        raise IndexBuildError(f"{store.root} has no index to append to: run memory-builder index {store.root}")
+    after = settle(store, appended)
+    for modality, commits in new.items():
+        warn_of_drift(store, after.indexes[modality].index, modality, commits, current_tombstones(store, after))
+    return after
+
+
+def _uncovered(store: Store, view: IndexView, commits: dict[int, Commit]) -> list[Commit]:
+    """Committed shards that no part of this index holds."""
+    covered = {ordinal for record in records_of(store, view) for ordinal in record.ordinals}
+    return [commit for ordinal, commit in commits.items() if ordinal not in covered]
+
+
+def _with_segment(
+    store: Store,
+    view: IndexView,
+    keys: Modality,
+    commits: Sequence[Commit],
+    runner: Runner,
+    leaving_out: Snapshot,
+) -> IndexView:
+    if not commits:
+        return view
+    task = FillTask(
+        memory=store,
+        folder=view.index,
+        keys=keys,
+        quantizer_sha256=read_quantizer_hash(store, view.index),
+        leaving_out=leaving_out,
+    )
+    salt = f"append {leaving_out.tombstones}" if leaving_out.tombstones else "append"
+    records = fill(task, plan_parts(commits, keys, PART_ROWS, salt=salt), runner, f"append {keys}: filled")
+    n_rows = view.n_rows + sum(record.n_rows for record in records)
+    return replace(view, segments=[*view.segments, [record.name for record in records]], n_rows=n_rows)

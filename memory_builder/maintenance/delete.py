@@ -1,0 +1,81 @@
+"""TODO."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.base.arguments import several
+from memory_builder.base.progress import say
+from memory_builder.base.types import (
+    Ids,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.catalog.tombstones import check_ids, current_tombstones, some, write_tombstones
+from memory_builder.catalog.update_snapshot import settle
+from memory_builder.errors import UsageError
+from memory_builder.storage.store import Store
+
+
+def delete(
+    store: Store,
+    *,
+    ids: npt.ArrayLike | None = None,
+    keys: str | Sequence[str] | None = None,
+    where: str | None = None,
+) -> Snapshot:
+    """Delete rows, named in one of three ways: no search finds them from the next opening on.
+
+    Args:
+        store: the memory.
+        ids: row ids, i64[n].
+        keys: keys of pairs, or one; every row that has one of them, in any shard.
+        where: a filter, as for search.
+
+    Raises:
+        UsageError: none or several ways, a row that is not in the memory, a filter that cannot be, nothing that fits.
+        ConcurrentWriterError: other writers were always faster.
+    """
+    if sum(given is not None for given in (ids, keys, where)) != 1:
+        raise UsageError("give exactly one of ids, keys and where")
+    store.sweep()
+    say(f"delete: {store.root}")
+    description = read_description(store)
+    commits = Manifest.read(store).commits
+    if ids is not None:
+        chosen = check_ids(ids, commits, store.root)
+    else:
+        chosen = _rows_named(Rows(store, commits, description.d), () if keys is None else several(keys), where)
+    if not len(chosen):
+        raise UsageError(f"nothing to delete: no row of {store.root} is named by that")
+
+    def deleted(before: Snapshot) -> Snapshot:
+        gone = current_tombstones(store, before)
+        together = np.union1d(gone, chosen)
+        if len(together) == len(gone):
+            return before
+        path, digest = write_tombstones(store, together)
+        return replace(before, number=before.number + 1, tombstones=path, tombstones_sha256=digest)
+
+    return settle(store, deleted)
+
+
+def _rows_named(rows: Rows, keys: Sequence[str], where: str | None) -> Ids:
+    if where is not None:
+        from memory_builder.search.where import matching_rows  # its parser takes a while to import
+
+        return matching_rows(rows, where).ids()
+    found, unknown = rows.with_keys(list(keys))
+    if unknown and len(found):
+        say(f"warning: {len(unknown):,} keys are in no shard: {some(unknown)}")
+    return np.unique(found)

@@ -1,0 +1,170 @@
+"""Blank deleted rows where they lie, for takedowns: vector, caption, url and whatever else tells what the pair said.
+
+A commit record is never changed, so the checksums of what remains stand in ``purges/<ordinal>.json``, which is written
+first: until the files are what it says, ``verify`` calls for the same command again. Blanking twice gives the same
+bytes.
+"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from memory_builder.base.progress import Progress, say
+from memory_builder.base.runner import Runner, run_all
+from memory_builder.base.types import (
+    Ids,
+    rows_of,
+    split_ids,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+    check_own_files,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.metadata import (
+    LOOKUP_FIELDS,
+)
+from memory_builder.catalog.paths import (
+    lookup_path,
+    metadata_path,
+    shard_name,
+    vectors_path,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+    open_vectors,
+)
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.storage.formats import (
+    arrow_bytes,
+    npy_bytes,
+    parquet_bytes,
+)
+from memory_builder.storage.records import Digest, Ordinal, RowCount, ShardFile, read_record, strict_record
+from memory_builder.storage.store import Store, sha256
+
+FOLDER = "purges"
+PURGE_AGAIN = "run compact --purge again"
+KEPT = ("key", "width", "height", "sha256", "member")
+"""Metadata that stays: what a pair is called and what it was, so that it is known again."""
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Purge:
+    """``purges/<ordinal>.json``: what the files of a shard are after rows of it were blanked."""
+
+    ordinal: Ordinal
+    n_rows: RowCount
+    """Rows blanked; rows that are deleted stay so, which makes this say which."""
+    checksums: dict[ShardFile, Digest]
+    """Path → SHA-256, instead of those of the commit record."""
+
+
+def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
+    """Blank deleted rows (i64[n], ascending) in the files of their shards."""
+    ordinals = np.unique(split_ids(deleted)[0]).tolist()
+    task = PurgeTask(memory=store, deleted=tuple(deleted.tolist()))
+    progress = Progress("compact: purged", n_planned=len(ordinals), n_done=0)
+    for _ in run_all(runner, task, ordinals):
+        progress.advance()
+    say(f"compact: {len(deleted):,} deleted rows are blank")
+
+
+def read_purge(store: Store, ordinal: int) -> Purge | None:
+    """The record of a shard of which rows were blanked; None of any other.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    path = _record_path(ordinal)
+    purge = read_record(store, path, Purge, fix=PURGE_AGAIN)
+    if purge is not None:
+        where = f"{store.root}/{path}"
+        if purge.ordinal != ordinal:
+            raise CorruptMemoryError(f"{where} is damaged (ordinal: it is of shard {purge.ordinal})", PURGE_AGAIN)
+        check_own_files(ordinal, purge.checksums, where, PURGE_AGAIN)
+    return purge
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PurgeTask:
+    """A worker that blanks rows of shards."""
+
+    memory: Store | str
+    deleted: tuple[int, ...]
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[int], Purge]:
+        store = Store(self.memory)
+        commits = Manifest.read_folded(store).commits
+        deleted, d = np.array(self.deleted, np.int64), read_description(store).d
+        return lambda ordinal: purge_shard(commits[ordinal], rows_of(ordinal, deleted), store=store, d=d)
+
+
+def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
+    """Blank rows (i64[n]) of one shard; one that is blanked already is left alone."""
+    there = None
+    with suppress(CorruptMemoryError):  # it is made anew
+        there = read_purge(store, commit.ordinal)
+    if there is not None and there.n_rows == len(rows) and _is_done(store, there):
+        return there
+    files = {
+        vectors_path(commit.ordinal, keys): _blank_vectors(store, commit, keys, d, rows) for keys in ("image", "text")
+    }
+    metadata = _blank_metadata(Rows(store, {commit.ordinal: commit}, d).shard_metadata(commit.ordinal), rows)
+    files[metadata_path(commit.ordinal)] = parquet_bytes(metadata)
+    files[lookup_path(commit.ordinal)] = arrow_bytes(metadata.select(LOOKUP_FIELDS))
+    purge = Purge(
+        ordinal=commit.ordinal, n_rows=len(rows), checksums={path: sha256(data) for path, data in files.items()}
+    )
+    store.put(_record_path(commit.ordinal), json.dumps(asdict(purge), indent=1).encode())
+    for path, data in files.items():
+        store.put(path, data)
+    return purge
+
+
+def _is_done(store: Store, purge: Purge) -> bool:
+    try:
+        return all(store.checksum(path) == digest for path, digest in purge.checksums.items())
+    except FileNotFoundError:
+        return False
+
+
+def _record_path(ordinal: int) -> str:
+    return f"{FOLDER}/{shard_name(ordinal)}.json"
+
+
+def _blank_vectors(store: Store, commit: Commit, keys: str, d: int, rows: Ids) -> bytes:
+    vectors = np.array(open_vectors(store, commit, keys, d))
+    vectors[rows] = 0
+    return npy_bytes(vectors)
+
+
+def _blank_metadata(table: pa.Table, rows: Ids) -> pa.Table:
+    for column, field in enumerate(table.schema):
+        if field.name == "member":  # of a picture elsewhere it is the address
+            addresses = [row for row in rows.tolist() if "://" in (table["member"][row].as_py() or "")]
+            table = table.set_column(column, field, _blanked(table["member"], np.array(addresses, np.int64), None))
+        elif field.name not in KEPT:
+            blank = {"has_image": False, "has_text": False, "extra": "{}"}.get(field.name)
+            table = table.set_column(column, field, _blanked(table[field.name], rows, blank))
+    return table
+
+
+def _blanked(values: pa.ChunkedArray, rows: Ids, blank: Any) -> pa.Array:
+    """The column with another value in these rows, and no trace of the one before."""
+    blanked = values.to_pylist()  # built anew rather than masked: what is masked may stay in the buffers
+    for row in rows.tolist():
+        blanked[row] = blank
+    return pa.array(blanked, values.type)

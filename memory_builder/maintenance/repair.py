@@ -1,0 +1,274 @@
+"""A memory mended: records derived from others, files of shards made again from their sources, indexes refilled.
+
+The same input and configuration give the same bytes.
+A shard is embedded into this process's memory, and what comes of it is compared with the checksums of its commit
+record. Only then are the files put that were damaged or missing; everything else stays as it is.
+"""
+
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+from memory_builder.base.runner import Runner
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    DESCRIPTION,
+    EMBED_AGAIN,
+    Description,
+    read_description,
+)
+from memory_builder.catalog.metadata import (
+    LOOKUP_FIELDS,
+)
+from memory_builder.catalog.paths import (
+    commit_path,
+    lookup_path,
+    metadata_path,
+    rejects_path,
+)
+from memory_builder.catalog.plan import (
+    read_plan,
+)
+from memory_builder.catalog.rows import Rows
+from memory_builder.catalog.trusted import encoder_of
+from memory_builder.embedding.config import EmbedConfig
+from memory_builder.embedding.embed_shard import EmbedTask
+from memory_builder.embedding.known_pairs import with_earlier
+from memory_builder.embedding.settings import settings_in
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.maintenance.purge import Purge, read_purge
+from memory_builder.maintenance.repair_index import mend_indexes
+from memory_builder.maintenance.repair_records import Mended, mend_records
+from memory_builder.maintenance.verify import Problem, checksum_of, read_records, verify
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.readers.shard import (
+    Shard,
+)
+from memory_builder.readers.shard_uri import split_uri
+from memory_builder.storage.formats import (
+    arrow_bytes,
+)
+from memory_builder.storage.records import reading
+from memory_builder.storage.store import Store, sha256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Repaired:
+    """What came of a repair."""
+
+    files: list[str]
+    """Made again; each is what its record says."""
+    problems: list[Problem]
+    """What remains, with why and what helps."""
+    lost: list[str] = field(default_factory=list)
+    """What the files that were made again no longer say, and what is to be done."""
+
+
+def repair(store: Store, runner: Runner, *, encoder: EncoderConfig | None = None) -> Repaired:
+    """Verify a memory and put right what can be made again from the sources; nothing is ever deleted.
+
+    Args:
+        store: where the memory lies.
+        runner: where the shards are read, and embedded, again.
+        encoder: where to find the memory's model, if not where it was.
+
+    Raises:
+        UsageError: there is no memory here.
+        EncoderError: the model cannot be loaded, or is another one.
+    """
+    problems = verify(store, runner)
+    if not problems:
+        return Repaired(files=[], problems=[])
+    mended = mend_records(store, problems)
+    commits, _ = read_records(store)
+    damaged: dict[int, list[str]] = {}
+    for problem in problems:
+        shard, file = problem.shard, problem.file
+        is_lost = shard is not None and shard not in commits and file == commit_path(shard)
+        if shard is not None and (is_lost or (shard in commits and file in commits[shard].checksums)):
+            damaged.setdefault(shard, []).append(file)
+    _derive_lookups(store, commits, damaged, mended)
+    if damaged:
+        _embed_again(store, commits, damaged, runner, encoder, mended)
+    mend_indexes(store, problems, runner, mended)
+    remaining = [_with_reason(problem, mended.reasons) for problem in verify(store, runner)]
+    left = {problem.file for problem in remaining}
+    return Repaired(files=sorted({*mended.files} - left), problems=remaining, lost=mended.lost)
+
+
+def _embed_again(
+    store: Store,
+    commits: dict[int, Commit],
+    damaged: dict[int, list[str]],
+    runner: Runner,
+    encoder: EncoderConfig | None,
+    mended: Mended,
+) -> None:
+    """Make damaged files of shards again from their sources."""
+    items: list[tuple[Commit | None, Shard]] = []
+    for ordinal, files in damaged.items():
+        shard = _planned(store, commits.get(ordinal), ordinal)
+        if shard is None:
+            lost = "its source is not known: remove the record and embed the source again, as a new shard"
+            mended.reasons.update(dict.fromkeys(files, lost))
+        else:
+            items += [(commits.get(ordinal), known) for known in with_earlier([shard], commits.values())]
+    with _naming(mended, damaged):
+        task = RepairTask(memory=store, embed=_as_embedded(store, read_description(store), encoder), damaged=damaged)
+        for (_, shard), result in runner.run(task, items):
+            if isinstance(result, Exception):
+                reason = f"{type(result).__name__}: {result}"
+                mended.reasons.update(dict.fromkeys(damaged[shard.ordinal], reason))
+            else:
+                mended.files.extend(result)
+
+
+@contextmanager
+def _naming(mended: Mended, damaged: dict[int, list[str]]) -> Iterator[None]:
+    """What is wrong with the memory's settings is why nothing was embedded again."""
+    try:
+        yield
+    except CorruptMemoryError as error:
+        for files in damaged.values():
+            mended.reasons.update(dict.fromkeys(files, str(error)))
+
+
+def _derive_lookups(store: Store, commits: dict[int, Commit], damaged: dict[int, list[str]], mended: Mended) -> None:
+    """Make damaged look-up files again from the metadata, which needs no source."""
+    for ordinal, files in list(damaged.items()):
+        path = lookup_path(ordinal)
+        if path not in files or ordinal not in commits:
+            continue
+        purge = _sound_purge(store, ordinal)
+        checksums = commits[ordinal].checksums | (purge.checksums if purge else {})
+        with suppress(CorruptMemoryError):
+            rows = Rows(store, commits, read_description(store).d)
+            data = arrow_bytes(rows.shard_metadata(ordinal, LOOKUP_FIELDS))
+            if sha256(data) == checksums.get(path):
+                store.put(path, data)
+                mended.files.append(path)
+                files.remove(path)
+        if not files:
+            del damaged[ordinal]
+
+
+def _sound_purge(store: Store, ordinal: int) -> Purge | None:
+    with suppress(CorruptMemoryError):
+        return read_purge(store, ordinal)
+    return None
+
+
+def _with_reason(problem: Problem, reasons: dict[str, str]) -> Problem:
+    reason = reasons.get(problem.file)
+    return replace(problem, problem=f"{problem.problem}; not repaired: {reason}") if reason else problem
+
+
+def _planned(store: Store, commit: Commit | None, ordinal: int) -> Shard | None:
+    """The shard as it was when it was committed, or, where that is lost, as it is planned; None if it is not."""
+    planned = {shard.ordinal: shard for shard in read_plan_of_sound(store)}.get(ordinal)
+    if commit is None:
+        return planned
+    return Shard(ordinal=ordinal, uri=commit.uri, etag=commit.etag, bytes=planned.bytes if planned else 0)
+
+
+def read_plan_of_sound(store: Store) -> list[Shard]:
+    """The plan; where that is damaged nothing, since a commit record may be too."""
+    with suppress(CorruptMemoryError):
+        return read_plan(store)
+    return []
+
+
+def _as_embedded(store: Store, description: Description, encoder: EncoderConfig | None) -> EmbedTask:
+    """The task that wrote this memory, from what memory.json says of it."""
+    if encoder is None and description.fingerprint:  # without one, all its vectors were imported
+        encoder = encoder_of(description, store.root)
+    with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
+        return EmbedTask(
+            memory=store,
+            encoder=encoder and replace(encoder, **settings_in(EncoderConfig, description.config)),
+            config=EmbedConfig(**settings_in(EmbedConfig, description.config)),
+            description=description,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepairTask:
+    """A worker with the memory's model loaded."""
+
+    memory: Store | str
+    embed: EmbedTask
+    damaged: dict[int, list[str]]
+    """Files to put again, by the ordinal of their shard."""
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[tuple[Commit | None, Shard]], list[str]]:
+        scratch = Store(f"memory://repair-{uuid.uuid4().hex}")  # no file: gone with this process
+        return partial(
+            repair_shard,
+            store=Store(self.memory),
+            scratch=scratch,
+            embed=replace(self.embed, memory=scratch.root).start(),
+            damaged=self.damaged,
+        )
+
+
+def repair_shard(
+    item: tuple[Commit | None, Shard],
+    *,
+    store: Store,
+    scratch: Store,
+    embed: Callable[[Shard], Commit],
+    damaged: dict[int, list[str]],
+) -> list[str]:
+    """Embed one shard anew and put its damaged files; of one whose commit record is lost, all that differ, and it.
+
+    Returns:
+        The paths put.
+
+    Raises:
+        SourceError: the source is gone, or is not what it was when it was committed.
+        CorruptMemoryError: what comes of it is not what the commit record says, or rows of it were purged; nothing
+            was changed.
+    """
+    commit, shard = item
+    wanted = damaged[shard.ordinal]
+    purge = read_purge(store, shard.ordinal)
+    if purge is not None and (commit is None or not purge.checksums.keys().isdisjoint(wanted)):
+        raise CorruptMemoryError(f"rows of {shard.uri} were purged, and embedding it anew would bring them back")
+    needed = _needed(shard)
+    for path in needed:
+        scratch.put(path, store.read(path))
+    made = embed(shard)
+    try:
+        if commit is None:
+            differing = [path for path, digest in made.checksums.items() if checksum_of(store, path) != digest]
+            wanted = [*differing, commit_path(shard.ordinal)]
+        else:
+            _refuse_other_bytes(shard, commit, made)
+        for path in wanted:
+            store.put(path, scratch.read(path))
+    finally:  # only its own: a worker may be at another shard meanwhile
+        for path in (*made.checksums, commit_path(shard.ordinal), *needed):
+            with suppress(FileNotFoundError):
+                scratch.remove(path)
+    return wanted
+
+
+def _needed(shard: Shard) -> list[str]:
+    """What the memory says of other shards that decides which pairs of this one are embedded."""
+    retried = split_uri(shard.uri)[1].rejects
+    earlier = [path for ordinal in shard.earlier for path in (metadata_path(ordinal), commit_path(ordinal))]
+    return earlier if retried is None else [*earlier, rejects_path(retried)]
+
+
+def _refuse_other_bytes(shard: Shard, commit: Commit, made: Commit) -> None:
+    differing = sorted(path for path, digest in commit.checksums.items() if made.checksums.get(path) != digest)
+    if differing:
+        raise CorruptMemoryError(
+            f"{shard.uri} embedded anew gives other bytes than its commit record says ({', '.join(differing)}): "
+            "another kind of machine, other versions of the libraries, or a damaged record"
+        )

@@ -1,0 +1,201 @@
+"""Damaged files of the current indexes made again: the quantizer from a part, parts from the vectors, records.
+
+What is made is compared with its record and put only if it is the same, byte by byte.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from memory_builder.ann.kmeans import choose_backend
+from memory_builder.ann.parts import Part, PartRecord, filled, read_faiss, read_part_record, write_faiss
+from memory_builder.ann.quantizer import draw_split
+from memory_builder.base.runner import Runner, available_threads
+from memory_builder.base.types import (
+    ROW_BITS,
+    Ids,
+    Modality,
+)
+from memory_builder.catalog.description import (
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.catalog.snapshots import IndexView, read_snapshot
+from memory_builder.catalog.tombstones import read_tombstones
+from memory_builder.errors import CorruptMemoryError, MemoryBuilderError
+from memory_builder.indexing.build import restore_build_record
+from memory_builder.indexing.train import Quantizer, read_quantizer
+from memory_builder.maintenance.repair_records import Mended
+from memory_builder.maintenance.verify import INDEX_AGAIN, Problem, checksum_of, quantizer_hash, sound_snapshots
+from memory_builder.storage.formats import npy_bytes
+from memory_builder.storage.records import decode_value
+from memory_builder.storage.store import Store
+
+
+def mend_indexes(store: Store, problems: list[Problem], runner: Runner, mended: Mended) -> None:
+    """Make again what can be of the indexes in the current state; reasons for the rest."""
+    damaged = {problem.file for problem in problems}
+    for keys, view in read_snapshot(store).indexes.items():
+        if not any(file.startswith(f"{view.index}/") for file in damaged):
+            continue
+        mends: dict[str, Callable[[], bool]] = {
+            "trained.json": partial(_mend_quantizer_record, store, view),
+            "trained.faiss": partial(_mend_quantizer, store, view),
+            "held_out.npy": partial(_mend_held_out, store, view, keys),  # type: ignore[arg-type]
+        }
+        for name, mend in mends.items():
+            _try(mended, damaged, f"{view.index}/{name}", mend)
+        _mend_parts(store, view, keys, damaged, runner, mended)  # type: ignore[arg-type]
+        restore = partial(_restored, store, view, keys)  # type: ignore[arg-type]
+        _try(mended, damaged, f"{view.index}/index.json", restore)
+        for name in (view.tuning, *(f"parts/{part}.json" for part in view.parts)):
+            if f"{view.index}/{name}" in damaged:
+                mended.reasons[f"{view.index}/{name}"] = INDEX_AGAIN
+
+
+def _try(mended: Mended, damaged: set[str], file: str, mend: Callable[[], bool]) -> None:
+    if file not in damaged:
+        return
+    is_made = False
+    with suppress(CorruptMemoryError):
+        is_made = mend()
+    if is_made:
+        mended.files.append(file)
+    else:
+        mended.reasons[file] = INDEX_AGAIN
+
+
+def _restored(store: Store, view: IndexView, keys: Modality) -> bool:
+    restore_build_record(store, view, keys)
+    return True
+
+
+def _mend_quantizer_record(store: Store, view: IndexView) -> bool:
+    """From the copy in ``index.json``, if the parts agree with it."""
+    path = f"{view.index}/index.json"
+    copy = (store.read_json(path) or {}).get("quantizer")
+    quantizer = decode_value(Quantizer, copy, where=f"{store.root}/{path}")
+    hashes = {record.quantizer_sha256 for record in _records(store, view)}
+    if hashes != {quantizer.sha256}:
+        return False
+    store.put(f"{view.index}/trained.json", quantizer.to_json())
+    return True
+
+
+def _mend_quantizer(store: Store, view: IndexView) -> bool:
+    """A part is a copy of the quantizer, filled: emptied again, it is the quantizer."""
+    path = f"{view.index}/trained.faiss"
+    for record in _records(store, view):
+        part = f"{view.index}/parts/{record.name}.faiss"
+        if checksum_of(store, part) != record.sha256:
+            continue
+        index = read_faiss(store.fetch(part), f"{store.root}/{part}")
+        index.reset()
+        if _put_if(store, path, index, quantizer_hash(store, view.index) or record.quantizer_sha256):
+            return True
+    return False
+
+
+def _put_if(store: Store, path: str, index: object, sha256: str) -> bool:
+    """Put a faiss index if its bytes are those of this checksum."""
+    with tempfile.TemporaryDirectory(prefix="memory-builder-repair-") as folder:
+        scratch = Store(folder)
+        if write_faiss(scratch, "index.faiss", index)[1] != sha256:
+            return False
+    write_faiss(store, path, index)
+    return True
+
+
+def _mend_held_out(store: Store, view: IndexView, keys: Modality) -> bool:
+    """Drawn anew: seed and number of rows say which they were."""
+    quantizer = read_quantizer(store, view.index)
+    if quantizer is None:
+        return False
+    commits, d = Manifest.read(store).commits, read_description(store).d
+    first = [record for record in _records(store, view) if record.name in view.segments[0]]
+    ordinals = {ordinal for record in first for ordinal in record.ordinals}
+    built = {ordinal: commit for ordinal, commit in commits.items() if ordinal in ordinals}
+    for deleted in _deletions(store):
+        rows = Rows(store, built, d, deleted)
+        if rows.n_present(keys) == quantizer.n_rows:
+            held_out, _ = draw_split(quantizer.n_rows, quantizer.n_train, quantizer.seed)
+            if len(held_out) == quantizer.n_held_out:
+                store.put(f"{view.index}/held_out.npy", npy_bytes(rows.ids_at(held_out, keys)))
+                return True
+    return False
+
+
+def _mend_parts(
+    store: Store, view: IndexView, keys: Modality, damaged: set[str], runner: Runner, mended: Mended
+) -> None:
+    path = {record: f"{view.index}/parts/{record.name}.faiss" for record in _records(store, view)}
+    broken = [record for record in path if path[record] in damaged]
+    for record, result in runner.run(RefillTask(memory=store, folder=view.index, keys=keys), broken):
+        if result is True:
+            mended.files.append(path[record])
+        else:
+            failed = isinstance(result, Exception)
+            why = f"{type(result).__name__}: {result}" if failed else "other bytes come of it here"
+            again = f"remove {store.root}/{view.index}/parts/{record.name}.json and build the index again"
+            mended.reasons[path[record]] = f"{why}; {again}"
+
+
+def _records(store: Store, view: IndexView) -> list[PartRecord]:
+    """Those of the parts that can be read."""
+    records = []
+    for name in view.parts:
+        with suppress(CorruptMemoryError):
+            records.append(read_part_record(store, view.index, name))
+    return [record for record in records if record is not None]
+
+
+def _deletions(store: Store) -> Iterator[Ids]:
+    """Every set of deleted rows that there ever was, as far as it can be read."""
+    yield np.zeros(0, np.int64)
+    for path, digest in dict.fromkeys((one.tombstones, one.tombstones_sha256) for one in sound_snapshots(store)):
+        with suppress(CorruptMemoryError):
+            yield read_tombstones(store, path, digest)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RefillTask:
+    """A worker that fills damaged parts again."""
+
+    memory: Store | str
+    folder: str
+    keys: Modality
+    wants_gpu: bool = True
+
+    def start(self) -> Callable[[PartRecord], bool]:
+        return partial(refill, task=self, store=Store(self.memory))
+
+
+def refill(record: PartRecord, *, task: RefillTask, store: Store) -> bool:
+    """Fill a part again, without the rows that were deleted then, and put it if its bytes are as recorded."""
+    path = f"{task.folder}/parts/{record.name}.faiss"
+    part = Part(name=record.name, ordinals=record.ordinals)
+    commits, d = Manifest.read(store).commits, read_description(store).d
+    missing = [ordinal for ordinal in record.ordinals if ordinal not in commits]
+    if missing:
+        raise MemoryBuilderError(f"shard {missing[0]} is not committed")
+    tried: set[bytes] = set()
+    for deleted in _deletions(store):
+        here = deleted[np.isin(deleted >> ROW_BITS, record.ordinals)].tobytes()
+        if here in tried:
+            continue
+        tried.add(here)
+        index, n_deleted = filled(
+            part, store, task.folder, task.keys, d, commits, available_threads(), choose_backend("auto"), deleted
+        )
+        if n_deleted == record.n_deleted and _put_if(store, path, index, record.sha256):
+            return True
+    return False

@@ -1,0 +1,200 @@
+"""Records of a memory written anew from others that say the same; what no other says is named as lost."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pyarrow.compute as pc
+
+from memory_builder.base.types import (
+    Ids,
+    row_ids,
+)
+from memory_builder.catalog.commits import (
+    MANIFEST,
+    Commit,
+    read_commit,
+    record_names,
+)
+from memory_builder.catalog.description import (
+    DESCRIPTION,
+    EMBED_AGAIN,
+    described_by_manifest,
+    read_description,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.paths import (
+    commit_path,
+)
+from memory_builder.catalog.plan import PLAN, derived_plan, put_plan
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.catalog.snapshots import (
+    Snapshot,
+    describe_recovered,
+    read_current,
+    recovered_snapshot,
+    snapshot_numbers,
+    write_snapshot,
+)
+from memory_builder.catalog.tombstones import check_ids, current_tombstones, read_tombstones, write_tombstones
+from memory_builder.catalog.update_snapshot import (
+    LOCK,
+)
+from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.maintenance.purge import FOLDER as PURGES
+from memory_builder.maintenance.verify import Problem, folded_commits, sound_snapshots, verify_shard
+from memory_builder.storage.locks import turn
+from memory_builder.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mended:
+    """What came of mending."""
+
+    files: list[str] = field(default_factory=list)
+    """Written anew."""
+    lost: list[str] = field(default_factory=list)
+    """What they no longer say, and what is to be done."""
+    reasons: dict[str, str] = field(default_factory=dict)
+    """Of files that are as damaged as before: why, and what helps."""
+
+
+def mend_records(store: Store, problems: list[Problem]) -> Mended:
+    """Write anew what can be derived: memory.json, commit records, manifest, plan, snapshots, tombstones."""
+    mended, damaged = Mended(), {problem.file for problem in problems}
+    if DESCRIPTION in damaged:
+        _mend_description(store, mended)
+    _mend_commits(store, damaged, mended)
+    if MANIFEST in damaged or _differs(store):
+        _try(mended, MANIFEST, lambda: Manifest.rewrite(store))
+    if PLAN in damaged:
+        _try(mended, PLAN, lambda: _mend_plan(store, mended))
+    for number in snapshot_numbers(store):
+        if f"snapshots/{number}.json" in damaged:
+            _mend_snapshot(store, number, mended)
+    _mend_tombstones(store, mended)
+    return mended
+
+
+def _try(mended: Mended, file: str, write: Callable[[], None]) -> None:
+    try:
+        write()
+    except CorruptMemoryError as error:  # what it would be derived from is damaged too
+        mended.reasons[file] = error.problem
+    else:
+        mended.files.append(file)
+
+
+def _mend_description(store: Store, mended: Mended) -> None:
+    copy = described_by_manifest(store)
+    if copy is None:
+        mended.reasons[DESCRIPTION] = EMBED_AGAIN
+    else:
+        store.put(DESCRIPTION, copy.to_json())
+        mended.files.append(DESCRIPTION)
+
+
+def _mend_commits(store: Store, damaged: set[str], mended: Mended) -> None:
+    """As ``manifest.parquet`` has them, where they cannot be read or speak of other files than there are."""
+    folded = {commit_path(ordinal): commit for ordinal, commit in folded_commits(store).items()}
+    for path in sorted(damaged & folded.keys()):
+        try:
+            there = read_commit(store, folded[path].ordinal)
+        except CorruptMemoryError:
+            there = None
+        if there is None or (_fits(store, folded[path]) and not _fits(store, there)):
+            store.put(path, folded[path].to_json())
+            mended.files.append(path)
+
+
+def _fits(store: Store, commit: Commit) -> bool:
+    return not verify_shard(commit, store=store)
+
+
+def _differs(store: Store) -> bool:
+    """Whether the folded commits are not what the records say, which are the truth."""
+    folded = folded_commits(store)
+    with suppress(CorruptMemoryError):
+        return any(read_commit(store, ordinal) not in (None, commit) for ordinal, commit in folded.items())
+    return False
+
+
+def _mend_plan(store: Store, mended: Mended) -> None:
+    with turn(store, "plan.lock") as held:
+        plan = derived_plan(store)
+        held.check()
+        put_plan(store, plan)
+    mended.lost.append(
+        f"{PLAN}: which shards were planned and not yet worked at, and the sizes of all sources; "
+        "the next embed of the same sources plans them again"
+    )
+
+
+def _mend_snapshot(store: Store, number: int, mended: Mended) -> None:
+    path = f"snapshots/{number}.json"
+    with turn(store, LOCK) as held:
+        recovered = recovered_snapshot(store, number)
+        held.check()
+        store.put(path, recovered.to_json())
+    mended.files.append(path)
+    if number == snapshot_numbers(store)[-1]:
+        mended.lost.append(f"{path}: {describe_recovered(recovered)}")
+
+
+def _mend_tombstones(store: Store, mended: Mended) -> None:
+    """Make a state current whose deleted rows are those that can still be told, where the file of them is damaged."""
+    snapshot, _ = read_current(store)
+    try:
+        commits = Manifest.read(store).commits
+        if _is_sound(store, snapshot, commits):
+            return
+        path, known = _newest_sound(store, commits)
+        purged = _purged_rows(store, commits)
+    except CorruptMemoryError as error:
+        mended.reasons[snapshot.tombstones or ""] = error.problem
+        return
+    deleted = np.union1d(known, purged)
+    written: tuple[str | None, str | None] = write_tombstones(store, deleted) if len(deleted) else (None, None)
+    with turn(store, LOCK) as held:
+        after = replace(snapshot, number=snapshot.number + 1, tombstones=written[0], tombstones_sha256=written[1])
+        held.check()
+        write_snapshot(store, after)
+    mended.files.append(snapshot.tombstones or "")
+    mended.lost.append(
+        f"{snapshot.tombstones}: which rows were deleted after {path or 'the beginning'}, except those that were "
+        f"purged; they can be found again until they are deleted again. {len(deleted):,} rows are deleted now"
+    )
+
+
+def _is_sound(store: Store, snapshot: Snapshot, commits: dict[int, Commit]) -> bool:
+    try:
+        check_ids(current_tombstones(store, snapshot), commits, store.root)
+    except (CorruptMemoryError, UsageError):
+        return False
+    return True
+
+
+def _newest_sound(store: Store, commits: dict[int, Commit]) -> tuple[str | None, Ids]:
+    """(file, deleted rows) of the newest state whose tombstones are whole."""
+    for snapshot in sound_snapshots(store):
+        if _is_sound(store, snapshot, commits):
+            return snapshot.tombstones, read_tombstones(store, snapshot.tombstones)
+    return None, np.zeros(0, np.int64)
+
+
+def _purged_rows(store: Store, commits: dict[int, Commit]) -> Ids:
+    """Rows without a picture and without a caption: no pair is committed like that, and purging makes it so."""
+    rows = Rows(store, commits, read_description(store).d)
+    found = [np.zeros(0, np.int64)]
+    for name in record_names(store, PURGES):
+        ordinal = int(name.removesuffix(".json"))
+        if ordinal in commits:
+            table = rows.shard_metadata(ordinal, ["has_image", "has_text"])
+            blank = pc.invert(pc.or_(table["has_image"], table["has_text"])).to_numpy()
+            found.append(row_ids(ordinal, np.flatnonzero(blank)))
+    return np.concatenate(found)

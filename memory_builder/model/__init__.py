@@ -1,0 +1,1 @@
+"""The frozen CLIP: images and captions in, unit embeddings out."""

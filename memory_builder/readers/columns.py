@@ -1,0 +1,150 @@
+"""Which column of a table of pairs is what, and its rows."""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Any
+
+import pyarrow as pa
+
+from memory_builder.errors import SourceError
+from memory_builder.readers.linked_pictures import Row
+from memory_builder.readers.pairs import (
+    CAPTION,
+    CAPTION_SPELLINGS,
+    UNCHANGED,
+    URL_SPELLINGS,
+    Break,
+    PairRules,
+    call_url,
+)
+
+# Where --image-key does not say it: bytes first, then paths, then what has to be fetched from afar.
+LINK_COLUMNS = (
+    *("image_path", "path", "filepath", "file_path", "file_name", "filename", "file"),
+    *("image_url", "url", "uri"),
+)
+IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", *LINK_COLUMNS)
+KEY_COLUMNS = ("key", "__key__")
+_NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
+"""What Arrow raises of a cell that Python cannot hold."""
+_ROW_MEMBER = re.compile(r"row \d+")
+
+
+class Columns:
+    """Which column is what.
+
+    Raises:
+        SourceError: a column that is needed is not there.
+    """
+
+    def __init__(self, names: Sequence[str], rules: PairRules, where: str) -> None:
+        self.key = first_spelled(KEY_COLUMNS, names)
+        self.image = rules.image_key or first_spelled(IMAGE_COLUMNS, names)
+        usual = CAPTION_SPELLINGS if rules.caption_key == CAPTION else ()
+        self.caption = rules.caption_key if rules.caption_key in names else first_spelled(usual, names)
+        self.url = rules.url_key or first_spelled(URL_SPELLINGS, [name for name in names if name != self.image])
+        has = f"{where} has the columns {', '.join(map(repr, names))}"
+        for option, given in (("--image-key", rules.image_key), ("--url-key", rules.url_key)):
+            if given and given not in names:
+                raise SourceError(f"{has}, and no {given!r}: give another {option}")
+        if self.image is None and rules.require != "text":
+            raise SourceError(f"{has}: name the one that holds the pictures, or where they are, with --image-key")
+        if self.caption is None and rules.require != "image":
+            raise SourceError(f"{has}: name the one that holds the captions with --caption-key, or --require image")
+
+    def rules(self, rules: PairRules) -> PairRules:
+        """The rules, with what was found out."""
+        return replace(rules, caption_key=self.caption or CAPTION)
+
+
+def first_spelled(spellings: Sequence[str], names: Sequence[str]) -> str | None:
+    """The name among ``names`` that is spelled like the earliest of these, in capitals or not."""
+    by_spelling = {name.lower(): name for name in reversed(names)}
+    exact = next((name for name in spellings if name in names), None)
+    return exact or next((by_spelling[name.lower()] for name in spellings if name.lower() in by_spelling), None)
+
+
+def distinct_names(names: Sequence[str]) -> list[str]:
+    """Names of columns, each once: the second ``caption`` is ``caption.1``, as pandas names it."""
+    taken: list[str] = []
+    for name in names:
+        again = (f"{name}.{i}" for i in count(1))
+        taken.append(name if name not in taken else next(other for other in again if other not in {*names, *taken}))
+    return taken
+
+
+def python_rows(table: pa.Table | pa.RecordBatch) -> list[tuple[dict[str, Any], str | None]]:
+    """(values, fault) of each row; a cell that Python cannot hold, as text that is not UTF-8, is its row's fault."""
+    columns = [_in_microseconds(column) for column in table.columns]
+    table = pa.Table.from_arrays(columns, distinct_names(table.column_names))
+    try:
+        return [(values, None) for values in table.to_pylist()]
+    except _NO_VALUE:
+        if table.num_rows == 1:
+            return [_sound_cells(table)]
+    half = table.num_rows // 2
+    return python_rows(table.slice(0, half)) + python_rows(table.slice(half))
+
+
+def _in_microseconds(column: Any) -> Any:
+    """A column of nanoseconds as what Python holds: else pandas is asked for them, where it is installed."""
+    kind = column.type
+    if not (pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns"):
+        return column
+    try:
+        if pa.types.is_timestamp(kind):
+            return column.cast(pa.timestamp("us", kind.tz))
+        return column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"))
+    except pa.ArrowInvalid:  # some have nanoseconds that are not zero
+        return column.cast(pa.int64()).cast(pa.string()) if pa.types.is_duration(kind) else column.cast(pa.string())
+
+
+def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
+    values, bad = {}, []
+    for name, column in zip(row.column_names, row.columns, strict=True):
+        try:
+            values[name] = column[0].as_py()
+        except _NO_VALUE:
+            bad.append(name)
+    return values, f"column {', '.join(bad)} cannot be read"
+
+
+def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
+    """A table's row; its number is its key where no column is."""
+    key = values.pop(columns.key, None) if columns.key else None
+    row = Row(f"{number:09d}" if key is None else key_text(key), None, None, values, is_numbered=key is None)
+    image = values.pop(columns.image, None) if columns.image else None
+    if columns.url != columns.image:
+        row = replace(row, fields=call_url(values, columns.url))
+    if isinstance(image, dict):  # Hugging Face's image: {bytes, path}
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+    if isinstance(image, bytes) and (columns.image or "").lower() in LINK_COLUMNS:
+        image = text_of(image)
+    if image is None or image == "":
+        return replace(row, member=f"row {number}")
+    if isinstance(image, bytes):
+        return replace(row, image=image, member=f"row {number}")
+    if isinstance(image, str):
+        return replace(row, link=f"./{image}" if _ROW_MEMBER.fullmatch(image) else image)
+    return replace(row, fault=f"column {columns.image} holds neither a picture nor a path")
+
+
+def key_text(value: Any) -> str:
+    """A pair's key as text; a whole number that pandas keeps as a float has no point."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return text_of(value) if isinstance(value, str | bytes) else str(value)
+
+
+def text_of(value: str | bytes) -> str:
+    """A text that its table may hold as bytes, as TensorFlow's tools write it."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def without_known(rows: Iterable[Row | Break], rules: PairRules) -> Iterator[Row | Break]:
+    """The rows; those that are in the memory already have that as their fault, so that no picture is fetched."""
+    for row in rows:
+        is_known = rules.known is not None and isinstance(row, Row) and rules.known(row, rules)
+        yield replace(row, fault=UNCHANGED) if is_known and isinstance(row, Row) else row

@@ -1,0 +1,147 @@
+"""Rows that name a picture → pairs: the files are fetched some ahead, in threads, in order.
+
+``policy.py`` says what a row may name.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from memory_builder.base.prefetch import map_ahead
+from memory_builder.readers.link_policy import LinkPolicy, Target, is_kernels
+from memory_builder.readers.pairs import (
+    BadPairError,
+    Break,
+    Pair,
+    PairRules,
+    Reject,
+    caption_of,
+    check_sides,
+    printable,
+)
+from memory_builder.readers.tar_stream import MAX_MEMBER_BYTES
+from memory_builder.readers.transport import TransportError
+from memory_builder.readers.web import fetch_url
+from memory_builder.storage.filesystem import open_filesystem
+
+FETCH_THREADS = 16
+FETCH_AHEAD = 64
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table: the picture itself or where it is, and everything else."""
+
+    key: str
+    image: bytes | None
+    link: str | None
+    fields: dict[str, Any]
+    fault: str | None = None
+    member: str | None = None
+    """Where the row is, when the picture is inside it."""
+    is_numbered: bool = False
+    """See ``Pair``."""
+
+
+def pairs_of_rows(rows: Iterable[Row | Break], table: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+    """The pairs of a table that lies at ``table``."""
+    wanted = (row for row in rows if isinstance(row, Break) or rules.wants(printable(row.key)))
+    policy = LinkPolicy(follows_named=True, hosts=rules.allow_hosts)
+    return read_ahead(partial(_pair, table=table, rules=rules, policy=policy), wanted)
+
+
+def read_ahead(load: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
+    """Pairs whose files are waited for rather than worked on."""
+    with ThreadPoolExecutor(FETCH_THREADS) as threads:
+        yield from map_ahead(load, items, threads, FETCH_AHEAD)
+
+
+def _pair(row: Row | Break, *, table: str, rules: PairRules, policy: LinkPolicy) -> Pair | Reject | Break:
+    if isinstance(row, Break):
+        return row
+    key = printable(row.key)
+    try:
+        if row.fault and not rules.pictures_only:
+            raise BadPairError(row.fault)
+        caption = caption_of({}, row.fields, rules)
+        image = row.image if row.link is None else fetch_target(policy.link(row.link, table))
+        if image is not None and not image:
+            raise BadPairError("empty image file")
+        check_sides(image is not None, caption is not None, rules)
+    except BadPairError as bad:
+        return Reject(key=key, reason=str(bad))
+    fields = row.fields
+    if row.link is not None and "://" in row.link:
+        fields = {"url": row.link} | fields
+    member = row.member if row.link is None else printable(row.link)
+    return Pair(key=key, image=image, caption=caption, member=member, fields=fields, is_numbered=row.is_numbered)
+
+
+def fetch_target(target: Target) -> bytes:
+    """What a link leads to.
+
+    Raises:
+        BadPairError: as ``fetch`` and ``fetch_url``, or what is needed to go there is not installed.
+    """
+    if target.is_local:
+        return _read_regular(target.uri)
+    if target.uri.startswith(("http://", "https://")):
+        return fetch_url(target)
+    try:
+        fs, path = open_filesystem(target.uri)
+    except ImportError as error:  # fsspec says of which package
+        raise BadPairError(f"file cannot be fetched ({error})") from None
+    try:
+        return fetch(fs, path)
+    except TransportError:
+        raise BadPairError("file cannot be fetched") from None
+
+
+def _read_regular(path: str) -> bytes:
+    """A stored file of this machine; a device or pipe might never end."""
+    if is_kernels(os.path.realpath(path)):
+        raise BadPairError("not a regular file")
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISDIR(status.st_mode):
+                raise BadPairError("no such file")
+            if not stat.S_ISREG(status.st_mode):
+                raise BadPairError("not a regular file")
+            if status.st_size > MAX_MEMBER_BYTES:
+                raise BadPairError(f"file larger than {MAX_MEMBER_BYTES >> 20} MiB")
+            return file.read(MAX_MEMBER_BYTES)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise BadPairError("no such file") from None
+    except PermissionError:
+        raise BadPairError("file may not be read") from None
+    except (OSError, ValueError):  # ValueError: a NUL in the name
+        raise BadPairError("file cannot be fetched") from None
+
+
+def fetch(fs: Any, path: str) -> bytes:
+    """The file's content.
+
+    Raises:
+        BadPairError: it is not there, too large, or may not be read.
+        TransportError: its storage fails, however often it was tried.
+    """
+    try:
+        with fs.open(path, "rb") as file:
+            data: bytes = file.read(MAX_MEMBER_BYTES + 1)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise BadPairError("no such file") from None
+    except PermissionError:
+        raise BadPairError("file may not be read") from None
+    except Exception as error:  # whatever this filesystem raises once it has tried often enough
+        raise TransportError(f"{type(error).__name__}: {error}") from error
+    if len(data) > MAX_MEMBER_BYTES:
+        raise BadPairError(f"file larger than {MAX_MEMBER_BYTES >> 20} MiB")
+    return data

@@ -1,0 +1,344 @@
+"""Vectors that were embedded elsewhere, as others publish them: which files belong together, and what is in them.
+
+Three layouts are read. Folders ``img_emb/*.npy``, ``text_emb/*.npy`` and ``metadata/*.parquet``, as clip-retrieval
+writes them, LAION publishes them and a memory of ours has them; ``.npy`` files side by side, as autofaiss takes them;
+tables with a column of vectors, parquet or lance.
+"""
+
+import io
+import posixpath
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memory_builder.base.progress import say
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.catalog.manifest import (
+    Manifest,
+)
+from memory_builder.catalog.paths import (
+    shard_name,
+)
+from memory_builder.errors import SourceError
+from memory_builder.readers.folder_tree import describe_passed_over
+from memory_builder.readers.shard import (
+    Source,
+)
+from memory_builder.readers.shard_uri import Piece, join_uri, split_uri
+from memory_builder.readers.transport import open_plain
+from memory_builder.readers.vector_tables import modality_of, open_lance, read_lance, split_vectors
+from memory_builder.storage.filesystem import is_local, open_filesystem, uri_of
+from memory_builder.storage.formats import read_npy, read_parquet
+from memory_builder.storage.store import Store, sha256, version_of
+
+MODALITIES: tuple[Modality, Modality] = ("image", "text")
+FOLDERS: dict[str, tuple[str, str]] = {
+    "image": ("img_emb", ".npy"),
+    "text": ("text_emb", ".npy"),
+    "metadata": ("metadata", ".parquet"),
+}
+ROWS_A_SHARD = 1_000_000
+"""Of a lance dataset, which has no files to go by."""
+EXPECTED = (
+    "expected img_emb/img_emb_0.npy, text_emb/… and metadata/….parquet, or .npy files side by side, or parquet or "
+    "lance with a column of vectors"
+)
+
+
+@dataclass(slots=True)
+class Published:
+    """What the files of one shard hold."""
+
+    vectors: dict[Modality, npt.NDArray[Any]]
+    """Of each modality that is there: any float [n, width]."""
+    metadata: pa.Table | None
+    files: dict[str, str]
+    """Where each of these is: modality or ``metadata`` → path, for messages."""
+    deleted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """Rows that the memory they lie in has deleted."""
+
+
+def find_published(root: str, keys: Modality = "image") -> list[Source]:
+    """The shards of a folder of embeddings, in order of their files' names.
+
+    Args:
+        root: the folder, or one table or array.
+        keys: the modality of vectors whose files do not say it.
+
+    Raises:
+        SourceError: there are none, or a number lacks one of the kinds of file that others have.
+    """
+    fs, path = open_filesystem(root)
+    base = uri_of(fs, path)
+    if path.rstrip("/").endswith(".lance"):
+        return _lance_sources(base, keys)
+    if fs.isfile(path):
+        return [_flat_source(fs, posixpath.dirname(path), posixpath.basename(path), keys)]
+    kinds = _folders(fs, path)
+    names = sorted(posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path))
+    if kinds.keys() & {*MODALITIES}:
+        if "memory.json" not in names:
+            _say_passed_over(root, _not_taken(fs, path, names, kinds))
+        return _folder_sources(root, base, kinds)
+    for suffix in (".lance", ".npy", ".parquet"):
+        taken = [name for name in names if name.endswith(suffix) and not name.startswith((".", "_"))]
+        if taken:
+            _say_passed_over(root, [name for name in names if name not in taken])
+            if suffix == ".lance":
+                return [source for name in taken for source in _lance_sources(f"{base}/{name}", keys)]
+            return [_flat_source(fs, path, name, keys) for name in taken]
+    raise SourceError(f"no embeddings at {root}: {EXPECTED}")
+
+
+def _say_passed_over(root: str, names: list[str]) -> None:
+    if names:
+        say(f"passed over in {root}: {describe_passed_over(names)}")
+
+
+def _not_taken(fs: Any, path: str, names: list[str], kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
+    """What is no part of the shards: beside the folders that are read, and in them."""
+    taken = {posixpath.normpath(info["name"]) for files in kinds.values() for info in files.values()}
+    folders = sorted({posixpath.basename(posixpath.dirname(file)) for file in taken})
+    inside = [
+        f"{folder}/{posixpath.basename(info['name'].rstrip('/'))}"
+        for folder in folders
+        for info in _listed(fs, f"{path}/{folder}")
+        if posixpath.normpath(info["name"]) not in taken and posixpath.basename(info["name"]) not in ("", folder)
+    ]
+    return [*(name for name in names if name not in folders), *inside]
+
+
+def published_etag(uri: str) -> str:
+    """What changes when a file of this shard does; FileNotFoundError when all are gone."""
+    root, piece = split_uri(uri)
+    fs, path = open_filesystem(root)
+    if root.endswith(".lance"):
+        return str(open_lance(root).version)
+    if piece.vectors is not None:
+        return _etag([fs.info(f"{path}/{piece.vectors}")])
+    infos = [files[piece.embeddings] for files in _folders(fs, path).values() if piece.embeddings in files]
+    if not infos:
+        raise FileNotFoundError(uri)
+    return _etag(infos)
+
+
+def read_published(uri: str) -> Published:
+    """The vectors and metadata of one shard.
+
+    Raises:
+        FileNotFoundError: its files are gone.
+        SourceError: a file holds something else.
+    """
+    root, piece = split_uri(uri)
+    fs, path = open_filesystem(root)
+    if root.endswith(".lance"):
+        return _of_table(read_lance(root, piece.items), cast(Modality, piece.keys), root)
+    if piece.vectors is not None:
+        file = f"{path}/{piece.vectors}"
+        if file.endswith(".npy"):
+            modality = cast(Modality, piece.keys)
+            return Published({modality: _load(fs, file)}, None, {modality: file})
+        return _of_table(_read_table(fs, file), cast(Modality, piece.keys), file)
+    files = {
+        kind: listed[piece.embeddings]["name"]
+        for kind, listed in _folders(fs, path).items()
+        if piece.embeddings in listed
+    }
+    if not files:
+        raise FileNotFoundError(uri)
+    table = _read_table(fs, files["metadata"]) if "metadata" in files else None
+    vectors = {modality: _load(fs, files[modality]) for modality in MODALITIES if modality in files}
+    return Published(vectors, table, files, _deleted(root, str(piece.embeddings)))
+
+
+def published_width(sources: Iterable[Source]) -> int:
+    """d of the vectors of the first shard that has any.
+
+    Raises:
+        SourceError: none has.
+    """
+    for source in sources:
+        for vectors in read_published(source.uri).vectors.values():
+            if vectors.size:
+                return int(vectors.shape[1])
+    raise SourceError("there is no vector in any of these files")
+
+
+def metadata_columns(uri: str) -> list[str] | None:
+    """The names of the metadata columns of a shard; None where there is no metadata."""
+    root, piece = split_uri(uri)
+    fs, path = open_filesystem(root)
+    if piece.vectors is None and not root.endswith(".lance"):
+        listed = _folders(fs, path).get("metadata", {})
+        if piece.embeddings not in listed:
+            return None
+        with open_plain(fs.unstrip_protocol(listed[piece.embeddings]["name"])) as file:
+            return list(pq.ParquetFile(file, pre_buffer=False).schema_arrow.names)
+    table = read_published(uri).metadata
+    return None if table is None else table.column_names
+
+
+def _of_table(table: pa.Table, keys: Modality, place: str) -> Published:
+    vectors, rest = split_vectors(table, keys, place)
+    return Published(vectors, rest, dict.fromkeys((*vectors, "metadata"), place))
+
+
+def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
+    try:
+        infos: list[dict[str, Any]] = fs.ls(path, detail=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return infos
+
+
+def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """Kind → the name of a shard → what the filesystem says of its file; only kinds that are there."""
+    kinds = {
+        kind: _numbered(_listed(fs, f"{path}/{folder}"), folder, suffix) for kind, (folder, suffix) in FOLDERS.items()
+    }
+    names = list(dict.fromkeys(name for modality in MODALITIES for name in kinds[modality]))
+    if names and not kinds["metadata"]:
+        others = [
+            posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path) if info["type"] == "directory"
+        ]
+        tables = {
+            folder: _numbered(_listed(fs, f"{path}/{folder}"), folder, ".parquet")
+            for folder in sorted(others)
+            if "metadata" in folder.lower()
+        }
+        tables = {folder: numbered for folder, numbered in tables.items() if numbered}
+        if len(tables) > 1:
+            raise SourceError(
+                f"{path} has several folders of metadata ({', '.join(tables)}): leave the one that is meant"
+            )
+        kinds["metadata"] = next(iter(tables.values()), {})
+    kinds["metadata"] = _as_named(names, kinds["metadata"])
+    return {kind: files for kind, files in kinds.items() if files}
+
+
+def _numbered(infos: Iterable[dict[str, Any]], folder: str, suffix: str) -> dict[str, dict[str, Any]]:
+    """What stands behind the folder's name, or ``metadata``, if any, in the names of its files → what the
+    filesystem says of them."""
+    numbered: dict[str, dict[str, Any]] = {}
+    for info in infos:
+        name = posixpath.basename(info["name"])
+        match = re.fullmatch(rf"(?:(?:{re.escape(folder)}|metadata)_?)?(.+){re.escape(suffix)}", name)
+        if match is not None and info["type"] == "file" and not name.startswith("."):
+            if match[1] in numbered:
+                raise _alike(numbered[match[1]], info)
+            numbered[match[1]] = info
+    return numbered
+
+
+def _as_named(names: Iterable[str], files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The files by the names of the shards they belong to, however their numbers are padded."""
+    names = set(names)
+    by_number = {_number(name): name for name in sorted(names)}
+    named: dict[str, dict[str, Any]] = {}
+    for own, info in files.items():
+        name = own if own in names else by_number.get(_number(own), own)
+        if name in named:
+            raise _alike(named[name], info)
+        named[name] = info
+    return named
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> SourceError:
+    return SourceError(f"{one['name']} and {other['name']} have one number: leave the one that is meant")
+
+
+def _number(name: str) -> str:
+    return str(int(name)) if name.isascii() and name.isdecimal() else name
+
+
+def _folder_sources(root: str, base: str, kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[Source]:
+    names = set().union(*kinds.values())
+    committed = _committed(root)
+    if committed is not None:
+        names &= committed
+    for kind, files in kinds.items():
+        if missing := sorted(names - files.keys()):
+            raise SourceError(
+                f"{root} has no {FOLDERS[kind][0]} for {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}, "
+                "which its other folders have: fetch them, or move the others away"
+            )
+    sources = []
+    for name in sorted(names):
+        infos = [files[name] for files in kinds.values()]
+        uri = join_uri(base, Piece(embeddings=name))
+        sources.append(Source(uri=uri, bytes=sum(info["size"] for info in infos), etag=_etag(infos)))
+    return sources
+
+
+def _committed(root: str) -> set[str] | None:
+    """The names of the shards that a memory of ours has; None where the folder is none."""
+    store = Store(root)
+    if not store.exists("memory.json"):
+        return None
+    return {shard_name(ordinal) for ordinal in Manifest.read(store).commits}
+
+
+def _deleted(root: str, name: str) -> npt.NDArray[np.int64]:
+    from memory_builder.base.types import (
+        rows_of,
+    )
+    from memory_builder.catalog.snapshots import read_snapshot
+    from memory_builder.catalog.tombstones import current_tombstones
+
+    store = Store(root)
+    if not name.isdecimal() or not store.exists("memory.json"):
+        return np.zeros(0, np.int64)
+    return rows_of(int(name), current_tombstones(store, read_snapshot(store)))
+
+
+def _flat_source(fs: Any, path: str, name: str, keys: Modality) -> Source:
+    info = fs.info(f"{path}/{name}")
+    uri = join_uri(uri_of(fs, path), Piece(vectors=name, keys=modality_of(name, keys)))
+    return Source(uri=uri, bytes=info["size"] or 0, etag=_etag([info]))
+
+
+def _etag(infos: Iterable[dict[str, Any]]) -> str:
+    versions = [[info["size"], version_of(info)] for info in infos]
+    return sha256(repr(versions).encode())[:32]
+
+
+def _load(fs: Any, file: str) -> npt.NDArray[Any]:
+    try:
+        array: Any = read_npy(Path(file), mapped=True) if is_local(fs) else read_npy(io.BytesIO(fs.cat_file(file)))
+    except FileNotFoundError:
+        raise
+    except (ValueError, EOFError, OSError) as error:
+        raise SourceError(f"{file} cannot be read as an array of numbers ({error}): fetch it again") from None
+    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
+        shape = f"{array.dtype}{list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
+        raise SourceError(f"{file} holds {shape}: expected float16, float32 or float64 of [rows, width]")
+    return array
+
+
+def _read_table(fs: Any, file: str) -> pa.Table:
+    try:
+        return read_parquet(fs.cat_file(file))
+    except pa.ArrowException as error:
+        raise SourceError(f"{file} is no readable parquet file ({error}): fetch it again") from None
+
+
+def _lance_sources(root: str, keys: Modality) -> list[Source]:
+    dataset = open_lance(root)
+    n_rows = dataset.count_rows()
+    return [
+        Source(
+            uri=join_uri(root, Piece(vectors="", items=(start, min(start + ROWS_A_SHARD, n_rows)), keys=keys)),
+            bytes=0,
+            etag=str(dataset.version),
+        )
+        for start in range(0, n_rows, ROWS_A_SHARD)
+    ]

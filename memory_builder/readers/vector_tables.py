@@ -1,0 +1,99 @@
+"""Tables with columns of vectors, as lance-ray and data frames write them: parquet files and lance datasets."""
+
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.errors import SourceError, UsageError
+
+
+def modality_of(name: str, otherwise: Modality) -> Modality:
+    """What a file or column is called after; some are called after nothing."""
+    words = re.split(r"[^a-z]+", name.lower())
+    if {"text", "txt", "caption"} & {*words}:
+        return "text"
+    return "image" if {"image", "img"} & {*words} else otherwise
+
+
+def split_vectors(
+    table: pa.Table, keys: Modality, place: str
+) -> tuple[dict[Modality, npt.NDArray[Any]], pa.Table | None]:
+    """A table's columns of lists of floats as arrays [n, width] by modality, and its other columns.
+
+    Args:
+        table: n rows.
+        keys: the modality of a column that is not called after one.
+        place: where the table is, for messages.
+
+    Raises:
+        SourceError: it has no such column, or several of one modality, or vectors of several widths.
+    """
+    columns = [column.name for column in table.schema if _is_vector(column.type)]
+    named = {modality_of(name, keys): name for name in columns}
+    if not columns or len(named) != len(columns):
+        raise SourceError(
+            f"{place} has {len(columns) or 'no'} columns of vectors{': ' * bool(columns)}{', '.join(columns)}: "
+            "expected one, or one called after image and one after text"
+        )
+    vectors = {modality: _matrix(table[name], f"{place}, column {name}") for modality, name in named.items()}
+    rest = table.drop_columns(columns)
+    return vectors, rest if rest.num_columns else None
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def _matrix(column: pa.ChunkedArray, place: str) -> npt.NDArray[Any]:
+    """Lists of one length → [n, width]; a row that is null is zero."""
+    lists = column.combine_chunks()
+    lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
+    present = np.asarray(lists.is_valid())
+    lengths = {*np.asarray(pc.list_value_length(lists.filter(pa.array(present)))).tolist()}
+    if len(lengths) > 1:
+        raise SourceError(f"{place} holds vectors of several widths ({', '.join(map(str, sorted(lengths)[:5]))})")
+    flat = np.asarray(lists.filter(pa.array(present)).flatten())
+    width = lengths.pop() if lengths else 0
+    out = np.zeros((len(lists), width), flat.dtype if len(flat) else np.float32)
+    out[present] = flat.reshape(-1, width) if width else 0
+    return out
+
+
+def open_lance(root: str) -> Any:
+    """A lance dataset.
+
+    Raises:
+        SourceError: it is none, or lance is not installed.
+    """
+    try:
+        return _lance().dataset(root)
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{root} cannot be opened as a lance dataset: {str(error).splitlines()[0]}") from None
+
+
+def read_lance(root: str, items: tuple[int, int] | None) -> pa.Table:
+    """The rows of a lance dataset from the first to before the second of ``items``, in order."""
+    start, stop = items or (0, None)
+    dataset = open_lance(root)
+    return dataset.to_table(offset=start, limit=None if stop is None else stop - start, scan_in_order=True)
+
+
+def write_lance(root: str, table: pa.Table, *, is_first: bool) -> None:
+    """Write a table as a lance dataset, or behind the rows of the one that is being written."""
+    _lance().write_dataset(table, root, mode="create" if is_first else "append")
+
+
+def _lance() -> Any:
+    try:
+        import lance
+    except ImportError:
+        raise UsageError("lance is not installed: pip install 'memory-builder[lance]'") from None
+    return lance

@@ -1,0 +1,278 @@
+"""Pictures that lie on other people's servers, by http(s): one short exchange each, with limits of time and size.
+
+A storage that is ours is worth waiting for (``retry.py``); one of a million links is not. The address that is really
+connected to is checked, at every redirect anew, so neither a name that resolves to a private address nor one that
+changes its mind in between gets there.
+"""
+
+import asyncio
+import ipaddress
+import random
+import socket
+import ssl
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from memory_builder.readers.link_policy import NO_URL, WEB, Target
+from memory_builder.readers.pairs import BadPairError
+from memory_builder.storage.filesystem import ATTEMPTS, LONGEST_PAUSE_S, PASSING_STATUSES, RETRIES
+
+if TYPE_CHECKING:
+    import aiohttp
+    from yarl import URL
+
+CONNECT_S = 5.0
+"""For a connection."""
+URL_S = 20.0
+"""For a picture, with its redirects and second try."""
+MAX_BYTES = 64 << 20
+"""Of a picture."""
+THIRD_PARTY_ATTEMPTS = 2
+MAX_REDIRECTS = 5
+CHUNK_BYTES = 1 << 16
+_NOT_PUBLIC = tuple(
+    map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16", "3fff::/20", "5f00::/16"))
+)
+"""What older Pythons take for public: of protocols and examples, of which 192.0.0.192 tells Oracle's machines their
+secrets; and the address by which Azure's machines do, which is public in name alone."""
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
+"""IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes."""
+_REASONS = {
+    401: "may not be read (HTTP 401)",
+    403: "may not be read (HTTP 403)",
+    404: "not found (HTTP 404)",
+    410: "not found (HTTP 410)",
+    429: "server takes no more requests (HTTP 429)",
+}
+NOT_PUBLIC = "address is not public (--allow-host names hosts that may be asked)"
+NO_ADDRESS = "host name does not resolve"
+REFUSED = "connection refused"
+TIMED_OUT = "server does not answer in time"
+NOT_SECURE = "no secure connection can be made (TLS)"
+LASTING = (NOT_PUBLIC, NO_URL, NO_ADDRESS, NOT_SECURE)
+"""Reasons that another try does not change."""
+LEFT_ALONE = "server left alone: it never answered before"
+BROKEN_OFF = "connection broken off"
+
+
+class SilentHosts:
+    """Hosts that never answered, in this process: after a few failures they are left alone for a while.
+
+    One that answered anything is no such host. At most ``most`` are remembered, those that failed last.
+    """
+
+    def __init__(self, *, after: int = 3, for_s: float = 300.0, most: int = 10_000) -> None:
+        self._after, self._for_s, self._most = after, for_s, most
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def is_silent(self, host: str) -> bool:
+        with self._lock:
+            n, last_s = self._failures.get(host, (0, 0.0))
+            return n >= self._after and time.monotonic() - last_s < self._for_s
+
+    def failed(self, host: str) -> None:
+        with self._lock:
+            n, last_s = self._failures.pop(host, (0, 0.0))
+            n = 0 if time.monotonic() - last_s >= self._for_s else n
+            self._failures[host] = (n + 1, time.monotonic())
+            if len(self._failures) > self._most:
+                self._failures.popitem(last=False)
+
+    def answered(self, host: str) -> None:
+        with self._lock:
+            self._failures.pop(host, None)
+
+    def __len__(self) -> int:
+        return len(self._failures)
+
+
+SILENT = SilentHosts()
+
+
+class _RefusedError(OSError):
+    """The address is one that links may not lead to."""
+
+
+def fetch_url(target: Target, *, limit_s: float = URL_S) -> bytes:
+    """The body of the answer.
+
+    Args:
+        target: what ``LinkPolicy`` says of a link.
+        limit_s: seconds it may take in all.
+
+    Raises:
+        BadPairError: it cannot be had, or must not be; the reason is from a short list, so that rejects can be counted.
+    """
+    from fsspec.asyn import get_loop, sync
+
+    data: bytes = sync(get_loop(), _fetch, target, limit_s)
+    return data
+
+
+async def _fetch(target: Target, limit_s: float) -> bytes:
+    import aiohttp
+    from yarl import URL
+
+    attempts = ATTEMPTS if target.is_own_host else THIRD_PARTY_ATTEMPTS
+    try:
+        url = URL(target.uri)
+        host = _host_key(url)
+    except ValueError:
+        raise BadPairError(NO_URL) from None
+    if SILENT.is_silent(host):
+        raise BadPairError(LEFT_ALONE)
+    reason = TIMED_OUT
+    answered = False
+    try:
+        async with asyncio.timeout(None if target.is_own_host else limit_s):
+            for attempt in range(attempts):
+                if attempt:
+                    RETRIES.add()
+                    await asyncio.sleep(min(LONGEST_PAUSE_S, (0.5 + random.random()) * 2 ** (attempt - 1)))
+                try:
+                    status, data = await _follow(url, target, limit_s)
+                except (aiohttp.ClientError, OSError, TimeoutError) as error:
+                    reason = _reason_of(error)
+                    answered = reason in (NOT_PUBLIC, NO_URL)
+                    if reason in LASTING or (reason == REFUSED and not target.is_own_host):
+                        break
+                    continue
+                answered = True
+                if data is not None:
+                    return data
+                reason = _REASONS.get(status, f"server answers HTTP {status}")
+                if status not in PASSING_STATUSES:
+                    break
+    except TimeoutError:
+        pass
+    except BadPairError as bad:
+        reason, answered = str(bad), True
+    except ValueError:  # not a URL, or a redirect to none
+        answered, reason = True, NO_URL
+    finally:
+        (SILENT.answered if answered else SILENT.failed)(host)
+    raise BadPairError(reason)
+
+
+async def _follow(url: "URL", target: Target, limit_s: float) -> tuple[int, bytes | None]:
+    """(status, the body if it is a success): of the URL, or of what it redirects to."""
+    import aiohttp
+    from yarl import URL
+
+    for _ in range(MAX_REDIRECTS + 1):
+        if url.scheme not in WEB or not url.host:
+            raise BadPairError(f"link of a kind that is not followed ({url.scheme[:20]})")
+        timeout = aiohttp.ClientTimeout(total=limit_s, sock_connect=CONNECT_S)
+        async with (
+            aiohttp.ClientSession(connector=_connector(_may_be_private(url, target.hosts)), timeout=timeout) as session,
+            session.get(url, allow_redirects=False) as response,
+        ):
+            SILENT.answered(_host_key(url))
+            location = response.headers.get("Location")
+            if response.status in (301, 302, 303, 307, 308) and location:
+                url = url.join(URL(location))
+                continue
+            return response.status, await _body(response) if response.status == 200 else None
+    raise BadPairError("link is redirected too often")
+
+
+async def _body(response: "aiohttp.ClientResponse") -> bytes:
+    data = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK_BYTES):
+        data += chunk
+        if len(data) > MAX_BYTES:
+            raise BadPairError(f"file larger than {MAX_BYTES >> 20} MiB")
+    return bytes(data)
+
+
+def _host_key(url: "URL") -> str:
+    return f"{url.host}:{url.port}"
+
+
+def _may_be_private(url: "URL", hosts: Sequence[str]) -> bool:
+    host = str(url.host).rstrip(".").lower()
+    shown = f"[{host}]" if ":" in host else host
+    return any(named.lower() in (host, shown, f"{shown}:{url.port}") for named in hosts)
+
+
+def _connector(may_be_private: bool) -> "aiohttp.TCPConnector":
+    import aiohttp
+
+    class PublicResolver(aiohttp.ThreadedResolver):
+        """Leaves out addresses that are not public, so that one beside a public one is not tried either."""
+
+        async def resolve(self, *args: Any, **kwargs: Any) -> Any:
+            addresses = await super().resolve(*args, **kwargs)
+            public = [address for address in addresses if is_public(address["host"])]
+            if not public:
+                raise _RefusedError(f"{addresses[0]['host']} is not public")
+            return public
+
+    if may_be_private:
+        return aiohttp.TCPConnector(resolver=aiohttp.ThreadedResolver(), force_close=True)
+    return aiohttp.TCPConnector(resolver=PublicResolver(), socket_factory=_public_socket, force_close=True)
+
+
+def _public_socket(info: tuple[Any, ...]) -> socket.socket:
+    """A socket for an address that is about to be connected to, if that is public: one that was written, too."""
+    family, kind, protocol, _, address = info
+    if not is_public(address[0]):
+        raise _RefusedError(f"{address[0]} is not public")
+    return socket.socket(family, kind, protocol)
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet, and so is any that is written inside it."""
+    ip = ipaddress.ip_address(address.split("%", 1)[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inside = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
+        inside += [ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)] if ip in _TRANSLATED else []
+        if any(v4 is not None and not is_public(str(v4)) for v4 in inside):
+            return False
+        if ip.is_site_local:
+            return False
+        if ip.ipv4_mapped is not None:
+            return True
+    if any(ip in network for network in _NOT_PUBLIC):
+        return False
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
+
+
+def _reason_of(error: Exception) -> str:
+    import aiohttp
+
+    causes = _causes(error)
+    if any(isinstance(cause, _RefusedError) for cause in causes):
+        return NOT_PUBLIC
+    if any(isinstance(cause, aiohttp.ClientConnectorDNSError | socket.gaierror) for cause in causes):
+        return NO_ADDRESS
+    if any(isinstance(cause, ssl.SSLError | ssl.CertificateError | aiohttp.ClientSSLError) for cause in causes):
+        return NOT_SECURE
+    if any(isinstance(cause, TimeoutError) for cause in causes):
+        return TIMED_OUT
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return REFUSED
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "server cannot be reached"
+    if isinstance(error, aiohttp.InvalidURL):
+        return NO_URL
+    return BROKEN_OFF
+
+
+def _causes(error: BaseException) -> list[BaseException]:
+    """An error and all that led to it, those in groups too."""
+    causes: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is None or one in causes:
+            continue
+        causes.append(one)
+        waiting += [one.__cause__, one.__context__, getattr(one, "os_error", None)]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
+    return causes

@@ -1,0 +1,228 @@
+"""All hits → the rows of the subset, in pieces that become its tars: ``selection.parquet``, then its record.
+
+One process does this, with memory for the hits and, where near duplicates are looked for, for two vectors a row.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from memory_builder.base.types import (
+    Ids,
+    Scores,
+    split_ids,
+)
+from memory_builder.errors import CorruptMemoryError
+from memory_builder.memory import Memory
+from memory_builder.retrieval.config import MODES, Mode, RetrieveConfig
+from memory_builder.retrieval.duplicates import first_of_each, without_near_duplicates
+from memory_builder.retrieval.queries import Block
+from memory_builder.retrieval.search import HITS, done_blocks, read_block
+from memory_builder.retrieval.selection import Claims, best_claims, comparable, place_in_class, row_scores, select
+from memory_builder.storage.records import Count, read_sound_record, reading, strict_record
+from memory_builder.storage.store import Store
+
+SELECTION, RECORD, ALL_HITS = "selection.parquet", "selection.json", "hits.parquet"
+ROWS = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("labels", pa.list_(pa.int32())),
+        ("modes", pa.list_(pa.string())),
+        ("scores", pa.list_(pa.float32())),
+        ("values", pa.list_(pa.float32())),
+        ("shown", pa.bool_()),
+    ]
+)
+"""A row for every pair of the subset, in order of ids, a row group for every tar; its claims, the best first.
+``values`` are what it was chosen by: the scores, or with several modes their places."""
+VECTORS_AT_ONCE = 100_000
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """What the choice came to."""
+
+    n_hits: Count
+    n_below: Count
+    """Hits below --min-score."""
+    n_rows: Count
+    """Rows that were claimed."""
+    n_incomplete: Count
+    """Of these, without a picture or a caption."""
+    n_same_bytes: Count
+    n_near_duplicates: Count
+    pieces: list[Count]
+    """Pairs of each tar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """All hits, as columns."""
+
+    labels: npt.NDArray[np.int64]
+    ids: Ids
+    scores: Scores
+    modes: npt.NDArray[np.int8]
+    """Places in MODES."""
+
+    def at(self, kept: npt.NDArray[np.bool_]) -> "Found":
+        return Found(self.labels[kept], self.ids[kept], self.scores[kept], self.modes[kept])
+
+
+def read_found(store: Store, blocks: Sequence[Block]) -> Found:
+    """The hits of all blocks, in their order."""
+    done = done_blocks(store)
+    columns: list[tuple[npt.NDArray[np.int64], Ids, Scores]] = []
+    modes: list[npt.NDArray[np.int8]] = []
+    for block in blocks:
+        table = read_block(store, done[block.number])
+        labels, ids, scores = (table[name].to_numpy() for name in ("label", "id", "score"))
+        columns.append((labels.astype(np.int64), ids, scores))
+        modes.append(np.full(len(ids), MODES.index(block.mode), np.int8))
+    labels, ids, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return Found(labels, ids, scores, np.concatenate(modes))
+
+
+def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
+    """``hits.parquet``: every hit of every query, a row group a block."""
+    done = done_blocks(store)
+    with store.writing(ALL_HITS) as path, pq.ParquetWriter(str(path), HITS, compression="zstd") as writer:
+        for block in blocks:
+            writer.write_table(read_block(store, done[block.number]))
+
+
+def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: RetrieveConfig) -> Chosen:
+    """Choose the subset's rows, and write down which, and why."""
+    every = read_found(store, blocks)
+    found = every.at(_reach(every, config.ask.least_scores()))
+    several = len(np.unique(found.modes)) > 1
+    values = comparable(found.scores, found.modes) if several else found.scores
+    claims = best_claims(found.labels, found.ids, values)
+    rows, _ = row_scores(claims)
+    facts = memory.metadata(rows, ["has_image", "caption", "sha256"])
+    complete = facts["has_image"].to_numpy() & facts["caption"].is_valid().to_numpy()
+    distinct = complete.copy()
+    hashes = facts["sha256"].to_pylist()
+    distinct[complete] = first_of_each([hashes[i] for i in np.flatnonzero(complete)])
+    kept = distinct.copy()
+    if config.dedup is not None:
+        kept[distinct] = without_near_duplicates(_vectors(memory, rows[distinct]), config.dedup)
+    chosen = select(claims.at(np.isin(claims.rows, rows[kept])), config.select)
+    pieces = _pieces(np.unique(chosen.rows), config.shard_pairs)
+    record = Chosen(
+        n_hits=len(every.ids),
+        n_below=len(every.ids) - len(found.ids),
+        n_rows=len(rows),
+        n_incomplete=int((~complete).sum()),
+        n_same_bytes=int((complete & ~distinct).sum()),
+        n_near_duplicates=int((distinct & ~kept).sum()),
+        pieces=[len(piece) for piece in pieces],
+    )
+    with store.writing(SELECTION) as path:
+        _write_pieces(path, pieces, chosen, found, config.strip)
+    store.put(RECORD, json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def read_chosen(store: Store) -> Chosen | None:
+    """The choice, if it was made and can be read; else it is made again from the hits."""
+    record = read_sound_record(store, RECORD, Chosen)
+    if record is None:
+        return None
+    try:
+        for number, n_pairs in enumerate(record.pieces):
+            if read_piece(store, number).num_rows != n_pairs:
+                return None
+    except CorruptMemoryError:
+        return None
+    return record
+
+
+def read_piece(store: Store, number: int) -> pa.Table:
+    """The rows of one tar.
+
+    Raises:
+        CorruptMemoryError: they cannot be read.
+    """
+    fix = f"remove {RECORD} there and run the same again"
+    with (
+        reading(f"{store.root}/{SELECTION}", fix),
+        pq.ParquetFile(str(store.fetch(SELECTION)), pre_buffer=False) as file,
+    ):
+        if file.schema_arrow.remove_metadata() != ROWS:
+            raise ValueError("columns are missing or of another type")
+        table = file.read_row_group(number, use_threads=False)
+        table.validate(full=True)
+        return table
+
+
+def _reach(found: Found, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
+    """bool[n]: whether each hit reaches the least score of its mode."""
+    bars = np.full(len(MODES), -np.inf, np.float32)
+    for mode, score in least.items():
+        bars[MODES.index(mode)] = score
+    reached: npt.NDArray[np.bool_] = found.scores >= bars[found.modes]
+    return reached
+
+
+def _vectors(memory: Memory, rows: Ids) -> npt.NDArray[np.float16]:
+    """f16[n, d] of the pictures."""
+    vectors = np.empty((len(rows), memory.description.d), np.float16)
+    for start in range(0, len(rows), VECTORS_AT_ONCE):
+        some = slice(start, start + VECTORS_AT_ONCE)
+        vectors[some] = memory.vectors(rows[some], "image")
+    return vectors
+
+
+def _pieces(rows: Ids, at_most: int) -> list[Ids]:
+    """Ascending rows → what goes into each tar. A source shard is in one of them, so that it is read once."""
+    if not len(rows):
+        return []
+    pieces: list[list[Ids]] = [[]]
+    for of_source in np.split(rows, np.flatnonzero(np.diff(split_ids(rows)[0])) + 1):
+        if pieces[-1] and sum(map(len, pieces[-1])) + len(of_source) > at_most:
+            pieces.append([])
+        pieces[-1].append(of_source)
+    return [np.concatenate(piece) for piece in pieces]
+
+
+def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, found: Found, strip: int) -> None:
+    shown = np.unique(chosen.rows[place_in_class(chosen.labels) < strip])
+    by_row = chosen.at(np.lexsort((chosen.labels, -chosen.scores, chosen.rows)))
+    starts = np.concatenate([np.flatnonzero(np.diff(by_row.rows, prepend=-1)), [len(by_row)]])
+    first = 0
+    with pq.ParquetWriter(str(path), ROWS, compression="zstd") as writer:
+        for piece in pieces:
+            ends = starts[first : first + len(piece) + 1]
+            here = slice(int(ends[0]), int(ends[-1]))
+            table = _piece_table(piece, by_row.at(np.arange(here.start, here.stop)), ends - ends[0], found, shown)
+            writer.write_table(table, row_group_size=max(1, len(piece)))
+            first += len(piece)
+
+
+def _piece_table(rows: Ids, claims: Claims, offsets: npt.NDArray[np.int64], found: Found, shown: Ids) -> pa.Table:
+    """Claims ordered by row, of which row i has those from offsets[i] to offsets[i + 1]."""
+    names = pa.array(MODES, pa.string()).take(pa.array(found.modes[claims.hits]))
+    lists = {
+        "labels": pa.array(claims.labels.astype(np.int32)),
+        "modes": names,
+        "scores": pa.array(found.scores[claims.hits]),
+        "values": pa.array(claims.scores),
+    }
+    columns = {
+        name: pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values) for name, values in lists.items()
+    }
+    return pa.table({"id": rows, **columns, "shown": np.isin(rows, shown)}, schema=ROWS)
+
+
+def claims_of(table: pa.Table) -> Iterator[tuple[int, list[tuple[int, str, float]]]]:
+    """(row id, its claims as label, mode, score) of the rows of a piece."""
+    for row in table.to_pylist():
+        yield row["id"], list(zip(row["labels"], row["modes"], row["scores"], strict=True))

@@ -1,0 +1,1 @@
+"""Finds copies of evaluation pictures among retrieved pairs (decontamination)."""

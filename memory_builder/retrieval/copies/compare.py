@@ -1,0 +1,153 @@
+"""What speaks for one picture being a copy of another: embeddings, perceptual hashes, miniatures, aligned pixels.
+
+A mirrored copy is found by its hash and its miniature. The other kinds tell of likeness, and compare pictures as they
+are: arrows to the left and to the right are much alike when mirrored, and no copies.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.base.types import (
+    Vectors,
+)
+from memory_builder.retrieval.copies.glyph import Floats, Glyphs, bits_apart, coarse, hashes, stretched_correlation
+from memory_builder.retrieval.copies.miniature import Miniatures, levels_apart
+from memory_builder.retrieval.copies.thresholds import Thresholds
+
+BLOCK = 4_096
+"""Pictures compared with at a time."""
+NEAREST = {"embedding": 2, "hash": 1, "miniature": 1, "pixels": 4}
+"""How many that come nearest by each are compared pixel by pixel; by ``pixels``, at half the size."""
+KINDS = ("embedding", "hash", "miniature", "pixels", "both")
+NOTHING = -1000.0
+"""Below any score."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What is known of n pictures."""
+
+    vectors: Vectors
+    """f16[n, d], unit rows."""
+    glyphs: Glyphs
+    """u8[n, 32, 32]."""
+    miniatures: Miniatures
+    """u8[n, 8, 8, 3]."""
+
+    def __len__(self) -> int:
+        return len(self.glyphs)
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Which pictures belong together, by a number for each."""
+
+    of_pictures: npt.NDArray[np.int64]
+    """i64[n]."""
+    of_others: npt.NDArray[np.int64]
+    """i64[m]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """For n pictures, the strongest evidence of each kind among those they were compared with."""
+
+    values: dict[str, Floats]
+    """Kind → f32[n]: cosine, bits, levels, correlation, mean of cosine and correlation with one picture."""
+    others: dict[str, npt.NDArray[np.int64]]
+    """Kind → i64[n]: the picture it is evidence of."""
+
+    def speaks(self, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]]:
+        """Kind → bool[n]: whether it makes a picture a copy."""
+        return {
+            "embedding": self.values["embedding"] >= limits.leak_embedding,
+            "hash": self.values["hash"] <= limits.leak_hash,
+            "miniature": self.values["miniature"] <= limits.leak_miniature,
+            "pixels": self.values["pixels"] >= limits.leak_pixels,
+            "both": self.values["both"] >= limits.leak_both,
+        }
+
+
+class Compared:
+    """Pictures to compare others with.
+
+    Args:
+        signs: of m pictures.
+    """
+
+    def __init__(self, signs: Signs) -> None:
+        self._signs = signs
+        self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # as it is, mirrored
+        self._miniatures = [signs.miniatures, signs.miniatures[:, :, ::-1]]
+        self._coarse = coarse(signs.glyphs)
+
+    def evidence(self, signs: Signs, *, least: float, without: Groups | None = None) -> Evidence:
+        """The strongest evidence of each kind for each picture.
+
+        Args:
+            signs: of n pictures.
+            least: correlation of interest; lower ones may be told too low.
+            without: for tests of a threshold: pictures of one group are not compared.
+        """
+        n = len(signs)
+        vectors, small, bits = signs.vectors.astype(np.float32), coarse(signs.glyphs), hashes(signs.glyphs)
+        near = {name: _Nearest(n, count) for name, count in NEAREST.items()}
+        for start in range(0, len(self._signs), BLOCK):
+            here = slice(start, start + BLOCK)
+            bits_off = np.minimum(*(bits_apart(bits, both[here]) for both in self._hashes))
+            levels_off = np.minimum(*(levels_apart(signs.miniatures, both[here]) for both in self._miniatures))
+            alike = {
+                "embedding": vectors @ self._signs.vectors[here].astype(np.float32).T,  # f32[n, b]
+                "hash": -bits_off.astype(np.float32),
+                "miniature": -levels_off,
+                "pixels": np.abs(small @ self._coarse[here].T),
+            }
+            if without is not None:
+                same = without.of_pictures[:, None] == without.of_others[here][None]
+                for scores in alike.values():
+                    scores[same] = NOTHING
+            for name, scores in alike.items():
+                near[name].add(scores, start)
+        return self._look_closely(signs, near, least)
+
+    def _look_closely(self, signs: Signs, near: dict[str, "_Nearest"], least: float) -> Evidence:
+        """Lay each picture on those that come near to it in one way or another."""
+        others = np.concatenate([found.places for found in near.values()], axis=1)  # i64[n, c]
+        allowed = np.concatenate([found.scores for found in near.values()], axis=1) > NOTHING
+        pictures = np.repeat(np.arange(len(signs)), others.shape[1])
+        flat = others.ravel()
+        pixels = stretched_correlation(signs.glyphs[pictures], self._signs.glyphs[flat], least=least)
+        vectors = signs.vectors.astype(np.float32)
+        cosines = np.einsum("nd,ncd->nc", vectors, self._signs.vectors[others].astype(np.float32), optimize=True)
+        pixels = np.where(allowed, pixels.reshape(others.shape), 0)
+        scores = {
+            "embedding": np.where(allowed, cosines, NOTHING),
+            "pixels": pixels,
+            "both": np.where(allowed, (cosines + pixels) / 2, NOTHING),
+        }
+        best = {kind: values.argmax(axis=1)[:, None] for kind, values in scores.items()}
+        values = {kind: np.take_along_axis(scores[kind], best[kind], 1)[:, 0] for kind in best}
+        places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] for kind in best}
+        for kind in ("hash", "miniature"):
+            values[kind], places[kind] = -near[kind].scores[:, 0], near[kind].places[:, 0]
+        return Evidence({kind: values[kind] for kind in KINDS}, {kind: places[kind] for kind in KINDS})
+
+
+class _Nearest:
+    """The best few of scores that come in blocks, equal ones in order of their places."""
+
+    def __init__(self, n: int, count: int) -> None:
+        self.scores = np.full((n, count), NOTHING, np.float32)
+        self.places = np.zeros((n, count), np.int64)
+
+    def add(self, scores: Floats, start: int) -> None:
+        """f32[n, b] of the places from ``start`` on."""
+        count = self.scores.shape[1]
+        some = min(count, scores.shape[1])
+        places = np.argpartition(-scores, some - 1, axis=1)[:, :some]
+        values = np.concatenate([self.scores, np.take_along_axis(scores, places, 1)], axis=1)
+        places = np.concatenate([self.places, start + places], axis=1)
+        order = np.lexsort((places, -values))[:, :count]
+        self.scores, self.places = np.take_along_axis(values, order, 1), np.take_along_axis(places, order, 1)

@@ -1,0 +1,108 @@
+"""Pairs that are chosen and not written: their pictures are gone, or copies of evaluation pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+
+from memory_builder.memory import Memory
+from memory_builder.readers.fetch import Missing
+from memory_builder.retrieval.copies.compare import Signs
+from memory_builder.retrieval.copies.exclude import Evaluation
+from memory_builder.retrieval.copies.thresholds import Thresholds
+from memory_builder.retrieval.fetch import Pair
+
+BYTES = "bytes"
+"""Evidence besides those of ``evidence.KINDS``: the very same file."""
+LEAKS_SHOWN = 24
+"""Leaks of each tar whose pictures are kept for the page."""
+OUT = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("key", pa.string()),
+        ("missing", pa.string()),
+        ("evidence", pa.list_(pa.string())),
+        ("set", pa.string()),
+        ("set_key", pa.string()),
+        ("embedding", pa.float32()),
+        ("hash", pa.float32()),
+        ("miniature", pa.float32()),
+        ("pixels", pa.float32()),
+        ("both", pa.float32()),
+        ("thumbnail", pa.binary()),
+    ]
+)
+"""``missing``: why the picture is, else null. The rest is of leaks: what speaks, for which picture of which shard."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LeftOut:
+    """One such pair; see OUT."""
+
+    id: int
+    key: str
+    missing: str | None = None
+    evidence: tuple[str, ...] = ()
+    set: str | None = None
+    set_key: str | None = None
+    values: dict[str, float] = field(default_factory=dict)
+    thumbnail: bytes | None = None
+
+
+def left_out(
+    pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation | None, limits: Thresholds
+) -> dict[int, LeftOut]:
+    """Row id → why, for those of these pairs that are not to be written."""
+    missing = {
+        pair.id: LeftOut(id=pair.id, key=pair.about["key"], missing=pair.picture.reason)
+        for pair in pairs
+        if isinstance(pair.picture, Missing)
+    }
+    there = [pair for pair in pairs if pair.id not in missing]
+    return missing | (_leaks(there, memory, evaluation, limits) if evaluation and there else {})
+
+
+def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits: Thresholds) -> dict[int, LeftOut]:
+    ids = np.array([pair.id for pair in pairs])
+    vectors = memory.vectors(ids, "image").astype(np.float16)
+    glyphs = np.stack([pair.glyph for pair in pairs if pair.glyph is not None])
+    miniatures = np.stack([pair.miniature for pair in pairs if pair.miniature is not None])
+    found = evaluation.compared.evidence(Signs(vectors, glyphs, miniatures), least=limits.leak_pixels)
+    speaks = found.speaks(limits)
+    leaks: dict[int, LeftOut] = {}
+    for i, pair in enumerate(pairs):
+        same = evaluation.by_bytes.get(pair.sha256)
+        others = {kind: int(found.others[kind][i]) for kind in speaks if speaks[kind][i]}
+        others = others if same is None else {BYTES: same} | others
+        if others:
+            which = next(iter(others.values()))
+            leaks[pair.id] = LeftOut(
+                id=pair.id,
+                key=pair.about["key"],
+                evidence=tuple(others),
+                set=evaluation.uris[which],
+                set_key=evaluation.keys[which],
+                values={kind: float(values[i]) for kind, values in found.values.items()},
+                thumbnail=pair.thumbnail,
+            )
+    return leaks
+
+
+def out_table(left: Sequence[LeftOut]) -> pa.Table:
+    """As it is kept: of many leaks the first few with their pictures."""
+    shown = [pair.id for pair in left if pair.evidence][:LEAKS_SHOWN]
+    rows = [
+        {
+            "id": pair.id,
+            "key": pair.key,
+            "missing": pair.missing,
+            "evidence": list(pair.evidence),
+            "set": pair.set,
+            "set_key": pair.set_key,
+            **pair.values,
+            "thumbnail": pair.thumbnail if pair.id in shown else None,
+        }
+        for pair in left
+    ]
+    return pa.Table.from_pylist(rows, schema=OUT)

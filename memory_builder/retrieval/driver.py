@@ -1,0 +1,190 @@
+"""The driver: queries → hits → choice → tars → summary and page. Killed at any moment, the same call goes on."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from memory_builder.base.progress import Progress
+from memory_builder.base.runner import Item, Result, Runner, Task
+from memory_builder.catalog.trusted import encoder_of, link_policy
+from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, StorageFullError
+from memory_builder.memory import Memory
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.retrieval.choose import Chosen, choose, read_chosen, write_all_hits
+from memory_builder.retrieval.classes import Class
+from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, key_side
+from memory_builder.retrieval.copies.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
+from memory_builder.retrieval.page import write_page
+from memory_builder.retrieval.queries import Block, blocks_of
+from memory_builder.retrieval.search import SearchTask, done_blocks, whole_blocks
+from memory_builder.retrieval.summary import Summary, summarise
+from memory_builder.retrieval.support import write_support
+from memory_builder.retrieval.write import WriteTask, done_pieces
+from memory_builder.storage.records import (
+    config_hash,
+)
+from memory_builder.storage.store import Store
+
+DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
+NAMED = ("memory", "model", "pretrained")
+"""Where things were, which decides nothing: what they are, snapshot and fingerprint say."""
+
+
+class RetrieveError(MemoryBuilderError):
+    """Some of the work failed, or more pictures are missing than are allowed."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What is asked for, of which memory, and where it goes."""
+
+    memory: str
+    out: str
+    classes: tuple[Class, ...]
+    templates: tuple[str, ...]
+    exclude: tuple[str, ...] = ()
+    """Evaluation sets; see ``exclude.find_excluded``."""
+    config: RetrieveConfig
+    encoder: EncoderConfig | None = None
+    """Where the memory's model is now, if not where it was."""
+    max_missing: float = MAX_MISSING
+    """Share of the chosen pairs whose pictures may be gone; more is a failure."""
+    local_roots: tuple[str, ...] = ()
+    allow_hosts: tuple[str, ...] = ()
+    """See ``LinkPolicy``; likewise the roots."""
+
+
+def retrieve(request: Request, runner: Runner) -> Summary:
+    """Write a subset, or what of it is not there yet.
+
+    Raises:
+        UsageError: something cannot be as asked.
+        IndexBuildError: the memory lacks an index that is asked.
+        ConfigMismatchError: what lies there was asked for otherwise, or of another state of the memory.
+        RetrieveError: work failed; the same call tries it again. Or too much is missing.
+    """
+    store, memory = Store(request.out), Memory.open(request.memory, encoder=request.encoder)
+    request = replace(request, encoder=request.encoder or encoder_of(memory.description, memory.store.root))
+    for mode in request.config.ask.modes:
+        memory.snapshot.view(key_side(mode), memory.store.root)
+    blocks = blocks_of(request.classes, request.templates, request.config.ask)
+    excluded = find_excluded(request.exclude)
+    _settle(store, _description(request, memory, excluded))
+    store.sweep()
+    root = memory.store.root
+    state = memory.snapshot
+    search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask, snapshot=state)
+    chosen = read_chosen(store)
+    found = whole_blocks(store) if chosen is None else done_blocks(store)
+    _do("search", runner, search, [block for block in blocks if block.number not in found], len(blocks))
+    if excluded:
+        _read_excluded(request, memory, store, excluded, runner)
+    chosen = chosen or _choose(store, blocks, memory, request.config)
+    names = tuple(c.name for c in request.classes)
+    write = WriteTask(
+        memory=root,
+        out=store.root,
+        limits=request.config.leaks,
+        class_names=names,
+        snapshot=state,
+        policy=link_policy(memory.commits.values(), local_roots=request.local_roots, allow_hosts=request.allow_hosts),
+    )
+    done = done_pieces(store)
+    pieces = [number for number in range(len(chosen.pieces)) if number not in done]
+    _do("write", runner, write, pieces, len(chosen.pieces), unit="tars")
+    return _finish(request, store, memory, chosen)
+
+
+def _choose(store: Store, blocks: Sequence[Block], memory: Memory, config: RetrieveConfig) -> Chosen:
+    write_all_hits(store, blocks)
+    return choose(store, blocks, memory, config)
+
+
+def _read_excluded(
+    request: Request, memory: Memory, store: Store, excluded: Sequence[Excluded], runner: Runner
+) -> None:
+    described = memory.description
+    encoder = request.encoder
+    assert encoder is not None
+    precision = described.config.get("precision", encoder.precision)
+    task = ExcludeTask(out=store.root, encoder=replace(encoder, precision=precision), fingerprint=described.fingerprint)
+    done = done_excluded(store)
+    _do("exclude", runner, task, [item for item in excluded if item.number not in done], len(excluded))
+
+
+def _do(
+    stage: str, runner: Runner, task: Task[Item, Result], items: Sequence[Item], n_planned: int, unit: str = "blocks"
+) -> None:
+    """Do what is left; failures are told together, when the rest is done."""
+    failed: list[str] = []
+    progress = Progress(stage, n_planned=n_planned, n_done=n_planned - len(items), unit=unit)
+    for _, result in runner.run(task, items):
+        if isinstance(result, StorageFullError):
+            raise result
+        if isinstance(result, Exception):
+            known = isinstance(result, MemoryBuilderError)
+            failed.append(str(result) if known else f"{type(result).__name__}: {result}")
+        progress.advance(failed=isinstance(result, Exception))
+    if failed:
+        reasons = "; ".join(dict.fromkeys(failed[:3]))
+        raise RetrieveError(f"{len(failed)} of {n_planned} {unit} of {stage} failed ({reasons}): run the same again")
+
+
+def _finish(request: Request, store: Store, memory: Memory, chosen: Chosen) -> Summary:
+    summary, claims = summarise(request.classes, request.config, store, memory, chosen)
+    n_asked = summary.pairs + summary.missing + summary.decontaminated
+    if summary.missing > request.max_missing * n_asked:
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in summary.missing_by_reason.items())
+        raise RetrieveError(
+            f"{summary.missing:,} of {n_asked:,} chosen pictures are missing ({reasons}): bring the sources back "
+            f"and write into a new folder, or allow it with --max-missing {summary.missing / n_asked:.2f}1"
+        )
+    write_support(store, memory, claims, len(request.classes), request.config.support)
+    store.put(SUMMARY, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())
+    write_page(store, summary, claims)
+    return summary
+
+
+def _description(request: Request, memory: Memory, excluded: Sequence[Excluded]) -> dict[str, Any]:
+    """What decides the subset, beside the code."""
+    snapshot = asdict(memory.snapshot)
+    del snapshot["written_s"]
+    return {
+        "memory": memory.store.root,
+        "model": memory.description.model,
+        "pretrained": memory.description.pretrained,
+        "fingerprint": memory.description.fingerprint,
+        "snapshot": snapshot,
+        "classes": [asdict(c) for c in request.classes],
+        "templates": list(request.templates),
+        "exclude": [asdict(item) for item in excluded],
+        "config": asdict(request.config),
+    }
+
+
+def _settle(store: Store, description: dict[str, Any]) -> None:
+    """Write what is asked for; where something lies already, check that it was the same."""
+    description = json.loads(json.dumps(description))
+    decisive = {name: value for name, value in description.items() if name not in NAMED}
+    record = description | {"config_hash": config_hash(decisive), "started_s": time.time()}
+    try:
+        store.create(DESCRIPTION, json.dumps(record, indent=1, ensure_ascii=False).encode())
+    except FileExistsError:
+        fix = "remove it and run the same again with the settings it was begun with, or use another --out"
+        there = store.read_json(DESCRIPTION, fix=fix) or {}
+        if there.get("config_hash") != record["config_hash"]:
+            differing = [name for name in decisive if there.get(name) != decisive[name]]
+            told = ", ".join(
+                f"{name} ({_brief(there.get(name))} there, {_brief(decisive[name])} asked)" for name in differing
+            )
+            raise ConfigMismatchError(
+                f"{store.root} was asked for otherwise: {told}. Use the same settings and state of the memory, or "
+                "another --out"
+            ) from None
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:40]}… of {len(text):,} characters"

@@ -1,0 +1,119 @@
+"""The pairs of a piece with their pictures, from the shards they were embedded from, each shard in one pass."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from memory_builder.base.prefetch import map_ahead
+from memory_builder.base.runner import available_threads
+from memory_builder.base.types import (
+    split_ids,
+)
+from memory_builder.memory import Memory
+from memory_builder.model.images import DAMAGE, FORMATS, decode_image, thumbnail
+from memory_builder.readers.fetch import CHANGED, Missing, Place, read_pictures
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.retrieval.choose import claims_of
+from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
+from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
+from memory_builder.storage.store import sha256
+
+AHEAD = 256
+"""Pictures that are fetched and checked before they are used."""
+THUMBNAIL = 96
+"""Pixels."""
+SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
+SUFFIXES |= {"MPO": "jpg"}  # what Pillow calls a JPEG that phones put more pictures behind
+NO_PICTURE = "no picture any more"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pair:
+    """A pair on its way into a tar."""
+
+    id: int
+    claims: list[tuple[int, str, float]]
+    """Label, mode and score, the best first."""
+    about: dict[str, Any]
+    """Its metadata."""
+    shown: bool
+    """On the page."""
+    picture: bytes | Missing
+    sha256: str = ""
+    """Of the picture."""
+    suffix: str = ""
+    glyph: Glyphs | None = None
+    """Where it is looked at; likewise the others."""
+    miniature: Miniatures | None = None
+    thumbnail: bytes | None = None
+
+
+def read_piece_pairs(piece: pa.Table, memory: Memory, policy: LinkPolicy, *, looks: bool) -> Iterator[Pair]:
+    """The pairs of a piece in order of their ids.
+
+    Args:
+        piece: as ``choosing.read_piece`` gives it.
+        policy: what may be read for its pictures.
+        looks: whether all pictures are decoded, or only those that are shown.
+
+    Raises:
+        SourceError: a shard is there and cannot be read.
+    """
+    with ThreadPoolExecutor(available_threads()) as threads:
+        yield from map_ahead(partial(_look, looks=looks), _fetch(piece, memory, policy), threads, AHEAD)
+
+
+_Fetched = tuple[int, list[tuple[int, str, float]], dict[str, Any], bool, bytes | Missing]
+
+
+def _fetch(piece: pa.Table, memory: Memory, policy: LinkPolicy) -> Iterator[_Fetched]:
+    claims = dict(claims_of(piece))
+    ids, shown = piece["id"].to_numpy(), piece["shown"].to_pylist()
+    first = 0
+    for of_source in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1):
+        rows = memory.metadata(of_source).to_pylist()
+        places = [Place.of(row) for row in rows]
+        source = memory.source(int(of_source[0]))
+        for which, picture in _in_order(read_pictures(source, places, policy, memory.image_key)):
+            row_id = int(of_source[which])
+            yield row_id, claims[row_id], rows[which], shown[first + which], picture
+        first += len(of_source)
+
+
+def _in_order(found: Iterator[tuple[int, bytes | Missing]]) -> Iterator[tuple[int, bytes | Missing]]:
+    """By place; what comes before its turn waits. A shard holds its pairs in the order of their rows."""
+    waiting: dict[int, bytes | Missing] = {}
+    turn = 0
+    for which, picture in found:
+        waiting[which] = picture
+        while turn in waiting:
+            yield turn, waiting.pop(turn)
+            turn += 1
+
+
+def _look(fetched: _Fetched, *, looks: bool) -> Pair:
+    """Check a picture against what was embedded, and decode it where it is looked at."""
+    row_id, claims, about, shown, picture = fetched
+    pair = partial(Pair, id=row_id, claims=claims, about=about, shown=shown)
+    if isinstance(picture, Missing):
+        return pair(picture=picture)
+    digest = sha256(picture)
+    if about["sha256"] not in (None, digest):  # of an address too: vector and caption are of another picture
+        return pair(picture=Missing(CHANGED))
+    try:
+        with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
+            pair = partial(pair, picture=picture, sha256=digest, suffix=SUFFIXES[image.format or ""])
+        if not looks and not shown:
+            return pair()
+        decoded = decode_image(picture)
+    except (*DAMAGE, Image.DecompressionBombError):  # of an imported memory, whose pictures nobody has seen
+        return partial(Pair, id=row_id, claims=claims, about=about, shown=shown)(picture=Missing(NO_PICTURE))
+    pair = partial(pair, thumbnail=thumbnail(decoded, THUMBNAIL))
+    return pair(glyph=glyph_of(decoded), miniature=miniature_of(decoded)) if looks else pair()

@@ -1,0 +1,68 @@
+"""Classes and templates → the queries that are asked, numbered, in blocks."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from memory_builder.errors import UsageError
+from memory_builder.model.templates import fill
+from memory_builder.retrieval.classes import Class
+from memory_builder.retrieval.config import AskConfig, Mode, query_side
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """One search."""
+
+    number: int
+    """Among all of a run."""
+    label: int
+    name: str
+    """Of the class."""
+    asked: tuple[str, ...]
+    """Texts, or files of pictures; the mean of several is asked with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Block:
+    """Queries of one mode that are searched together."""
+
+    number: int
+    mode: Mode
+    queries: tuple[Query, ...]
+
+
+def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: AskConfig) -> list[Block]:
+    """All queries, in blocks of at most ``block_queries``.
+
+    Raises:
+        UsageError: a mode has nothing to ask with.
+    """
+    blocks: list[Block] = []
+    n_queries = 0
+    for mode in config.modes:
+        asked = list(_asked(classes, templates, mode, config.average))
+        if not asked:
+            raise UsageError(f"--mode {mode} asks with pictures, and no class has any: name them in the class file")
+        queries = [
+            Query(number=n_queries + i, label=c.label, name=c.name, asked=some) for i, (c, some) in enumerate(asked)
+        ]
+        n_queries += len(queries)
+        for start in range(0, len(queries), config.block_queries):
+            some = tuple(queries[start : start + config.block_queries])
+            blocks.append(Block(number=len(blocks), mode=mode, queries=some))
+    return blocks
+
+
+def _asked(
+    classes: Sequence[Class], templates: Sequence[str], mode: Mode, average: bool
+) -> Iterator[tuple[Class, tuple[str, ...]]]:
+    for c in classes:
+        of_class = (
+            tuple(dict.fromkeys(fill(template, name) for name in c.names for template in templates))
+            if query_side(mode) == "text"
+            else c.images
+        )
+        if average and of_class:
+            yield c, of_class
+        elif not average:
+            yield from ((c, (one,)) for one in of_class)

@@ -1,0 +1,193 @@
+"""Blocks of queries → hits, a block committed at a time: ``search/00000.parquet``, then its record."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memory_builder.base.types import (
+    NO_ROW,
+    Scores,
+)
+from memory_builder.catalog.paths import (
+    shard_name,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.memory import Memory
+from memory_builder.model.encoder import EncoderConfig
+from memory_builder.retrieval.block_records import done_records
+from memory_builder.retrieval.config import AskConfig, key_side, query_side
+from memory_builder.retrieval.queries import Block, Query
+from memory_builder.search.queries import query_vectors
+from memory_builder.search.scores import (
+    Hits,
+)
+from memory_builder.storage.filesystem import open_filesystem
+from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.records import Count, Digest, Seconds, decode_table, strict_record
+from memory_builder.storage.store import Store, sha256
+
+FOLDER = "search"
+HITS = pa.schema(
+    [
+        ("query", pa.int32()),
+        ("label", pa.int32()),
+        ("class", pa.string()),
+        ("mode", pa.string()),
+        ("asked", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("id", pa.int64()),
+        ("key", pa.string()),
+    ]
+)
+"""A row for every hit; ``rank`` counts from 0 within its query."""
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockRecord:
+    """What makes a block's hits exist."""
+
+    number: Count
+    n_queries: Count
+    n_hits: Count
+    n_short: Count
+    """Queries that found fewer rows than were asked for."""
+    sha256: Digest
+    seconds: dict[str, Seconds]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchTask:
+    """A worker with the memory opened."""
+
+    memory: str
+    out: str
+    encoder: EncoderConfig | None
+    """Where the memory's model is now, if not where it was."""
+    ask: AskConfig
+    snapshot: Snapshot
+    """The state that is searched."""
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[Block], BlockRecord]:
+        memory = Memory.open(self.memory, encoder=self.encoder, snapshot=self.snapshot)
+        return partial(search_block, memory=memory, store=Store(self.out), ask=self.ask)
+
+
+def search_block(block: Block, *, memory: Memory, store: Store, ask: AskConfig) -> BlockRecord:
+    """Search one block and commit its hits."""
+    started = time.perf_counter()
+    keys = key_side(block.mode)
+    k = min(ask.per_query, max(1, memory.index(keys).n_rows))
+    side = query_side(block.mode)
+    vectors = block_vectors(block.queries, side, memory)
+    embedded = time.perf_counter()
+    hits = memory.search(vectors=vectors, side=side, k=k, keys=keys, where=ask.where)
+    searched = time.perf_counter()
+    table = hits_table(block, hits, memory)
+    data = parquet_bytes(table)
+    store.put(f"{FOLDER}/{shard_name(block.number)}.parquet", data)
+    record = BlockRecord(
+        number=block.number,
+        n_queries=len(block.queries),
+        n_hits=table.num_rows,
+        n_short=int(((hits.ids != NO_ROW).sum(axis=1) < ask.per_query).sum()),
+        sha256=sha256(data),
+        seconds={
+            "embed": embedded - started,
+            "search": searched - embedded,
+            "total": time.perf_counter() - started,
+        },
+    )
+    store.put(f"{FOLDER}/{shard_name(block.number)}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def done_blocks(store: Store) -> dict[int, BlockRecord]:
+    """The blocks that are committed."""
+    return done_records(store, FOLDER, BlockRecord)
+
+
+def whole_blocks(store: Store) -> dict[int, BlockRecord]:
+    """The blocks that are committed, and whose hits are what was committed."""
+
+    def is_whole(record: BlockRecord) -> bool:
+        try:
+            read_block(store, record)
+        except CorruptMemoryError:
+            return False
+        return True
+
+    return done_records(store, FOLDER, BlockRecord, is_whole)
+
+
+def read_block(store: Store, record: BlockRecord) -> pa.Table:
+    """The hits of a committed block.
+
+    Raises:
+        CorruptMemoryError: they are not what was committed.
+    """
+    path = f"{FOLDER}/{shard_name(record.number)}.parquet"
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        data = b""
+    if sha256(data) != record.sha256:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged", "run the same again")
+    return decode_table(data, HITS, where=f"{store.root}/{path}", fix="run the same again", max_rows=record.n_hits)
+
+
+def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:
+    """f32[q, d] unit rows: what each query asks with, the mean where that is several."""
+    asked = [one for query in queries for one in query.asked]
+    distinct = {one: i for i, one in enumerate(dict.fromkeys(asked))}
+    given: Any = list(distinct) if side == "text" else [_picture(path) for path in distinct]
+    encoder = lambda: memory.encoder  # noqa: E731, asked for only when needed
+    texts, images = (given, None) if side == "text" else (None, given)
+    _, vectors = query_vectors(texts, images, None, encoder=encoder, d=memory.description.d)
+    vectors = vectors[[distinct[one] for one in asked]]
+    sizes = np.array([len(query.asked) for query in queries])
+    if (sizes == 1).all():
+        return vectors
+    sums = np.add.reduceat(vectors, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=0)
+    means: Scores = (sums / np.linalg.norm(sums, axis=1, keepdims=True)).astype(np.float32)
+    return means
+
+
+def _picture(path: str) -> bytes:
+    try:
+        fs, place = open_filesystem(path)
+        data: bytes = fs.cat_file(place)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(f"example picture {path} of --classes cannot be read: {error}") from None
+    return data
+
+
+def hits_table(block: Block, hits: Hits, memory: Memory) -> pa.Table:
+    """The hits there are (no -1), by query and rank, with the rows' keys."""
+    found = hits.ids != NO_ROW
+    places, ranks = np.nonzero(found)
+    ids: npt.NDArray[np.int64] = hits.ids[found]
+    queries = block.queries
+    asked = [query.asked[0] if len(query.asked) == 1 else f"mean of {len(query.asked)}" for query in queries]
+    columns = {
+        "query": np.array([query.number for query in queries], np.int32)[places],
+        "label": np.array([query.label for query in queries], np.int32)[places],
+        "class": pa.array([query.name for query in queries], pa.string()).take(pa.array(places)),
+        "mode": pa.array([block.mode], pa.string()).take(pa.array(np.zeros(len(ids), np.int64))),
+        "asked": pa.array(asked, pa.string()).take(pa.array(places)),
+        "rank": ranks.astype(np.int32),
+        "score": hits.scores[found],
+        "id": ids,
+        "key": memory.rows(ids, ["key"])["key"].combine_chunks(),
+    }
+    return pa.table(columns, schema=HITS)

@@ -1,0 +1,183 @@
+"""Rows → tars of pairs, a tar committed at a time: ``00000.tar`` and what was left out of it, then its record."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from memory_builder.base.types import (
+    split_id,
+)
+from memory_builder.catalog.metadata import (
+    FIXED_FIELDS,
+)
+from memory_builder.catalog.paths import (
+    shard_name,
+)
+from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.memory import Memory
+from memory_builder.readers.fetch import Missing
+from memory_builder.readers.link_policy import LinkPolicy
+from memory_builder.readers.pairs import printable
+from memory_builder.retrieval.block_records import done_records, is_table
+from memory_builder.retrieval.choose import read_piece
+from memory_builder.retrieval.copies.exclude import Evaluation
+from memory_builder.retrieval.copies.left_out import OUT, LeftOut, left_out, out_table
+from memory_builder.retrieval.copies.thresholds import Thresholds
+from memory_builder.retrieval.fetch import Pair, read_piece_pairs
+from memory_builder.retrieval.tar_writer import TarWriter
+from memory_builder.storage.formats import (
+    parquet_bytes,
+)
+from memory_builder.storage.records import Count, Digest, Seconds, strict_record
+from memory_builder.storage.store import Store
+
+RECORDS, LEFT_OUT, STRIPS = "commits", "left_out", "strips"
+BATCH = 256
+"""Pictures compared with the evaluation sets at a time."""
+STRIP = pa.schema([("id", pa.int64()), ("thumbnail", pa.binary())])
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PieceRecord:
+    """What makes a tar exist."""
+
+    number: Count
+    n_pairs: Count
+    n_bytes: Count
+    missing: dict[str, Count]
+    """Reason → pairs."""
+    evidence: dict[str, Count]
+    """Kind → leaks it speaks for; several may speak for one."""
+    n_leaks: Count
+    sha256: Digest
+    seconds: dict[str, Seconds]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WriteTask:
+    """A worker with the memory opened and the evaluation sets at hand."""
+
+    memory: str
+    out: str
+    limits: Thresholds
+    class_names: tuple[str, ...]
+    snapshot: Snapshot
+    """The state that was searched."""
+    policy: LinkPolicy
+    """What may be read for pictures."""
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[int], PieceRecord]:
+        store = Store(self.out)
+        return partial(
+            write_piece,
+            memory=Memory.open(self.memory, snapshot=self.snapshot),
+            store=store,
+            evaluation=Evaluation.read(store),
+            limits=self.limits,
+            class_names=self.class_names,
+            policy=self.policy,
+        )
+
+
+def done_pieces(store: Store) -> dict[int, PieceRecord]:
+    """The tars that are committed and as long as they were, with what was told of them."""
+    there = set(store.list(""))
+
+    def is_whole(record: PieceRecord) -> bool:
+        name = shard_name(record.number)
+        return (
+            f"{name}.tar" in there
+            and store.size(f"{name}.tar") == record.n_bytes
+            and is_table(store, f"{LEFT_OUT}/{name}.parquet", OUT, 1 << 32)
+            and is_table(store, f"{STRIPS}/{name}.parquet", STRIP, 1 << 32)
+        )
+
+    return done_records(store, RECORDS, PieceRecord, is_whole)
+
+
+def write_piece(
+    number: int,
+    *,
+    memory: Memory,
+    store: Store,
+    evaluation: Evaluation | None,
+    limits: Thresholds,
+    class_names: Sequence[str],
+    policy: LinkPolicy,
+) -> PieceRecord:
+    """Write one tar and commit it.
+
+    Raises:
+        SourceError: a shard is there and cannot be read.
+    """
+    started = time.perf_counter()
+    name = shard_name(number)
+    left: list[LeftOut] = []
+    strip: list[dict[str, Any]] = []
+    n_pairs = 0
+    pairs = read_piece_pairs(read_piece(store, number), memory, policy, looks=evaluation is not None)
+    with store.writing(f"{name}.tar") as path, path.open("wb") as file, TarWriter(file) as tar:
+        for batch in _batches(pairs):
+            out = left_out(batch, memory, evaluation, limits)
+            left += out.values()
+            for pair in batch:
+                if pair.id not in out:
+                    for member, data in members(pair, class_names):
+                        tar.add(member, data)
+                    n_pairs += 1
+                    strip += [{"id": pair.id, "thumbnail": pair.thumbnail}] if pair.shown else []
+    store.put(f"{LEFT_OUT}/{name}.parquet", parquet_bytes(out_table(left)))
+    store.put(f"{STRIPS}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(strip, schema=STRIP)))
+    leaks = [pair for pair in left if pair.evidence]
+    record = PieceRecord(
+        number=number,
+        n_pairs=n_pairs,
+        n_bytes=tar.n_bytes,
+        missing=dict(sorted(Counter(pair.missing for pair in left if pair.missing).items())),
+        evidence=dict(sorted(Counter(kind for pair in leaks for kind in pair.evidence).items())),
+        n_leaks=len(leaks),
+        sha256=tar.sha256,
+        seconds={"total": time.perf_counter() - started},
+    )
+    store.put(f"{RECORDS}/{name}.json", json.dumps(asdict(record), indent=1).encode())
+    return record
+
+
+def pair_key(row_id: int) -> str:
+    """The key of a row's pair: unique in the subset, and without dots and slashes."""
+    ordinal, row = split_id(row_id)
+    return f"{ordinal:05d}-{row:06d}"
+
+
+def members(pair: Pair, class_names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of the files of a pair: the picture, its caption, and what is known of both."""
+    assert not isinstance(pair.picture, Missing)
+    key = pair_key(pair.id)
+    claims = [
+        {"class": class_names[label], "label": label, "mode": mode, "score": round(score, 6)}
+        for label, mode, score in pair.claims
+    ]
+    kept = {name: value for name, value in pair.about.items() if name not in _OWN and value is not None}
+    fields = json.loads(pair.about["extra"] or "{}") | kept
+    fields |= {"claims": claims, "row_id": pair.id, "source_key": pair.about["key"]}
+    yield f"{key}.{pair.suffix}", pair.picture
+    yield f"{key}.txt", pair.about["caption"].encode()
+    yield f"{key}.json", printable(json.dumps(fields, sort_keys=True, ensure_ascii=False)).encode()
+
+
+_OWN = {name for name, _ in FIXED_FIELDS} - {"url"} | {"extra"}
+
+
+def _batches(pairs: Iterable[Pair]) -> Iterator[list[Pair]]:
+    pairs = iter(pairs)
+    while batch := list(islice(pairs, BATCH)):
+        yield batch

@@ -1,0 +1,1 @@
+"""Queries in, hits out: vectors, filters, the open index. Writes nothing."""

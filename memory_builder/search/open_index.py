@@ -1,0 +1,306 @@
+"""An index opened for search: its parts scanned together, candidates re-ranked exactly from the float16 vectors."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from memory_builder.ann.fastscan import ServeFormat, to_fastscan
+from memory_builder.ann.inverted_lists import Codes, read_list
+from memory_builder.ann.kmeans import transformed
+from memory_builder.ann.parts import PART_AGAIN, PartRecord, open_trained, part_record, read_faiss, trained_record
+from memory_builder.base.types import (
+    NO_ROW,
+    Ids,
+    Modality,
+    Scores,
+)
+from memory_builder.catalog.row_bitmap import RowSet
+from memory_builder.catalog.rows import (
+    Rows,
+    are_rows,
+)
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
+from memory_builder.search.filtered import is_few, is_selective, score_all, widen
+from memory_builder.search.scores import (
+    best_of,
+    exact_scores,
+)
+from memory_builder.storage.store import Store
+
+RERANK_BYTES = 64 << 20
+OVER_QUERIES = 3
+
+
+Scan = Callable[[Scores, int, int, RowSet | None], tuple[Scores, Ids]]
+"""As ``OpenIndex.scan``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How hard to look: lists probed, and candidates rescored exactly for every row asked for (0: none)."""
+
+    nprobe: int
+    refine: int
+
+
+def sides_of(tuned: dict[str, dict[str, Any]], side: str | None) -> list[dict[str, Any]]:
+    """Of what was tuned (query modality → setting), that of this modality; of both for bare vectors (None)."""
+    return [tuned[side]] if side in tuned else list(tuned.values())
+
+
+class OpenIndex:
+    """The parts of one index, memory-mapped, or in RAM as FastScan. Safe to search from several threads.
+
+    Coarse quantization is done once a query, whatever the number of parts.
+
+    Args:
+        store: of the memory.
+        folder: the index's folder in it.
+        parts: names of the parts.
+        serve_format: how the codes are held.
+        elsewhere: who scans the parts, when they are not to be opened in this process.
+
+    Raises:
+        CorruptMemoryError: a file is missing or damaged, or a part belongs to another index.
+        UsageError: the index cannot be served in this format.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        folder: str,
+        parts: Sequence[str],
+        *,
+        serve_format: ServeFormat = "plain",
+        elsewhere: Scan | None = None,
+    ) -> None:
+        self._place = f"{store.root}/{folder}"
+        self._trained = open_trained(store, folder)
+        trained_as = trained_record(store, folder)
+        records = [_read_record(store, folder, name, trained_as.sha256) for name in parts]
+        self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
+        """Shards whose rows it holds."""
+        self.n_rows = sum(record.n_rows for record in records)
+        self.n_tuned = self.n_rows if trained_as.n_rows is None else trained_as.n_rows
+        """Rows there were when it was trained and tuned."""
+        self._elsewhere = elsewhere
+        self._parts = [] if elsewhere else [_open_part(store, folder, record, self._trained) for record in records]
+        self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
+        if not self.is_exact:
+            self._ivf = _ivf_of(self._trained)
+            self._part_ivfs = [_ivf_of(part) for part in self._parts]
+        if serve_format == "fastscan" and not elsewhere:
+            if self.is_exact:
+                raise UsageError(
+                    f"{self._place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
+                )
+            self._part_ivfs = [to_fastscan(ivf, self._place) for ivf in self._part_ivfs]
+        for ivf in () if self.is_exact else self._part_ivfs:
+            ivf.parallel_mode = OVER_QUERIES  # faiss's own default leaves a scan of given lists to one thread
+
+    @property
+    def n_lists(self) -> int:
+        return 1 if self.is_exact else int(self._ivf.nlist)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes scanned for a row."""
+        return int(self._trained.d) * 4 if self.is_exact else int(self._ivf.code_size)
+
+    @property
+    def has_exact_codes(self) -> bool:
+        """Whether scores need no re-ranking."""
+        transformed = isinstance(self._trained, faiss.IndexPreTransform)  # it may have dropped dimensions
+        return self.is_exact or (isinstance(self._ivf, faiss.IndexIVFFlat) and not transformed)
+
+    def list_sizes(self) -> npt.NDArray[np.int64]:
+        """i64[nlist] rows in each inverted list, over all parts."""
+        if self.is_exact:
+            return np.array([self.n_rows])
+        by_part = [[ivf.invlists.list_size(i) for i in range(self.n_lists)] for ivf in self._part_ivfs]
+        sizes: npt.NDArray[np.int64] = np.array(by_part, np.int64).sum(axis=0)
+        return sizes
+
+    def read_list(self, number: int) -> tuple[Codes, Ids]:
+        """One inverted list over all parts: codes u8[n, code_size], ids i64[n]."""
+        codes, ids = zip(*(read_list(ivf, number) for ivf in self._part_ivfs), strict=True)
+        return np.concatenate(codes), np.concatenate(ids)
+
+    def coarse(self, queries: Scores, nprobe: int) -> tuple[Scores, Scores, Ids]:
+        """f32[q, d] → (queries as the lists see them f32[q, d'], list scores f32[q, nprobe], lists i64[q, nprobe])."""
+        queries = transformed(self._trained, queries)
+        quantizer = faiss.downcast_index(self._ivf.quantizer)
+        params = (
+            faiss.SearchParametersHNSW(efSearch=graph_effort(nprobe))
+            if isinstance(quantizer, faiss.IndexHNSW)
+            else None
+        )
+        scores, lists = quantizer.search(queries, nprobe, params=params)
+        return queries, scores, lists
+
+    def centroids(self, lists: Ids) -> Scores:
+        """i64[n] lists → f32[n, d'] their centroids, in the space that ``coarse`` gives queries in."""
+        found: Scores = faiss.downcast_index(self._ivf.quantizer).reconstruct_batch(lists)
+        return found
+
+    def candidates(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+        """f32[q, d] unit rows → scores f32[q, k] by code, ids i64[q, k], best first; short results padded with -1.
+
+        Only rows of ``allowed``, where it is given.
+        """
+        queries = np.ascontiguousarray(queries, np.float32)
+        with _threads(1) if len(queries) == 1 else nullcontext():
+            if allowed is None:
+                return self.scan(queries, k, nprobe)
+            if is_selective(allowed, k, self.n_rows):
+                return self.scan(queries, k, nprobe, allowed)
+            return widen(lambda some, width: self.scan(some, width, nprobe), queries, k, self.n_rows, allowed)
+
+    def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+        """``candidates`` in one pass over the lists, which looks at the id of every code where rows are told."""
+        if self._elsewhere is not None:
+            return self._elsewhere(queries, k, nprobe, allowed)
+        selector = None if allowed is None else allowed.selector
+        best = faiss.ResultHeap(len(queries), k, keep_max=True)
+        if self.is_exact:
+            for part in self._parts:  # faiss writes into the parameters: they are not shared
+                best.add_result(*part.search(queries, k, params=faiss.SearchParameters(sel=selector)))
+        else:
+            queries, list_scores, lists = self.coarse(queries, min(nprobe, self.n_lists))
+            for ivf in self._part_ivfs:
+                best.add_result(*_scan_lists(ivf, queries, k, list_scores, lists, selector))
+        best.finalize()
+        return best.D, best.I
+
+    def search(
+        self, queries: Scores, k: int, effort: Effort, rows: Rows, keys: Modality, allowed: RowSet | None = None
+    ) -> tuple[Scores, Ids]:
+        """f32[q, d] unit rows → scores f32[q, k], ids i64[q, k], best first; padded with -1 and -inf.
+
+        Only rows of ``allowed``, where it is given; all of them are scored exactly when they are few. Memory stays
+        bounded: queries are taken in blocks whose candidates' vectors fit into RERANK_BYTES.
+        """
+        if queries.shape[1] != self._trained.d:
+            there = f"is of vectors of width {self._trained.d}, the memory's have {queries.shape[1]}"
+            raise CorruptMemoryError(f"{self._place}/trained.faiss {there}", REPAIR)
+        scores = np.full((len(queries), k), -np.inf, np.float32)
+        ids = np.full((len(queries), k), NO_ROW, np.int64)
+        wanted = min(k * max(1, effort.refine), self.n_rows if allowed is None else len(allowed))
+        if wanted and allowed is not None and is_few(allowed, self.n_rows, rows):
+            best_scores, best = score_all(queries, k, rows, keys, allowed)
+            scores[:, : best.shape[1]], ids[:, : best.shape[1]] = best_scores, best
+            return scores, ids
+        rerank = bool(effort.refine) and not self.has_exact_codes
+        block = max(1, RERANK_BYTES // (4 * rows.d * max(1, wanted))) if rerank else max(1, len(queries))
+        for start in range(0, len(queries) if wanted else 0, block):
+            here = slice(start, start + block)
+            found_scores, found = self.candidates(queries[here], wanted, effort.nprobe, allowed)
+            if not are_rows(found[found != NO_ROW], rows.commits).all():
+                raise CorruptMemoryError(f"a part of {self._place} names rows that the memory does not have", REPAIR)
+            if rerank:
+                found_scores = exact_scores(queries[here], found, rows, keys)
+            best_scores, best = best_of(found_scores, found, k)
+            scores[here, : best.shape[1]], ids[here, : best.shape[1]] = best_scores, best
+        return scores, ids
+
+
+def tuned_effort(tuned: dict[str, dict[str, Any]], side: str | None, index: OpenIndex) -> Effort:
+    """The effort tuned for queries of a modality; for bare vectors (None), the greater of both."""
+    sides = sides_of(tuned, side)
+    if not sides:  # too few rows to tune on
+        return Effort(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
+    return Effort(nprobe=max(one["nprobe"] for one in sides), refine=max(one["refine"] for one in sides))
+
+
+def graph_effort(nprobe: int) -> int:
+    """efSearch of a graph of centroids that is to find this many."""
+    return max(64, 2 * nprobe)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """One query is not worth waking threads for: on a busy machine they cost it tens of milliseconds.
+
+    OpenMP keeps this number for each calling thread, so searches beside this one are not disturbed.
+    """
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(n)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _read_record(store: Store, folder: str, name: str, quantizer_sha256: str) -> PartRecord:
+    record = part_record(store, folder, name)
+    if record.quantizer_sha256 != quantizer_sha256:
+        raise CorruptMemoryError(
+            f"{store.root}/{folder}/parts/{name}.faiss was filled with quantizer {record.quantizer_sha256[:12]}, this "
+            f"index has {quantizer_sha256[:12]}: build the index again"
+        )
+    return record
+
+
+def _open_part(store: Store, folder: str, record: PartRecord, trained: Any) -> Any:
+    path = f"{folder}/parts/{record.name}.faiss"
+    try:
+        size = store.size(path)
+    except FileNotFoundError:
+        raise CorruptMemoryError(f"{store.root}/{path} is missing", PART_AGAIN) from None
+    if size != record.bytes:
+        raise CorruptMemoryError(
+            f"{store.root}/{path} has {size:,} bytes, its record says {record.bytes:,}", PART_AGAIN
+        )
+    part = read_faiss(store.fetch(path), f"{store.root}/{path}", faiss.IO_FLAG_MMAP)
+    there, expected = shape_of(part), shape_of(trained) | {"rows": record.n_rows}
+    wrong = [f"{name} {there.get(name)}, not {value}" for name, value in expected.items() if there.get(name) != value]
+    if wrong or there.keys() != expected.keys():
+        told = wrong[0] if wrong else "it is of another kind"
+        raise CorruptMemoryError(f"{store.root}/{path} is not a part of this index ({told})", PART_AGAIN)
+    return part
+
+
+def shape_of(index: Any) -> dict[str, Any]:
+    """What two indexes must have in common to be searched as one, by name; for an IVF index its lists' among it."""
+    shape = {"kind": type(index).__name__, "width": index.d, "metric": index.metric_type, "rows": int(index.ntotal)}
+    if isinstance(index, faiss.IndexPreTransform):
+        steps = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
+        shape["transforms"] = [(type(step).__name__, step.d_in, step.d_out) for step in steps]
+    if isinstance(index, faiss.IndexPreTransform | faiss.IndexIVF):
+        ivf = _ivf_of(index)
+        shape |= {"lists' kind": type(ivf).__name__, "lists' width": ivf.d, "lists": ivf.nlist, "code": ivf.code_size}
+        shape |= {"lists' metric": ivf.metric_type}
+    return shape
+
+
+def _ivf_of(index: Any) -> Any:
+    return faiss.downcast_index(faiss.extract_index_ivf(index))
+
+
+def _scan_lists(
+    ivf: Any, queries: Scores, k: int, list_scores: Scores, lists: Ids, selector: Any
+) -> tuple[Scores, Ids]:
+    """Scan given lists of one part. The Python wrapper takes no parameters; the C++ call is safe between threads."""
+    n, nprobe = lists.shape
+    scores = np.empty((n, k), np.float32)
+    ids = np.empty((n, k), np.int64)
+    pointer = faiss.swig_ptr
+    lists, list_scores = np.ascontiguousarray(lists), np.ascontiguousarray(list_scores)
+    ivf.search_preassigned_c(
+        n,
+        pointer(queries),
+        k,
+        pointer(lists),
+        pointer(list_scores),
+        pointer(scores),
+        pointer(ids),
+        False,
+        faiss.SearchParametersIVF(nprobe=nprobe, sel=selector),
+        None,
+    )
+    return scores, ids

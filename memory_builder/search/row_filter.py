@@ -1,0 +1,63 @@
+"""Which rows of a memory may answer: those that a filter keeps, and that are not deleted."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+from memory_builder.base.types import (
+    Ids,
+    Modality,
+)
+from memory_builder.catalog.row_bitmap import RowSet, remaining_rows
+from memory_builder.catalog.rows import (
+    Rows,
+)
+from memory_builder.search.open_index import OpenIndex
+
+FILTERS_KEPT = 8
+"""Filters whose rows are remembered; each takes a bit a row."""
+
+
+class AllowedRows:
+    """The rows of one state that may answer. Safe to ask from several threads.
+
+    Args:
+        rows: of the memory.
+        deleted: i64[n], ascending.
+    """
+
+    def __init__(self, rows: Rows, deleted: Ids) -> None:
+        # The caches hold functions of this file, not methods: what is open then goes with the memory, at once.
+        matching = lru_cache(FILTERS_KEPT)(partial(_matching, rows))
+        self._of = lru_cache(FILTERS_KEPT)(partial(_allowed, rows, deleted, matching))
+        self._share = lru_cache(maxsize=2)(partial(_share, rows))
+
+    def of(self, index: OpenIndex, where: str | None) -> RowSet | None:
+        """The rows of an index that a search may find; None: every one.
+
+        Raises:
+            UsageError: a filter that cannot be.
+        """
+        return self._of(index, where)
+
+    def share(self, index: OpenIndex, keys: Modality) -> float:
+        """Of the rows in the shards of an index, those that have its modality; any set of them is taken to be alike."""
+        return self._share(index, keys)
+
+
+def _matching(rows: Rows, where: str) -> RowSet:
+    from memory_builder.search.where import matching_rows  # its parser takes a while to import
+
+    return matching_rows(rows, where)
+
+
+def _allowed(
+    rows: Rows, deleted: Ids, matching: Callable[[str], RowSet], index: OpenIndex, where: str | None
+) -> RowSet | None:
+    if where is None and not len(deleted):
+        return None
+    return remaining_rows(rows.commits, index.ordinals, deleted, None if where is None else matching(where))
+
+
+def _share(rows: Rows, index: OpenIndex, keys: Modality) -> float:
+    commits = [rows.commits[ordinal] for ordinal in index.ordinals]
+    return sum(commit.n_present(keys) for commit in commits) / max(1, sum(commit.n_written for commit in commits))

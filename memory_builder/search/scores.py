@@ -1,0 +1,39 @@
+"""Scores of rows for queries: the best of them in an order that is always the same, and exact ones."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from memory_builder.base.types import (
+    NO_ROW,
+    Ids,
+    Modality,
+    Scores,
+)
+from memory_builder.catalog.rows import (
+    Rows,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hits:
+    """Rows found, best first."""
+
+    scores: Scores
+    """f32[q, k] inner products of unit vectors; -inf where there is no hit."""
+    ids: Ids
+    """i64[q, k] row ids; -1 where there is no hit."""
+
+
+def best_of(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:
+    """The k best of [q, c ≥ k] candidates; equal scores in order of their ids: the same answer every time."""
+    scores = np.where(ids == NO_ROW, np.float32(-np.inf), scores)
+    order = np.lexsort((ids, -scores))[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
+
+
+def exact_scores(queries: Scores, ids: Ids, rows: Rows, keys: Modality) -> Scores:
+    """f32[q, d], i64[q, c] → f32[q, c] inner products with the stored vectors; anything for id -1."""
+    vectors = rows.vectors(ids.ravel(), keys).reshape(*ids.shape, rows.d)  # f32[q, c, d]
+    scores: Scores = np.einsum("qd,qcd->qc", queries, vectors, optimize=True)
+    return scores

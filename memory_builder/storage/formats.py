@@ -1,0 +1,69 @@
+"""How the files of a shard are laid out: metadata columns, look-up rows, and the bytes of each format.
+
+The same rows give the same bytes; docs/contract.md describes every column.
+"""
+
+import io
+import threading
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_LITERALS = threading.Lock()
+
+
+def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
+    """An array as a .npy file."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def read_npy(file: Path | BinaryIO, *, mapped: bool = False) -> np.ndarray[Any, Any]:
+    """The array of a .npy file, memory-mapped if that is asked for (then the file is a path).
+
+    One thread at a time: numpy reads the header as a Python literal, and Python 3.11 may fail with "AST constructor
+    recursion depth mismatch" when two threads do so at once (seen with eight readers within seconds).
+
+    Raises:
+        ValueError, EOFError: it is no such file, or holds pickled objects.
+    """
+    with _LITERALS:
+        array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
+    return array
+
+
+def read_npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """The beginning of a .npy file of version 1 → (shape, dtype, byte where the array begins)."""
+    file = io.BytesIO(head)
+    with _LITERALS:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    return shape, dtype, file.tell()
+
+
+def arrow_bytes(table: pa.Table) -> bytes:
+    """A table as an uncompressed Arrow IPC file of one record batch, made to be memory-mapped."""
+    buffer = io.BytesIO()
+    with pa.ipc.new_file(buffer, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return buffer.getvalue()
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as parquet."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_parquet(data: bytes) -> pa.Table:
+    """A small table from a parquet file's bytes.
+
+    In this thread alone: a reader thread of Arrow's that lets go of a Python buffer while the interpreter ends aborts
+    the process (seen with pyarrow 25 in a third of the processes that end just after a threaded read).
+    """
+    return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)

@@ -1,0 +1,220 @@
+"""Records: the small files and table rows that say what lies on disk, read as what they must be and as nothing else.
+
+A record may come from a stranger or be damaged, and other files are opened, written and removed by the names in it. So
+every record is decoded here, field by field, against the types of its dataclass; a name is a type too, with the one
+pattern that names of its kind have. What does not fit is a ``CorruptMemoryError`` that names the file and the field.
+"""
+
+import json
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from tokenize import TokenError
+from typing import Annotated, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
+
+from memory_builder.errors import (
+    REPAIR,
+    CorruptMemoryError,
+    UsageError,
+)
+from memory_builder.storage.store import Store, sha256
+
+FORMAT_VERSION = 1
+partial_record = with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+"""Likewise, of a record of which we need some fields and whose others are for people."""
+
+SHOWN = 3
+"""Wrong fields that a message names."""
+
+strict_record = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
+"""Class decorator of a record: no value is converted, no field is unknown, no number is NaN."""
+
+
+def _name(pattern: str) -> Any:
+    return StringConstraints(pattern=f"^(?:{pattern})$")
+
+
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,  # pyarrow, of a file's content
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    MemoryError,
+    EOFError,
+    SyntaxError,  # numpy, of a header; as is the next
+    TokenError,
+)
+"""What Python, numpy and pyarrow raise of content that makes no sense."""
+
+Count = Annotated[int, Field(ge=0, le=1 << 53)]
+RowCount = Annotated[int, Field(ge=0, lt=1 << 32)]
+Ordinal = Annotated[int, Field(ge=0, lt=1 << 21)]
+Seconds = Annotated[float, Field(ge=-1e12, le=1e12)]
+Digest = Annotated[str, _name("[0-9a-f]{64}")]
+"""SHA-256, as hex."""
+ShortHash = Annotated[str, _name("[0-9a-f]{1,64}")]
+Modality = Annotated[str, _name("image|text")]
+ColumnType = Annotated[str, _name("string|int|float|bool")]
+IndexFolder = Annotated[str, _name("index/[0-9a-f]{1,64}")]
+PartName = Annotated[str, _name("[0-9]{5,7}-[0-9]{5,7}(-[0-9a-f]{8})?")]
+TombstonesFile = Annotated[str, _name("tombstones/[0-9]{1,18}[.]npy")]
+TuningFile = Annotated[str, _name("tuning(-[0-9][0-9.e-]{0,30})?[.]json")]
+ShardFile = Annotated[
+    str,
+    _name(
+        "(img_emb/img_emb|text_emb/text_emb)_[0-9]{5,7}[.]npy"
+        "|(metadata/metadata|rejects/rejects)_[0-9]{5,7}[.]parquet|rows/rows_[0-9]{5,7}[.]arrow"
+    ),
+]
+"""A file of one shard."""
+
+
+def is_part_file(name: str) -> bool:
+    """Whether a file is called as a part or its record is."""
+    return re.fullmatch(r"[0-9]{5,7}-[0-9]{5,7}(-[0-9a-f]{8})?[.](faiss|json)", name) is not None
+
+
+def is_index_folder(name: str) -> bool:
+    """Whether a folder under ``index/`` is called as those of indexes are."""
+    return re.fullmatch("[0-9a-f]{1,64}", name) is not None
+
+
+Kind = TypeVar("Kind")
+
+
+_adapter: Callable[[Any], TypeAdapter[Any]] = lru_cache(None)(TypeAdapter)
+
+
+def decode(kind: type[Kind], data: bytes | str, *, where: str, fix: str = REPAIR) -> Kind:
+    """A record from its JSON.
+
+    Args:
+        kind: a dataclass under ``strict_record``, or any type that pydantic knows.
+        data: the JSON text.
+        where: the file, for the message.
+        fix: what helps if it is damaged, likewise.
+
+    Raises:
+        CorruptMemoryError: it is not JSON, or a field is missing, unknown or not of its type.
+    """
+    try:
+        decoded: Kind = _adapter(kind).validate_json(data, strict=True)
+    except ValidationError as error:
+        raise CorruptMemoryError(f"{where} is damaged ({_reasons(error)})", fix) from None
+    return decoded
+
+
+def decode_value(kind: type[Kind], value: Any, *, where: str, fix: str = REPAIR) -> Kind:
+    """As ``decode``, of what was parsed already, such as a row of a table."""
+    with reading(where, fix):
+        data = json.dumps(value)
+    return decode(kind, data, where=where, fix=fix)
+
+
+def _reasons(error: ValidationError) -> str:
+    wrong = error.errors(include_url=False, include_input=False, include_context=False)
+    told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ")[:200] for one in wrong[:SHOWN]]
+    return "; ".join(told) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+
+
+def read_record(store: Store, path: str, kind: type[Kind], *, fix: str = REPAIR) -> Kind | None:
+    """The record at a path of a store; None when there is none.
+
+    Raises:
+        CorruptMemoryError: it is damaged.
+    """
+    try:
+        data = store.read(path)
+    except FileNotFoundError:
+        return None
+    return decode(kind, data, where=f"{store.root}/{path}", fix=fix)
+
+
+def read_sound_record(store: Store, path: str, kind: type[Kind]) -> Kind | None:
+    """As ``read_record``, for whoever makes a damaged one anew: None for that too."""
+    try:
+        return read_record(store, path, kind)
+    except CorruptMemoryError:
+        return None
+
+
+@contextmanager
+def reading(where: str, fix: str = REPAIR) -> Iterator[None]:
+    """What goes wrong while a file's content is made sense of is the file's fault, and is said of it.
+
+    Args:
+        where: the file.
+        fix: what helps.
+    """
+    try:
+        yield
+    except CorruptMemoryError:
+        raise
+    except UNREADABLE as error:
+        raise CorruptMemoryError(f"{where} is damaged ({type(error).__name__}: {str(error)[:300]})", fix) from error
+
+
+def check_format(store: Store, data: bytes) -> None:
+    """Refuse a record that a newer version wrote.
+
+    Raises:
+        UsageError: its format is newer than what this version reads.
+    """
+    try:
+        version = json.loads(data)["format_version"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return  # whoever decodes it says what is wrong with it
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise UsageError(
+            f"{store.root} has format {version}, this version reads up to {FORMAT_VERSION}: "
+            "install a newer memory-builder"
+        )
+
+
+def decode_table(
+    data: bytes, schema: pa.Schema, *, where: str, fix: str = REPAIR, optional: Collection[str] = (), max_rows: int
+) -> pa.Table:
+    """A table from parquet: the columns of ``schema``, each of its type.
+
+    Args:
+        data: the file.
+        schema: the columns.
+        where: the file, for the message.
+        fix: what helps if it is damaged, likewise.
+        optional: columns that older files lack.
+        max_rows: more than any sound file has; a small file can claim billions.
+
+    Raises:
+        CorruptMemoryError: it is not such a table.
+    """
+    if not data.startswith(b"PAR1"):  # pyarrow looks at the end alone
+        raise CorruptMemoryError(f"{where} is damaged (it is no parquet file)", fix)
+    with reading(where, fix), pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+        there = file.schema_arrow
+        wrong = [
+            column.name
+            for column in schema
+            if (column.name in there.names or column.name not in optional)
+            and (there.names.count(column.name) != 1 or there.field(column.name).type != column.type)
+        ]
+        if wrong or file.metadata.num_rows > max_rows:
+            what = f"column {wrong[0]} is missing or of another type" if wrong else f"{file.metadata.num_rows:,} rows"
+            raise CorruptMemoryError(f"{where} is damaged ({what})", fix)
+        # In this thread alone; see ``tables.read_parquet``.
+        table = file.read([column.name for column in schema if column.name in there.names], use_threads=False)
+        table.validate(full=True)  # pyarrow itself looks at neither UTF-8 nor offsets
+        return table
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Sixteen hex digits over a configuration's canonical JSON."""
+    return sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())[:16]

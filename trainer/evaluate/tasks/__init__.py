@@ -1,0 +1,1 @@
+"""Tasks that need no memory: zero-shot, retrieval, linear probe, fine-tuning."""

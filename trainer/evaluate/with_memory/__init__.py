@@ -1,0 +1,1 @@
+"""Tasks that search a memory: training-free baselines and RECO."""

@@ -1,0 +1,101 @@
+"""Pixel nearest neighbour: a picture is what the most alike picture of the memory is called, with no model at all.
+
+What it gets right, anyone could copy: it shows how much of a benchmark is the same artwork twice.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from memory_builder.base.prefetch import map_ahead
+from memory_builder.base.runner import available_threads
+from memory_builder.memory import Memory
+from memory_builder.model.images import BadImageError, decode_image
+from memory_builder.readers.read import Pair, read_pairs
+from trainer.evaluate.numbers.arrays import Floats
+from trainer.evaluate.numbers.metrics import Score
+from trainer.evaluate.sets.datasets import Dataset
+from trainer.evaluate.with_memory.label_counts import Census
+
+SIDE = 16
+BLOCK = 4_096
+"""Pictures of the memory compared at a time."""
+NOTHING = -np.inf
+"""Below any correlation."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nearest:
+    """For every picture, the most alike one of each class it was compared with."""
+
+    best: Floats
+    """f32[n, c] correlation with the most alike picture named so; -inf where there is none."""
+    n_read: int
+    """Pictures of the memory compared; fewer than its rows that name a class where some could not be read."""
+
+    def score(self) -> Score:
+        return lambda part: self.best[part]
+
+
+def nearest_pixels(memory: Memory, dataset: Dataset, census: Census, n_classes: int) -> Nearest:
+    """Compare a set with all rows of the memory that name one of its classes.
+
+    Raises:
+        SourceError: a shard the memory was built from is gone.
+    """
+    queries = np.stack([_of_example(example.image) for example in dataset.examples()])  # f32[n, p]
+    best = np.full((len(queries), n_classes), NOTHING, np.float32)
+    rows: list[Floats] = []
+    labels: list[int] = []
+    n_read = 0
+    for pixels, label in _named_pictures(memory, census):
+        n_read += 1
+        rows.append(pixels)
+        labels.append(label)
+        if len(rows) == BLOCK:
+            _compare(queries, rows, labels, best)
+            rows, labels = [], []
+    if rows:
+        _compare(queries, rows, labels, best)
+    return Nearest(best=best, n_read=n_read)
+
+
+def _compare(queries: Floats, rows: list[Floats], labels: list[int], best: Floats) -> None:
+    """Raise ``best`` to what these rows reach."""
+    correlation, of_rows = queries @ np.stack(rows).T, np.array(labels)  # f32[n, r]
+    for label in np.unique(of_rows):
+        best[:, label] = np.maximum(best[:, label], correlation[:, of_rows == label].max(axis=1))
+
+
+def _named_pictures(memory: Memory, census: Census) -> Iterator[tuple[Floats, int]]:
+    """(pixels, class) of the memory's rows that name a class, shard by shard."""
+    keys = memory.rows(census.ids, ["key"])["key"].to_pylist()
+    wanted: dict[str, dict[str, int]] = {}
+    for row_id, key, label in zip(census.ids.tolist(), keys, census.labels.tolist(), strict=True):
+        wanted.setdefault(memory.source(row_id), {})[key] = label
+    with ThreadPoolExecutor(available_threads()) as threads:
+        for uri, by_key in wanted.items():
+            read = read_pairs(uri, require="image", image_key=memory.image_key)
+            pairs = (pair for pair in read if isinstance(pair, Pair) and pair.key in by_key)
+            for key, pixels in map_ahead(_of_pair, pairs, threads, 64):
+                if pixels is not None:
+                    yield pixels, by_key[key]
+
+
+def _of_pair(pair: Pair) -> tuple[str, Floats | None]:
+    try:
+        return pair.key, _of_example(pair.image or b"")
+    except BadImageError:  # changed since it was embedded
+        return pair.key, None
+
+
+def _of_example(image: bytes) -> Floats:
+    """f32[p] the picture in a few pixels, without its mean, at unit length: products of two are correlations."""
+    small = decode_image(image).resize((SIDE, SIDE), Image.Resampling.BOX)
+    pixels = np.asarray(small, np.float32).ravel()
+    pixels = pixels - pixels.mean()
+    unit: Floats = pixels / np.float32(max(float(np.linalg.norm(pixels)), 1e-6))
+    return unit

@@ -1,0 +1,27 @@
+"""Class-centroid priming: a class is its name's embedding mixed with the mean image of the rows that the name finds.
+
+Wallingford et al., Neural Priming for Sample-Efficient Adaptation (2023).
+"""
+
+from dataclasses import dataclass
+
+from trainer.evaluate.numbers.metrics import Score, linear
+from trainer.evaluate.with_memory.baselines.classes import mixed, retrieved_centroids
+from trainer.evaluate.with_memory.retrieved_context import Evidence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Priming:
+    """classifier = unit(alpha · text + (1 - alpha) · centroid); a class that finds no row keeps its text."""
+
+    alpha: float = 0.5
+    per_class: int = 16
+
+    def score(self, evidence: Evidence) -> Score:
+        centroids = retrieved_centroids(evidence, self.per_class)
+        return linear(evidence.images, mixed(evidence.classifier, centroids, 1 - self.alpha))
+
+
+GRID = tuple(
+    Priming(alpha=alpha, per_class=per_class) for per_class in (16, 4, 32) for alpha in (0.5, 0.3, 0.7, 0.8, 0.9)
+)

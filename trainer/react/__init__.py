@@ -1,0 +1,1 @@
+"""REACT: gated blocks in a frozen CLIP, trained on retrieved pairs."""

@@ -1,0 +1,1 @@
+"""RECO: a fusion transformer that refines embeddings with retrieved ones."""
