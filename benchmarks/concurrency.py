@@ -44,7 +44,9 @@ from memory_builder.catalog.plan import (
 )
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.embedding.commit_shard import commit_shard
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

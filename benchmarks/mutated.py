@@ -54,7 +54,9 @@ from memory_builder.catalog.plan import (
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.export.faiss_ondisk import merge
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.curve import read_curves
 from memory_builder.maintenance.append import (
     append,
@@ -241,11 +243,16 @@ def use_memory(root: Path) -> None:
 
 def use_subset(root: Path) -> None:
     """What reads a subset: retrieve when it goes on, and training."""
-    from memory_builder.retrieval.choose import read_chosen, read_piece
+    from memory_builder.retrieval.chosen import (
+        read_chosen,
+        read_piece,
+    )
     from memory_builder.retrieval.copies.exclude import Evaluation, done_excluded
+    from memory_builder.retrieval.pieces import (
+        done_pieces,
+    )
     from memory_builder.retrieval.search import read_block, whole_blocks
     from memory_builder.retrieval.summary import final_claims
-    from memory_builder.retrieval.write import done_pieces
     from trainer.react.subset import described_encoder, open_subset
 
     store = Store(root)

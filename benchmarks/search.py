@@ -23,7 +23,9 @@ from synthetic import Floats, Shape, make_memory, queries
 
 from memory_builder import Memory
 from memory_builder.base.runner import LocalRunner
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

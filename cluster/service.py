@@ -39,8 +39,18 @@ from cluster.description import (
     page_policy,
 )
 from cluster.gate import Gate, HostNames, error_answer
-from cluster.session import FORMER_NAME, Answers, Info, Question, Served, ServiceConfig, Settings
+from cluster.session import (
+    Served,
+    ServiceConfig,
+)
 from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
+from cluster.wire import (
+    FORMER_NAME,
+    Answers,
+    Info,
+    Question,
+    Settings,
+)
 from memory_builder.base.arguments import one_modality
 from memory_builder.base.types import (
     Modality,

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Commit records: ``commits/<shard>.json``, one for each shard, written last. A shard without one does not exist."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Write ``memory.json`` for a new memory; for an existing one, check that its settings agree."""
 
 from memory_builder.catalog.description import DESCRIPTION, Description, read_description, read_description_strictly
 from memory_builder.catalog.manifest import (

@@ -1,4 +1,4 @@
-"""TODO."""
+"""``memory.json``: the settings that all rows of a memory share."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -1,4 +1,6 @@
-"""TODO."""
+"""The columns of a shard's metadata: the fixed ones, the chosen ones, and ``extra`` for the rest of a pair's json.
+
+The same rows give the same bytes; docs/contract.md describes every column."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

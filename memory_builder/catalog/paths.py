@@ -1,4 +1,4 @@
-"""TODO."""
+"""Paths of the files of one shard."""
 
 
 def shard_name(ordinal: int) -> str:

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Make the next snapshot current: optimistic retries of a change, and the conditional put that decides between writers."""
 
 import time
 from collections.abc import Callable

@@ -2,7 +2,12 @@
 
 import tyro
 
-from memory_builder.commands.embed import Embed, Import
+from memory_builder.commands.embed import (
+    Embed,
+)
+from memory_builder.commands.import_ import (
+    Import,
+)
 from memory_builder.embedding.settings import config_of, default_encoder, existing_description
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.model.encoder import EncoderConfig

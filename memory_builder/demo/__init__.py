@@ -16,7 +16,9 @@ from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import (
     embed,
 )
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

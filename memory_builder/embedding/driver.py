@@ -1,4 +1,4 @@
-"""The drivers that make a memory: embed, import, index, adopt. They plan, hand pending work to a runner, keep books.
+"""The drivers that fill a memory: ``embed`` and ``import_embeddings``.
 
 Each may be killed at any moment and started again; what is committed is not done again.
 """
@@ -26,6 +26,7 @@ from memory_builder.catalog.plan import (
     read_plan,
     spelled_as_planned,
 )
+from memory_builder.catalog.published_memory import committed_names
 from memory_builder.catalog.trusted import refuse_unnamed, remember_model, remember_sources
 from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_vectors
 from memory_builder.embedding.embed_shard import EmbedTask
@@ -151,7 +152,7 @@ def import_embeddings(
     """
     started = time.monotonic()
     store = Store(memory)
-    found = find_published(root, keys)
+    found = find_published(root, keys, committed=committed_names(root))
     d = published_width(found)
     if lacking := what_is_lacking(found[0].uri, config):
         say(f"import: {lacking}")

@@ -35,6 +35,7 @@ from memory_builder.catalog.paths import (
 from memory_builder.catalog.plan import (
     REPLACED,
 )
+from memory_builder.catalog.published_memory import deleted_rows
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import SourceError
@@ -77,7 +78,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, has
     notes: Counter[str] = Counter()
     vectors = {side: np.zeros((n, d), np.float16) for side in MODALITIES}
     vectors |= {side: _unit(array, side, notes) for side, array in published.vectors.items() if array.size}
-    kept = np.setdiff1d(np.arange(n), published.deleted)
+    kept = np.setdiff1d(np.arange(n), deleted_rows(shard.uri))
     if len(kept) < n:
         notes[DELETED] += n - len(kept)
         vectors = {side: array[kept] for side, array in vectors.items()}

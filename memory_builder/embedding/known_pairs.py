@@ -21,6 +21,7 @@ from memory_builder.catalog.commits import (
     Commit,
     read_commit,
 )
+from memory_builder.catalog.delete_rows import delete_rows
 from memory_builder.catalog.metadata import (
     metadata_row,
 )
@@ -32,10 +33,9 @@ from memory_builder.catalog.plan import (
     REPLACEMENTS,
     real_name,
 )
-from memory_builder.maintenance.delete import (
-    delete,
+from memory_builder.readers.columns import (
+    Row,
 )
-from memory_builder.readers.linked_pictures import Row
 from memory_builder.readers.pairs import BadPairError, Pair, PairRules, caption_of, printable
 from memory_builder.readers.shard import (
     Shard,
@@ -224,7 +224,7 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
     ids: Ids = np.concatenate(stale)
     if len(ids):
         say(f"{len(ids):,} rows of changed pairs are replaced")
-        delete(store, ids=ids)
+        delete_rows(store, np.unique(ids))
 
 
 def _of_keyed(row: Mapping[str, Any]) -> list[tuple[str, ...]]:

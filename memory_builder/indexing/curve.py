@@ -9,12 +9,37 @@ from memory_builder.base.types import (
 )
 from memory_builder.catalog.snapshots import read_snapshot, read_tuning
 from memory_builder.errors import BUILD_AGAIN
-from memory_builder.indexing.recall import RECALL_AT, Point
-from memory_builder.storage.records import decode_value, reading
+from memory_builder.storage.records import decode_value, reading, strict_record
 from memory_builder.storage.store import Store
 
 BAR_WIDTH = 24
 EIGHTHS = " ▏▎▍▌▋▊▉"
+RECALL_AT = (1, 10, 100)
+
+
+@strict_record
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """One setting on the curve."""
+
+    nprobe: int
+    refine: int
+    recall: dict[str, float]
+    """recall@k, tie-aware, by k; 100 only where the latency was measured too."""
+    strict_recall: dict[str, float]
+    recall10_error: float
+    """Standard error of recall@10 over the queries."""
+    codes: float
+    """Codes scanned a query."""
+    rows_read: float
+    """Rows re-read a query."""
+    work_bytes: float
+    """Bytes touched a query: what tuning minimises."""
+    seconds: float
+    """A query, in a batch of all; not part of the choice."""
+    p50_s: float | None = None
+    """Of single queries for ten rows; measured for the points that no other beats."""
+    p99_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

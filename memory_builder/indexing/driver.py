@@ -1,4 +1,4 @@
-"""TODO."""
+"""The drivers of indexing: ``index`` builds the indexes of a memory, ``adopt`` takes over a published one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +19,12 @@ from memory_builder.catalog.update_snapshot import (
     settle,
 )
 from memory_builder.indexing.adopt import adopt_index
-from memory_builder.indexing.build import IndexConfig, build_index
+from memory_builder.indexing.build import (
+    build_index,
+)
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.storage.store import Store
 
 

@@ -38,46 +38,20 @@ from memory_builder.catalog.rows import (
 )
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
+from memory_builder.indexing.curve import RECALL_AT, Point
 from memory_builder.search.open_index import Effort, OpenIndex
 from memory_builder.search.scores import (
     best_of,
     exact_scores,
 )
-from memory_builder.storage.records import strict_record
 from memory_builder.storage.store import Store
 
 TIE = 1e-4
-RECALL_AT = (1, 10, 100)
 MAIN_K = 10
 """The k of the recall that is tuned for and told."""
 TRUTH_K = max(RECALL_AT)
 READ_BYTES = 4096
 """A row re-read for re-ranking costs a page, however short it is."""
-
-
-@strict_record
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
-    """One setting on the curve."""
-
-    nprobe: int
-    refine: int
-    recall: dict[str, float]
-    """recall@k, tie-aware, by k; 100 only where the latency was measured too."""
-    strict_recall: dict[str, float]
-    recall10_error: float
-    """Standard error of recall@10 over the queries."""
-    codes: float
-    """Codes scanned a query."""
-    rows_read: float
-    """Rows re-read a query."""
-    work_bytes: float
-    """Bytes touched a query: what tuning minimises."""
-    seconds: float
-    """A query, in a batch of all; not part of the choice."""
-    p50_s: float | None = None
-    """Of single queries for ten rows; measured for the points that no other beats."""
-    p99_s: float | None = None
 
 
 def exact_neighbours(

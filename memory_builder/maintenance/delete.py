@@ -1,7 +1,6 @@
-"""TODO."""
+"""Delete rows, named by row id, by pair key or by a filter."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +10,7 @@ from memory_builder.base.progress import say
 from memory_builder.base.types import (
     Ids,
 )
+from memory_builder.catalog.delete_rows import delete_rows
 from memory_builder.catalog.description import (
     read_description,
 )
@@ -21,8 +21,7 @@ from memory_builder.catalog.rows import (
     Rows,
 )
 from memory_builder.catalog.snapshots import Snapshot
-from memory_builder.catalog.tombstones import check_ids, current_tombstones, some, write_tombstones
-from memory_builder.catalog.update_snapshot import settle
+from memory_builder.catalog.tombstones import check_ids, some
 from memory_builder.errors import UsageError
 from memory_builder.storage.store import Store
 
@@ -58,16 +57,7 @@ def delete(
         chosen = _rows_named(Rows(store, commits, description.d), () if keys is None else several(keys), where)
     if not len(chosen):
         raise UsageError(f"nothing to delete: no row of {store.root} is named by that")
-
-    def deleted(before: Snapshot) -> Snapshot:
-        gone = current_tombstones(store, before)
-        together = np.union1d(gone, chosen)
-        if len(together) == len(gone):
-            return before
-        path, digest = write_tombstones(store, together)
-        return replace(before, number=before.number + 1, tombstones=path, tombstones_sha256=digest)
-
-    return settle(store, deleted)
+    return delete_rows(store, chosen)
 
 
 def _rows_named(rows: Rows, keys: Sequence[str], where: str | None) -> Ids:

@@ -32,7 +32,9 @@ from memory_builder.catalog.rows import (
 from memory_builder.catalog.snapshots import IndexView, read_snapshot
 from memory_builder.catalog.tombstones import read_tombstones
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError
-from memory_builder.indexing.build import restore_build_record
+from memory_builder.indexing.finish import (
+    restore_build_record,
+)
 from memory_builder.indexing.train import Quantizer, read_quantizer
 from memory_builder.maintenance.repair_records import Mended
 from memory_builder.maintenance.verify import INDEX_AGAIN, Problem, checksum_of, quantizer_hash, sound_snapshots

@@ -2,14 +2,13 @@
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
 import pyarrow as pa
 
 from memory_builder.errors import SourceError
-from memory_builder.readers.linked_pictures import Row
 from memory_builder.readers.pairs import (
     CAPTION,
     CAPTION_SPELLINGS,
@@ -30,6 +29,21 @@ KEY_COLUMNS = ("key", "__key__")
 _NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
 """What Arrow raises of a cell that Python cannot hold."""
 _ROW_MEMBER = re.compile(r"row \d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table: the picture itself or where it is, and everything else."""
+
+    key: str
+    image: bytes | None
+    link: str | None
+    fields: dict[str, Any]
+    fault: str | None = None
+    member: str | None = None
+    """Where the row is, when the picture is inside it."""
+    is_numbered: bool = False
+    """See ``Pair``."""
 
 
 class Columns:

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO
 
-from memory_builder.readers.pairs import IMAGE_SUFFIXES
+from memory_builder.readers.file_kinds import IMAGE_SUFFIXES
 
 MAX_LINE_BYTES = 64 << 20
 MAX_LINES_A_CELL = 1_000

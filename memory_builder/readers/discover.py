@@ -13,9 +13,17 @@ from memory_builder.base.arguments import several
 from memory_builder.base.progress import say
 from memory_builder.errors import SourceError
 from memory_builder.readers import folder, listing, parquet, webdataset
-from memory_builder.readers.file_kinds import kind_of
+from memory_builder.readers.file_kinds import (
+    SUFFIXES,
+    describe_passed_over,
+    is_hidden,
+    kind_of,
+)
 from memory_builder.readers.folder import file_info
-from memory_builder.readers.folder_tree import Selection, describe_passed_over, is_hidden, select
+from memory_builder.readers.folder_tree import (
+    Selection,
+    select,
+)
 from memory_builder.readers.published import published_etag
 from memory_builder.readers.shard import (
     Source,
@@ -27,7 +35,7 @@ from memory_builder.storage.store import etag_of
 TABLES_SPLIT_FROM_BYTES = 16 << 20
 """A smaller parquet file is one shard, and its footer need not be read to plan it."""
 EXPECTED = (
-    f"expected tars ({', '.join(webdataset.SUFFIXES)}), parquet files, listings (.csv, .tsv, .jsonl, .ndjson, "
+    f"expected tars ({', '.join(SUFFIXES['tar'])}), parquet files, listings (.csv, .tsv, .jsonl, .ndjson, "
     "compressed or not), a folder of such or of pictures, a glob (quote it) or a brace range such as "
     "{00000..00099}.tar"
 )

@@ -1,16 +1,19 @@
 """What a file is by its name: a tar, a parquet table, a listing or a picture."""
 
+import posixpath
+from collections.abc import Iterable
 from typing import Literal
 
-from memory_builder.readers import listing, parquet, webdataset
-from memory_builder.readers.folder import split_file_name
-from memory_builder.readers.pairs import IMAGE_SUFFIXES
-
 Kind = Literal["tar", "parquet", "listing", "picture"]
+IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif"})
+LISTING_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson")
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "tar": webdataset.SUFFIXES,
-    "parquet": parquet.SUFFIXES,
-    "listing": listing.SUFFIXES,
+    "tar": (".tar", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tgz", ".tzst", ".tbz2", ".txz"),
+    "parquet": (".parquet",),
+    "listing": (
+        *LISTING_KINDS,
+        *(f"{kind}.{packed}" for kind in LISTING_KINDS for packed in ("gz", "zst", "bz2", "xz")),
+    ),
 }
 
 
@@ -21,3 +24,36 @@ def kind_of(name: str) -> Kind | None:
         if lower.endswith(suffixes):
             return kind
     return "picture" if split_file_name(name)[1] in IMAGE_SUFFIXES else None
+
+
+def split_file_name(name: str) -> tuple[str, str]:
+    """``a/10.12.PNG`` → (``a/10.12``, ``png``): unlike in a tar, at the last dot, as people name their files."""
+    stem, suffix = posixpath.splitext(name)
+    return stem, suffix[1:].lower()
+
+
+def describe_passed_over(names: Iterable[str]) -> str:
+    """What was passed over, in a line: ``2 parquet files in data/, metadata.jsonl, 3 hidden files``."""
+    names = list(names)
+    hidden = [name for name in names if is_hidden(name)]
+    shown = [name for name in names if not is_hidden(name)]
+    by_kind: dict[str, list[str]] = {}
+    for name in shown:
+        suffix = split_file_name(name)[1]
+        by_kind.setdefault("picture" if kind_of(name) == "picture" else f"{suffix or 'other'} file", []).append(name)
+    parts = []
+    for kind, group in sorted(by_kind.items()):
+        folders = {posixpath.dirname(name) for name in group}
+        where = f" in {folders.pop()}/" if len(folders) == 1 and folders != {""} else ""
+        parts.append(group[0] if len(group) == 1 else f"{len(group):,} {kind}s{where}")
+    if hidden:
+        parts.append(f"{len(hidden):,} hidden file{'s' * (len(hidden) > 1)}")
+    return ", ".join(parts)
+
+
+def is_hidden(below: str) -> bool:
+    """Whether a path is of those that programs leave beside data: .name, __MACOSX, and _name of what is no picture."""
+    *folders, name = below.strip("/").split("/")
+    if any(part.startswith(".") or part == "__MACOSX" for part in (*folders, name)):
+        return True
+    return kind_of(name) != "picture" and any(part.startswith("_") for part in (*folders, name))

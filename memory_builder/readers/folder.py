@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
+from memory_builder.readers.file_kinds import IMAGE_SUFFIXES, split_file_name
 from memory_builder.readers.linked_pictures import fetch, read_ahead
 from memory_builder.readers.pairs import (
-    IMAGE_SUFFIXES,
     BadPairError,
     Files,
     Pair,
@@ -66,12 +66,6 @@ def measure(fs: Any, path: str, piece: Piece) -> tuple[int, str]:
     if not entries:
         raise FileNotFoundError(_below(path, piece))
     return sum(size for _, size, _ in entries), sha256(repr(entries).encode())[:32]
-
-
-def split_file_name(name: str) -> tuple[str, str]:
-    """``a/10.12.PNG`` → (``a/10.12``, ``png``): unlike in a tar, at the last dot, as people name their files."""
-    stem, suffix = posixpath.splitext(name)
-    return stem, suffix[1:].lower()
 
 
 def file_info(fs: Any, info: dict[str, Any]) -> dict[str, Any]:

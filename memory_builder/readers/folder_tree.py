@@ -7,14 +7,14 @@ beside pictures of which it names none says nothing of them.
 
 import os
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from memory_builder.errors import SourceError
 from memory_builder.readers import listing, parquet
-from memory_builder.readers.file_kinds import kind_of
-from memory_builder.readers.folder import file_info, split_file_name
+from memory_builder.readers.file_kinds import is_hidden, kind_of, split_file_name
+from memory_builder.readers.folder import file_info
 from memory_builder.readers.sidecar_table import has_keys
 from memory_builder.readers.webdataset import table_beside
 from memory_builder.storage.filesystem import is_local
@@ -102,14 +102,6 @@ def _is_stored(path: str, info: dict[str, Any]) -> bool:
     return info["type"] == "file" or is_lost_shard
 
 
-def is_hidden(below: str) -> bool:
-    """Whether a path is of those that programs leave beside data: .name, __MACOSX, and _name of what is no picture."""
-    *folders, name = below.strip("/").split("/")
-    if any(part.startswith(".") or part == "__MACOSX" for part in (*folders, name)):
-        return True
-    return kind_of(name) != "picture" and any(part.startswith("_") for part in (*folders, name))
-
-
 def _describes_folder(fs: Any, path: str, with_pictures: set[str]) -> bool:
     """Whether a table is what img2dataset writes beside a folder of pictures."""
     stem = path.removesuffix(".parquet")
@@ -134,22 +126,3 @@ def _pictures_named(fs: Any, path: str) -> set[str]:
         return {posixpath.normpath(posixpath.join(folder, link)) for link in links}
     except (SourceError, OSError):
         return set()
-
-
-def describe_passed_over(names: Iterable[str]) -> str:
-    """What was passed over, in a line: ``2 parquet files in data/, metadata.jsonl, 3 hidden files``."""
-    names = list(names)
-    hidden = [name for name in names if is_hidden(name)]
-    shown = [name for name in names if not is_hidden(name)]
-    by_kind: dict[str, list[str]] = {}
-    for name in shown:
-        suffix = split_file_name(name)[1]
-        by_kind.setdefault("picture" if kind_of(name) == "picture" else f"{suffix or 'other'} file", []).append(name)
-    parts = []
-    for kind, group in sorted(by_kind.items()):
-        folders = {posixpath.dirname(name) for name in group}
-        where = f" in {folders.pop()}/" if len(folders) == 1 and folders != {""} else ""
-        parts.append(group[0] if len(group) == 1 else f"{len(group):,} {kind}s{where}")
-    if hidden:
-        parts.append(f"{len(hidden):,} hidden file{'s' * (len(hidden) > 1)}")
-    return ", ".join(parts)

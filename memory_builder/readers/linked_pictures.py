@@ -7,11 +7,11 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 from memory_builder.base.prefetch import map_ahead
+from memory_builder.readers.columns import Row
 from memory_builder.readers.link_policy import LinkPolicy, Target, is_kernels
 from memory_builder.readers.pairs import (
     BadPairError,
@@ -33,21 +33,6 @@ FETCH_AHEAD = 64
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table: the picture itself or where it is, and everything else."""
-
-    key: str
-    image: bytes | None
-    link: str | None
-    fields: dict[str, Any]
-    fault: str | None = None
-    member: str | None = None
-    """Where the row is, when the picture is inside it."""
-    is_numbered: bool = False
-    """See ``Pair``."""
 
 
 def pairs_of_rows(rows: Iterable[Row | Break], table: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:

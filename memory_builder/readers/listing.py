@@ -10,16 +10,25 @@ from itertools import islice
 from typing import Any, BinaryIO
 
 from memory_builder.errors import SourceError
-from memory_builder.readers.columns import IMAGE_COLUMNS, Columns, distinct_names, first_spelled, row_of, without_known
+from memory_builder.readers.columns import (
+    IMAGE_COLUMNS,
+    Columns,
+    Row,
+    distinct_names,
+    first_spelled,
+    row_of,
+    without_known,
+)
 from memory_builder.readers.delimited import Lines, LineTooLongError, Records
-from memory_builder.readers.linked_pictures import Row, pairs_of_rows
+from memory_builder.readers.file_kinds import LISTING_KINDS, SUFFIXES
+from memory_builder.readers.linked_pictures import (
+    pairs_of_rows,
+)
 from memory_builder.readers.pairs import Break, Pair, PairRules, Reject
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import DamagedFileError, open_unpacked
 
-_KINDS = (".csv", ".tsv", ".jsonl", ".ndjson")
-SUFFIXES = (*_KINDS, *(f"{kind}.{packed}" for kind in _KINDS for packed in ("gz", "zst", "bz2", "xz")))
-LONGEST = max(map(len, SUFFIXES))
+LONGEST = max(map(len, SUFFIXES["listing"]))
 ROWS_LOOKED_AT = 1_000
 """Of a JSONL, to learn its columns: any row may lack some."""
 Record = list[str] | str  # cells of a CSV row; a line of JSON
@@ -88,7 +97,7 @@ class Listing:
         self._lines = Lines(file)
         if self._lines.is_utf16:
             raise SourceError(f"{path} is UTF-16: save it as UTF-8, as in iconv -f UTF-16 -t UTF-8")
-        kind = next(kind for kind in _KINDS if kind in path.lower()[-LONGEST:])
+        kind = next(kind for kind in LISTING_KINDS if kind in path.lower()[-LONGEST:])
         self.is_json = kind in (".jsonl", ".ndjson")
         self._delimiter = "\t" if kind == ".tsv" else ","
         self.begin, self.names = self._head()

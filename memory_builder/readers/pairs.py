@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-IMAGE_SUFFIXES = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "apng", "webp", "gif", "bmp", "tif", "tiff", "avif"})
+from memory_builder.readers.file_kinds import IMAGE_SUFFIXES
+
 MAX_CAPTION_BYTES = 1 << 20
 
 UNCHANGED = "in the memory already"

@@ -13,18 +13,20 @@ from memory_builder.errors import SourceError
 from memory_builder.readers.columns import (
     IMAGE_COLUMNS,
     Columns,
+    Row,
     distinct_names,
     first_spelled,
     python_rows,
     row_of,
     without_known,
 )
-from memory_builder.readers.linked_pictures import Row, pairs_of_rows
+from memory_builder.readers.linked_pictures import (
+    pairs_of_rows,
+)
 from memory_builder.readers.pairs import Break, Pair, PairRules, Reject
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import TransportError, open_plain
 
-SUFFIXES = (".parquet",)
 BATCH = 64
 
 

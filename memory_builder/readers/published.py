@@ -8,8 +8,8 @@ tables with a column of vectors, parquet or lance.
 import io
 import posixpath
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,14 +22,10 @@ from memory_builder.base.progress import say
 from memory_builder.base.types import (
     Modality,
 )
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
 from memory_builder.errors import SourceError
-from memory_builder.readers.folder_tree import describe_passed_over
+from memory_builder.readers.file_kinds import (
+    describe_passed_over,
+)
 from memory_builder.readers.shard import (
     Source,
 )
@@ -38,7 +34,7 @@ from memory_builder.readers.transport import open_plain
 from memory_builder.readers.vector_tables import modality_of, open_lance, read_lance, split_vectors
 from memory_builder.storage.filesystem import is_local, open_filesystem, uri_of
 from memory_builder.storage.formats import read_npy, read_parquet
-from memory_builder.storage.store import Store, sha256, version_of
+from memory_builder.storage.store import sha256, version_of
 
 MODALITIES: tuple[Modality, Modality] = ("image", "text")
 FOLDERS: dict[str, tuple[str, str]] = {
@@ -63,16 +59,15 @@ class Published:
     metadata: pa.Table | None
     files: dict[str, str]
     """Where each of these is: modality or ``metadata`` → path, for messages."""
-    deleted: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Rows that the memory they lie in has deleted."""
 
 
-def find_published(root: str, keys: Modality = "image") -> list[Source]:
+def find_published(root: str, keys: Modality = "image", *, committed: Collection[str] | None = None) -> list[Source]:
     """The shards of a folder of embeddings, in order of their files' names.
 
     Args:
         root: the folder, or one table or array.
         keys: the modality of vectors whose files do not say it.
+        committed: names of the shards to take, where the folder is a memory; None: all of them.
 
     Raises:
         SourceError: there are none, or a number lacks one of the kinds of file that others have.
@@ -86,9 +81,9 @@ def find_published(root: str, keys: Modality = "image") -> list[Source]:
     kinds = _folders(fs, path)
     names = sorted(posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path))
     if kinds.keys() & {*MODALITIES}:
-        if "memory.json" not in names:
+        if committed is None:
             _say_passed_over(root, _not_taken(fs, path, names, kinds))
-        return _folder_sources(root, base, kinds)
+        return _folder_sources(root, base, kinds, committed)
     for suffix in (".lance", ".npy", ".parquet"):
         taken = [name for name in names if name.endswith(suffix) and not name.startswith((".", "_"))]
         if taken:
@@ -157,7 +152,7 @@ def read_published(uri: str) -> Published:
         raise FileNotFoundError(uri)
     table = _read_table(fs, files["metadata"]) if "metadata" in files else None
     vectors = {modality: _load(fs, files[modality]) for modality in MODALITIES if modality in files}
-    return Published(vectors, table, files, _deleted(root, str(piece.embeddings)))
+    return Published(vectors, table, files)
 
 
 def published_width(sources: Iterable[Source]) -> int:
@@ -260,11 +255,15 @@ def _number(name: str) -> str:
     return str(int(name)) if name.isascii() and name.isdecimal() else name
 
 
-def _folder_sources(root: str, base: str, kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[Source]:
+def _folder_sources(
+    root: str,
+    base: str,
+    kinds: Mapping[str, Mapping[str, dict[str, Any]]],
+    committed: Collection[str] | None,
+) -> list[Source]:
     names = set().union(*kinds.values())
-    committed = _committed(root)
     if committed is not None:
-        names &= committed
+        names &= {*committed}
     for kind, files in kinds.items():
         if missing := sorted(names - files.keys()):
             raise SourceError(
@@ -277,27 +276,6 @@ def _folder_sources(root: str, base: str, kinds: Mapping[str, Mapping[str, dict[
         uri = join_uri(base, Piece(embeddings=name))
         sources.append(Source(uri=uri, bytes=sum(info["size"] for info in infos), etag=_etag(infos)))
     return sources
-
-
-def _committed(root: str) -> set[str] | None:
-    """The names of the shards that a memory of ours has; None where the folder is none."""
-    store = Store(root)
-    if not store.exists("memory.json"):
-        return None
-    return {shard_name(ordinal) for ordinal in Manifest.read(store).commits}
-
-
-def _deleted(root: str, name: str) -> npt.NDArray[np.int64]:
-    from memory_builder.base.types import (
-        rows_of,
-    )
-    from memory_builder.catalog.snapshots import read_snapshot
-    from memory_builder.catalog.tombstones import current_tombstones
-
-    store = Store(root)
-    if not name.isdecimal() or not store.exists("memory.json"):
-        return np.zeros(0, np.int64)
-    return rows_of(int(name), current_tombstones(store, read_snapshot(store)))
 
 
 def _flat_source(fs: Any, path: str, name: str, keys: Modality) -> Source:

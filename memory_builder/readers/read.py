@@ -9,10 +9,12 @@ from collections.abc import Callable, Generator, Iterator
 
 from memory_builder.errors import SourceError, TransportFailedError
 from memory_builder.readers import folder, listing, parquet, webdataset
+from memory_builder.readers.columns import (
+    Row,
+)
 from memory_builder.readers.fetch import Missing, Place, read_pictures
 from memory_builder.readers.file_kinds import kind_of
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.readers.linked_pictures import Row
 from memory_builder.readers.pairs import CAPTION, UNCHANGED, Break, Pair, PairRules, Reject, Require
 from memory_builder.readers.shard_uri import split_uri
 from memory_builder.readers.transport import TransportError

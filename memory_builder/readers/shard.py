@@ -1,4 +1,4 @@
-"""TODO."""
+"""A source: one input file or a piece of it. A shard: a source with its ordinal in the plan."""
 
 from dataclasses import dataclass
 

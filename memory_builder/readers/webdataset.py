@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import IO, BinaryIO
 
 from memory_builder.errors import SourceError
+from memory_builder.readers.file_kinds import IMAGE_SUFFIXES, SUFFIXES
 from memory_builder.readers.pairs import (
-    IMAGE_SUFFIXES,
     Break,
     Files,
     Pair,
@@ -25,7 +25,6 @@ from memory_builder.readers.tar_stream import Cut, Member, read_members, split_n
 from memory_builder.readers.transport import SPOOL_BYTES, open_stream
 from memory_builder.storage.filesystem import is_local, open_filesystem
 
-SUFFIXES = (".tar", ".tar.gz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tgz", ".tzst", ".tbz2", ".txz")
 MAX_GATHERED_BYTES = 1 << 30
 """Of a remote tar; a local one is gathered whatever its size."""
 GATHERED = "pairs whose files are apart in their tar were put together"
@@ -43,7 +42,7 @@ class MembersApartError(SourceError):
 
 def table_beside(uri: str) -> str:
     """Where img2dataset's table of a tar would be."""
-    return next((uri.removesuffix(suffix) for suffix in SUFFIXES if uri.endswith(suffix)), uri) + ".parquet"
+    return next((uri.removesuffix(suffix) for suffix in SUFFIXES["tar"] if uri.endswith(suffix)), uri) + ".parquet"
 
 
 def read(uri: str, rules: PairRules, *, gather: bool = False) -> Iterator[Pair | Reject | Break]:

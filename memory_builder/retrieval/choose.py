@@ -4,7 +4,7 @@ One process does this, with memory for the hits and, where near duplicates are l
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,48 +18,17 @@ from memory_builder.base.types import (
     Scores,
     split_ids,
 )
-from memory_builder.errors import CorruptMemoryError
 from memory_builder.memory import Memory
+from memory_builder.retrieval.chosen import RECORD, ROWS, SELECTION, Chosen
 from memory_builder.retrieval.config import MODES, Mode, RetrieveConfig
 from memory_builder.retrieval.duplicates import first_of_each, without_near_duplicates
 from memory_builder.retrieval.queries import Block
 from memory_builder.retrieval.search import HITS, done_blocks, read_block
 from memory_builder.retrieval.selection import Claims, best_claims, comparable, place_in_class, row_scores, select
-from memory_builder.storage.records import Count, read_sound_record, reading, strict_record
 from memory_builder.storage.store import Store
 
-SELECTION, RECORD, ALL_HITS = "selection.parquet", "selection.json", "hits.parquet"
-ROWS = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("labels", pa.list_(pa.int32())),
-        ("modes", pa.list_(pa.string())),
-        ("scores", pa.list_(pa.float32())),
-        ("values", pa.list_(pa.float32())),
-        ("shown", pa.bool_()),
-    ]
-)
-"""A row for every pair of the subset, in order of ids, a row group for every tar; its claims, the best first.
-``values`` are what it was chosen by: the scores, or with several modes their places."""
+ALL_HITS = "hits.parquet"
 VECTORS_AT_ONCE = 100_000
-
-
-@strict_record
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chosen:
-    """What the choice came to."""
-
-    n_hits: Count
-    n_below: Count
-    """Hits below --min-score."""
-    n_rows: Count
-    """Rows that were claimed."""
-    n_incomplete: Count
-    """Of these, without a picture or a caption."""
-    n_same_bytes: Count
-    n_near_duplicates: Count
-    pieces: list[Count]
-    """Pairs of each tar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,38 +100,6 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
     return record
 
 
-def read_chosen(store: Store) -> Chosen | None:
-    """The choice, if it was made and can be read; else it is made again from the hits."""
-    record = read_sound_record(store, RECORD, Chosen)
-    if record is None:
-        return None
-    try:
-        for number, n_pairs in enumerate(record.pieces):
-            if read_piece(store, number).num_rows != n_pairs:
-                return None
-    except CorruptMemoryError:
-        return None
-    return record
-
-
-def read_piece(store: Store, number: int) -> pa.Table:
-    """The rows of one tar.
-
-    Raises:
-        CorruptMemoryError: they cannot be read.
-    """
-    fix = f"remove {RECORD} there and run the same again"
-    with (
-        reading(f"{store.root}/{SELECTION}", fix),
-        pq.ParquetFile(str(store.fetch(SELECTION)), pre_buffer=False) as file,
-    ):
-        if file.schema_arrow.remove_metadata() != ROWS:
-            raise ValueError("columns are missing or of another type")
-        table = file.read_row_group(number, use_threads=False)
-        table.validate(full=True)
-        return table
-
-
 def _reach(found: Found, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
     """bool[n]: whether each hit reaches the least score of its mode."""
     bars = np.full(len(MODES), -np.inf, np.float32)
@@ -220,9 +157,3 @@ def _piece_table(rows: Ids, claims: Claims, offsets: npt.NDArray[np.int64], foun
         name: pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), values) for name, values in lists.items()
     }
     return pa.table({"id": rows, **columns, "shown": np.isin(rows, shown)}, schema=ROWS)
-
-
-def claims_of(table: pa.Table) -> Iterator[tuple[int, list[tuple[int, str, float]]]]:
-    """(row id, its claims as label, mode, score) of the rows of a piece."""
-    for row in table.to_pylist():
-        yield row["id"], list(zip(row["labels"], row["modes"], row["scores"], strict=True))

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,9 +19,12 @@ from memory_builder.memory import Memory
 from memory_builder.model.images import DAMAGE, FORMATS, decode_image, thumbnail
 from memory_builder.readers.fetch import CHANGED, Missing, Place, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.retrieval.choose import claims_of
-from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
-from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
+from memory_builder.retrieval.chosen import (
+    Pair,
+    claims_of,
+)
+from memory_builder.retrieval.copies.glyph import glyph_of
+from memory_builder.retrieval.copies.miniature import miniature_of
 from memory_builder.storage.store import sha256
 
 AHEAD = 256
@@ -32,27 +34,6 @@ THUMBNAIL = 96
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
 SUFFIXES |= {"MPO": "jpg"}  # what Pillow calls a JPEG that phones put more pictures behind
 NO_PICTURE = "no picture any more"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Pair:
-    """A pair on its way into a tar."""
-
-    id: int
-    claims: list[tuple[int, str, float]]
-    """Label, mode and score, the best first."""
-    about: dict[str, Any]
-    """Its metadata."""
-    shown: bool
-    """On the page."""
-    picture: bytes | Missing
-    sha256: str = ""
-    """Of the picture."""
-    suffix: str = ""
-    glyph: Glyphs | None = None
-    """Where it is looked at; likewise the others."""
-    miniature: Miniatures | None = None
-    thumbnail: bytes | None = None
 
 
 def read_piece_pairs(piece: pa.Table, memory: Memory, policy: LinkPolicy, *, looks: bool) -> Iterator[Pair]:

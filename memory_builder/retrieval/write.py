@@ -25,40 +25,25 @@ from memory_builder.memory import Memory
 from memory_builder.readers.fetch import Missing
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.readers.pairs import printable
-from memory_builder.retrieval.block_records import done_records, is_table
-from memory_builder.retrieval.choose import read_piece
+from memory_builder.retrieval.chosen import (
+    Pair,
+    read_piece,
+)
 from memory_builder.retrieval.copies.exclude import Evaluation
-from memory_builder.retrieval.copies.left_out import OUT, LeftOut, left_out, out_table
+from memory_builder.retrieval.copies.left_out import LeftOut, left_out, out_table
 from memory_builder.retrieval.copies.thresholds import Thresholds
-from memory_builder.retrieval.fetch import Pair, read_piece_pairs
+from memory_builder.retrieval.fetch import (
+    read_piece_pairs,
+)
+from memory_builder.retrieval.pieces import LEFT_OUT, RECORDS, STRIP, STRIPS, PieceRecord
 from memory_builder.retrieval.tar_writer import TarWriter
 from memory_builder.storage.formats import (
     parquet_bytes,
 )
-from memory_builder.storage.records import Count, Digest, Seconds, strict_record
 from memory_builder.storage.store import Store
 
-RECORDS, LEFT_OUT, STRIPS = "commits", "left_out", "strips"
 BATCH = 256
 """Pictures compared with the evaluation sets at a time."""
-STRIP = pa.schema([("id", pa.int64()), ("thumbnail", pa.binary())])
-
-
-@strict_record
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PieceRecord:
-    """What makes a tar exist."""
-
-    number: Count
-    n_pairs: Count
-    n_bytes: Count
-    missing: dict[str, Count]
-    """Reason → pairs."""
-    evidence: dict[str, Count]
-    """Kind → leaks it speaks for; several may speak for one."""
-    n_leaks: Count
-    sha256: Digest
-    seconds: dict[str, Seconds]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,22 +71,6 @@ class WriteTask:
             class_names=self.class_names,
             policy=self.policy,
         )
-
-
-def done_pieces(store: Store) -> dict[int, PieceRecord]:
-    """The tars that are committed and as long as they were, with what was told of them."""
-    there = set(store.list(""))
-
-    def is_whole(record: PieceRecord) -> bool:
-        name = shard_name(record.number)
-        return (
-            f"{name}.tar" in there
-            and store.size(f"{name}.tar") == record.n_bytes
-            and is_table(store, f"{LEFT_OUT}/{name}.parquet", OUT, 1 << 32)
-            and is_table(store, f"{STRIPS}/{name}.parquet", STRIP, 1 << 32)
-        )
-
-    return done_records(store, RECORDS, PieceRecord, is_whole)
 
 
 def write_piece(

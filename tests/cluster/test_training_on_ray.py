@@ -19,14 +19,24 @@ from cluster.runner import RayRunner
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import UsageError, WorkerError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import read_states
-from trainer.loop.config import DataConfig, GatedConfig, LoopConfig, ReactConfig, Where
+from trainer.loop.config import (
+    LoopConfig,
+    Where,
+)
 from trainer.loop.distributed import world
 from trainer.loop.launch import run_job
 from trainer.loop.loop import LossError
+from trainer.react.config import (
+    DataConfig,
+    GatedConfig,
+    ReactConfig,
+)
 from trainer.react.job import ReactJob
 from trainer.reco.config import FusionConfig, NeighbourConfig
 from trainer.reco.job import RecoJob, RecoPlan

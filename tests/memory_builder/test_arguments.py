@@ -9,7 +9,9 @@ import pytest
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

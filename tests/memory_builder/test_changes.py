@@ -18,7 +18,9 @@ from memory_builder.catalog.update_snapshot import (
     publish,
 )
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.drift import measure_drift
 from memory_builder.indexing.driver import (
     index as index_memory,

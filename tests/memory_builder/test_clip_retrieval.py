@@ -16,7 +16,9 @@ from memory_builder.base.types import (
     row_ids,
 )
 from memory_builder.cli import main
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

@@ -12,13 +12,20 @@ from PIL import Image
 
 from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.indexing.build import IndexConfig
-from memory_builder.indexing.curve import Curve, curve_rows, frontier, read_curves
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
+from memory_builder.indexing.curve import (
+    Curve,
+    Point,
+    curve_rows,
+    frontier,
+    read_curves,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )
 from memory_builder.indexing.plot import plot
-from memory_builder.indexing.recall import Point
 from memory_builder.memory import Memory
 
 

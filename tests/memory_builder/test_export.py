@@ -10,7 +10,9 @@ from test_import import publish, run
 
 from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

@@ -10,7 +10,9 @@ import pytest
 
 from memory_builder.base.runner import LocalRunner
 from memory_builder.export.faiss_ondisk import merge
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

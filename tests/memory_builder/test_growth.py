@@ -23,7 +23,9 @@ from memory_builder.embedding.driver import (
     import_embeddings,
 )
 from memory_builder.embedding.known_pairs import SHARED_KEY
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

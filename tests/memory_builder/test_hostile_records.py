@@ -19,7 +19,9 @@ from memory_builder.catalog.snapshots import read_snapshot
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError, StorageFullError
 from memory_builder.export.faiss_ondisk import merge
 from memory_builder.export.tables import read_hits
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.maintenance.append import (
     append,
 )

@@ -17,7 +17,9 @@ from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.errors import IndexBuildError
 from memory_builder.indexing.auto_key import TrialTask, run_trial
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

@@ -13,7 +13,9 @@ from stopping import Stopping
 from memory_builder.base.runner import LocalRunner
 from memory_builder.catalog.snapshots import read_snapshot
 from memory_builder.errors import CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

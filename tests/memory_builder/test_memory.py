@@ -17,7 +17,9 @@ from tars import picture
 
 from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import CorruptMemoryError, EncoderError, IndexBuildError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

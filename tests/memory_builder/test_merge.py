@@ -17,7 +17,9 @@ from memory_builder.catalog.dense_ids import Kept
 from memory_builder.cli import main
 from memory_builder.errors import UsageError
 from memory_builder.export.faiss_ondisk import merge
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

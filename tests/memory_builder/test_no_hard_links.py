@@ -24,7 +24,9 @@ from memory_builder.catalog.manifest import (
     Manifest,
 )
 from memory_builder.catalog.snapshots import read_numbered_snapshot, read_snapshot
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.maintenance.compact import compact
 from memory_builder.maintenance.delete import (
     delete,

@@ -20,7 +20,9 @@ from memory_builder.embedding.driver import (
 )
 from memory_builder.errors import IndexBuildError, SourceError, UsageError
 from memory_builder.export.tables import export_table
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     adopt,
     index,

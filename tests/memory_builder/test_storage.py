@@ -20,7 +20,9 @@ import memory_builder as mb
 from memory_builder import Memory
 from memory_builder.base.runner import LocalRunner
 from memory_builder.export.faiss_ondisk import merge
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.maintenance.verify import verify
 from memory_builder.readers.discover import find_sources
 from memory_builder.storage.store import TEMPORARY, Store, sha256

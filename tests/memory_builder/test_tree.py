@@ -15,7 +15,9 @@ from tars import good_pairs, picture, tar_bytes
 
 from memory_builder.errors import SourceError
 from memory_builder.readers.discover import current_etag, find_sources
-from memory_builder.readers.folder_tree import describe_passed_over
+from memory_builder.readers.file_kinds import (
+    describe_passed_over,
+)
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.readers.read import Pair, Reject, read_pairs
 from memory_builder.readers.shard_uri import split_uri

@@ -12,7 +12,9 @@ from memory_builder.ann.quantizer import memory_bytes
 from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import IndexBuildError
 from memory_builder.indexing.auto_key import Trial, best_trial, candidate_keys, index_bytes
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

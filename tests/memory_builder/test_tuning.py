@@ -17,11 +17,20 @@ from memory_builder.base.types import (
     NO_ROW,
 )
 from memory_builder.catalog.snapshots import Snapshot
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
+from memory_builder.indexing.curve import (
+    Point,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )
-from memory_builder.indexing.recall import Point, drop_own, merge_neighbours, recall_at
+from memory_builder.indexing.recall import (
+    drop_own,
+    merge_neighbours,
+    recall_at,
+)
 from memory_builder.indexing.tuning import choose, is_flat
 from memory_builder.memory import Memory
 from memory_builder.search.scores import best_of

@@ -15,7 +15,9 @@ from memory_builder.base.runner import LocalRunner
 from memory_builder.catalog.row_bitmap import RowSet
 from memory_builder.catalog.rows import Rows
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

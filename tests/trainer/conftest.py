@@ -14,12 +14,20 @@ from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import (
     embed,
 )
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )
 from memory_builder.model.encoder import Encoder, EncoderConfig
-from trainer.loop.config import DataConfig, LoopConfig, OptimizerConfig
+from trainer.loop.config import (
+    LoopConfig,
+    OptimizerConfig,
+)
+from trainer.react.config import (
+    DataConfig,
+)
 from trainer.react.job import ReactJob
 
 

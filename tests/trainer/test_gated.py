@@ -4,7 +4,9 @@ import torch
 from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError, UsageError
-from trainer.loop.config import GatedConfig
+from trainer.react.config import (
+    GatedConfig,
+)
 from trainer.react.export import deepen
 from trainer.react.gated import NAME, insert_gated_blocks, mlp_ratio_of
 from trainer.react.towers import frozen_digest, geometry, open_tower

@@ -13,7 +13,9 @@ from memory_builder.base.runner import LocalRunner, run_all
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import import_embeddings
 from memory_builder.errors import ConcurrentWriterError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index as index_memory,
 )

@@ -8,10 +8,15 @@ from tiny_runs import react_config
 from torch.nn.functional import normalize
 
 from memory_builder.errors import EncoderError, UsageError
-from trainer.loop.config import OptimizerConfig, ReactConfig
+from trainer.loop.config import (
+    OptimizerConfig,
+)
 from trainer.loop.gradient_cache import compute_gradients
 from trainer.loop.losses import MAX_LOGIT_SCALE
 from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.react.config import (
+    ReactConfig,
+)
 from trainer.react.gated import NAME, gates
 from trainer.react.learner import ReactLearner
 from trainer.react.towers import frozen_digest

@@ -6,10 +6,15 @@ import pytest
 
 from memory_builder.errors import ConfigMismatchError, UsageError
 from memory_builder.storage.store import Store
-from trainer.loop.config import GatedConfig, Where
+from trainer.loop.config import (
+    Where,
+)
 from trainer.loop.launch import run_job
 from trainer.loop.loop import LossError
 from trainer.loop.run_config import read_record
+from trainer.react.config import (
+    GatedConfig,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,9 @@ from safetensors.torch import save_file
 from tiny_runs import PREPROCESS, TINY, write_tiny_model
 
 from memory_builder.errors import EncoderError
-from trainer.loop.config import GatedConfig
+from trainer.react.config import (
+    GatedConfig,
+)
 from trainer.react.export import export_released
 from trainer.react.gated import insert_gated_blocks
 from trainer.react.released_checkpoint import load_released

@@ -5,8 +5,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from memory_builder.errors import UsageError
-from trainer.loop.config import GatedConfig, Where
+from trainer.loop.config import (
+    Where,
+)
 from trainer.loop.launch import run_job
+from trainer.react.config import (
+    GatedConfig,
+)
 from trainer.react.export import export_released
 from trainer.react.load import Choice, load_customised
 

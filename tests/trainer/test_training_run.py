@@ -27,7 +27,11 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.locks import turn
 from memory_builder.storage.store import Store, sha256
 from trainer.loop.checkpoint import Progressed, pack, read_states
-from trainer.loop.config import GatedConfig, LoopConfig, OptimizerConfig, Where
+from trainer.loop.config import (
+    LoopConfig,
+    OptimizerConfig,
+    Where,
+)
 from trainer.loop.distributed import World
 from trainer.loop.launch import run_job
 from trainer.loop.loop import LossError
@@ -35,6 +39,9 @@ from trainer.loop.losses import info_nce
 from trainer.loop.optimizer import make_optimizer, take_step
 from trainer.loop.run_config import read_run
 from trainer.react.augment import Look, augmented
+from trainer.react.config import (
+    GatedConfig,
+)
 from trainer.react.learner import ReactLearner
 from trainer.react.subset import open_subset, prepare_pairs, read_picture
 

@@ -5,7 +5,16 @@ from dataclasses import asdict
 import pytest
 
 from memory_builder.errors import UsageError
-from trainer.loop.config import DataConfig, GatedConfig, LoopConfig, OptimizerConfig, ReactConfig, Where
+from trainer.loop.config import (
+    LoopConfig,
+    OptimizerConfig,
+    Where,
+)
+from trainer.react.config import (
+    DataConfig,
+    GatedConfig,
+    ReactConfig,
+)
 from trainer.reco.config import FusionConfig, NeighbourConfig
 
 NAN, INF = float("nan"), float("inf")

@@ -13,10 +13,16 @@ from tiny_runs import PREPROCESS, TINY, react_config
 
 from memory_builder.errors import EncoderError
 from memory_builder.model.encoder import EncoderConfig
-from trainer.loop.config import OptimizerConfig, ReactConfig, Where
+from trainer.loop.config import (
+    OptimizerConfig,
+    Where,
+)
 from trainer.loop.gradient_cache import compute_gradients
 from trainer.loop.launch import run_job
 from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.react.config import (
+    ReactConfig,
+)
 from trainer.react.learner import ReactLearner
 from trainer.react.load import Choice, load_customised
 from trainer.react.towers import frozen_digest

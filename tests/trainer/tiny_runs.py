@@ -15,7 +15,10 @@ from open_clip.model import CLIP
 from safetensors.torch import save_file
 
 import memory_builder
-from trainer.loop.config import GatedConfig, ReactConfig
+from trainer.react.config import (
+    GatedConfig,
+    ReactConfig,
+)
 
 SAMPLE = Path(memory_builder.__file__).parent / "demo" / "sample"
 TINY = {

@@ -128,3 +128,8 @@ class Reco(nn.Module):
     def side(self, side: Modality) -> Fusion:
         """The fusion of one side."""
         return self.image if side == "image" else self.text
+
+
+def is_missing(neighbours: Tensor) -> Tensor:
+    """[b, k, d] → bool[b, k]: which are padding."""
+    return ~neighbours.any(dim=-1)

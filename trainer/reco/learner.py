@@ -19,7 +19,7 @@ from trainer.loop.losses import Gathered, clamp_logit_scale, info_nce
 from trainer.loop.optimizer import Parameters
 from trainer.loop.sampler import Slice
 from trainer.reco.config import Positives
-from trainer.reco.fusion import Reco
+from trainer.reco.fusion import Reco, is_missing
 from trainer.reco.neighbour_table import NeighbourTable
 
 IMAGE, TEXT, REFINED_IMAGE, REFINED_TEXT = range(4)
@@ -61,11 +61,6 @@ class RecoLearner:
     def figures(self) -> dict[str, float]:
         """The temperature."""
         return {"logit_scale": float(self.reco.logit_scale.detach().exp())}
-
-
-def is_missing(neighbours: Tensor) -> Tensor:
-    """[b, k, d] → bool[b, k]: which are padding."""
-    return ~neighbours.any(dim=-1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,7 +7,6 @@ are exactly what retrieval supplies.
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,14 +18,7 @@ from memory_builder.base.types import (
     Modality,
     Scores,
 )
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.snapshots import Snapshot
-from memory_builder.memory import Memory
-from memory_builder.search.scores import (
-    Hits,
-)
+from memory_builder.search.searchable import Searchable
 from trainer.reco.clusters import NO_CLUSTER, Clusters
 from trainer.reco.config import SPARE, LookupConfig, NeighbourConfig
 
@@ -34,25 +26,6 @@ Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.object_]
 SAME_PICTURE = 0.999
 """Cosine of two image vectors from which they count as the same bytes: one encoder makes one vector of them."""
-
-
-class Searched(Protocol):
-    """What is asked: a ``Memory``, a ``RemoteMemory``, or whatever answers as one."""
-
-    description: Description
-
-    @property
-    def snapshot(self) -> Snapshot:
-        """The state that answers."""
-        ...
-
-    def search(self, *, vectors: npt.ArrayLike, side: Modality, keys: Modality, k: int) -> Hits:
-        """See ``Memory.search``."""
-        ...
-
-    def vectors(self, ids: npt.ArrayLike, keys: Modality, /) -> Scores:
-        """See ``Memory.vectors``."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +38,7 @@ class Found:
     """f16[n, k, d] what is fused; zero where there is none."""
 
 
-def look_up(memory: Searched, queries: Scores, side: Modality, lookup: LookupConfig, k: int) -> Found:
+def look_up(memory: Searchable, queries: Scores, side: Modality, lookup: LookupConfig, k: int) -> Found:
     """The k nearest rows of unit rows f32[n, d], without those that lack what is to be fused.
 
     Float16, as they are stored: what is refined at test time must be what was trained on. Where some are dropped,
@@ -110,7 +83,7 @@ class Pairs:
 
 
 def neighbours_of(
-    memory: Memory, pairs: Pairs, side: Modality, config: NeighbourConfig, clusters: Clusters
+    memory: Searchable, pairs: Pairs, side: Modality, config: NeighbourConfig, clusters: Clusters
 ) -> tuple[Found, Counter[str]]:
     """Neighbours of training pairs, without what they must not find, and how many rows were dropped for what reason."""
     queries = pairs.images if side == "image" else pairs.texts
@@ -130,7 +103,9 @@ def neighbours_of(
     return found, counts
 
 
-def _forbidden(memory: Memory, ids: Ids, pairs: Pairs, config: NeighbourConfig, clusters: Clusters) -> dict[str, Mask]:
+def _forbidden(
+    memory: Searchable, ids: Ids, pairs: Pairs, config: NeighbourConfig, clusters: Clusters
+) -> dict[str, Mask]:
     """Reason → bool[n, k] which of the rows found a pair must not see."""
     pictures = memory.vectors(ids, "image").reshape(*ids.shape, pairs.images.shape[1])
     alike = np.einsum("nd,nkd->nk", pairs.images, pictures)

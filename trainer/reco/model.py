@@ -18,14 +18,17 @@ from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.templates import fill
 from memory_builder.search.queries import Picture, query_vectors
+from memory_builder.search.searchable import Searchable
 from memory_builder.storage.records import decode_value
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, read_tensors
 from trainer.loop.run_config import read_run, reading_settings
 from trainer.reco.config import FusionConfig, LookupConfig
-from trainer.reco.fusion import Reco
-from trainer.reco.learner import is_missing
-from trainer.reco.lookup import Found, Searched, look_up
+from trainer.reco.fusion import (
+    Reco,
+    is_missing,
+)
+from trainer.reco.lookup import Found, look_up
 
 BATCH = 1_024
 """Queries looked up and refined at a time."""
@@ -108,17 +111,17 @@ class RecoModel:
             )
         return encoder
 
-    def encode_image(self, images: Picture | Sequence[Picture], memory: Searched | None = None) -> Scores:
+    def encode_image(self, images: Picture | Sequence[Picture], memory: Searchable | None = None) -> Scores:
         """One picture or several → f32[n, d] unit rows, refined if there is a memory, else the frozen model's own."""
         _, vectors = query_vectors(None, images, None, encoder=lambda: self.encoder, d=self.reco.d)
         return vectors if memory is None else self.refine(vectors, "image", memory)
 
-    def encode_text(self, texts: str | Sequence[str], memory: Searched | None = None) -> Scores:
+    def encode_text(self, texts: str | Sequence[str], memory: Searchable | None = None) -> Scores:
         """One text or several → f32[n, d] unit rows, likewise."""
         _, vectors = query_vectors(texts, None, None, encoder=lambda: self.encoder, d=self.reco.d)
         return vectors if memory is None else self.refine(vectors, "text", memory)
 
-    def refine(self, vectors: Scores, side: Modality, memory: Searched) -> Scores:
+    def refine(self, vectors: Scores, side: Modality, memory: Searchable) -> Scores:
         """f32[n, d] unit rows of the frozen model → f32[n, d] unit rows.
 
         Raises:
@@ -132,7 +135,7 @@ class RecoModel:
             refined[at : at + BATCH] = self.fuse(some, self.find(some, side, memory).vectors, side)
         return refined
 
-    def check(self, memory: Searched) -> None:
+    def check(self, memory: Searchable) -> None:
         """Refuse a memory whose vectors are not those of the model that is refined.
 
         Raises:
@@ -144,7 +147,7 @@ class RecoModel:
                 f"{memory.description.model} ({memory.description.fingerprint[:12]}): build it with the same model"
             )
 
-    def find(self, vectors: Scores, side: Modality, memory: Searched) -> Found:
+    def find(self, vectors: Scores, side: Modality, memory: Searchable) -> Found:
         """What f32[n, d] unit rows are refined with."""
         n, k = len(vectors), self.k
         ids, found = np.zeros((n, k), np.int64), np.zeros((n, k, self.reco.d), np.float16)
@@ -170,7 +173,7 @@ class RecoModel:
         self,
         classes: Sequence[str],
         templates: Sequence[str],
-        memory: Searched | None = None,
+        memory: Searchable | None = None,
         order: Order = "average-then-refine",
     ) -> Scores:
         """f32[c, d] unit rows: a head for classification by cosine. Kept, and looked up once for each memory.

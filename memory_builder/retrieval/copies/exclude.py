@@ -33,9 +33,11 @@ from memory_builder.model.encoder import (
 )
 from memory_builder.model.images import BadImageError, decode_image
 from memory_builder.readers.discover import find_sources
-from memory_builder.readers.file_kinds import kind_of
+from memory_builder.readers.file_kinds import (
+    describe_passed_over,
+    kind_of,
+)
 from memory_builder.readers.folder import file_info
-from memory_builder.readers.folder_tree import describe_passed_over
 from memory_builder.readers.read import Break, Pair, Reject, read_pairs
 from memory_builder.readers.shard import (
     Source,

@@ -8,32 +8,18 @@ import pyarrow as pa
 
 from memory_builder.memory import Memory
 from memory_builder.readers.fetch import Missing
+from memory_builder.retrieval.chosen import (
+    Pair,
+)
 from memory_builder.retrieval.copies.compare import Signs
 from memory_builder.retrieval.copies.exclude import Evaluation
 from memory_builder.retrieval.copies.thresholds import Thresholds
-from memory_builder.retrieval.fetch import Pair
+from memory_builder.retrieval.pieces import OUT
 
 BYTES = "bytes"
 """Evidence besides those of ``evidence.KINDS``: the very same file."""
 LEAKS_SHOWN = 24
 """Leaks of each tar whose pictures are kept for the page."""
-OUT = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("key", pa.string()),
-        ("missing", pa.string()),
-        ("evidence", pa.list_(pa.string())),
-        ("set", pa.string()),
-        ("set_key", pa.string()),
-        ("embedding", pa.float32()),
-        ("hash", pa.float32()),
-        ("miniature", pa.float32()),
-        ("pixels", pa.float32()),
-        ("both", pa.float32()),
-        ("thumbnail", pa.binary()),
-    ]
-)
-"""``missing``: why the picture is, else null. The rest is of leaks: what speaks, for which picture of which shard."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

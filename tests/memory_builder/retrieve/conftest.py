@@ -14,7 +14,9 @@ import memory_builder
 import memory_builder as mb
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import Pair, read_pairs
 

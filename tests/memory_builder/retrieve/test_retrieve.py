@@ -21,7 +21,9 @@ from memory_builder import Memory
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, IndexBuildError, UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.classes import Class

@@ -21,7 +21,9 @@ from memory_builder.embedding.driver import (
     embed,
 )
 from memory_builder.errors import UsageError
-from memory_builder.indexing.build import IndexConfig
+from memory_builder.indexing.config import (
+    IndexConfig,
+)
 from memory_builder.indexing.driver import (
     index,
 )

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from memory_builder.errors import SourceError
-from memory_builder.readers.pairs import IMAGE_SUFFIXES
+from memory_builder.readers.file_kinds import IMAGE_SUFFIXES
 from memory_builder.readers.splits import is_named_as_split
 from trainer.evaluate.sets.examples import Example, Kind
 

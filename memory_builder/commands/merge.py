@@ -1,0 +1,36 @@
+"""``memory-builder merge``: write an index as one on-disk faiss index."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.commands.options import RunnerOptions
+from memory_builder.storage.store import Store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Merge the parts of an index into one on-disk index that plain faiss opens. Run it again to go on."""
+
+    memory: Annotated[str, Positional, arg(metavar="MEMORY")]
+    """Folder of the memory."""
+    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
+    """Which indexes; both: those there are."""
+    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+
+    def run(self) -> int:
+        from memory_builder.catalog.snapshots import read_snapshot
+        from memory_builder.export.faiss_ondisk import merge
+
+        store, runner = Store(self.memory), self.on.start()
+        snapshot = read_snapshot(store)
+        asked: tuple[Modality, ...] = (snapshot.modalities or ("image",)) if self.keys == "both" else (self.keys,)
+        for keys in asked:
+            merged = merge(store, keys, runner=runner)
+            place = f"{store.root}/{snapshot.view(keys, store.root).index}/merged"
+            print(f"{keys}: {merged.n_rows:,} rows, {merged.bytes / 1e6:,.1f} MB of inverted lists in {place}")
+        return 0

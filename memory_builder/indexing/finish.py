@@ -1,0 +1,100 @@
+"""Measure and tune an index whose parts are filled, and write its build record ``index.json``."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import faiss
+
+from memory_builder.ann.parts import PartRecord, part_record
+from memory_builder.base.runner import Runner
+from memory_builder.base.types import (
+    Modality,
+)
+from memory_builder.catalog.commits import (
+    Commit,
+)
+from memory_builder.catalog.description import (
+    Description,
+    read_description,
+)
+from memory_builder.catalog.snapshots import IndexView, Snapshot, read_tuning
+from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
+from memory_builder.indexing.train import Quantizer, read_quantizer
+from memory_builder.indexing.tuning import tune
+from memory_builder.storage.store import Store
+
+
+def finish_index(
+    store: Store,
+    keys: Modality,
+    description: Description,
+    commits: dict[int, Commit],
+    quantizer: Quantizer,
+    folder: str,
+    records: list[PartRecord],
+    target_recall: float,
+    runner: Runner,
+    leaving_out: Snapshot,
+    trials: Sequence[dict[str, Any]] = (),
+) -> IndexView:
+    """Measure and tune an index whose parts are there, and write its build record.
+
+    The parts hold all rows but those deleted in the state ``leaving_out``.
+    """
+    n_rows = sum(record.n_rows for record in records)
+    view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
+    name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner, leaving_out)
+    record = _build_record(quantizer, records, description, n_rows, keys, tuning)
+    if trials:
+        record["trials"] = [*trials]
+    store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
+    return replace(view, tuning=name)
+
+
+def restore_build_record(store: Store, view: IndexView, keys: Modality) -> None:
+    """Write a lost ``index.json`` anew, from what it was made of; what was tried before the key was chosen is lost.
+
+    Raises:
+        CorruptMemoryError: of that something is damaged too.
+    """
+    quantizer, tuning = read_quantizer(store, view.index), read_tuning(store, view)
+    if quantizer is None:
+        raise CorruptMemoryError(f"{store.root}/{view.index}/trained.json is missing", BUILD_AGAIN)
+    records = [part_record(store, view.index, name) for name in view.segments[0]]
+    n_rows = sum(part.n_rows for part in records)
+    record = _build_record(quantizer, records, read_description(store), n_rows, keys, tuning)
+    store.put(f"{view.index}/index.json", json.dumps(record, indent=1).encode())
+
+
+def deletions(state: Snapshot) -> dict[str, str]:
+    """What the deleted rows of a state add to the content of an index without them: nothing where there are none."""
+    return {"deleted": state.tombstones_sha256} if state.tombstones_sha256 else {}
+
+
+def _build_record(
+    quantizer: Quantizer,
+    records: list[PartRecord],
+    description: Description,
+    n_rows: int,
+    keys: Modality,
+    tuning: dict[str, Any],
+) -> dict[str, Any]:
+    """``index.json``: autofaiss's keys, and what we know beyond."""
+    size = sum(record.bytes for record in records)
+    sides = tuning["sides"]
+    return {
+        "index_key": quantizer.index_key,
+        "index_param": {side: f"nprobe={found['nprobe']},refine={found['refine']}" for side, found in sides.items()},
+        "index_path": "parts",
+        "size in bytes": size,
+        "nb vectors": n_rows,
+        "vectors dimension": description.d,
+        "compression ratio": round(4 * n_rows * description.d / size, 3),
+        "keys": keys,
+        "recall": sides,
+        "faiss_version": faiss.__version__,
+        "quantizer": asdict(quantizer),
+        "parts": [record.name for record in records],
+    }
