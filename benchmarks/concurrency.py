@@ -20,51 +20,25 @@ import faiss
 import numpy as np
 import tyro
 
-from memory_builder.ann.parts import (
-    records_of,
-)
+from memory_builder.ann.parts import records_of
 from memory_builder.base.runner import LocalRunner
-from memory_builder.base.types import (
-    row_ids,
-)
-from memory_builder.catalog.create_memory import (
-    settle_description,
-)
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    metadata_table,
-)
-from memory_builder.catalog.plan import (
-    extend_plan,
-)
+from memory_builder.base.types import row_ids
+from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.description import Description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import metadata_table
+from memory_builder.catalog.plan import extend_plan
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.embedding.commit_shard import commit_shard
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
-from memory_builder.indexing.driver import (
-    index,
-)
-from memory_builder.maintenance.append import (
-    append,
-)
+from memory_builder.indexing.config import IndexConfig
+from memory_builder.indexing.driver import index
+from memory_builder.maintenance.append import append
 from memory_builder.maintenance.compact import compact
-from memory_builder.maintenance.delete import (
-    delete,
-)
+from memory_builder.maintenance.delete import delete
 from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.readers.shard import (
-    Source,
-)
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.readers.shard import Source
+from memory_builder.storage.records import config_hash
 from memory_builder.storage.store import Store
 
 D, SHARD_ROWS, FIRST_SHARDS = 32, 500, 8

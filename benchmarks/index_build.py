@@ -29,9 +29,7 @@ from memory_builder.ann.parts import FillTask, fill, plan_parts
 from memory_builder.ann.quantizer import draw_split, n_lists, without_polysemous
 from memory_builder.base.runner import LocalRunner, run_one
 from memory_builder.catalog.manifest import Manifest
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.indexing.train import TrainTask
 from memory_builder.search.open_index import OpenIndex
 from memory_builder.storage.store import Store

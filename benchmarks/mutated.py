@@ -36,44 +36,24 @@ import tyro
 
 import memory_builder as mb
 from memory_builder.base.runner import LocalRunner
-from memory_builder.catalog.create_memory import (
-    settle_description,
-)
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    metadata_table,
-)
-from memory_builder.catalog.plan import (
-    extend_plan,
-)
+from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.description import Description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import metadata_table
+from memory_builder.catalog.plan import extend_plan
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.export.faiss_ondisk import merge
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.indexing.curve import read_curves
-from memory_builder.maintenance.append import (
-    append,
-)
+from memory_builder.maintenance.append import append
 from memory_builder.maintenance.compact import compact
-from memory_builder.maintenance.delete import (
-    delete,
-)
+from memory_builder.maintenance.delete import delete
 from memory_builder.maintenance.info import read_info
 from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
-from memory_builder.readers.shard import (
-    Source,
-)
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.readers.shard import Source
+from memory_builder.storage.records import config_hash
 from memory_builder.storage.store import Store, sha256
 
 D = 16
@@ -243,14 +223,9 @@ def use_memory(root: Path) -> None:
 
 def use_subset(root: Path) -> None:
     """What reads a subset: retrieve when it goes on, and training."""
-    from memory_builder.retrieval.chosen import (
-        read_chosen,
-        read_piece,
-    )
+    from memory_builder.retrieval.chosen import read_chosen, read_piece
     from memory_builder.retrieval.copies.exclude import Evaluation, done_excluded
-    from memory_builder.retrieval.pieces import (
-        done_pieces,
-    )
+    from memory_builder.retrieval.pieces import done_pieces
     from memory_builder.retrieval.search import read_block, whole_blocks
     from memory_builder.retrieval.summary import final_claims
     from trainer.react.subset import described_encoder, open_subset
@@ -584,6 +559,7 @@ def mutated(config: Mutated) -> list[Outcome]:
             write_memory(work / "memory")
         if config.subset is not None or config.run is not None:  # torch starts a program as it is imported
             import tensorboardX  # noqa: F401
+
             import trainer.log
             import trainer.subset  # noqa: F401
         kinds = [Kind(name="record", folder=work / "memory", files=RECORD_FILES, use=use_memory)]

@@ -30,17 +30,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from memory_builder.model.images import decode_image
 from memory_builder.storage.store import Store
-from trainer.loop.config import (
-    OptimizerConfig,
-)
+from trainer.loop.config import OptimizerConfig
 from trainer.loop.gradient_cache import Batch, compute_gradients
 from trainer.loop.optimizer import make_optimizer, take_step
 from trainer.react.array_cache import KeptRows
 from trainer.react.augment import Look, augmented
-from trainer.react.config import (
-    GatedConfig,
-    ReactConfig,
-)
+from trainer.react.config import GatedConfig, ReactConfig
 from trainer.react.gated import NAME
 from trainer.react.learner import ReactLearner
 

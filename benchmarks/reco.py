@@ -25,9 +25,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from memory_builder import Memory
-from memory_builder.base.types import (
-    NO_ROW,
-)
+from memory_builder.base.types import NO_ROW
 from memory_builder.storage.store import Store
 from trainer.loop.gradient_cache import compute_gradients
 from trainer.reco.config import FusionConfig, LookupConfig

@@ -25,9 +25,7 @@ from memory_builder.model.templates import read_templates
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig
 from memory_builder.retrieval.driver import Request, retrieve
-from memory_builder.retrieval.pieces import (
-    done_pieces,
-)
+from memory_builder.retrieval.pieces import done_pieces
 from memory_builder.retrieval.queries import blocks_of
 from memory_builder.retrieval.search import block_vectors, hits_table
 from memory_builder.search.scores import exact_scores

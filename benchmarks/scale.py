@@ -24,9 +24,7 @@ from memory_builder.ann.quantizer import n_lists
 from memory_builder.base.runner import LocalRunner, run_one
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import IndexView
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.indexing.train import TrainTask
 from memory_builder.indexing.tuning import tune
 from memory_builder.storage.store import Store

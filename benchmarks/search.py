@@ -23,12 +23,8 @@ from synthetic import Floats, Shape, make_memory, queries
 
 from memory_builder import Memory
 from memory_builder.base.runner import LocalRunner
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
-from memory_builder.indexing.driver import (
-    index,
-)
+from memory_builder.indexing.config import IndexConfig
+from memory_builder.indexing.driver import index
 
 K = 10
 NPROBES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)

@@ -12,23 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.catalog.create_memory import (
-    settle_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    metadata_table,
-)
-from memory_builder.catalog.plan import (
-    extend_plan,
-)
+from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import metadata_table
+from memory_builder.catalog.plan import extend_plan
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig, describe_vectors
-from memory_builder.readers.shard import (
-    Source,
-)
+from memory_builder.readers.shard import Source
 from memory_builder.storage.store import Store
 
 Floats = npt.NDArray[np.float32]

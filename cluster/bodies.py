@@ -13,9 +13,7 @@ from pydantic import ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from cluster.spool import CHUNK_BYTES, Spool
-from cluster.wire import (
-    Question,
-)
+from cluster.wire import Question
 from memory_builder.errors import UsageError
 
 MAX_VALUES = 2_000_000

@@ -9,12 +9,8 @@ from typing import Any
 
 from ray.util.metrics import Counter
 
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.readers.shard import (
-    Shard,
-)
+from memory_builder.catalog.commits import Commit
+from memory_builder.readers.shard import Shard
 
 COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "pairs": ("Pairs read from shards.", ()),

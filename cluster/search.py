@@ -21,10 +21,7 @@ from cluster.runtime import connect, live_nodes, nodes_with_cpus, plan_pool
 from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.ann.parts import part_record
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Ids,
-    Scores,
-)
+from memory_builder.base.types import Ids, Scores
 from memory_builder.catalog.row_bitmap import RowSet
 from memory_builder.errors import WorkerError
 from memory_builder.search.open_index import OpenIndex

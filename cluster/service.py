@@ -39,22 +39,11 @@ from cluster.description import (
     page_policy,
 )
 from cluster.gate import Gate, HostNames, error_answer
-from cluster.session import (
-    Served,
-    ServiceConfig,
-)
+from cluster.session import Served, ServiceConfig
 from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
-from cluster.wire import (
-    FORMER_NAME,
-    Answers,
-    Info,
-    Question,
-    Settings,
-)
+from cluster.wire import FORMER_NAME, Answers, Info, Question, Settings
 from memory_builder.base.arguments import one_modality
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.errors import MemoryBuilderError, RequestError, UsageError
 from memory_builder.model.images import FORMATS
 from memory_builder.readers.fetch import Missing

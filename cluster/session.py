@@ -16,12 +16,7 @@ from PIL import Image
 from cluster.wire import Question, Settings
 from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    Scores,
-    split_id,
-)
+from memory_builder.base.types import Ids, Modality, Scores, split_id
 from memory_builder.catalog.snapshots import snapshot_numbers
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.errors import EncoderError, MemoryBuilderError, UsageError
@@ -32,9 +27,7 @@ from memory_builder.readers.fetch import Missing, Place, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.search.answers import answers, stated_recall
 from memory_builder.search.queries import ONE_DECODES
-from memory_builder.search.scores import (
-    Hits,
-)
+from memory_builder.search.scores import Hits
 
 DRAFT = 512
 """Pixels a side that a JPEG is decoded to, to see whether it is one."""

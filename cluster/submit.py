@@ -19,9 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.runtime import check_port
 from memory_builder.errors import UsageError, WorkerError
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.storage.records import config_hash
 
 STAGES = frozenset(
     {

@@ -15,49 +15,25 @@ import tyro
 from tyro.conf import subcommand
 
 from memory_builder.base.interrupts import TERMINATED, exit_code, sigterm_interrupts
-from memory_builder.commands.append import (
-    Append,
-)
-from memory_builder.commands.compact import (
-    Compact,
-)
+from memory_builder.commands.append import Append
+from memory_builder.commands.compact import Compact
 from memory_builder.commands.defaults import memory_defaults
-from memory_builder.commands.delete import (
-    Delete,
-)
-from memory_builder.commands.demo import (
-    Demo,
-)
-from memory_builder.commands.embed import (
-    Embed,
-)
+from memory_builder.commands.delete import Delete
+from memory_builder.commands.demo import Demo
+from memory_builder.commands.embed import Embed
 from memory_builder.commands.evaluate import Evaluate, Report
-from memory_builder.commands.export import (
-    Export,
-)
-from memory_builder.commands.import_ import (
-    Import,
-)
-from memory_builder.commands.index import (
-    Index,
-)
-from memory_builder.commands.info import (
-    Info,
-)
-from memory_builder.commands.merge import (
-    Merge,
-)
+from memory_builder.commands.export import Export
+from memory_builder.commands.import_ import Import
+from memory_builder.commands.index import Index
+from memory_builder.commands.info import Info
+from memory_builder.commands.merge import Merge
 from memory_builder.commands.options import FAILED
 from memory_builder.commands.retrieve import Retrieve
-from memory_builder.commands.search import (
-    Search,
-)
+from memory_builder.commands.search import Search
 from memory_builder.commands.serve import Serve
 from memory_builder.commands.submit import Submit
 from memory_builder.commands.train import Train
-from memory_builder.commands.verify import (
-    Verify,
-)
+from memory_builder.commands.verify import Verify
 from memory_builder.errors import MemoryBuilderError
 
 CUT = 141

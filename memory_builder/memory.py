@@ -14,28 +14,12 @@ import pyarrow as pa
 from memory_builder.ann.fastscan import ServeFormat, check_serve_format
 from memory_builder.base.arguments import one_modality, several
 from memory_builder.base.runner import LocalRunner, Runner
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    Scores,
-    row_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    Description,
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    LOOKUP_FIELDS,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import Ids, Modality, Scores, row_ids
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import Description, read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.catalog.trusted import encoder_of
@@ -45,9 +29,7 @@ from memory_builder.search.filtered import lists_for
 from memory_builder.search.open_index import OpenIndex, tuned_effort
 from memory_builder.search.queries import Picture, query_vectors
 from memory_builder.search.row_filter import AllowedRows
-from memory_builder.search.scores import (
-    Hits,
-)
+from memory_builder.search.scores import Hits
 from memory_builder.storage.store import Store
 
 ONE_LOADS = Lock()
@@ -247,9 +229,7 @@ class Memory:
 
         Returns the memory without them; this one stays as it was opened.
         """
-        from memory_builder.maintenance.delete import (
-            delete,
-        )
+        from memory_builder.maintenance.delete import delete
 
         if pair_keys is not None and keys is not None:
             raise UsageError("pair_keys and keys: keys is the former name of pair_keys, give one")

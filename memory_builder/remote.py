@@ -16,24 +16,14 @@ import urllib3
 from PIL import Image
 
 from memory_builder.base.arguments import one_modality, several
-from memory_builder.base.types import (
-    NO_ROW,
-    Modality,
-    Scores,
-)
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.metadata import (
-    LOOKUP_FIELDS,
-)
+from memory_builder.base.types import NO_ROW, Modality, Scores
+from memory_builder.catalog.description import Description
+from memory_builder.catalog.metadata import LOOKUP_FIELDS
 from memory_builder.catalog.snapshots import IndexView, Snapshot
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.model.images import to_rgb
 from memory_builder.search.queries import Picture
-from memory_builder.search.scores import (
-    Hits,
-)
+from memory_builder.search.scores import Hits
 
 ROWS, BYTES = 200_000, 64 << 20
 """That one request asks for, sends or gets at most; what is more goes out in several."""

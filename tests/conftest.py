@@ -3,9 +3,7 @@
 import os
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,30 +19,10 @@ from s3fs import S3FileSystem
 from xdist.scheduler import LoadScopeScheduling
 
 import memory_builder
-from memory_builder.catalog.create_memory import (
-    settle_description,
-)
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    metadata_table,
-)
-from memory_builder.catalog.plan import (
-    extend_plan,
-)
-from memory_builder.embedding.commit_shard import commit_shard
+from helpers import memories
+from helpers.s3 import S3, one_at_a_time
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.readers.shard import (
-    Source,
-)
-from memory_builder.storage.records import (
-    config_hash,
-)
-from memory_builder.storage.store import Store, sha256
+from memory_builder.storage.store import Store
 
 # Tests start many processes, and each would compile all of torch and open_clip anew: 20 s instead of 4.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -61,6 +39,8 @@ settings.load_profile("unhurried")
 
 LONGEST_FIRST = ("cluster", "end_to_end")
 HERE = Path(__file__).parent
+# Processes that tests start import helpers, too: Ray's workers, and scripts of helpers/.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
 MODEL_DIR = Path(memory_builder.__file__).parent / "demo" / "model"
 Floats = npt.NDArray[np.float32]
 
@@ -95,30 +75,6 @@ def model_dir() -> Path:
 def encoder(model_dir: Path) -> Encoder:
     """The bundled model, loaded once."""
     return load_encoder(EncoderConfig(model=f"local-dir:{model_dir}"))
-
-
-@dataclass(frozen=True)
-class S3:
-    """A bucket of a real S3 server on this machine."""
-
-    url: str
-    """``s3://bucket/prefix``, new for every test."""
-    options: dict[str, Any]
-    """What Store and fsspec need to reach it."""
-
-    def store(self, path: str = "") -> Store:
-        return Store(f"{self.url}/{path}".rstrip("/"), **self.options)
-
-
-def one_at_a_time(put: Callable[..., Any]) -> Callable[..., Any]:
-    """S3 decides a conditional put at once; the server looks, then puts, and two of its threads may both win."""
-    lock = threading.Lock()
-
-    def put_in_turn(*args: Any, **named: Any) -> Any:
-        with lock:
-            return put(*args, **named)
-
-    return put_in_turn
 
 
 @pytest.fixture(scope="session")
@@ -163,114 +119,13 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return s3.store()
 
 
-def unit(vectors: Floats) -> Floats:
-    """Rows scaled to length 1; a zero row stays zero."""
-    norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / np.where(norms == 0, 1, norms)).astype(np.float32)
+@pytest.fixture(scope="session")
+def write_memory() -> Callable[..., Store]:
+    """``helpers.memories.write_memory``."""
+    return memories.write_memory
 
 
-def clustered(n: int, d: int, seed: int, *, n_clusters: int = 200) -> tuple[Floats, Floats]:
-    """Image and text vectors as a CLIP gives them: clusters, and the two modalities on cones of their own.
-
-    Returns:
-        (images f32[n, d], texts f32[n, d]), unit rows; row i of both belong together.
-    """
-    rng = np.random.default_rng(seed)
-    centres = rng.standard_normal((n_clusters, d))
-    images = centres[rng.integers(0, n_clusters, n)] + 0.5 * rng.standard_normal((n, d))
-    texts = images + 0.5 * rng.standard_normal((n, d)) + rng.standard_normal(d)
-    return unit(images), unit(texts)
-
-
-def write_memory(
-    root: str | Path,
-    images: Floats | None,
-    texts: Floats | None,
-    *,
-    shard_rows: int = 1_000,
-    fingerprint: str = "0" * 64,
-    model: str = "synthetic",
-    fold: bool = True,
-    columns: dict[str, str] | None = None,
-    fields: Callable[[int], dict[str, Any]] = lambda _: {},
-    **storage_options: Any,
-) -> Store:
-    """A memory made of given vectors, written through the package's own functions: what ``embed`` would leave.
-
-    Args:
-        root: where.
-        images: f32[n, d]; a zero row is a pair without an image. None: no pair has one.
-        texts: likewise, of the captions.
-        shard_rows: rows a shard; the last one takes the rest.
-        fingerprint: of the encoder; ask with text or image only if this is the one of ``model``.
-        model: as EncoderConfig takes it.
-        fold: also write manifest.parquet, as the driver does at the end.
-        columns: metadata columns beside the fixed ones, as ``--columns`` takes them.
-        fields: what the json of row i says.
-        storage_options: passed to fsspec.
-
-    Row i has key ``00000123`` and caption ``caption 123``, and no url.
-    """
-    sides = [side for side in (images, texts) if side is not None]
-    n, d = sides[0].shape
-    images_f16, texts_f16 = (
-        np.zeros((n, d), np.float16) if side is None else unit(side).astype(np.float16) for side in (images, texts)
-    )
-    store = Store(root, **storage_options)
-    description = Description(
-        model=model,
-        pretrained=None,
-        fingerprint=fingerprint,
-        d=d,
-        columns=columns or {},
-        config={"fingerprint": fingerprint},
-        config_hash=config_hash({"fingerprint": fingerprint}),
-    )
-    settle_description(store, description)
-    starts = range(0, n, shard_rows)
-    sources = [Source(uri=f"/synthetic/{start:09d}.tar", bytes=1, etag="1") for start in starts]
-    for shard, start in zip(extend_plan(store, sources), starts, strict=True):
-        rows = range(start, min(n, start + shard_rows))
-        some_images, some_texts = images_f16[rows.start : rows.stop], texts_f16[rows.start : rows.stop]
-        has_image, has_text = some_images.any(axis=1).tolist(), some_texts.any(axis=1).tolist()
-        found = [
-            {
-                "key": f"{row:08d}",
-                "caption": f"caption {row}" if text else None,
-                "width": 64 if image else None,
-                "height": 64 if image else None,
-                "sha256": sha256(str(row).encode()) if image else None,
-                "member": f"{row:08d}.png",
-                "has_image": image,
-                "has_text": text,
-            }
-            for row, image, text in zip(rows, has_image, has_text, strict=True)
-        ]
-        described = [(row, fields(i)) for i, row in zip(rows, found, strict=True)]
-        table = metadata_table(described, columns or {})
-        commit_shard(
-            store,
-            shard,
-            images=some_images,
-            texts=some_texts,
-            metadata=table,
-            rejects=[],
-            partial=None,
-            hash_of_config=description.config_hash,
-            seconds={"total": 0.0},
-        )
-    if fold:
-        Manifest.read(store).fold(store)
-    return store
-
-
-@pytest.fixture(name="write_memory", scope="session")
-def write_memory_fixture() -> Callable[..., Store]:
-    """``write_memory`` above."""
-    return write_memory
-
-
-@pytest.fixture(name="clustered", scope="session")
-def clustered_fixture() -> Callable[..., tuple[Floats, Floats]]:
-    """``clustered`` above."""
-    return clustered
+@pytest.fixture(scope="session")
+def clustered() -> Callable[..., tuple[memories.Floats, memories.Floats]]:
+    """``helpers.memories.clustered``."""
+    return memories.clustered

@@ -6,11 +6,11 @@ import shutil
 import tarfile
 from pathlib import Path
 
-import memory_builder.encoder as encoder_module
 import numpy as np
 import pytest
 from PIL import Image
 
+import memory_builder.model.encoder as encoder_module
 from memory_builder import EncoderConfig, EncoderError, Memory
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.driver import embed

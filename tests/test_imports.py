@@ -1,90 +1,103 @@
-"""The architecture's import rules, read from the source."""
+"""The rooms, the order in which they may import each other, and what must not be imported at all."""
 
 import ast
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-# The doors through which memory_builder reaches cluster and trainer, each by lazy imports inside functions.
-DOORS = {
-    "memory_builder/commands/evaluating.py": {
-        "trainer.react.load",
-        "trainer.evaluate.with_memory.baseline_task",
-        "trainer.evaluate.tasks.few_shot",
-        "trainer.evaluate.numbers.metrics",
-        "trainer.evaluate.with_memory.reco_task",
-        "trainer.evaluate.report.write",
-        "trainer.evaluate.results",
-        "trainer.evaluate.config",
-        "trainer.evaluate.tasks.shots",
-        "trainer.evaluate.tasks.frozen",
-    },
-    "memory_builder/commands/running.py": {"cluster.runner", "trainer.loop.run_config"},
-    "memory_builder/commands/serving.py": {
-        "cluster.protocol",
-        "cluster.replicas",
-        "cluster.session",
-        "cluster.service",
-    },
-    "memory_builder/commands/submitting.py": {"cluster.submit"},
-    "memory_builder/commands/training.py": {
-        "trainer.react.load",
-        "trainer.react.export",
-        "trainer.react.job",
-        "trainer.react.released_checkpoint",
-        "trainer.loop.launch",
-        "trainer.loop.config",  # settings alone, so imported at once: it imports nothing itself
-        "trainer.react.subset",
-    },
-    "memory_builder/commands/training_reco.py": {
-        "trainer.reco.job",
-        "trainer.reco.config",  # as trainer.settings
-        "trainer.loop.launch",
-        "trainer.loop.config",
-        "trainer.reco.training_pairs",
-    },
-    "memory_builder/memory.py": {"cluster.search"},
+from helpers.bundled import ROOT
+
+# A room may import those on the lines above its own, and on its own line only itself.
+LAYERS = [
+    {"memory_builder.errors"},
+    {"memory_builder.base"},
+    {"memory_builder.storage", "memory_builder.model"},
+    {"memory_builder.readers"},
+    {"memory_builder.catalog"},
+    {"memory_builder.ann", "memory_builder.embedding"},
+    {"memory_builder.search"},
+    {"memory_builder.memory", "memory_builder.remote"},
+    {"memory_builder.indexing", "memory_builder.export", "memory_builder.retrieval", "trainer.loop"},
+    {"memory_builder.maintenance", "trainer.react", "trainer.reco"},
+    {"trainer.evaluate", "cluster"},
+    {"memory_builder.demo", "memory_builder.commands"},
+    {"memory_builder.cli"},
+]
+LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for package in ("memory_builder", "trainer", "cluster")
+    for path in sorted((ROOT / package).rglob("*.py"))
 }
 
 
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+def room_of(module: str) -> str:
+    return "cluster" if module.startswith("cluster") else ".".join(module.split(".")[:2])
 
 
-def sources(package: str) -> list[Path]:
-    return sorted((ROOT / package).rglob("*.py"))
+def eager_imports(nodes: list[ast.stmt]) -> set[str]:
+    """Modules imported as the file is, not inside its functions nor for types alone."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= (inner & MODULES.keys()) or {node.module}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif (
+            isinstance(node, ast.If)
+            and "TYPE_CHECKING" not in ast.dump(node.test)
+            or isinstance(node, ast.ClassDef | ast.Try | ast.With)
+        ):
+            names |= eager_imports(node.body)
+    return names
 
 
-@pytest.mark.parametrize("path", sources("memory_builder"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_memory_builder_imports_no_ray_and_cluster_and_trainer_only_through_its_doors(path):
-    doors = DOORS.get(str(path.relative_to(ROOT)), set())
-    outside = {name for name in imports(path) if name.split(".")[0] in ("ray", "trainer", "cluster")}
-    assert outside - doors == set()
+IMPORTS = {module: eager_imports(ast.parse(path.read_text()).body) for module, path in MODULES.items()}
 
 
-@pytest.mark.parametrize("path", sources("trainer"), ids=lambda p: str(p.relative_to(ROOT)))
-def test_trainer_imports_ray_only_in_run(path):
-    assert path.name == "run.py" or not any(name.split(".")[0] == "ray" for name in imports(path))
+@pytest.mark.parametrize("module", MODULES)
+def test_rooms_import_one_way(module: str) -> None:
+    if module in ("memory_builder", "trainer"):
+        return
+    own = room_of(module)
+    others = {room_of(name) for name in IMPORTS[module] & MODULES.keys()} - {own, "memory_builder", "trainer"}
+    assert {room for room in others if LAYER[room] >= LAYER[own]} == set()
 
 
-def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray(tmp_path):
+def test_no_chain_of_imports_is_longer_than_fourteen_files() -> None:
+    length: dict[str, int] = {}
+
+    def measure(module: str) -> int:
+        if module not in length:
+            length[module] = 1 + max((measure(name) for name in IMPORTS[module] & MODULES.keys() - {module}), default=0)
+        return length[module]
+
+    assert max(map(measure, MODULES)) <= 14
+
+
+def test_ray_is_imported_in_cluster_and_the_launcher_of_training_alone() -> None:
+    importing = {
+        module
+        for module, path in MODULES.items()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "ray")
+        or (isinstance(node, ast.Import) and any(alias.name.split(".")[0] == "ray" for alias in node.names))
+    }
+    assert {room_of(module) for module in importing} <= {"cluster", "trainer.loop"}
+    assert {module for module in importing if module.startswith("trainer")} == {"trainer.loop.launch"}
+
+
+def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray(tmp_path) -> None:
     memory = shutil.copytree(ROOT / "tests" / "fixtures" / "memory-v1", tmp_path / "memory")
     code = (
         "import sys\n"
         "from memory_builder.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'ray', 'torch', 'open_clip', 'autofaiss'}\n"
+        "heavy = {'ray', 'torch', 'torchvision', 'open_clip', 'autofaiss'}\n"
         "print('after help', sorted(heavy & set(sys.modules)))\n"
         "codes = [main([command, sys.argv[1]]) for command in ('info', 'verify', 'compact')]\n"
         "print('after all', codes, sorted(heavy & set(sys.modules)))\n"
@@ -94,7 +107,7 @@ def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray(
     assert said == ["after help []", "after all [0, 0, 0] []"]
 
 
-def test_public_names():
+def test_public_names() -> None:
     import memory_builder
 
     assert sorted(memory_builder.__all__) == memory_builder.__all__

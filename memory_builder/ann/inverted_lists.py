@@ -12,9 +12,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 
 POPULATED, LISTS = "populated.index", "merged_index.ivfdata"
 ID_BYTES = 8

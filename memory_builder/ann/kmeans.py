@@ -13,10 +13,7 @@ import faiss
 import numpy as np
 
 from memory_builder.base.runner import has_gpu
-from memory_builder.base.types import (
-    Ids,
-    Scores,
-)
+from memory_builder.base.types import Ids, Scores
 from memory_builder.errors import UsageError
 
 if TYPE_CHECKING:

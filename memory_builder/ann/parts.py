@@ -21,29 +21,12 @@ from memory_builder.ann.faiss_checks import unsound
 from memory_builder.ann.kmeans import Backend, Device, adder, choose_backend
 from memory_builder.base.progress import Progress
 from memory_builder.base.runner import Runner, Task, available_threads, run_all
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    row_ids,
-    rows_of,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-    refuse_uncommitted,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
-from memory_builder.catalog.rows import (
-    open_vectors,
-    present_rows,
-)
+from memory_builder.base.types import Ids, Modality, row_ids, rows_of
+from memory_builder.catalog.commits import Commit, refuse_uncommitted
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.paths import shard_name
+from memory_builder.catalog.rows import open_vectors, present_rows
 from memory_builder.catalog.snapshots import IndexView, Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import BUILD_AGAIN, REPAIR, CorruptMemoryError, IndexBuildError

@@ -12,12 +12,7 @@ import pyarrow as pa
 
 from memory_builder.base.progress import warn
 from memory_builder.catalog.paths import commit_path, shard_name
-from memory_builder.errors import (
-    BUILD_AGAIN,
-    REPAIR,
-    ConcurrentWriterError,
-    CorruptMemoryError,
-)
+from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.storage.filesystem import RETRIES
 from memory_builder.storage.records import (
     Count,

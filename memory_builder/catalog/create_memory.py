@@ -1,14 +1,8 @@
 """Write ``memory.json`` for a new memory; for an existing one, check that its settings agree."""
 
 from memory_builder.catalog.description import DESCRIPTION, Description, read_description, read_description_strictly
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.errors import (
-    ConfigMismatchError,
-    CorruptMemoryError,
-    UsageError,
-)
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, UsageError
 from memory_builder.storage.store import Store
 
 

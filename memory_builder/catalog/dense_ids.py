@@ -5,12 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-    row_ids,
-    rows_of,
-    split_ids,
-)
+from memory_builder.base.types import Ids, row_ids, rows_of, split_ids
 
 
 class Kept:

@@ -7,22 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from memory_builder.base.progress import warn
-from memory_builder.catalog.commits import (
-    MANIFEST,
-    read_manifest_table,
-)
-from memory_builder.errors import (
-    CorruptMemoryError,
-    UsageError,
-)
-from memory_builder.storage.records import (
-    FORMAT_VERSION,
-    ColumnType,
-    ShortHash,
-    check_format,
-    decode,
-    strict_record,
-)
+from memory_builder.catalog.commits import MANIFEST, read_manifest_table
+from memory_builder.errors import CorruptMemoryError, UsageError
+from memory_builder.storage.records import FORMAT_VERSION, ColumnType, ShortHash, check_format, decode, strict_record
 from memory_builder.storage.store import Store
 
 DESCRIPTION = "memory.json"

@@ -5,15 +5,9 @@ import time
 from collections.abc import Collection
 from contextlib import suppress
 
-from memory_builder.catalog.commits import (
-    record_names,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
-from memory_builder.readers.shard import (
-    Shard,
-)
+from memory_builder.catalog.commits import record_names
+from memory_builder.catalog.paths import shard_name
+from memory_builder.readers.shard import Shard
 from memory_builder.storage.store import Store
 
 

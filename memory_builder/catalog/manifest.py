@@ -23,16 +23,10 @@ from memory_builder.catalog.commits import (
 from memory_builder.catalog.description import Description, description_if_any
 from memory_builder.catalog.paths import shard_name
 from memory_builder.catalog.snapshots import read_snapshot
-from memory_builder.errors import (
-    CorruptMemoryError,
-)
+from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import parquet_bytes
 from memory_builder.storage.locks import turn
-from memory_builder.storage.records import (
-    FORMAT_VERSION,
-    decode_value,
-    reading,
-)
+from memory_builder.storage.records import FORMAT_VERSION, decode_value, reading
 from memory_builder.storage.store import Store
 
 FOLD_EVERY = 1_000

@@ -8,13 +8,8 @@ from itertools import count, pairwise
 import pyarrow as pa
 
 from memory_builder.base.progress import say, warn
-from memory_builder.catalog.commits import (
-    Commit,
-    record_names,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.catalog.commits import Commit, record_names
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.readers.shard import MAX_ORDINAL, Shard, Source
 from memory_builder.readers.shard_uri import join_uri, split_uri

@@ -8,15 +8,8 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-    row_ids,
-    rows_of,
-    split_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
+from memory_builder.base.types import Ids, row_ids, rows_of, split_ids
+from memory_builder.catalog.commits import Commit
 
 Mask = npt.NDArray[np.bool_]
 

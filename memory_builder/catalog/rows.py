@@ -15,35 +15,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from memory_builder.base.progress import warn
-from memory_builder.base.types import (
-    NO_ROW,
-    ROW_BITS,
-    Ids,
-    Modality,
-    Vectors,
-    row_ids,
-    rows_of,
-    split_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.metadata import (
-    FIXED_FIELDS,
-    LOOKUP_FIELDS,
-    LOOKUP_SCHEMA,
-)
+from memory_builder.base.types import NO_ROW, ROW_BITS, Ids, Modality, Vectors, row_ids, rows_of, split_ids
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_SCHEMA
 from memory_builder.catalog.origins import path_of
-from memory_builder.catalog.paths import (
-    lookup_path,
-    metadata_path,
-    vectors_path,
-)
+from memory_builder.catalog.paths import lookup_path, metadata_path, vectors_path
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
-from memory_builder.storage.formats import (
-    read_npy,
-    read_npy_header,
-)
+from memory_builder.storage.formats import read_npy, read_npy_header
 from memory_builder.storage.page_cache import REQUEST_BYTES, PageCache
 from memory_builder.storage.records import UNREADABLE, reading
 from memory_builder.storage.store import Store

@@ -9,13 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-    split_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
+from memory_builder.base.types import Ids, split_ids
+from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.snapshots import TOMBSTONES, Snapshot, snapshot_numbers
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.storage.formats import npy_bytes, read_npy

@@ -15,20 +15,13 @@ from importlib.resources import files
 from pathlib import Path
 
 from memory_builder.base.progress import say
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    Description,
-)
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import Description
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.model.model_files import LOCAL_DIR
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.readers.shard import (
-    Shard,
-    Source,
-)
+from memory_builder.readers.shard import Shard, Source
 from memory_builder.readers.shard_uri import join_uri, split_uri
 from memory_builder.storage.store import sha256
 

@@ -1,4 +1,4 @@
-"""Make the next snapshot current: optimistic retries of a change, and the conditional put that decides between writers."""
+"""Make the next snapshot current: retry a change until its conditional put wins over other writers."""
 
 import time
 from collections.abc import Callable

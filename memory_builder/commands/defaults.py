@@ -2,12 +2,8 @@
 
 import tyro
 
-from memory_builder.commands.embed import (
-    Embed,
-)
-from memory_builder.commands.import_ import (
-    Import,
-)
+from memory_builder.commands.embed import Embed
+from memory_builder.commands.import_ import Import
 from memory_builder.embedding.settings import config_of, default_encoder, existing_description
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.model.encoder import EncoderConfig

@@ -25,9 +25,7 @@ class Delete:
     """The rows whose metadata fulfil this, as for search."""
 
     def run(self) -> int:
-        from memory_builder.maintenance.delete import (
-            delete,
-        )
+        from memory_builder.maintenance.delete import delete
 
         keys = _read_keys(self.keys)
         delete(Store(self.memory), ids=self.ids or None, keys=keys if self.keys else None, where=self.where)

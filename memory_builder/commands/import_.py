@@ -6,9 +6,7 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.commands.console import print_embedded
 from memory_builder.commands.options import FAILED, RunnerOptions, named_encoder
 from memory_builder.embedding.config import EmbedConfig
@@ -42,12 +40,8 @@ class Import:
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
-        from memory_builder.embedding.driver import (
-            import_embeddings,
-        )
-        from memory_builder.indexing.driver import (
-            adopt,
-        )
+        from memory_builder.embedding.driver import import_embeddings
+        from memory_builder.indexing.driver import adopt
 
         encoder = named_encoder(self.model, self.pretrained)
         config = EmbedConfig(columns=self.columns, caption_key=self.caption_key, url_key=self.url_key)

@@ -7,14 +7,10 @@ from typing import Annotated, Literal
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.base.progress import duration
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.commands.console import print_indexes
 from memory_builder.commands.options import RunnerOptions
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.storage.store import Store
 
 
@@ -30,10 +26,7 @@ class Index:
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
-        from memory_builder.indexing.driver import (
-            index,
-            present_keys,
-        )
+        from memory_builder.indexing.driver import index, present_keys
         from memory_builder.maintenance.info import read_info
 
         started = time.monotonic()

@@ -5,9 +5,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.commands.options import RunnerOptions
 from memory_builder.storage.store import Store
 

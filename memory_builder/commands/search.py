@@ -8,9 +8,7 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.ann.fastscan import ServeFormat
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.commands.console import print_table
 from memory_builder.commands.options import MovedModel
 from memory_builder.errors import UsageError

@@ -89,9 +89,7 @@ class Serve:
 
     def _encoder(self) -> "EncoderConfig | None":
         """The model; likewise."""
-        from memory_builder.catalog.description import (
-            read_description,
-        )
+        from memory_builder.catalog.description import read_description
         from memory_builder.catalog.trusted import encoder_of
         from memory_builder.storage.store import Store
 

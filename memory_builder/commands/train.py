@@ -10,14 +10,8 @@ from memory_builder.commands.options import named_encoder, say_loading_of_run
 from memory_builder.commands.train_reco import Reco
 from memory_builder.errors import UsageError
 from memory_builder.model.encoder import say_loading
-from trainer.loop.config import (
-    LoopConfig,
-    Where,
-)
-from trainer.react.config import (
-    DataConfig,
-    ReactConfig,
-)
+from trainer.loop.config import LoopConfig, Where
+from trainer.react.config import DataConfig, ReactConfig
 
 
 @dataclass(frozen=True, kw_only=True)

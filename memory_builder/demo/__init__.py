@@ -7,21 +7,13 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from memory_builder.base.runner import LocalRunner
-from memory_builder.base.types import (
-    ROW_BITS,
-)
+from memory_builder.base.types import ROW_BITS
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.demo.report import Query, write_report
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.embedding.driver import (
-    embed,
-)
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
-from memory_builder.indexing.driver import (
-    index,
-)
+from memory_builder.embedding.driver import embed
+from memory_builder.indexing.config import IndexConfig
+from memory_builder.indexing.driver import index
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import read_member

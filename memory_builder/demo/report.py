@@ -6,12 +6,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    Scores,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
 from memory_builder.embedding.driver import EmbedReport
 from memory_builder.memory import Memory
 from memory_builder.readers.read import Pair, read_pairs

@@ -7,31 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    Vectors,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-    write_commit,
-)
-from memory_builder.catalog.metadata import (
-    LOOKUP_FIELDS,
-)
-from memory_builder.catalog.paths import (
-    lookup_path,
-    metadata_path,
-    rejects_path,
-    vectors_path,
-)
+from memory_builder.base.types import Vectors
+from memory_builder.catalog.commits import Commit, write_commit
+from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.paths import lookup_path, metadata_path, rejects_path, vectors_path
 from memory_builder.readers.read import Reject
-from memory_builder.readers.shard import (
-    Shard,
-)
-from memory_builder.storage.formats import (
-    arrow_bytes,
-    npy_bytes,
-    parquet_bytes,
-)
+from memory_builder.readers.shard import Shard
+from memory_builder.storage.formats import arrow_bytes, npy_bytes, parquet_bytes
 from memory_builder.storage.store import Store, sha256
 
 REJECTS = pa.schema([("key", pa.string()), ("reason", pa.string())])

@@ -6,20 +6,13 @@ from functools import partial
 from typing import Any
 
 from memory_builder.base.arguments import several
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.metadata import (
-    COLUMN_TYPES,
-    FIXED_FIELDS,
-)
+from memory_builder.catalog.description import Description
+from memory_builder.catalog.metadata import COLUMN_TYPES, FIXED_FIELDS
 from memory_builder.errors import UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import MAX_PIXELS
 from memory_builder.readers.read import CAPTION, Require
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.storage.records import config_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

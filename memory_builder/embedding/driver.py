@@ -10,22 +10,11 @@ from dataclasses import dataclass, replace
 
 from memory_builder.base.progress import Progress, say
 from memory_builder.base.runner import Runner, run_one
-from memory_builder.base.types import (
-    Modality,
-)
-from memory_builder.catalog.create_memory import (
-    settle_description,
-)
+from memory_builder.base.types import Modality
+from memory_builder.catalog.create_memory import settle_description
 from memory_builder.catalog.failures import clear_failure, failed_ordinals, record_failure
-from memory_builder.catalog.manifest import (
-    FOLD_EVERY,
-    Manifest,
-)
-from memory_builder.catalog.plan import (
-    extend_plan,
-    read_plan,
-    spelled_as_planned,
-)
+from memory_builder.catalog.manifest import FOLD_EVERY, Manifest
+from memory_builder.catalog.plan import extend_plan, read_plan, spelled_as_planned
 from memory_builder.catalog.published_memory import committed_names
 from memory_builder.catalog.trusted import refuse_unnamed, remember_model, remember_sources
 from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_vectors
@@ -38,10 +27,7 @@ from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFu
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.discover import find_sources
 from memory_builder.readers.published import find_published, published_width
-from memory_builder.readers.shard import (
-    Shard,
-    Source,
-)
+from memory_builder.readers.shard import Shard, Source
 from memory_builder.storage.filesystem import RETRIES
 from memory_builder.storage.store import Store
 

@@ -18,47 +18,25 @@ import numpy as np
 
 from memory_builder.base.prefetch import map_ahead
 from memory_builder.base.runner import available_threads
-from memory_builder.base.types import (
-    Pixels,
-    Vectors,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    Description,
-)
-from memory_builder.catalog.metadata import (
-    metadata_table,
-)
-from memory_builder.catalog.paths import (
-    rejects_path,
-)
-from memory_builder.catalog.plan import (
-    REPLACED,
-    REPLACED_ROWS,
-)
+from memory_builder.base.types import Pixels, Vectors
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import Description
+from memory_builder.catalog.metadata import metadata_table
+from memory_builder.catalog.paths import rejects_path
+from memory_builder.catalog.plan import REPLACED, REPLACED_ROWS
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.import_shard import NO_CAPTION, import_shard
 from memory_builder.embedding.known_pairs import SHARED_KEY, KnownPairs
 from memory_builder.errors import EncoderError, SourceError, TransportFailedError
-from memory_builder.model.encoder import (
-    Encoder,
-    EncoderConfig,
-    load_encoder,
-)
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import BadImageError, decode_image, picture_size
 from memory_builder.readers.discover import current_etag
 from memory_builder.readers.pairs import UNCHANGED_NOTE
 from memory_builder.readers.read import DUPLICATE_KEY, UNCHANGED, Break, MembersApartError, Pair, Reject, read_pairs
-from memory_builder.readers.shard import (
-    Shard,
-)
+from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.formats import (
-    read_parquet,
-)
+from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store, sha256
 
 ATTEMPTS = 3

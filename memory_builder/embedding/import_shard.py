@@ -14,27 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    Modality,
-    Vectors,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    FIXED_FIELDS,
-    metadata_table,
-)
-from memory_builder.catalog.paths import (
-    metadata_path,
-    vectors_path,
-)
-from memory_builder.catalog.plan import (
-    REPLACED,
-)
+from memory_builder.base.types import Modality, Vectors
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
+from memory_builder.catalog.paths import metadata_path, vectors_path
+from memory_builder.catalog.plan import REPLACED
 from memory_builder.catalog.published_memory import deleted_rows
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig
@@ -42,14 +27,9 @@ from memory_builder.errors import SourceError
 from memory_builder.readers.columns import first_spelled, key_text, python_rows, text_of
 from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, call_url
 from memory_builder.readers.published import FOLDERS, MODALITIES, Published, metadata_columns, read_published
-from memory_builder.readers.shard import (
-    Shard,
-)
+from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.formats import (
-    npy_bytes,
-    parquet_bytes,
-)
+from memory_builder.storage.formats import npy_bytes, parquet_bytes
 from memory_builder.storage.store import Store, sha256
 
 UNIT_TOLERANCE = 1e-2

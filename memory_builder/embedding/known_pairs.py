@@ -13,37 +13,17 @@ from typing import Any
 import numpy as np
 
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Ids,
-    row_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-    read_commit,
-)
+from memory_builder.base.types import Ids, row_ids
+from memory_builder.catalog.commits import Commit, read_commit
 from memory_builder.catalog.delete_rows import delete_rows
-from memory_builder.catalog.metadata import (
-    metadata_row,
-)
-from memory_builder.catalog.paths import (
-    metadata_path,
-)
-from memory_builder.catalog.plan import (
-    REPLACED_ROWS,
-    REPLACEMENTS,
-    real_name,
-)
-from memory_builder.readers.columns import (
-    Row,
-)
+from memory_builder.catalog.metadata import metadata_row
+from memory_builder.catalog.paths import metadata_path
+from memory_builder.catalog.plan import REPLACED_ROWS, REPLACEMENTS, real_name
+from memory_builder.readers.columns import Row
 from memory_builder.readers.pairs import BadPairError, Pair, PairRules, caption_of, printable
-from memory_builder.readers.shard import (
-    Shard,
-)
+from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.formats import (
-    read_parquet,
-)
+from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store, sha256
 
 IDENTIFYING = ["key", "caption", "sha256", "member"]

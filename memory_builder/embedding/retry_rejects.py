@@ -9,17 +9,12 @@ from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 
-from memory_builder.catalog.commits import (
-    Commit,
-)
+from memory_builder.catalog.commits import Commit
 from memory_builder.embedding.known_pairs import first_try, path_of
 from memory_builder.errors import SourceError
 from memory_builder.readers.discover import current_etag
 from memory_builder.readers.read import DUPLICATE_KEY
-from memory_builder.readers.shard import (
-    Shard,
-    Source,
-)
+from memory_builder.readers.shard import Shard, Source
 from memory_builder.readers.shard_uri import join_uri, split_uri
 
 

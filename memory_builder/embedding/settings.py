@@ -5,17 +5,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from memory_builder.base.progress import say
-from memory_builder.catalog.commits import (
-    record_names,
-)
-from memory_builder.catalog.description import (
-    DESCRIPTION,
-    Description,
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.catalog.commits import record_names
+from memory_builder.catalog.description import DESCRIPTION, Description, read_description
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.plan import PLAN
 from memory_builder.catalog.trusted import PLAIN_NAME, encoder_of
 from memory_builder.embedding.config import EmbedConfig

@@ -16,14 +16,9 @@ from memory_builder.ann.inverted_lists import ID_BYTES, with_lists_in_memory
 from memory_builder.ann.parts import open_trained, write_faiss
 from memory_builder.ann.quantizer import memory_bytes
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Modality,
-    in_blocks,
-)
+from memory_builder.base.types import Modality, in_blocks
 from memory_builder.catalog.dense_ids import Kept
-from memory_builder.catalog.description import (
-    Description,
-)
+from memory_builder.catalog.description import Description
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import UsageError
 from memory_builder.export.faiss_ondisk import MergeTask, kept_lists, merge_into, open_lists, set_nprobe

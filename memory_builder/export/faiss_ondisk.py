@@ -20,30 +20,17 @@ from memory_builder.ann.inverted_lists import ID_BYTES, LISTS, POPULATED, Codes,
 from memory_builder.ann.parts import open_trained, trained_record, write_faiss
 from memory_builder.base.progress import Progress, say
 from memory_builder.base.runner import Runner, run_all
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-)
-from memory_builder.catalog.commits import (
-    refuse_uncommitted,
-)
+from memory_builder.base.types import Ids, Modality
+from memory_builder.catalog.commits import refuse_uncommitted
 from memory_builder.catalog.dense_ids import Kept
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import UsageError
 from memory_builder.search.filtered import lists_for
 from memory_builder.search.open_index import OpenIndex, graph_effort
 from memory_builder.storage.formats import npy_bytes, read_npy
-from memory_builder.storage.records import (
-    Count,
-    ShortHash,
-    config_hash,
-    read_sound_record,
-    strict_record,
-)
+from memory_builder.storage.records import Count, ShortHash, config_hash, read_sound_record, strict_record
 from memory_builder.storage.store import Store
 
 RANGE_BYTES = 256 << 20

@@ -14,11 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    in_blocks,
-)
+from memory_builder.base.types import Ids, Modality, in_blocks
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
 from memory_builder.readers.vector_tables import write_lance

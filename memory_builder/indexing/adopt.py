@@ -22,41 +22,20 @@ from memory_builder.ann.parts import Part, PartRecord, fill, finished_part, open
 from memory_builder.ann.quantizer import draw_split
 from memory_builder.base.progress import say
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    rows_of,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-    open_vectors,
-    present_rows,
-)
+from memory_builder.base.types import Ids, Modality, rows_of
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows, open_vectors, present_rows
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import IndexBuildError, UsageError
-from memory_builder.indexing.config import (
-    TARGET_RECALL,
-)
-from memory_builder.indexing.finish import (
-    deletions,
-    finish_index,
-)
+from memory_builder.indexing.config import TARGET_RECALL
+from memory_builder.indexing.finish import deletions, finish_index
 from memory_builder.indexing.pairing import Numbering, check_pairing, ids_of_part
 from memory_builder.indexing.train import Quantizer, read_trained, record_quantizer
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.storage.records import config_hash
 from memory_builder.storage.store import Store
 
 PART_ROWS = 16_000_000

@@ -19,20 +19,10 @@ from memory_builder.ann.parts import Part, record_part, write_faiss
 from memory_builder.ann.quantizer import EXACT_KEY, choose_key, draw_split, memory_bytes, n_lists, train_quantizer
 from memory_builder.base.progress import say
 from memory_builder.base.runner import Runner, available_threads, run_all
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    Scores,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import Ids, Modality, Scores
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import IndexBuildError

@@ -10,25 +10,12 @@ from memory_builder.ann.parts import FillTask, fill, plan_parts
 from memory_builder.ann.quantizer import choose_key
 from memory_builder.base.progress import say
 from memory_builder.base.runner import Runner, run_one
-from memory_builder.base.types import (
-    Modality,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    Description,
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.paths import (
-    vectors_path,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import Modality
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import Description, read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.paths import vectors_path
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import IndexBuildError
@@ -36,9 +23,7 @@ from memory_builder.indexing.auto_key import Trial, TrialTask, choose_by_trials
 from memory_builder.indexing.config import AUTO, IndexConfig
 from memory_builder.indexing.finish import deletions, finish_index
 from memory_builder.indexing.train import TrainTask
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.storage.records import config_hash
 from memory_builder.storage.store import Store
 
 

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.catalog.snapshots import read_snapshot, read_tuning
 from memory_builder.errors import BUILD_AGAIN
 from memory_builder.storage.records import decode_value, reading, strict_record

@@ -12,23 +12,11 @@ import numpy.typing as npt
 
 from memory_builder.ann.quantizer import MAX_HELD_OUT
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    Scores,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import Ids, Modality, Scores
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.indexing.train import read_held_out
 from memory_builder.search.open_index import OpenIndex

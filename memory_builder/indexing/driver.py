@@ -4,27 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from memory_builder.ann.parts import (
-    is_whole,
-)
+from memory_builder.ann.parts import is_whole
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Modality,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.base.types import Modality
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import IndexView, Snapshot
-from memory_builder.catalog.update_snapshot import (
-    settle,
-)
+from memory_builder.catalog.update_snapshot import settle
 from memory_builder.indexing.adopt import adopt_index
-from memory_builder.indexing.build import (
-    build_index,
-)
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.build import build_index
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.storage.store import Store
 
 

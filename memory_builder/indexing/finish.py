@@ -9,16 +9,9 @@ import faiss
 
 from memory_builder.ann.parts import PartRecord, part_record
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Modality,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    Description,
-    read_description,
-)
+from memory_builder.base.types import Modality
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_tuning
 from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
 from memory_builder.indexing.train import Quantizer, read_quantizer

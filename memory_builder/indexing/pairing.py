@@ -12,17 +12,9 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    row_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import Ids, Modality, row_ids
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.rows import Rows
 from memory_builder.errors import IndexBuildError
 from memory_builder.readers.shard_uri import split_uri
 

@@ -13,11 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from memory_builder.errors import UsageError
-from memory_builder.indexing.curve import (
-    RECALL_AT,
-    Curve,
-    bytes_text,
-)
+from memory_builder.indexing.curve import RECALL_AT, Curve, bytes_text
 
 PANEL_W, PANEL_H, LEFT, TOP, RIGHT, BOTTOM, TITLE = 430, 270, 52, 40, 18, 44, 34
 COLOURS = {1: "#9aa5b1", 10: "#1f5fbf", 100: "#d9822b"}

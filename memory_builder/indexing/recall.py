@@ -15,35 +15,16 @@ import faiss
 import numpy as np
 
 from memory_builder.base.runner import Runner, available_threads, run_all
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    Scores,
-    row_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-    open_vectors,
-    present_rows,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, Scores, row_ids
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows, open_vectors, present_rows
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.indexing.curve import RECALL_AT, Point
 from memory_builder.search.open_index import Effort, OpenIndex
-from memory_builder.search.scores import (
-    best_of,
-    exact_scores,
-)
+from memory_builder.search.scores import best_of, exact_scores
 from memory_builder.storage.store import Store
 
 TIE = 1e-4

@@ -12,25 +12,11 @@ import numpy as np
 from memory_builder.ann.kmeans import Device, choose_backend
 from memory_builder.ann.parts import write_faiss
 from memory_builder.ann.quantizer import EXACT_KEY, draw_split, n_lists, n_training_rows, train_quantizer
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    Scores,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-    are_rows,
-    open_vectors,
-)
+from memory_builder.base.types import Ids, Modality, Scores
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows, are_rows, open_vectors
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError

@@ -14,29 +14,13 @@ import numpy as np
 
 from memory_builder.base.progress import say
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-    Scores,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import Ids, Modality, Scores
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_tuning_file
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.indexing.curve import (
-    Point,
-    frontier,
-)
-from memory_builder.indexing.recall import (
-    ground_truth,
-    latency,
-    measure,
-    measure_single,
-)
+from memory_builder.indexing.curve import Point, frontier
+from memory_builder.indexing.recall import ground_truth, latency, measure, measure_single
 from memory_builder.indexing.train import read_held_out
 from memory_builder.search.open_index import Effort, OpenIndex
 from memory_builder.storage.store import Store

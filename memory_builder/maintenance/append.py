@@ -10,15 +10,9 @@ from dataclasses import replace
 from memory_builder.ann.parts import PART_ROWS, FillTask, fill, plan_parts, read_quantizer_hash, records_of
 from memory_builder.base.progress import say
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Modality,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.base.types import Modality
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.catalog.update_snapshot import settle

@@ -9,25 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memory_builder.ann.parts import (
-    PART_ROWS,
-    FillTask,
-    PartRecord,
-    fill,
-    part_of,
-    read_quantizer_hash,
-    records_of,
-)
+from memory_builder.ann.parts import PART_ROWS, FillTask, PartRecord, fill, part_of, read_quantizer_hash, records_of
 from memory_builder.base.progress import say
 from memory_builder.base.runner import Runner
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-)
+from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.manifest import Manifest
-from memory_builder.catalog.rows import (
-    are_rows,
-)
+from memory_builder.catalog.rows import are_rows
 from memory_builder.catalog.snapshots import (
     TOMBSTONES,
     IndexView,
@@ -37,10 +24,7 @@ from memory_builder.catalog.snapshots import (
     snapshot_numbers,
 )
 from memory_builder.catalog.tombstones import current_tombstones
-from memory_builder.catalog.update_snapshot import (
-    LOCK,
-    settle,
-)
+from memory_builder.catalog.update_snapshot import LOCK, settle
 from memory_builder.errors import REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.export.faiss_ondisk import remove_merged
 from memory_builder.maintenance.purge import purge_rows

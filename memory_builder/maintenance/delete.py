@@ -7,19 +7,11 @@ import numpy.typing as npt
 
 from memory_builder.base.arguments import several
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.catalog.delete_rows import delete_rows
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import check_ids, some
 from memory_builder.errors import UsageError

@@ -7,19 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from memory_builder.ann.parts import part_record
-from memory_builder.base.types import (
-    Ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
+from memory_builder.base.types import Ids
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import read_description
 from memory_builder.catalog.failures import failed_ordinals
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.plan import read_plan
 from memory_builder.catalog.snapshots import IndexView, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones

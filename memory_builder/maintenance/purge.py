@@ -16,40 +16,15 @@ import pyarrow as pa
 
 from memory_builder.base.progress import Progress, say
 from memory_builder.base.runner import Runner, run_all
-from memory_builder.base.types import (
-    Ids,
-    rows_of,
-    split_ids,
-)
-from memory_builder.catalog.commits import (
-    Commit,
-    check_own_files,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.metadata import (
-    LOOKUP_FIELDS,
-)
-from memory_builder.catalog.paths import (
-    lookup_path,
-    metadata_path,
-    shard_name,
-    vectors_path,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-    open_vectors,
-)
+from memory_builder.base.types import Ids, rows_of, split_ids
+from memory_builder.catalog.commits import Commit, check_own_files
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.paths import lookup_path, metadata_path, shard_name, vectors_path
+from memory_builder.catalog.rows import Rows, open_vectors
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.storage.formats import (
-    arrow_bytes,
-    npy_bytes,
-    parquet_bytes,
-)
+from memory_builder.storage.formats import arrow_bytes, npy_bytes, parquet_bytes
 from memory_builder.storage.records import Digest, Ordinal, RowCount, ShardFile, read_record, strict_record
 from memory_builder.storage.store import Store, sha256
 

@@ -12,27 +12,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from memory_builder.base.runner import Runner
-from memory_builder.catalog.commits import (
-    Commit,
-)
-from memory_builder.catalog.description import (
-    DESCRIPTION,
-    EMBED_AGAIN,
-    Description,
-    read_description,
-)
-from memory_builder.catalog.metadata import (
-    LOOKUP_FIELDS,
-)
-from memory_builder.catalog.paths import (
-    commit_path,
-    lookup_path,
-    metadata_path,
-    rejects_path,
-)
-from memory_builder.catalog.plan import (
-    read_plan,
-)
+from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import DESCRIPTION, EMBED_AGAIN, Description, read_description
+from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.paths import commit_path, lookup_path, metadata_path, rejects_path
+from memory_builder.catalog.plan import read_plan
 from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.trusted import encoder_of
 from memory_builder.embedding.config import EmbedConfig
@@ -45,13 +29,9 @@ from memory_builder.maintenance.repair_index import mend_indexes
 from memory_builder.maintenance.repair_records import Mended, mend_records
 from memory_builder.maintenance.verify import Problem, checksum_of, read_records, verify
 from memory_builder.model.encoder import EncoderConfig
-from memory_builder.readers.shard import (
-    Shard,
-)
+from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.formats import (
-    arrow_bytes,
-)
+from memory_builder.storage.formats import arrow_bytes
 from memory_builder.storage.records import reading
 from memory_builder.storage.store import Store, sha256
 

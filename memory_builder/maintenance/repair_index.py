@@ -15,26 +15,14 @@ from memory_builder.ann.kmeans import choose_backend
 from memory_builder.ann.parts import Part, PartRecord, filled, read_faiss, read_part_record, write_faiss
 from memory_builder.ann.quantizer import draw_split
 from memory_builder.base.runner import Runner, available_threads
-from memory_builder.base.types import (
-    ROW_BITS,
-    Ids,
-    Modality,
-)
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import ROW_BITS, Ids, Modality
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import IndexView, read_snapshot
 from memory_builder.catalog.tombstones import read_tombstones
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError
-from memory_builder.indexing.finish import (
-    restore_build_record,
-)
+from memory_builder.indexing.finish import restore_build_record
 from memory_builder.indexing.train import Quantizer, read_quantizer
 from memory_builder.maintenance.repair_records import Mended
 from memory_builder.maintenance.verify import INDEX_AGAIN, Problem, checksum_of, quantizer_hash, sound_snapshots

@@ -7,32 +7,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pyarrow.compute as pc
 
-from memory_builder.base.types import (
-    Ids,
-    row_ids,
-)
-from memory_builder.catalog.commits import (
-    MANIFEST,
-    Commit,
-    read_commit,
-    record_names,
-)
-from memory_builder.catalog.description import (
-    DESCRIPTION,
-    EMBED_AGAIN,
-    described_by_manifest,
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.paths import (
-    commit_path,
-)
+from memory_builder.base.types import Ids, row_ids
+from memory_builder.catalog.commits import MANIFEST, Commit, read_commit, record_names
+from memory_builder.catalog.description import DESCRIPTION, EMBED_AGAIN, described_by_manifest, read_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.paths import commit_path
 from memory_builder.catalog.plan import PLAN, derived_plan, put_plan
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import (
     Snapshot,
     describe_recovered,
@@ -42,9 +23,7 @@ from memory_builder.catalog.snapshots import (
     write_snapshot,
 )
 from memory_builder.catalog.tombstones import check_ids, current_tombstones, read_tombstones, write_tombstones
-from memory_builder.catalog.update_snapshot import (
-    LOCK,
-)
+from memory_builder.catalog.update_snapshot import LOCK
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.maintenance.purge import FOLDER as PURGES
 from memory_builder.maintenance.verify import Problem, folded_commits, sound_snapshots, verify_shard

@@ -6,23 +6,10 @@ from functools import partial
 
 from memory_builder.ann.parts import read_part_record
 from memory_builder.base.runner import Runner, run_all
-from memory_builder.catalog.commits import (
-    MANIFEST,
-    Commit,
-    read_commit,
-    record_names,
-)
-from memory_builder.catalog.description import (
-    DESCRIPTION,
-    described_by_manifest,
-    read_description_strictly,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
-from memory_builder.catalog.paths import (
-    commit_path,
-)
+from memory_builder.catalog.commits import MANIFEST, Commit, read_commit, record_names
+from memory_builder.catalog.description import DESCRIPTION, described_by_manifest, read_description_strictly
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.paths import commit_path
 from memory_builder.catalog.plan import PLAN, read_plan, read_plan_strictly
 from memory_builder.catalog.snapshots import (
     Snapshot,

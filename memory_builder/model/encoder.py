@@ -19,10 +19,7 @@ import numpy as np
 from PIL import Image
 
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Pixels,
-    Vectors,
-)
+from memory_builder.base.types import Pixels, Vectors
 from memory_builder.errors import EncoderError
 from memory_builder.model.model_files import LOCAL_DIR, refuse_code, refuse_code_in
 

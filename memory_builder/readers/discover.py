@@ -13,21 +13,11 @@ from memory_builder.base.arguments import several
 from memory_builder.base.progress import say
 from memory_builder.errors import SourceError
 from memory_builder.readers import folder, listing, parquet, webdataset
-from memory_builder.readers.file_kinds import (
-    SUFFIXES,
-    describe_passed_over,
-    is_hidden,
-    kind_of,
-)
+from memory_builder.readers.file_kinds import SUFFIXES, describe_passed_over, is_hidden, kind_of
 from memory_builder.readers.folder import file_info
-from memory_builder.readers.folder_tree import (
-    Selection,
-    select,
-)
+from memory_builder.readers.folder_tree import Selection, select
 from memory_builder.readers.published import published_etag
-from memory_builder.readers.shard import (
-    Source,
-)
+from memory_builder.readers.shard import Source
 from memory_builder.readers.shard_uri import Piece, join_uri, split_uri
 from memory_builder.storage.filesystem import is_local, open_filesystem, uri_of
 from memory_builder.storage.store import etag_of

@@ -11,15 +11,7 @@ from typing import Any
 
 from memory_builder.readers.file_kinds import IMAGE_SUFFIXES, split_file_name
 from memory_builder.readers.linked_pictures import fetch, read_ahead
-from memory_builder.readers.pairs import (
-    BadPairError,
-    Files,
-    Pair,
-    PairRules,
-    Reject,
-    pairs_of_files,
-    printable,
-)
+from memory_builder.readers.pairs import BadPairError, Files, Pair, PairRules, Reject, pairs_of_files, printable
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.sidecar_table import read_table_beside
 from memory_builder.storage.filesystem import is_local, open_filesystem

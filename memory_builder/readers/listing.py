@@ -21,9 +21,7 @@ from memory_builder.readers.columns import (
 )
 from memory_builder.readers.delimited import Lines, LineTooLongError, Records
 from memory_builder.readers.file_kinds import LISTING_KINDS, SUFFIXES
-from memory_builder.readers.linked_pictures import (
-    pairs_of_rows,
-)
+from memory_builder.readers.linked_pictures import pairs_of_rows
 from memory_builder.readers.pairs import Break, Pair, PairRules, Reject
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import DamagedFileError, open_unpacked

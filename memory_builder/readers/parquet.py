@@ -20,9 +20,7 @@ from memory_builder.readers.columns import (
     row_of,
     without_known,
 )
-from memory_builder.readers.linked_pictures import (
-    pairs_of_rows,
-)
+from memory_builder.readers.linked_pictures import pairs_of_rows
 from memory_builder.readers.pairs import Break, Pair, PairRules, Reject
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import TransportError, open_plain

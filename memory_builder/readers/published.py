@@ -19,16 +19,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.errors import SourceError
-from memory_builder.readers.file_kinds import (
-    describe_passed_over,
-)
-from memory_builder.readers.shard import (
-    Source,
-)
+from memory_builder.readers.file_kinds import describe_passed_over
+from memory_builder.readers.shard import Source
 from memory_builder.readers.shard_uri import Piece, join_uri, split_uri
 from memory_builder.readers.transport import open_plain
 from memory_builder.readers.vector_tables import modality_of, open_lance, read_lance, split_vectors

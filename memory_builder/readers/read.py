@@ -9,9 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 
 from memory_builder.errors import SourceError, TransportFailedError
 from memory_builder.readers import folder, listing, parquet, webdataset
-from memory_builder.readers.columns import (
-    Row,
-)
+from memory_builder.readers.columns import Row
 from memory_builder.readers.fetch import Missing, Place, read_pictures
 from memory_builder.readers.file_kinds import kind_of
 from memory_builder.readers.link_policy import LinkPolicy

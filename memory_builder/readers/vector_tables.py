@@ -8,9 +8,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.errors import SourceError, UsageError
 
 

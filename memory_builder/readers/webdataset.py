@@ -11,15 +11,7 @@ from typing import IO, BinaryIO
 
 from memory_builder.errors import SourceError
 from memory_builder.readers.file_kinds import IMAGE_SUFFIXES, SUFFIXES
-from memory_builder.readers.pairs import (
-    Break,
-    Files,
-    Pair,
-    PairRules,
-    Reject,
-    pairs_of_files,
-    printable,
-)
+from memory_builder.readers.pairs import Break, Files, Pair, PairRules, Reject, pairs_of_files, printable
 from memory_builder.readers.sidecar_table import read_table_beside
 from memory_builder.readers.tar_stream import Cut, Member, read_members, split_name
 from memory_builder.readers.transport import SPOOL_BYTES, open_stream

@@ -6,9 +6,7 @@ from typing import Protocol, TypeVar
 import pyarrow as pa
 
 from memory_builder.base.progress import warn
-from memory_builder.catalog.commits import (
-    record_names,
-)
+from memory_builder.catalog.commits import record_names
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.records import decode_table, read_sound_record
 from memory_builder.storage.store import Store

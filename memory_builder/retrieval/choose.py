@@ -13,11 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_builder.base.types import (
-    Ids,
-    Scores,
-    split_ids,
-)
+from memory_builder.base.types import Ids, Scores, split_ids
 from memory_builder.memory import Memory
 from memory_builder.retrieval.chosen import RECORD, ROWS, SELECTION, Chosen
 from memory_builder.retrieval.config import MODES, Mode, RetrieveConfig

@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
 from memory_builder.retrieval.copies.thresholds import Thresholds
 from memory_builder.retrieval.selection import SelectConfig

@@ -12,31 +12,19 @@ from memory_builder.catalog.trusted import encoder_of, link_policy
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, StorageFullError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
-from memory_builder.retrieval.choose import (
-    choose,
-    write_all_hits,
-)
-from memory_builder.retrieval.chosen import (
-    Chosen,
-    read_chosen,
-)
+from memory_builder.retrieval.choose import choose, write_all_hits
+from memory_builder.retrieval.chosen import Chosen, read_chosen
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, key_side
 from memory_builder.retrieval.copies.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
 from memory_builder.retrieval.page import write_page
-from memory_builder.retrieval.pieces import (
-    done_pieces,
-)
+from memory_builder.retrieval.pieces import done_pieces
 from memory_builder.retrieval.queries import Block, blocks_of
 from memory_builder.retrieval.search import SearchTask, done_blocks, whole_blocks
 from memory_builder.retrieval.summary import Summary, summarise
 from memory_builder.retrieval.support import write_support
-from memory_builder.retrieval.write import (
-    WriteTask,
-)
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.retrieval.write import WriteTask
+from memory_builder.storage.records import config_hash
 from memory_builder.storage.store import Store
 
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"

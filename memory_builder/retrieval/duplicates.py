@@ -6,10 +6,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Scores,
-    Vectors,
-)
+from memory_builder.base.types import Scores, Vectors
 
 COMPARED_WHOLE = 100_000
 """Rows up to which all pairs are compared; beyond, each row with those of the lists around it."""

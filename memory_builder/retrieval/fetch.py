@@ -12,17 +12,12 @@ from PIL import Image
 
 from memory_builder.base.prefetch import map_ahead
 from memory_builder.base.runner import available_threads
-from memory_builder.base.types import (
-    split_ids,
-)
+from memory_builder.base.types import split_ids
 from memory_builder.memory import Memory
 from memory_builder.model.images import DAMAGE, FORMATS, decode_image, thumbnail
 from memory_builder.readers.fetch import CHANGED, Missing, Place, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.retrieval.chosen import (
-    Pair,
-    claims_of,
-)
+from memory_builder.retrieval.chosen import Pair, claims_of
 from memory_builder.retrieval.copies.glyph import glyph_of
 from memory_builder.retrieval.copies.miniature import miniature_of
 from memory_builder.storage.store import sha256

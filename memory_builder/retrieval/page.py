@@ -9,18 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.catalog.paths import shard_name
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.model.images import BadImageError, decode_image, thumbnail
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.charts import histogram, table
 from memory_builder.retrieval.fetch import THUMBNAIL
-from memory_builder.retrieval.pieces import (
-    LEFT_OUT,
-    STRIPS,
-)
+from memory_builder.retrieval.pieces import LEFT_OUT, STRIPS
 from memory_builder.retrieval.summary import Summary
 from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store

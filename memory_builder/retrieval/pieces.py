@@ -4,9 +4,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.catalog.paths import shard_name
 from memory_builder.retrieval.block_records import done_records, is_table
 from memory_builder.storage.records import Count, Digest, Seconds, strict_record
 from memory_builder.storage.store import Store

@@ -11,13 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    NO_ROW,
-    Scores,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.base.types import NO_ROW, Scores
+from memory_builder.catalog.paths import shard_name
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.memory import Memory
@@ -26,9 +21,7 @@ from memory_builder.retrieval.block_records import done_records
 from memory_builder.retrieval.config import AskConfig, key_side, query_side
 from memory_builder.retrieval.queries import Block, Query
 from memory_builder.search.queries import query_vectors
-from memory_builder.search.scores import (
-    Hits,
-)
+from memory_builder.search.scores import Hits
 from memory_builder.storage.filesystem import open_filesystem
 from memory_builder.storage.formats import parquet_bytes
 from memory_builder.storage.records import Count, Digest, Seconds, decode_table, strict_record

@@ -9,10 +9,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-    Scores,
-)
+from memory_builder.base.types import Ids, Scores
 from memory_builder.errors import UsageError
 
 Labels = npt.NDArray[np.int64]

@@ -8,21 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.catalog.paths import shard_name
 from memory_builder.memory import Memory
-from memory_builder.retrieval.chosen import (
-    Chosen,
-    read_piece,
-)
+from memory_builder.retrieval.chosen import Chosen, read_piece
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import RetrieveConfig
 from memory_builder.retrieval.copies.exclude import done_excluded
-from memory_builder.retrieval.pieces import (
-    LEFT_OUT,
-    done_pieces,
-)
+from memory_builder.retrieval.pieces import LEFT_OUT, done_pieces
 from memory_builder.retrieval.search import done_blocks
 from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store

@@ -6,11 +6,7 @@
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    Ids,
-    Scores,
-    unit_rows,
-)
+from memory_builder.base.types import Ids, Scores, unit_rows
 from memory_builder.memory import Memory
 from memory_builder.retrieval.selection import place_in_class
 from memory_builder.storage.formats import npy_bytes, parquet_bytes

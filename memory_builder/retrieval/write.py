@@ -11,35 +11,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    split_id,
-)
-from memory_builder.catalog.metadata import (
-    FIXED_FIELDS,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.base.types import split_id
+from memory_builder.catalog.metadata import FIXED_FIELDS
+from memory_builder.catalog.paths import shard_name
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.memory import Memory
 from memory_builder.readers.fetch import Missing
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.readers.pairs import printable
-from memory_builder.retrieval.chosen import (
-    Pair,
-    read_piece,
-)
+from memory_builder.retrieval.chosen import Pair, read_piece
 from memory_builder.retrieval.copies.exclude import Evaluation
 from memory_builder.retrieval.copies.left_out import LeftOut, left_out, out_table
 from memory_builder.retrieval.copies.thresholds import Thresholds
-from memory_builder.retrieval.fetch import (
-    read_piece_pairs,
-)
+from memory_builder.retrieval.fetch import read_piece_pairs
 from memory_builder.retrieval.pieces import LEFT_OUT, RECORDS, STRIP, STRIPS, PieceRecord
 from memory_builder.retrieval.tar_writer import TarWriter
-from memory_builder.storage.formats import (
-    parquet_bytes,
-)
+from memory_builder.storage.formats import parquet_bytes
 from memory_builder.storage.store import Store
 
 BATCH = 256

@@ -4,16 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from memory_builder.base.progress import warn
-from memory_builder.base.types import (
-    NO_ROW,
-    Modality,
-)
-from memory_builder.catalog.metadata import (
-    LOOKUP_FIELDS,
-)
-from memory_builder.catalog.rows import (
-    PATH,
-)
+from memory_builder.base.types import NO_ROW, Modality
+from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.rows import PATH
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.memory import Memory
 from memory_builder.search.open_index import sides_of

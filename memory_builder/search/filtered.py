@@ -11,19 +11,10 @@ from collections.abc import Callable
 import faiss
 import numpy as np
 
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    Scores,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
 from memory_builder.catalog.row_bitmap import RowSet
-from memory_builder.catalog.rows import (
-    Rows,
-)
-from memory_builder.search.scores import (
-    best_of,
-)
+from memory_builder.catalog.rows import Rows
+from memory_builder.search.scores import best_of
 
 FEW_ROWS = 10_000
 """As many as an index scans without lists."""

@@ -13,23 +13,12 @@ from memory_builder.ann.fastscan import ServeFormat, to_fastscan
 from memory_builder.ann.inverted_lists import Codes, read_list
 from memory_builder.ann.kmeans import transformed
 from memory_builder.ann.parts import PART_AGAIN, PartRecord, open_trained, part_record, read_faiss, trained_record
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    Scores,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
 from memory_builder.catalog.row_bitmap import RowSet
-from memory_builder.catalog.rows import (
-    Rows,
-    are_rows,
-)
+from memory_builder.catalog.rows import Rows, are_rows
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.search.filtered import is_few, is_selective, score_all, widen
-from memory_builder.search.scores import (
-    best_of,
-    exact_scores,
-)
+from memory_builder.search.scores import best_of, exact_scores
 from memory_builder.storage.store import Store
 
 RERANK_BYTES = 64 << 20

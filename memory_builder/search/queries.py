@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from memory_builder.base.types import (
-    Scores,
-)
+from memory_builder.base.types import Scores
 from memory_builder.errors import UsageError
 from memory_builder.model.encoder import Encoder
 from memory_builder.model.images import BadImageError, decode_image, to_rgb

@@ -3,14 +3,9 @@
 from collections.abc import Callable
 from functools import lru_cache, partial
 
-from memory_builder.base.types import (
-    Ids,
-    Modality,
-)
+from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.row_bitmap import RowSet, remaining_rows
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.catalog.rows import Rows
 from memory_builder.search.open_index import OpenIndex
 
 FILTERS_KEPT = 8

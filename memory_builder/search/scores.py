@@ -4,15 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    Scores,
-)
-from memory_builder.catalog.rows import (
-    Rows,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
+from memory_builder.catalog.rows import Rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, with_config
 
-from memory_builder.errors import (
-    REPAIR,
-    CorruptMemoryError,
-    UsageError,
-)
+from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.storage.store import Store, sha256
 
 FORMAT_VERSION = 1

@@ -13,7 +13,6 @@ import pytest
 import cluster  # noqa: F401, sets what Ray reads as it is imported, so before any test imports that
 import memory_builder
 
-HERE = Path(__file__).parent
 DEMO = Path(memory_builder.__file__).parent / "demo"
 
 
@@ -35,7 +34,6 @@ def ray_cluster() -> Iterator[SmallCluster]:
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         # Nodes, and so workers and jobs, take their environment from here.
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]))
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         patch.delenv("RAY_ADDRESS", raising=False)
         # Other tests run beside these, and Ray's workers would let them go first.

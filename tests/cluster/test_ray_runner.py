@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import ray
-from cluster_tasks import CGROUP, DiesStarting, NeverStarts, Squares, Threads
-from processes import python
 from ray._private.state import actors
 
 import memory_builder
 from cluster.runner import RayRunner
+from helpers.cluster_tasks import CGROUP, DiesStarting, NeverStarts, Squares, Threads
+from helpers.processes import python
 from memory_builder.errors import EncoderError, WorkerError
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

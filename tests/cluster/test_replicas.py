@@ -14,9 +14,7 @@ import memory_builder as mb
 from memory_builder import Hits, Memory, RemoteMemory, UsageError
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 
 pytestmark = [

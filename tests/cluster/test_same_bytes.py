@@ -9,9 +9,7 @@ from cluster.runner import RayRunner
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.embed_shard import EmbedConfig
 from memory_builder.export.faiss_ondisk import merge
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig

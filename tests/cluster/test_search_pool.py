@@ -12,12 +12,8 @@ import ray
 from cluster.search import SearchPool, share_out
 from memory_builder.base.runner import LocalRunner
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
-from memory_builder.indexing.driver import (
-    index,
-)
+from memory_builder.indexing.config import IndexConfig
+from memory_builder.indexing.driver import index
 from memory_builder.memory import Memory
 from memory_builder.search.open_index import OpenIndex
 

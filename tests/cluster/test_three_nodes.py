@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
+from helpers.bundled import HELPERS
 from memory_builder.base.runner import LocalRunner
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.maintenance.info import read_info
 from memory_builder.maintenance.verify import verify
 from memory_builder.storage.store import Store
 
-HERE = Path(__file__).parent
 pytestmark = pytest.mark.ray
 
 
@@ -37,8 +37,7 @@ def came(work, sample, model) -> dict[str, Any]:
     # A process joins one cluster only, and this one may have joined the small one.
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     env["RAY_worker_niceness"] = "0"  # see conftest.py
-    env["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [env.get("PYTHONPATH")])])
-    script = [sys.executable, HERE / "three_nodes.py", work, shards, model]
+    script = [sys.executable, HELPERS / "three_nodes.py", work, shards, model]
     done = subprocess.run(script, env=env, capture_output=True, text=True, timeout=540, check=False)
     assert done.returncode == 0, done.stderr
     came: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,32 +10,20 @@ import pytest
 from safetensors.torch import load_file
 
 import memory_builder as mb
-
-sys.path.append(str(Path(__file__).parents[1] / "trainer"))
-from tiny_runs import bundled_pairs, write_subset, write_tiny_model
-
 from cluster.runner import RayRunner
+from helpers.tiny_runs import bundled_pairs, write_subset, write_tiny_model
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import UsageError, WorkerError
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
+from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import read_states
-from trainer.loop.config import (
-    LoopConfig,
-    Where,
-)
+from trainer.loop.config import LoopConfig, Where
 from trainer.loop.distributed import world
 from trainer.loop.launch import run_job
 from trainer.loop.loop import LossError
-from trainer.react.config import (
-    DataConfig,
-    GatedConfig,
-    ReactConfig,
-)
+from trainer.react.config import DataConfig, GatedConfig, ReactConfig
 from trainer.react.job import ReactJob
 from trainer.reco.config import FusionConfig, NeighbourConfig
 from trainer.reco.job import RecoJob, RecoPlan

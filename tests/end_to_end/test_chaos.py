@@ -2,7 +2,7 @@
 
 import shutil
 
-from conftest import load_benchmark
+from helpers.bundled import load_benchmark
 
 INDEX_ARGS = "--index-key IVF8_HNSW16,PQ16x4np --part-rows 100"
 

@@ -1,6 +1,6 @@
 """Readers beside writers until enough has happened: what benchmarks/concurrency.py does for a minute."""
 
-from conftest import load_benchmark
+from helpers.bundled import load_benchmark
 
 
 def enough(so_far) -> bool:

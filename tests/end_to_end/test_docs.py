@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SAMPLE, small_shard
 
+from helpers.bundled import ROOT, SAMPLE, small_shard
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.model.encoder import EncoderConfig, load_encoder
 from memory_builder.readers.read import Pair, read_pairs

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import s3fs
-from faulty_proxy import Faults, faulty_proxy
 
+from helpers.faulty_proxy import Faults, faulty_proxy
 from memory_builder.storage.filesystem import RETRIES, open_filesystem
 from memory_builder.storage.store import Store
 

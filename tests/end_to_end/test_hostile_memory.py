@@ -16,8 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_service import serving
 
+from helpers.service import serving_at
 from memory_builder import Memory
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.readers.fetch import Missing, Place, read_pictures
@@ -92,14 +92,14 @@ def test_pictures_that_an_imported_table_names(command: Any, tmp_path: Path, ins
         f"{tmp_path}/own.png",
     ]
     memory = imported(command, tmp_path, urls)
-    with serving(memory) as url:
+    with serving_at(memory) as url:
         for i, link in enumerate(urls):
             status, body, kind = answer(f"{url}/pictures/{i}")
             assert (status, kind) == (404, "application/json"), link
             assert b"SECRET" not in body
             assert "its picture is" in json.loads(body)["error"]
     assert Inside.seen == []
-    with serving(memory, "--local-root", str(tmp_path), "--allow-host", inside) as url:
+    with serving_at(memory, "--local-root", str(tmp_path), "--allow-host", inside) as url:
         answers = [answer(f"{url}/pictures/{i}") for i in range(len(urls))]
         shown = [i for i, (status, _, _) in enumerate(answers) if status == 200]
         assert shown == [3, 4, 12]  # a secret that is no picture stays one, and so does what is not in the root
@@ -150,7 +150,7 @@ def test_published_tables_of_every_kind_name_nothing_of_this_machine(
     ran = command("import", published, "--memory", tmp_path / "memory")
     assert ran.code == 0, ran.err
     before = len(Inside.seen)
-    with serving(tmp_path / "memory") as url:
+    with serving_at(tmp_path / "memory") as url:
         for i, link in enumerate(links):
             status, body, answered = answer(f"{url}/pictures/{i}")
             assert (status, answered) == (404, "application/json"), (link, body[:100])
@@ -184,7 +184,7 @@ def test_an_own_memory_that_a_stranger_changed_names_what_lies_in_its_own_folder
     ]
     members += [f"file://{tmp_path}/secret.png", "./../secret.png", "a.png/../../secret.png", "\0", "a.png\0", "", "."]
     before = len(Inside.seen)
-    with serving(memory) as url:
+    with serving_at(memory) as url:
         assert answer(f"{url}/pictures/0")[0] == 200
     for member in members:
         kind = table.schema.field(at)
@@ -212,7 +212,7 @@ def test_commits_that_name_other_files_of_this_machine(
     memory = tmp_path / "memory"
     ran = command("embed", tmp_path / "theirs", "--memory", memory, "--model", model)
     assert ran.code == 0, ran.err
-    with serving(memory) as url:  # as long as it is one's own, it is shown
+    with serving_at(memory) as url:  # as long as it is one's own, it is shown
         assert answer(f"{url}/pictures/0")[0] == 200
     commit = json.loads((memory / "commits" / "00000.json").read_text())
     if kind == "folder":
@@ -230,13 +230,13 @@ def test_commits_that_name_other_files_of_this_machine(
         pq.write_table(
             table.set_column(at, table.schema.field(at), pa.array([member], table.schema.field(at).type)), path
         )
-        with serving(memory) as url:
+        with serving_at(memory) as url:
             status, body, _ = answer(f"{url}/pictures/0")
             assert status == 404, body
     if kind == "folder":
-        with serving(memory, "--local-root", str(tmp_path / "mine")) as url:
+        with serving_at(memory, "--local-root", str(tmp_path / "mine")) as url:
             assert answer(f"{url}/pictures/0")[0] == 200  # ../mine/private.png of mine/ lies in mine/, which is named
-        with serving(memory, "--local-root", str(tmp_path / "theirs")) as url:
+        with serving_at(memory, "--local-root", str(tmp_path / "theirs")) as url:
             assert answer(f"{url}/pictures/0")[0] == 404
 
 
@@ -245,7 +245,7 @@ def test_a_row_of_text_alone_has_no_picture(command: Any, tmp_path: Path, model:
     (tmp_path / "texts" / "a.txt").write_text("a cat")
     ran = command("embed", tmp_path / "texts", "--memory", tmp_path / "memory", "--model", model, "--require", "text")
     assert ran.code == 0, ran.err
-    with serving(tmp_path / "memory") as url:
+    with serving_at(tmp_path / "memory") as url:
         status, body, _ = answer(f"{url}/pictures/0")
         assert status == 404
         assert b"a cat" not in body

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import python
+
+from helpers.processes import python
 
 WATCHED = """
 import sys

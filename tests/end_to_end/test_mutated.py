@@ -3,7 +3,7 @@
 benchmarks/mutated.py does thousands; here are as many as take half a minute.
 """
 
-from conftest import load_benchmark
+from helpers.bundled import load_benchmark
 
 
 def test_mutated_records_and_index_files_end_well(tmp_path):

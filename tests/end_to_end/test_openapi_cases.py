@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import load_benchmark
+
+from helpers.bundled import load_benchmark
 
 
 def test_what_the_service_says_of_itself_holds_for_hundreds_of_requests(

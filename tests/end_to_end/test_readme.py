@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SAMPLE, small_shard
+
+from helpers.bundled import SAMPLE, small_shard
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 NOT_HERE = ("memory-builder submit",)  # tests/cluster/test_submit.py has the cluster it needs

@@ -11,15 +11,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SAMPLE, small_shard
 
+from helpers.bundled import ROOT, SAMPLE, small_shard
+from helpers.evaluation_sets import classification_set, encoded, picture, retrieval_set
 from memory_builder.model.encoder import EncoderConfig, load_encoder
 from memory_builder.model.images import decode_image
 from memory_builder.readers.read import Pair, read_pairs
 from trainer.evaluate.sets.towers import load_towers
-
-sys.path.append(str(ROOT / "tests" / "trainer" / "evaluate"))
-from sets import classification_set, encoded, picture, retrieval_set
 
 PAGE = (ROOT / "docs" / "results.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]

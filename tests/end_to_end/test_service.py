@@ -2,51 +2,32 @@
 
 import base64
 import concurrent.futures
-import contextlib
 import io
 import json
 import re
 import shlex
-import signal
 import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import PIPE
 
 import numpy as np
 import pytest
-from browser import chromium
-from conftest import ROOT
 from PIL import Image
-from processes import python
 
+from helpers.browser import chromium
+from helpers.bundled import ROOT
+from helpers.service import serving_at
 from memory_builder import Memory, MemoryBuilderError, RemoteMemory, UsageError
 from memory_builder.readers.read import Pair, read_pairs
 
 PAGE = (ROOT / "docs" / "serve.md").read_text()
 
 
-@contextlib.contextmanager
-def serving(memory: Path, *flags: str) -> Iterator[str]:
-    """The address of a service."""
-    with python("-m", "memory_builder.cli", "serve", memory, "--port", "0", *flags, stderr=PIPE) as process:
-        told = []
-        for line in process.stderr:  # to its end, if it does not start
-            told.append(line)
-            if found := re.search(r"^serving .* at (http://\S+)", line):
-                break
-        else:
-            pytest.fail("".join(told))
-        yield found[1]
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)
-
-
 @pytest.fixture(scope="module")
 def url(built_memory: Path) -> Iterator[str]:
-    with serving(built_memory, "--max-k", "100") as url:
+    with serving_at(built_memory, "--max-k", "100") as url:
         yield url
 
 
@@ -238,7 +219,7 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def test_what_is_deleted_is_gone_soon_and_too_long_a_body_is_refused(memory_copy: Path) -> None:
-    with serving(memory_copy, "--refresh-s", "0") as url:
+    with serving_at(memory_copy, "--refresh-s", "0") as url:
         there = RemoteMemory.open(url)
         first = int(there.search(text="cat").ids[0, 0])
         Memory.open(memory_copy).delete(ids=[first])

@@ -12,8 +12,9 @@ from subprocess import PIPE
 
 import numpy as np
 import pytest
-from processes import python
-from test_service_limits import Service, serving
+
+from helpers.processes import python
+from helpers.service import Service, serving
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from pathlib import Path
 from subprocess import PIPE
 
 import pytest
-from processes import python
 
+from helpers.processes import python
 from memory_builder.storage.store import Store
 
 SAME = ("img_emb", "text_emb", "metadata", "rows", "rejects")

@@ -7,27 +7,16 @@ from typing import Any
 import open_clip
 import pytest
 import torch
-from tiny_runs import bundled_pairs, react_config, write_subset, write_tiny_model
 
+from helpers.tiny_runs import bundled_pairs, react_config, write_subset, write_tiny_model
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.embedding.driver import (
-    embed,
-)
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
-from memory_builder.indexing.driver import (
-    index,
-)
+from memory_builder.embedding.driver import embed
+from memory_builder.indexing.config import IndexConfig
+from memory_builder.indexing.driver import index
 from memory_builder.model.encoder import Encoder, EncoderConfig
-from trainer.loop.config import (
-    LoopConfig,
-    OptimizerConfig,
-)
-from trainer.react.config import (
-    DataConfig,
-)
+from trainer.loop.config import LoopConfig, OptimizerConfig
+from trainer.react.config import DataConfig
 from trainer.react.job import ReactJob
 
 

@@ -6,16 +6,13 @@ import json
 import re
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import write_tiny_model
 
+from helpers.evaluation_sets import classification_set
+from helpers.tiny_runs import write_tiny_model
 from memory_builder.cli import main
-
-sys.path.append(str(Path(__file__).parent / "evaluate"))
-from sets import classification_set
 
 PAGE = Path(__file__).parents[2] / "docs" / "react.md"
 COMMANDS = [

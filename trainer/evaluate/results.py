@@ -10,9 +10,7 @@ import pyarrow as pa
 
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import parquet_bytes, read_parquet
-from memory_builder.storage.records import (
-    config_hash,
-)
+from memory_builder.storage.records import config_hash
 from memory_builder.storage.store import Store, sha256
 from trainer.evaluate.numbers.metrics import Answers, Figures
 from trainer.evaluate.sets.datasets import Dataset

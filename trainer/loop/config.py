@@ -6,7 +6,6 @@ from math import inf
 from typing import Any, Literal
 
 from memory_builder.errors import UsageError
-from trainer.react.config import DataConfig
 
 NO_GROUP = -1
 """The group of a pair that is a right answer to itself alone."""
@@ -87,8 +86,8 @@ PASSING = ("readers", "checkpoint_every", "keep", "log_every")
 """Settings of data and loop that change nothing of what comes out."""
 
 
-def decisive(config: DataConfig | LoopConfig) -> dict[str, Any]:
-    """The settings that a run must go on with: all but the passing ones."""
+def decisive(config: Any) -> dict[str, Any]:
+    """The settings of a data or loop configuration that a run must be resumed with: all but ``PASSING``."""
     return {name: value for name, value in asdict(config).items() if name not in PASSING}
 
 

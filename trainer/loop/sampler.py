@@ -5,9 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.errors import SourceError, UsageError
 from trainer.loop.distributed import World
 

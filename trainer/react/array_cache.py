@@ -7,9 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.base.progress import Progress
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.storage.formats import npy_bytes, read_npy
 from memory_builder.storage.store import Store
 from trainer.loop.distributed import wait_for_all, world

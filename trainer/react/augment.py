@@ -20,9 +20,7 @@ import numpy.typing as npt
 import torch
 
 from memory_builder.model.images import decode_image
-from trainer.react.config import (
-    Augmentation,
-)
+from trainer.react.config import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,17 +11,13 @@ import torch
 from torch import Tensor
 
 from memory_builder.base.runner import available_threads
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.model.images import decode_image
 from trainer.loop.gradient_cache import Batch
 from trainer.loop.sampler import Slice
 from trainer.react.array_cache import Array
 from trainer.react.augment import Look, augmented, readers
-from trainer.react.config import (
-    Augmentation,
-)
+from trainer.react.config import Augmentation
 from trainer.react.subset import Place, read_picture
 
 CHUNK = 16

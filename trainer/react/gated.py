@@ -13,9 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from memory_builder.errors import UsageError
-from trainer.react.config import (
-    GatedConfig,
-)
+from trainer.react.config import GatedConfig
 from trainer.react.towers import Geometry, ImageTower, geometry, open_tower
 
 NAME = "gated_attn_block"

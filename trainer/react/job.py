@@ -11,19 +11,13 @@ from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import is_finished, last_state
-from trainer.loop.config import (
-    LoopConfig,
-    decisive,
-)
+from trainer.loop.config import LoopConfig, decisive
 from trainer.loop.distributed import wait_for_all, world
 from trainer.loop.launch import make_absolute
 from trainer.loop.loop import Report, order_of, train
 from trainer.loop.run_config import refuse_begun_otherwise, settle_record
 from trainer.loop.sampler import share_of
-from trainer.react.config import (
-    DataConfig,
-    ReactConfig,
-)
+from trainer.react.config import DataConfig, ReactConfig
 from trainer.react.learner import ReactLearner
 from trainer.react.precompute import Prepared
 from trainer.react.subset import Subset, check_encoder, open_subset, prepare_pairs, scan_tars

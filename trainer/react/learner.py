@@ -19,9 +19,7 @@ from memory_builder.model.unpadded_text import trimming
 from trainer.loop.gradient_cache import Batch
 from trainer.loop.losses import Gathered, clamp_logit_scale, info_nce
 from trainer.loop.optimizer import Parameters
-from trainer.react.config import (
-    ReactConfig,
-)
+from trainer.react.config import ReactConfig
 from trainer.react.gated import GATES, NAME, gates, insert_gated_blocks
 from trainer.react.towers import ImageTower, freeze_but, open_tower
 

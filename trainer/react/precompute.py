@@ -13,25 +13,17 @@ import torch
 from torch import Tensor
 
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.errors import UsageError
 from memory_builder.model.encoder import Encoder
 from memory_builder.storage.store import Store, sha256
-from trainer.loop.config import (
-    NO_GROUP,
-    LoopConfig,
-)
+from trainer.loop.config import NO_GROUP, LoopConfig
 from trainer.loop.distributed import world
 from trainer.loop.loop import autocast, is_bf16
 from trainer.react.array_cache import Array, KeptRows
 from trainer.react.augment import Look
 from trainer.react.batches import PairSource, Read, plain_images, random_images
-from trainer.react.config import (
-    DataConfig,
-    Positives,
-)
+from trainer.react.config import DataConfig, Positives
 from trainer.react.learner import ReactLearner
 from trainer.react.subset import Pairs
 

@@ -16,9 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memory_builder.errors import EncoderError, UsageError
-from trainer.react.config import (
-    GatedConfig,
-)
+from trainer.react.config import GatedConfig
 from trainer.react.gated import NAME, insert_gated_blocks, mlp_ratio_of
 
 GATED = re.compile(rf"^visual\.transformer\.resblocks\.(\d+)\.{NAME}\.")

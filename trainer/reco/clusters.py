@@ -6,9 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.errors import UsageError
 from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store

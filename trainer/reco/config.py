@@ -6,9 +6,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from memory_builder.base.types import (
-    Modality,
-)
+from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
 
 SIDES: tuple[Modality, ...] = ("image", "text")

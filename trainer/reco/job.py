@@ -6,12 +6,8 @@ from typing import Any
 import torch
 
 from memory_builder.base.runner import available_threads
-from memory_builder.catalog.description import (
-    read_description,
-)
-from memory_builder.catalog.metadata import (
-    FIXED_FIELDS,
-)
+from memory_builder.catalog.description import read_description
+from memory_builder.catalog.metadata import FIXED_FIELDS
 from memory_builder.errors import UsageError
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import is_finished

@@ -12,12 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    Scores,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
 from memory_builder.search.searchable import Searchable
 from trainer.reco.clusters import NO_CLUSTER, Clusters
 from trainer.reco.config import SPARE, LookupConfig, NeighbourConfig

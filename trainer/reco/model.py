@@ -8,11 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from memory_builder.base.types import (
-    Modality,
-    Scores,
-    unit_rows,
-)
+from memory_builder.base.types import Modality, Scores, unit_rows
 from memory_builder.catalog.trusted import trusted_encoder
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
@@ -24,10 +20,7 @@ from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import AVERAGE, TRAINABLE, assign, chosen_state, read_tensors
 from trainer.loop.run_config import read_run, reading_settings
 from trainer.reco.config import FusionConfig, LookupConfig
-from trainer.reco.fusion import (
-    Reco,
-    is_missing,
-)
+from trainer.reco.fusion import Reco, is_missing
 from trainer.reco.lookup import Found, look_up
 
 BATCH = 1_024

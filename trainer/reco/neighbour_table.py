@@ -16,25 +16,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    Ids,
-    unit_rows,
-)
-from memory_builder.catalog.commits import (
-    record_names,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.base.types import Ids, unit_rows
+from memory_builder.catalog.commits import record_names
+from memory_builder.catalog.paths import shard_name
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
 from memory_builder.memory import Memory
 from memory_builder.storage.formats import npy_bytes, parquet_bytes, read_npy, read_parquet
-from memory_builder.storage.records import (
-    Count,
-    config_hash,
-    read_sound_record,
-    strict_record,
-)
+from memory_builder.storage.records import Count, config_hash, read_sound_record, strict_record
 from memory_builder.storage.store import Store
 from trainer.loop.config import NO_GROUP
 from trainer.loop.launch import make_absolute

@@ -5,13 +5,8 @@ from dataclasses import dataclass, fields
 
 from memory_builder.base.progress import Progress, say
 from memory_builder.base.runner import Runner, run_all
-from memory_builder.catalog.description import (
-    Description,
-    read_description,
-)
-from memory_builder.catalog.manifest import (
-    Manifest,
-)
+from memory_builder.catalog.description import Description, read_description
+from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.trusted import encoder_of
 from memory_builder.commands.console import print_embedded
 from memory_builder.embedding.config import EmbedConfig

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Vectors,
-)
+from memory_builder.base.types import Vectors
 from memory_builder.retrieval.copies.glyph import Floats, Glyphs, bits_apart, coarse, hashes, stretched_correlation
 from memory_builder.retrieval.copies.miniature import Miniatures, levels_apart
 from memory_builder.retrieval.copies.thresholds import Thresholds

@@ -15,33 +15,17 @@ import pyarrow as pa
 from memory_builder.base.prefetch import map_ahead
 from memory_builder.base.progress import say
 from memory_builder.base.runner import available_threads
-from memory_builder.base.types import (
-    Pixels,
-    Vectors,
-)
-from memory_builder.catalog.commits import (
-    record_names,
-)
-from memory_builder.catalog.paths import (
-    shard_name,
-)
+from memory_builder.base.types import Pixels, Vectors
+from memory_builder.catalog.commits import record_names
+from memory_builder.catalog.paths import shard_name
 from memory_builder.errors import CorruptMemoryError, EncoderError, SourceError, UsageError
-from memory_builder.model.encoder import (
-    Encoder,
-    EncoderConfig,
-    load_encoder,
-)
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import BadImageError, decode_image
 from memory_builder.readers.discover import find_sources
-from memory_builder.readers.file_kinds import (
-    describe_passed_over,
-    kind_of,
-)
+from memory_builder.readers.file_kinds import describe_passed_over, kind_of
 from memory_builder.readers.folder import file_info
 from memory_builder.readers.read import Break, Pair, Reject, read_pairs
-from memory_builder.readers.shard import (
-    Source,
-)
+from memory_builder.readers.shard import Source
 from memory_builder.readers.splits import TAR_MARK, is_named_as_split, is_to_learn_from
 from memory_builder.retrieval.block_records import done_records
 from memory_builder.retrieval.copies.compare import Compared, Signs

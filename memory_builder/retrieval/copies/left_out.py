@@ -8,9 +8,7 @@ import pyarrow as pa
 
 from memory_builder.memory import Memory
 from memory_builder.readers.fetch import Missing
-from memory_builder.retrieval.chosen import (
-    Pair,
-)
+from memory_builder.retrieval.chosen import Pair
 from memory_builder.retrieval.copies.compare import Signs
 from memory_builder.retrieval.copies.exclude import Evaluation
 from memory_builder.retrieval.copies.thresholds import Thresholds

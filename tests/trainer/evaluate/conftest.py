@@ -7,20 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sets import CLASSES, classification_set, encoded, multilabel_set, picture, retrieval_set, write_tar
 
+from helpers.evaluation_sets import (
+    CLASSES,
+    classification_set,
+    encoded,
+    multilabel_set,
+    picture,
+    retrieval_set,
+    write_tar,
+)
 from memory_builder.base.runner import LocalRunner
 from memory_builder.cli import main
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.embedding.driver import (
-    embed,
-)
-from memory_builder.indexing.config import (
-    IndexConfig,
-)
-from memory_builder.indexing.driver import (
-    index,
-)
+from memory_builder.embedding.driver import embed
+from memory_builder.indexing.config import IndexConfig
+from memory_builder.indexing.driver import index
 from memory_builder.model.encoder import EncoderConfig
 from trainer.evaluate.sets.towers import Towers, load_towers
 

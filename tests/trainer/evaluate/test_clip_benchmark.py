@@ -10,8 +10,8 @@ import pytest
 import torch
 from clip_benchmark.datasets.builder import build_wds_dataset, image_captions_collate_fn
 from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
-from sets import encoded, picture, retrieval_set, write_split, write_texts
 
+from helpers.evaluation_sets import encoded, picture, retrieval_set, write_split, write_texts
 from memory_builder.model.images import decode_image
 from memory_builder.readers.read import Pair, read_pairs
 

@@ -5,9 +5,7 @@ from html import escape
 
 import numpy as np
 
-from memory_builder.base.types import (
-    NO_ROW,
-)
+from memory_builder.base.types import NO_ROW
 from trainer.evaluate.numbers.metrics import NO_ANSWER
 from trainer.evaluate.report.entries import Entry, Group
 from trainer.evaluate.report.pictures import Pictures

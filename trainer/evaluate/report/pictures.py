@@ -6,10 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memory_builder.base.types import (
-    Ids,
-    split_ids,
-)
+from memory_builder.base.types import Ids, split_ids
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.memory import Memory

@@ -19,9 +19,7 @@ import pyarrow as pa
 from memory_builder.base.prefetch import map_ahead
 from memory_builder.base.progress import say
 from memory_builder.base.runner import available_threads
-from memory_builder.base.types import (
-    Pixels,
-)
+from memory_builder.base.types import Pixels
 from memory_builder.errors import SourceError
 from memory_builder.model.images import BadImageError
 from memory_builder.storage.formats import npy_bytes, parquet_bytes, read_npy, read_parquet

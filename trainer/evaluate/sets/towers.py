@@ -9,14 +9,8 @@ import open_clip
 import torch
 from torch.nn.functional import normalize
 
-from memory_builder.base.types import (
-    Pixels,
-)
-from memory_builder.model.encoder import (
-    Encoder,
-    EncoderConfig,
-    load_encoder,
-)
+from memory_builder.base.types import Pixels
+from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import decode_image
 from memory_builder.model.templates import fill
 from trainer.evaluate.numbers.arrays import Floats, finite

@@ -13,10 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-)
+from memory_builder.base.types import NO_ROW, Ids
 from memory_builder.errors import SourceError
 from memory_builder.memory import Memory
 from trainer.evaluate.config import Setting

@@ -7,10 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_builder.base.types import (
-    Ids,
-    unit_rows,
-)
+from memory_builder.base.types import Ids, unit_rows
 from memory_builder.memory import Memory
 from trainer.evaluate.numbers.arrays import Floats, Labels
 from trainer.evaluate.with_memory.names import NO_CLASS, Names

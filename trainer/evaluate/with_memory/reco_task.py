@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-)
+from memory_builder.base.types import NO_ROW, Ids
 from memory_builder.catalog.trusted import trusted_encoder
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory

@@ -9,9 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.types import (
-    Ids,
-)
+from memory_builder.base.types import Ids
 from memory_builder.memory import Memory
 from trainer.evaluate.numbers.arrays import Floats, Labels
 from trainer.evaluate.numbers.metrics import Answers, answers, linear

@@ -9,12 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.base.progress import say
-from memory_builder.base.types import (
-    NO_ROW,
-    Ids,
-    Modality,
-    unit_rows,
-)
+from memory_builder.base.types import NO_ROW, Ids, Modality, unit_rows
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.memory import Memory
 from trainer.evaluate.numbers.arrays import Floats, Labels

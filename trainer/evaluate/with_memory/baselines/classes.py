@@ -2,9 +2,7 @@
 
 import numpy as np
 
-from memory_builder.base.types import (
-    unit_rows,
-)
+from memory_builder.base.types import unit_rows
 from trainer.evaluate.numbers.arrays import Floats
 from trainer.evaluate.with_memory.retrieved_context import Evidence
 

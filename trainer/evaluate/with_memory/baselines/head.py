@@ -8,9 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from memory_builder.base.types import (
-    NO_ROW,
-)
+from memory_builder.base.types import NO_ROW
 from trainer.evaluate.numbers.metrics import Score, linear
 from trainer.evaluate.tasks.heads import HeadParams, train_head
 from trainer.evaluate.with_memory.baselines.classes import mixed
