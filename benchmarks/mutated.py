@@ -560,8 +560,8 @@ def mutated(config: Mutated) -> list[Outcome]:
         if config.subset is not None or config.run is not None:  # torch starts a program as it is imported
             import tensorboardX  # noqa: F401
 
-            import trainer.log
-            import trainer.subset  # noqa: F401
+            import trainer.loop.metrics_log
+            import trainer.react.subset  # noqa: F401
         kinds = [Kind(name="record", folder=work / "memory", files=RECORD_FILES, use=use_memory)]
         if config.subset is not None:
             files = ("*.json", "*.parquet", "*/*.json", "*/*.parquet", "*/*.npy")

@@ -47,8 +47,8 @@ class Searcher:
         return os.getpid()
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: list[Any]) -> tuple[Scores, Ids]:
-        """As ``OpenIndex.scan``; the set of rows comes as a reference, in a list so that it is not followed."""
-        return self._index.scan(queries, k, nprobe, self._allowed(allowed[0]) if allowed else None)
+        """As ``OpenIndex.scan_codes``; the set of rows comes as a reference, in a list so that it is not followed."""
+        return self._index.scan_codes(queries, k, nprobe, self._allowed(allowed[0]) if allowed else None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +99,7 @@ class SearchPool:
             self._answer(place, hired, hired.opened, None)
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
-        """As ``OpenIndex.scan``, over the parts of all actors.
+        """As ``OpenIndex.scan_codes``, over the parts of all actors.
 
         Raises:
             WorkerError: an actor dies again and again.

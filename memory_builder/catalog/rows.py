@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from memory_builder.base.progress import warn
 from memory_builder.base.types import NO_ROW, ROW_BITS, Ids, Modality, Vectors, row_ids, rows_of, split_ids
 from memory_builder.catalog.commits import Commit
-from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_SCHEMA
+from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_SCHEMA, PATH
 from memory_builder.catalog.origins import path_of
 from memory_builder.catalog.paths import lookup_path, metadata_path, vectors_path
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
@@ -26,8 +26,6 @@ from memory_builder.storage.page_cache import REQUEST_BYTES, PageCache
 from memory_builder.storage.records import UNREADABLE, reading
 from memory_builder.storage.store import Store
 
-PATH = "path"
-"""The column of ``Rows.table`` that says where a row came from."""
 MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
 
 

@@ -28,7 +28,7 @@ from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tunin
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import UsageError
 from memory_builder.search.filtered import lists_for
-from memory_builder.search.open_index import OpenIndex, graph_effort
+from memory_builder.search.open_index import OpenIndex, ef_search
 from memory_builder.storage.formats import npy_bytes, read_npy
 from memory_builder.storage.records import Count, ShortHash, config_hash, read_sound_record, strict_record
 from memory_builder.storage.store import Store
@@ -178,7 +178,7 @@ def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Modality) -> 
     ivf.nprobe = lists_for(index.ntotal, nprobe, n_tuned, ivf.nlist)
     quantizer = faiss.downcast_index(ivf.quantizer)
     if isinstance(quantizer, faiss.IndexHNSW):
-        quantizer.hnsw.efSearch = graph_effort(ivf.nprobe)
+        quantizer.hnsw.efSearch = ef_search(ivf.nprobe)
     return index
 
 

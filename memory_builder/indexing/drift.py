@@ -82,7 +82,7 @@ def measure_drift(
 
 def _fit(index: OpenIndex, sample: Scores) -> Fit:
     """f32[n, d] → how it fits."""
-    seen, _, lists = index.coarse(sample, 1)
+    seen, _, lists = index.probe(sample, 1)
     error = np.square(seen - index.centroids(lists[:, 0])).sum(axis=1).mean() / np.square(seen).sum(axis=1).mean()
     return Fit(error=float(error), imbalance=_imbalance(lists[:, 0], index.n_lists))
 

@@ -9,7 +9,7 @@ from typing import Any
 from memory_builder.base.progress import Progress
 from memory_builder.base.runner import Item, Result, Runner, Task
 from memory_builder.catalog.trusted import encoder_of, link_policy
-from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, StorageFullError
+from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, RetrieveError, StorageFullError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.choose import choose, write_all_hits
@@ -30,10 +30,6 @@ from memory_builder.storage.store import Store
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
 NAMED = ("memory", "model", "pretrained")
 """Where things were, which decides nothing: what they are, snapshot and fingerprint say."""
-
-
-class RetrieveError(MemoryBuilderError):
-    """Some of the work failed, or more pictures are missing than are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

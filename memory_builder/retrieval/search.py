@@ -20,8 +20,8 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.block_records import done_records
 from memory_builder.retrieval.config import AskConfig, key_side, query_side
 from memory_builder.retrieval.queries import Block, Query
+from memory_builder.search.hits import Hits
 from memory_builder.search.queries import query_vectors
-from memory_builder.search.scores import Hits
 from memory_builder.storage.filesystem import open_filesystem
 from memory_builder.storage.formats import parquet_bytes
 from memory_builder.storage.records import Count, Digest, Seconds, decode_table, strict_record

@@ -445,8 +445,8 @@ def test_a_place_that_another_driver_committed_is_not_overwritten(tmp_path: Path
 def test_processes_that_end_right_after_reading_a_plan_end_well(tmp_path):
     code = (
         "import sys\n"
-        "from memory_builder.plan import read_plan\n"
-        "from memory_builder.storage import Store\n"
+        "from memory_builder.catalog.plan import read_plan\n"
+        "from memory_builder.storage.store import Store\n"
         "assert len(read_plan(Store(sys.argv[1]))) == 3\n"
     )
     extend_plan(Store(tmp_path), [Source(uri=f"{i}.tar", bytes=1, etag="1") for i in range(3)])
