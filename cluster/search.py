@@ -20,7 +20,7 @@ from cluster.runner import DEATHS, PATIENCE_S, last_line, original_error
 from cluster.runtime import connect, live_nodes, nodes_with_cpus, plan_pool
 from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.ann.parts import part_record
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, Scores
 from memory_builder.catalog.row_bitmap import RowSet
 from memory_builder.errors import WorkerError
@@ -170,4 +170,4 @@ def _wait_for(calls: list[Any]) -> None:
         _, waiting = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
         if not waiting:
             return
-        say(f"waiting for the cluster to start {len(waiting)} search actors")
+        logger.info(f"waiting for the cluster to start {len(waiting)} search actors")

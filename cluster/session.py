@@ -15,7 +15,7 @@ from PIL import Image
 
 from cluster.wire import Question, Settings
 from memory_builder.ann.fastscan import ServeFormat
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.snapshots import snapshot_numbers
 from memory_builder.catalog.trusted import link_policy
@@ -100,7 +100,7 @@ class Served:
         try:
             self._memory.encoder.encode_texts(["a"])
         except EncoderError as error:
-            say(f"vectors alone can be asked with: {error}")
+            logger.info(f"vectors alone can be asked with: {error}")
 
     def memory(self) -> Memory:
         """The memory; one request in ``refresh_s`` looks for a newer state, the others take what is there."""
@@ -108,7 +108,7 @@ class Served:
             try:
                 self._look()
             except MemoryBuilderError as error:  # what is open answers on
-                say(f"{self.config.memory}: its latest state cannot be read: {error}")
+                logger.info(f"{self.config.memory}: its latest state cannot be read: {error}")
             finally:
                 self._looked_s = time.monotonic()
                 self._one_looks.release()

@@ -19,8 +19,8 @@ import numpy as np
 
 from memory_builder.ann.faiss_checks import unsound
 from memory_builder.ann.kmeans import Backend, Device, adder, choose_backend
-from memory_builder.base.progress import Progress
-from memory_builder.base.runner import Runner, Task, available_threads, run_all
+from memory_builder.base.runner import Runner, Task, available_threads
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, Modality, row_ids, rows_of
 from memory_builder.catalog.commits import Commit, refuse_uncommitted
 from memory_builder.catalog.description import read_description
@@ -333,12 +333,9 @@ class FillTask:
 
 
 def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:
-    """Fill parts, or gather them elsewhere; the first failure is raised. ``what`` is the line of progress."""
-    progress = Progress(what, n_planned=len(parts), n_done=0, unit="parts")
-    records = {}
-    for part, record in run_all(runner, task, parts):
-        records[part.name] = record
-        progress.advance()
+    """Fill parts, or gather them from a published index → their records. ``what`` begins lines of progress."""
+    stage = Stage(name=what, task=task, runner=runner, unit="parts")
+    records = {part.name: record for part, record in stage.results(parts)}
     return [records[part.name] for part in parts]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.catalog.paths import commit_path, shard_name
 from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.storage.filesystem import RETRIES
@@ -155,7 +155,7 @@ def read_commit(store: Store, ordinal: int) -> Commit | None:
     except FileNotFoundError:
         return None
     if not data:
-        warn(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed makes it again")
+        warn_once(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed makes it again")
         return None
     return Commit.from_json(data, f"{store.root}/{path}", ordinal)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.catalog.commits import MANIFEST, read_manifest_table
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.storage.records import FORMAT_VERSION, ColumnType, ShortHash, check_format, decode, strict_record
@@ -61,7 +61,9 @@ def read_description(store: Store) -> Description:
     copy = described_by_manifest(store)
     if copy is None:
         raise error from None
-    warn(f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. {_writes_anew(store)}")
+    warn_once(
+        f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. {_writes_anew(store)}"
+    )
     return copy
 
 

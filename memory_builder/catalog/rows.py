@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.base.types import NO_ROW, ROW_BITS, Ids, Modality, Vectors, row_ids, rows_of, split_ids
 from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_SCHEMA, PATH
@@ -219,7 +219,7 @@ class Rows:
                     raise ValueError(f"{len(batch)} rows of {', '.join(batch.schema.names)}")
         except CorruptMemoryError as error:
             columns = self.shard_metadata(ordinal, LOOKUP_FIELDS).combine_chunks()
-            warn(f"{error.problem}; the shard's metadata is read instead")
+            warn_once(f"{error.problem}; the shard's metadata is read instead")
             return pa.RecordBatch.from_arrays([columns[name].combine_chunks() for name in LOOKUP_FIELDS], LOOKUP_FIELDS)
         return batch
 

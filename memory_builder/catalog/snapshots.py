@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError, IndexBuildError
 from memory_builder.storage.records import (
     FORMAT_VERSION,
@@ -102,7 +102,7 @@ def read_current(store: Store) -> tuple[Snapshot, bool]:
         return read_numbered_snapshot(store, numbers[-1]), True
     except CorruptMemoryError as error:
         recovered = recovered_snapshot(store, numbers[-1])
-        warn(f"{error.problem}; {describe_recovered(recovered)}")
+        warn_once(f"{error.problem}; {describe_recovered(recovered)}")
         return recovered, False
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from typing import Any
 
 from memory_builder.base.arguments import several
@@ -97,10 +96,12 @@ def describe(encoder: Encoder, config: EmbedConfig) -> Description:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescribeTask:
-    """Loads the model where the work will be done, because only there it is known on what device that is."""
+    """Describe a memory on a worker, whose device decides the precision. The one item is ``memory.json``."""
 
     encoder: EncoderConfig
+    config: EmbedConfig
     wants_gpu: bool = True
 
-    def start(self) -> Callable[[EmbedConfig], Description]:
-        return partial(describe, load_encoder(self.encoder))
+    def start(self) -> Callable[[str], Description]:
+        encoder = load_encoder(self.encoder)
+        return lambda _: describe(encoder, self.config)

@@ -18,8 +18,9 @@ import numpy as np
 
 from memory_builder.ann.inverted_lists import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
 from memory_builder.ann.parts import open_trained, trained_record, write_faiss
-from memory_builder.base.progress import Progress, say
-from memory_builder.base.runner import Runner, run_all
+from memory_builder.base.log import logger
+from memory_builder.base.runner import Runner
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.commits import refuse_uncommitted
 from memory_builder.catalog.dense_ids import Kept
@@ -70,7 +71,7 @@ def merge(store: Store, keys: Modality, *, runner: Runner, range_bytes: int = RA
     store.sweep()
     snapshot = read_snapshot(store)
     folder = snapshot.view(keys, store.root).index
-    say(f"merge {keys}: {store.root}/{folder}")
+    logger.info(f"merge {keys}: {store.root}/{folder}")
     return merge_into(store, f"{folder}/merged", store, snapshot, keys, runner=runner, range_bytes=range_bytes)
 
 
@@ -101,9 +102,9 @@ def merge_into(
         return there
     index = open_lists(store, snapshot, keys)
     ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
-    progress = Progress(f"merge {keys}: gathered", n_planned=len(ranges), n_done=0, unit="ranges of lists")
-    for _ in run_all(runner, task, ranges):
-        progress.advance()
+    stage = Stage(name=f"merge {keys}: gathered", task=task, runner=runner, unit="ranges of lists")
+    for _ in stage.results(ranges):
+        pass
     sizes = np.concatenate([_sizes(out, task.path(some)) for some in ranges])
     merged = Merged(
         state=task.state,

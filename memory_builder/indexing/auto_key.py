@@ -17,7 +17,7 @@ import faiss
 from memory_builder.ann.kmeans import Device, adder, choose_backend
 from memory_builder.ann.parts import Part, record_part, write_faiss
 from memory_builder.ann.quantizer import EXACT_KEY, choose_key, draw_split, memory_bytes, n_lists, train_quantizer
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner, available_threads, run_all
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.description import read_description
@@ -128,7 +128,7 @@ def choose_by_trials(task: TrialTask, n_rows: int, d: int, max_memory: str, runn
     for key, trial in run_all(runner, task, candidates):
         tried[key] = trial
         found = ", ".join(f"{side} {setting['recall@10']:.3f}" for side, setting in trial.sides.items())
-        say(f"tried {key}: recall@10 {found or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
+        logger.info(f"tried {key}: recall@10 {found or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
     trials = [tried[key] for key in candidates]
     return best_trial(trials).index_key, trials
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from memory_builder.ann.parts import FillTask, fill, plan_parts
 from memory_builder.ann.quantizer import choose_key
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner, run_one
 from memory_builder.base.types import Modality
 from memory_builder.catalog.commits import Commit
@@ -46,7 +46,7 @@ def build_index(memory: Store | str, keys: Modality, config: IndexConfig, runner
         )
     key, trials = _choose(store, keys, config, description, commits, n_rows, runner, state)
     folder = f"index/{_content_hash(description, commits, keys, key, config, state)}"
-    say(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
+    logger.info(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
     train = TrainTask(
         memory=store,
         folder=folder,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.commits import Commit
@@ -72,8 +72,8 @@ def tune(
         truth = ground_truth(store, keys, side, own, commits, runner, leaving_out)
         tuning["sides"][side], tuning["curves"][side] = tune_side(index, rows, keys, queries, own, truth, target_recall)
         if not tuning["sides"][side]["reached"]:
-            below = f"warning: {side} → {keys} stays below recall@10 {target_recall}"
-            say(f"{below}: a larger --max-memory gives more")
+            below = f"{side} → {keys} stays below recall@10 {target_recall}"
+            logger.warning(f"{below}: a larger --max-memory gives more")
     store.put(f"{view.index}/{name}", json.dumps(tuning, indent=1).encode())
     return name, tuning
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memory_builder.ann.parts import PART_ROWS, FillTask, fill, plan_parts, read_quantizer_hash, records_of
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Modality
 from memory_builder.catalog.commits import Commit
@@ -39,7 +39,7 @@ def append(store: Store, *, runner: Runner, modalities: Sequence[Modality] = ())
     version = Manifest.read_folded(store).version
     start = read_snapshot(store)
     modalities = tuple(modalities) or start.modalities
-    say(f"append: {store.root}, {manifest.n_rows:,} rows in {len(manifest.commits):,} shards")
+    logger.info(f"append: {store.root}, {manifest.n_rows:,} rows in {len(manifest.commits):,} shards")
     new: dict[Modality, list[Commit]] = {}
 
     def appended(before: Snapshot) -> Snapshot:

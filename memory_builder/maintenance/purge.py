@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.progress import Progress, say
-from memory_builder.base.runner import Runner, run_all
+from memory_builder.base.log import logger
+from memory_builder.base.runner import Runner
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, rows_of, split_ids
 from memory_builder.catalog.commits import Commit, check_own_files
 from memory_builder.catalog.description import read_description
@@ -50,10 +51,9 @@ def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
     """Blank deleted rows (i64[n], ascending) in the files of their shards."""
     ordinals = np.unique(split_ids(deleted)[0]).tolist()
     task = PurgeTask(memory=store, deleted=tuple(deleted.tolist()))
-    progress = Progress("compact: purged", n_planned=len(ordinals), n_done=0)
-    for _ in run_all(runner, task, ordinals):
-        progress.advance()
-    say(f"compact: {len(deleted):,} deleted rows are blank")
+    for _ in Stage(name="compact: purged", task=task, runner=runner).results(ordinals):
+        pass
+    logger.info(f"compact: {len(deleted):,} deleted rows are blank")
 
 
 def read_purge(store: Store, ordinal: int) -> Purge | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.base.types import NO_ROW, Ids, Scores
 from memory_builder.catalog.metadata import LOOKUP_FIELDS, PATH
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError, UsageError
@@ -93,7 +93,7 @@ class Hits:
             # A damaged metadata file need not hide what the look-up files still give.
             if set(columns) - set(COLUMNS):
                 raise
-            warn(f"{error.problem}; hits are shown without their paths")
+            warn_once(f"{error.problem}; hits are shown without their paths")
             rows = self.memory.rows(ids, [name for name in columns if name != PATH])
             return rows.append_column(PATH, pa.nulls(len(ids), pa.string())) if PATH in columns else rows
 

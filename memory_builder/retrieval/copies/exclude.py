@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from memory_builder.base.log import logger
 from memory_builder.base.prefetch import map_ahead
-from memory_builder.base.progress import say
 from memory_builder.base.runner import available_threads
 from memory_builder.base.types import Pixels, Vectors
 from memory_builder.catalog.commits import record_names
@@ -89,7 +89,7 @@ def _splits(name: str) -> list[str]:
     inside = {folder: f"{path.rstrip('/')}/{folder}" for folder in folders}
     marked = [folder for folder in folders if fs.exists(f"{inside[folder]}/{TAR_MARK}")]
     if not marked and not any(map(is_named_as_split, folders)):
-        say(f"evaluation set {name}: no splits, all of it is read")
+        logger.info(f"evaluation set {name}: no splits, all of it is read")
         return []
     splits = [folder for folder in folders if folder in marked or is_named_as_split(folder)] if marked else folders
     left = [folder for folder in splits if is_to_learn_from(folder)]
@@ -99,7 +99,7 @@ def _splits(name: str) -> list[str]:
     if not marked:
         _refuse_classes(fs, name, inside, left, read)
     beside = describe_passed_over(entry for entry in entries if entry not in splits)
-    say(
+    logger.info(
         f"evaluation set {name}: read {', '.join(read)}"
         + (f"; {', '.join(left)} may be learnt from and is not read" if left else "")
         + (f"; passed over {beside}" if beside else "")
