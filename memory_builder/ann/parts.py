@@ -5,11 +5,10 @@ order, on any machine, and searched together.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,10 +34,11 @@ from memory_builder.storage.records import (
     Digest,
     Ordinal,
     PartName,
-    config_hash,
+    content_hash,
     partial_record,
     read_record,
     strict_record,
+    write_record,
 )
 from memory_builder.storage.store import FULL, Store
 
@@ -96,7 +96,7 @@ def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
     """The part of these shards, with the name that ``plan_parts`` gives it."""
     name = f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}"
     if salt is not None:
-        name = f"{name}-{config_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
+        name = f"{name}-{content_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
     return Part(name=name, ordinals=tuple(ordinals))
 
 
@@ -237,7 +237,7 @@ def record_part(
         quantizer_sha256=quantizer_sha256,
         n_deleted=n_deleted,
     )
-    store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, f"{folder}/parts/{part.name}.json", record)
     return record
 
 

@@ -24,6 +24,7 @@ from memory_builder.storage.records import (
     ShortHash,
     decode,
     decode_table,
+    record_bytes,
     strict_record,
 )
 from memory_builder.storage.store import Store
@@ -90,7 +91,7 @@ class Commit:
         return self.n_images if keys == "image" else self.n_texts
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        return record_bytes(self)
 
     @staticmethod
     def from_json(data: bytes, where: str = "a commit record", ordinal: int | None = None) -> "Commit":

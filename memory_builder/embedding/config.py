@@ -11,7 +11,7 @@ from memory_builder.errors import UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import MAX_PIXELS
 from memory_builder.readers.read import CAPTION, Require
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +62,7 @@ def describe_vectors(d: int, config: EmbedConfig) -> Description:
         d=d,
         columns=config.column_types,
         config={"d": d, "columns": list(config.columns)} | _changed(config),
-        config_hash=config_hash({"d": d, "fingerprint": ""} | _changed(config)),
+        config_hash=content_hash({"d": d, "fingerprint": ""} | _changed(config)),
     )
 
 
@@ -90,7 +90,7 @@ def describe(encoder: Encoder, config: EmbedConfig) -> Description:
             "columns": list(config.columns),
             **decisive,
         },
-        config_hash=config_hash(_changed(config) | decisive),
+        config_hash=content_hash(_changed(config) | decisive),
     )
 
 

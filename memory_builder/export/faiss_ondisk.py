@@ -4,7 +4,6 @@ Workers gather ranges of inverted lists, each into a file of its own with the si
 joins these files. Only one list is in memory at a time. Killed at any moment, the same command goes on.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -31,7 +30,14 @@ from memory_builder.errors import UsageError
 from memory_builder.search.filtered import lists_for
 from memory_builder.search.open_index import OpenIndex, ef_search
 from memory_builder.storage.formats import npy_bytes, read_npy
-from memory_builder.storage.records import Count, ShortHash, config_hash, read_sound_record, strict_record
+from memory_builder.storage.records import (
+    Count,
+    ShortHash,
+    content_hash,
+    read_sound_record,
+    strict_record,
+    write_record,
+)
 from memory_builder.storage.store import Store
 
 RANGE_BYTES = 256 << 20
@@ -115,7 +121,7 @@ def merge_into(
     empty = open_trained(store, snapshot.indexes[keys].index)
     tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, keys)
     _join(out, target, [f"{task.path(some)}.lists" for some in ranges], tuned)
-    out.put(f"{target}/{RECORD}", json.dumps(asdict(merged), indent=1).encode())
+    write_record(out, f"{target}/{RECORD}", merged)
     _remove_ranges(out, target)
     return merged
 
@@ -200,7 +206,7 @@ class MergeTask:
         """Hash of what the merged index holds."""
         view = self.snapshot.indexes[self.keys]
         numbered = self.numbered and list(self.numbered)
-        return config_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
+        return content_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
 
     def path(self, some: ListRange) -> str:
         """Where a range is gathered: its lists with suffix .lists, their sizes, its record, with suffix .npy."""

@@ -35,7 +35,7 @@ from memory_builder.indexing.finish import deletions, finish_index
 from memory_builder.indexing.pairing import Numbering, check_pairing, ids_of_part
 from memory_builder.indexing.train import Quantizer, read_trained, record_quantizer
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 PART_ROWS = 16_000_000
@@ -62,7 +62,7 @@ def adopt_index(memory: Store | str, root: str, keys: Modality, published: Path,
     checksums = [commit.checksums for commit in commits.values()]
     content = {"published": str(published), "bytes": _bytes(published), "keys": keys, "vectors": checksums}
     content |= deletions(state)
-    folder = f"index/{config_hash(content)}"
+    folder = f"index/{content_hash(content)}"
     logger.info(f"index {keys}: adopting {published} in {folder}")
     rows = Rows(store, commits, description.d, current_tombstones(store, state))
     check_pairing(index, numbering, rows, keys, str(published))

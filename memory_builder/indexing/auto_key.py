@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from memory_builder.indexing.recall import TRUTH_K
 from memory_builder.indexing.train import read_sample
 from memory_builder.indexing.tuning import LEAST_QUERIES, tune_side
 from memory_builder.search.open_index import OpenIndex
-from memory_builder.storage.records import read_sound_record, strict_record
+from memory_builder.storage.records import read_sound_record, strict_record, write_record
 from memory_builder.storage.store import Store
 
 TRIAL_ROWS = 200_000
@@ -167,7 +167,7 @@ def run_trial(task: TrialTask, key: str) -> Trial:
         reached=all(setting["reached"] for setting in sides.values()),
         work_bytes=sum(setting["work_bytes"] for setting in sides.values()),
     )
-    store.put(name, json.dumps(asdict(trial), indent=1).encode())
+    write_record(store, name, trial)
     return trial
 
 

@@ -23,7 +23,7 @@ from memory_builder.indexing.auto_key import Trial, TrialTask, choose_by_trials
 from memory_builder.indexing.config import AUTO, IndexConfig
 from memory_builder.indexing.finish import deletions, finish_index
 from memory_builder.indexing.train import TrainTask
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 
@@ -104,7 +104,7 @@ def _choose(
     }
     task = TrialTask(
         memory=store,
-        folder=f"index/{config_hash(content)}",
+        folder=f"index/{content_hash(content)}",
         keys=keys,
         ordinals=tuple(commits),
         target_recall=config.target_recall,
@@ -121,7 +121,7 @@ def _content_hash(
 ) -> str:
     vectors = {str(o): commit.checksums[vectors_path(o, keys)] for o, commit in commits.items()}
     device = {} if config.device == "auto" else {"device": config.device}
-    return config_hash(
+    return content_hash(
         {
             "keys": keys,
             "index_key": key,

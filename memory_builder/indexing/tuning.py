@@ -4,7 +4,6 @@ What is minimised is counted work, not seconds, so that the same data chooses th
 queries choose the setting, the other half say what it finds: a figure chosen for being good is not a measurement.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from memory_builder.indexing.curve import Point, frontier
 from memory_builder.indexing.recall import ground_truth, latency, measure, measure_single
 from memory_builder.indexing.train import read_held_out
 from memory_builder.search.open_index import OpenIndex, SearchParams
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 REFINES = (1, 2, 4, 8, 16)
@@ -74,7 +74,7 @@ def tune(
         if not tuning["sides"][side]["reached"]:
             below = f"{side} → {keys} stays below recall@10 {target_recall}"
             logger.warning(f"{below}: a larger --max-memory gives more")
-    store.put(f"{view.index}/{name}", json.dumps(tuning, indent=1).encode())
+    write_record(store, f"{view.index}/{name}", tuning)
     return name, tuning
 
 

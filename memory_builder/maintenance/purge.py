@@ -5,10 +5,9 @@ first: until the files are what it says, ``verify`` calls for the same command a
 bytes.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,15 @@ from memory_builder.catalog.paths import lookup_path, metadata_path, shard_name,
 from memory_builder.catalog.rows import Rows, open_vectors
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import arrow_bytes, npy_bytes, parquet_bytes
-from memory_builder.storage.records import Digest, Ordinal, RowCount, ShardFile, read_record, strict_record
+from memory_builder.storage.records import (
+    Digest,
+    Ordinal,
+    RowCount,
+    ShardFile,
+    read_record,
+    strict_record,
+    write_record,
+)
 from memory_builder.storage.store import Store, sha256
 
 FOLDER = "purges"
@@ -103,7 +110,7 @@ def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
     purge = Purge(
         ordinal=commit.ordinal, n_rows=len(rows), checksums={path: sha256(data) for path, data in files.items()}
     )
-    store.put(_record_path(commit.ordinal), json.dumps(asdict(purge), indent=1).encode())
+    write_record(store, _record_path(commit.ordinal), purge)
     for path, data in files.items():
         store.put(path, data)
     return purge

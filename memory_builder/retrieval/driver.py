@@ -24,7 +24,7 @@ from memory_builder.retrieval.search import SearchTask, done_blocks, whole_block
 from memory_builder.retrieval.summary import Summary, summarise
 from memory_builder.retrieval.support import write_support
 from memory_builder.retrieval.write import WriteTask
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash, record_bytes, write_record
 from memory_builder.storage.store import Store
 
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
@@ -136,7 +136,7 @@ def _finish(request: Request, store: Store, memory: Memory, chosen: Chosen) -> S
             f"and write into a new folder, or allow it with --max-missing {summary.missing / n_asked:.2f}1"
         )
     write_support(store, memory, claims, len(request.classes), request.config.support)
-    store.put(SUMMARY, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())
+    write_record(store, SUMMARY, summary, ensure_ascii=False)
     write_page(store, summary, claims)
     return summary
 
@@ -162,9 +162,9 @@ def _settle(store: Store, description: dict[str, Any]) -> None:
     """Write what is asked for; where something lies already, check that it was the same."""
     description = json.loads(json.dumps(description))
     decisive = {name: value for name, value in description.items() if name not in NAMED}
-    record = description | {"config_hash": config_hash(decisive), "started_s": time.time()}
+    record = description | {"config_hash": content_hash(decisive), "started_s": time.time()}
     try:
-        store.create(DESCRIPTION, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        store.create(DESCRIPTION, record_bytes(record, ensure_ascii=False))
     except FileExistsError:
         fix = "remove it and run the same again with the settings it was begun with, or use another --out"
         there = store.read_json(DESCRIPTION, fix=fix) or {}

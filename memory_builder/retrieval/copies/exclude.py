@@ -1,11 +1,10 @@
 """Evaluation sets that a subset must not hold pictures of: found, embedded, and kept as ``exclude/00000.*``."""
 
 import io
-import json
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,7 +32,7 @@ from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
 from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
 from memory_builder.storage.filesystem import open_filesystem
 from memory_builder.storage.formats import npy_bytes, parquet_bytes, read_npy
-from memory_builder.storage.records import Count, decode_table, reading, strict_record
+from memory_builder.storage.records import Count, decode_table, reading, strict_record, write_record
 from memory_builder.storage.store import Store, sha256
 
 FOLDER = "exclude"
@@ -174,7 +173,7 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
     store.put(f"{FOLDER}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(keys, schema=KEYS)))
     n_unreadable = len(pictures) - len(usable)
     record = ExcludedRecord(number=item.number, uri=item.uri, n_pictures=len(usable), n_unreadable=n_unreadable)
-    store.put(f"{FOLDER}/{name}.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, f"{FOLDER}/{name}.json", record)
     return record
 
 
