@@ -23,7 +23,7 @@ LAYERS = [
     {"memory_builder.maintenance", "trainer.react", "trainer.reco"},
     {"trainer.evaluate", "cluster"},
     {"memory_builder.demo", "memory_builder.commands"},
-    {"memory_builder.cli"},
+    {"memory_builder.cli", "memory_builder.customise", "memory_builder.serving", "memory_builder.ray_runner"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = {
