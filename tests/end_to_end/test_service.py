@@ -270,7 +270,7 @@ def test_the_page_shows_what_was_found_with_its_pictures(url: str, here: Memory,
     )
     hits = here.search(text="cat", k=6).ids[0].tolist()
     assert re.findall(r'src="pictures/(\d+)"', done.stdout) == [str(row) for row in hits]  # without src: not loaded
-    assert re.search(r"6 rows, of such queries \d+\.\d % of the ten nearest are found", done.stdout)
+    assert re.search(r"6 rows, recall@10 of such queries \d+\.\d %", done.stdout)
     assert f"{len(here):,} rows" in done.stdout
 
 
