@@ -20,7 +20,7 @@ GAP, MARGIN = 24, 16
 """Between charts of one picture, and around it."""
 COLOURS = ("c0", "c1", "c2", "c3")
 """Of series, in their order; of more than four they repeat."""
-LETTER = 0.54
+LETTER = 0.6
 """Width of a letter, as a share of the font's size: text is not measured."""
 BINS = 24
 PNG_SCALE = 2
@@ -132,9 +132,9 @@ class Axis:
         return (scale(max(value, self.low)) - low) / (high - low)
 
 
-def number_axis(low: float, high: float, label: str = "", scale: float = 1.0) -> Axis:
+def number_axis(low: float, high: float, label: str = "", scale: float = 1.0, least_step: float = 0.0) -> Axis:
     """An axis that ends at round numbers, with about five of them named; ``scale`` 100 names shares in per cent."""
-    rough = (high - low or 1) / 4
+    rough = max((high - low or 1) / 4, least_step)
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -194,10 +194,9 @@ def histogram(values: npt.NDArray[np.floating] | npt.NDArray[np.integer], title:
     if whole and high - low < BINS:
         edges = np.arange(low, high + 2) - 0.5
     counts, _ = np.histogram(values, edges)
-    ticks = [tick for tick in number_axis(low, high).ticks if edges[0] <= tick[0] <= edges[-1]]
-    ticks = [tick for tick in ticks if not whole or tick[0] == int(tick[0])]
+    ticks = [tick for tick in number_axis(low, high, least_step=whole).ticks if edges[0] <= tick[0] <= edges[-1]]
     across = Axis(low=float(edges[0]), high=float(edges[-1]), ticks=ticks, label=x)
-    up = number_axis(0, float(counts.max()), y)
+    up = number_axis(0, float(counts.max()), y, least_step=1)
     place = _placer(across, up, TOP)
     shapes = _frame(title, across, up, TOP)
     for left, right, n in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
@@ -216,7 +215,7 @@ def interval_chart(
     """Intervals below each other in per cent, from shares: a row a label, in it an interval a name."""
     axis = number_axis(0, max(one[2] for _, row in rows for one in row if one), x, scale=100)
     left = min(170, 16 + max(LETTER * 12 * len(label) for label, _ in rows))
-    legend, top = _legend([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)])
+    legend, top = _legend([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)], first=26)
     tall = 11 * len(names) + 9
     bottom = top + tall * len(rows)
 
@@ -271,10 +270,10 @@ def _title(text: str) -> Label:
     return Label(0, 8, text, 0, "ink", True, 13)
 
 
-def _legend(keys: Sequence[tuple[str, str]], ring: bool = False) -> tuple[list[Shape], float]:
+def _legend(keys: Sequence[tuple[str, str]], ring: bool = False, first: float = TOP) -> tuple[list[Shape], float]:
     """A dot and a name for each, in as many rows as they need; and where the plot begins below them."""
     shapes: list[Shape] = []
-    x, y = 0.0, float(TOP)
+    x, y = 0.0, first
     for i, (name, colour) in enumerate(keys):
         wide = 26 + LETTER * 12 * len(name)
         if x and x + wide > WIDTH:
