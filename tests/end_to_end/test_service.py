@@ -283,5 +283,5 @@ def test_the_python_of_the_page(url: str, built_memory: Path, tmp_path: Path, co
     names: dict = {}
     exec(block.replace("http://127.0.0.1:8000", url), names)
     assert names["hits"].ids.shape == (1, 10)
-    model = names["RecoModel"].load("fusion")
+    model = names["mb"].load_reco("fusion")
     np.testing.assert_allclose(names["refined"], model.encode_text(["red panda"], Memory.open(built_memory)), atol=1e-6)
