@@ -1,7 +1,8 @@
-"""Import published CLIP embeddings, index them, and search the captions and URLs that came with them.
+r"""Import published CLIP embeddings, index them, and search the captions and URLs that came with them.
 
     uv run python examples/laion_import.py
-    uv run python examples/laion_import.py --root laion400m --model ViT-B-32-quickgelu --pretrained openai --max-memory 64G
+    uv run python examples/laion_import.py --root laion400m --model ViT-B-32-quickgelu --pretrained openai \
+        --max-memory 64G
 
 ``root`` has the layout that clip-retrieval writes and LAION publishes: ``img_emb/*.npy``, ``text_emb/*.npy`` and
 ``metadata/*.parquet``. Without arguments the bundled sample is embedded first, into that layout.

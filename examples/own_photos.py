@@ -1,7 +1,8 @@
-"""Make a folder of photos searchable by text, without captions, and print the files that match.
+r"""Make a folder of photos searchable by text, without captions, and print the files that match.
 
     uv run python examples/own_photos.py
-    uv run python examples/own_photos.py --photos ~/Pictures --model ViT-B-32 --pretrained laion2b_s34b_b79k --text "a dog on a beach"
+    uv run python examples/own_photos.py --photos ~/Pictures --text "a dog on a beach" \
+        --model ViT-B-32 --pretrained laion2b_s34b_b79k
 
 Run again after adding photos: only new or changed ones are embedded, and ``append`` adds them to the index. Without
 arguments it uses the bundled sample of icons.

@@ -1,8 +1,8 @@
-"""Embed and index on a Ray cluster, then search with the index spread over actors.
+r"""Embed and index on a Ray cluster, then search with the index spread over actors.
 
     uv run python examples/ray_cluster.py                        # a cluster of this machine alone
-    uv run python examples/ray_cluster.py --address auto --sources 's3://bucket/shards/*.tar' --memory s3://bucket/memory \
-        --model ViT-B-32 --pretrained laion2b_s34b_b79k
+    uv run python examples/ray_cluster.py --address auto --sources 's3://bucket/shards/*.tar' \
+        --memory s3://bucket/memory --model ViT-B-32 --pretrained laion2b_s34b_b79k
 
 Every stage writes the same bytes as on one machine. The memory must be on storage that all nodes reach.
 """

@@ -1,8 +1,8 @@
-"""Customise a CLIP for your class names with REACT: retrieve pairs for them, train gated blocks, classify an image.
+r"""Customise a CLIP for your class names with REACT: retrieve pairs for them, train gated blocks, classify an image.
 
     uv run python examples/react_on_my_classes.py
-    uv run python examples/react_on_my_classes.py --memory memory --classes "red panda" quokka axolotl --max-steps 2000 \
-        --batch-size 1024 --image photo.jpg
+    uv run python examples/react_on_my_classes.py --memory memory --classes "red panda" quokka axolotl \
+        --max-steps 2000 --batch-size 1024 --image photo.jpg
 
 ``memory`` is one that keeps images, and is indexed; without arguments the bundled sample is embedded and indexed first.
 """

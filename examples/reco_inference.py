@@ -1,4 +1,4 @@
-"""Refine CLIP embeddings with what they retrieve: train a RECO fusion, then classify an image with and without it.
+r"""Refine CLIP embeddings with what they retrieve: train a RECO fusion, then classify an image with and without it.
 
     uv run python examples/reco_inference.py
     uv run python examples/reco_inference.py --memory memory --train pairs --max-steps 5000 --batch-size 4096 \
