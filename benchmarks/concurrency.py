@@ -38,7 +38,7 @@ from memory_builder.maintenance.delete import delete
 from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
 from memory_builder.readers.shard import Source
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 D, SHARD_ROWS, FIRST_SHARDS = 32, 500, 8
@@ -87,7 +87,7 @@ def add_shard(store: Store, n: int) -> None:
         metadata=table,
         rejects=[],
         partial=None,
-        hash_of_config=config_hash({}),
+        hash_of_config=content_hash({}),
         seconds={"total": 0.0},
     )
 
@@ -97,7 +97,13 @@ def start(store: Store) -> None:
     settle_description(
         store,
         Description(
-            model="none", pretrained=None, fingerprint="0" * 64, d=D, columns={}, config={}, config_hash=config_hash({})
+            model="none",
+            pretrained=None,
+            fingerprint="0" * 64,
+            d=D,
+            columns={},
+            config={},
+            config_hash=content_hash({}),
         ),
     )
     for n in range(FIRST_SHARDS):

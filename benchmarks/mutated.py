@@ -53,7 +53,7 @@ from memory_builder.maintenance.info import read_info
 from memory_builder.maintenance.verify import verify
 from memory_builder.memory import Memory
 from memory_builder.readers.shard import Source
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store, sha256
 
 D = 16
@@ -145,7 +145,7 @@ def write_memory(root: Path) -> None:
     store = Store(root)
     settings = {"fingerprint": "0" * 64}
     described = Description(
-        model="", pretrained=None, fingerprint="", d=D, columns={}, config=settings, config_hash=config_hash(settings)
+        model="", pretrained=None, fingerprint="", d=D, columns={}, config=settings, config_hash=content_hash(settings)
     )
     settle_description(store, described)
     _commit(store, rng, range(3), described.config_hash)
@@ -560,8 +560,8 @@ def mutated(config: Mutated) -> list[Outcome]:
         if config.subset is not None or config.run is not None:  # torch starts a program as it is imported
             import tensorboardX  # noqa: F401
 
-            import trainer.log
-            import trainer.subset  # noqa: F401
+            import trainer.loop.metrics_log
+            import trainer.react.subset  # noqa: F401
         kinds = [Kind(name="record", folder=work / "memory", files=RECORD_FILES, use=use_memory)]
         if config.subset is not None:
             files = ("*.json", "*.parquet", "*/*.json", "*/*.parquet", "*/*.npy")

@@ -12,7 +12,7 @@ from ray.serve.exceptions import RayServeException
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
 from cluster.service import create_app
 from cluster.session import ServiceConfig
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.errors import UsageError
 
 NAME = "memory-builder"
@@ -76,5 +76,5 @@ def plan_replicas(nodes: Sequence[Mapping[str, float]], replicas: int) -> PoolPl
             break
     if plan.size < replicas:
         what = "GPUs" if plan.num_gpus else "CPUs"
-        say(f"the cluster has {what} for {plan.size} of {replicas} replicas: waiting for more nodes")
+        logger.info(f"the cluster has {what} for {plan.size} of {replicas} replicas: waiting for more nodes")
     return plan

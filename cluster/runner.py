@@ -22,7 +22,7 @@ from ray.exceptions import (
 from cluster.actors import Worker
 from cluster.metrics import EmbedMetrics
 from cluster.runtime import PoolPlan, connect, live_nodes, plan_pool
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import ITEMS_ON_A_GPU, Item, Result, Task
 from memory_builder.errors import WorkerError
 
@@ -166,7 +166,7 @@ class _Pool:
                 return calls[done[0]]
             if all(worker.node is None for worker in self.workers):
                 wanted = f"{self.plan.num_cpus} CPUs, {self.plan.num_gpus} GPUs"
-                say(f"waiting for the cluster to start a worker ({wanted})")
+                logger.info(f"waiting for the cluster to start a worker ({wanted})")
 
     def _settle(self, worker: _Hired) -> tuple[int, Any] | None:
         """Take note of the worker's oldest call; return what it finished."""

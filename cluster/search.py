@@ -20,7 +20,7 @@ from cluster.runner import DEATHS, PATIENCE_S, last_line, original_error
 from cluster.runtime import connect, live_nodes, nodes_with_cpus, plan_pool
 from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.ann.parts import part_record
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, Scores
 from memory_builder.catalog.row_bitmap import RowSet
 from memory_builder.errors import WorkerError
@@ -47,8 +47,8 @@ class Searcher:
         return os.getpid()
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: list[Any]) -> tuple[Scores, Ids]:
-        """As ``OpenIndex.scan``; the set of rows comes as a reference, in a list so that it is not followed."""
-        return self._index.scan(queries, k, nprobe, self._allowed(allowed[0]) if allowed else None)
+        """As ``OpenIndex.scan_codes``; the set of rows comes as a reference, in a list so that it is not followed."""
+        return self._index.scan_codes(queries, k, nprobe, self._allowed(allowed[0]) if allowed else None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,7 +99,7 @@ class SearchPool:
             self._answer(place, hired, hired.opened, None)
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
-        """As ``OpenIndex.scan``, over the parts of all actors.
+        """As ``OpenIndex.scan_codes``, over the parts of all actors.
 
         Raises:
             WorkerError: an actor dies again and again.
@@ -170,4 +170,4 @@ def _wait_for(calls: list[Any]) -> None:
         _, waiting = ray.wait(calls, num_returns=len(calls), timeout=PATIENCE_S)
         if not waiting:
             return
-        say(f"waiting for the cluster to start {len(waiting)} search actors")
+        logger.info(f"waiting for the cluster to start {len(waiting)} search actors")

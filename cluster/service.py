@@ -46,7 +46,6 @@ from memory_builder.base.arguments import one_modality
 from memory_builder.base.types import Modality
 from memory_builder.errors import MemoryBuilderError, RequestError, UsageError
 from memory_builder.model.images import FORMATS
-from memory_builder.readers.fetch import Missing
 
 Result = TypeVar("Result")
 PICTURES_AT_ONCE = 8
@@ -138,10 +137,11 @@ def _add_pictures(app: FastAPI, served: Served, spools: Spools) -> None:
     async def picture(
         row_id: Annotated[int, BeforeValidator(_digits), Path(ge=0, lt=1 << 63, description="id of a hit")],
     ) -> Response:
-        found = await at_once.run(served.picture, row_id)
-        if isinstance(found, Missing):
-            raise HTTPException(404, f"row {row_id}: its picture is {found.reason}")
-        return await run_in_threadpool(spools.answer, lambda file: file.write(found), _media_type(found))
+        try:
+            encoded = await at_once.run(served.picture, row_id)
+        except UsageError as error:
+            raise HTTPException(404, str(error)) from None
+        return await run_in_threadpool(spools.answer, lambda file: file.write(encoded), _media_type(encoded))
 
 
 def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:

@@ -7,7 +7,7 @@ import io
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
@@ -15,19 +15,17 @@ from PIL import Image
 
 from cluster.wire import Question, Settings
 from memory_builder.ann.fastscan import ServeFormat
-from memory_builder.base.progress import say
-from memory_builder.base.types import Ids, Modality, Scores, split_id
+from memory_builder.base.log import logger
+from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.snapshots import snapshot_numbers
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.errors import EncoderError, MemoryBuilderError, UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.model.images import DAMAGE, FORMATS, BadImageError, decode_image
-from memory_builder.readers.fetch import Missing, Place, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.search.answers import answers, stated_recall
+from memory_builder.search.hits import Hits
 from memory_builder.search.queries import ONE_DECODES
-from memory_builder.search.scores import Hits
 
 DRAFT = 512
 """Pixels a side that a JPEG is decoded to, to see whether it is one."""
@@ -102,7 +100,7 @@ class Served:
         try:
             self._memory.encoder.encode_texts(["a"])
         except EncoderError as error:
-            say(f"vectors alone can be asked with: {error}")
+            logger.info(f"vectors alone can be asked with: {error}")
 
     def memory(self) -> Memory:
         """The memory; one request in ``refresh_s`` looks for a newer state, the others take what is there."""
@@ -110,7 +108,7 @@ class Served:
             try:
                 self._look()
             except MemoryBuilderError as error:  # what is open answers on
-                say(f"{self.config.memory}: its latest state cannot be read: {error}")
+                logger.info(f"{self.config.memory}: its latest state cannot be read: {error}")
             finally:
                 self._looked_s = time.monotonic()
                 self._one_looks.release()
@@ -138,11 +136,11 @@ class Served:
         n_queries = len(_listed(question.text) or image or question.vectors or ())
         self._check(n_queries, question, self.config.max_told)
         hits = memory.search(text=question.text, image=image, vectors=question.vectors, **settings)
-        side = "text" if question.text is not None else "image" if image is not None else question.side
+        modality = "text" if question.text is not None else "image" if image is not None else question.query_modality
         tuned = question.nprobe is None and question.refine is None
         return {
-            "queries": [{"query": i, "hits": found} for i, found in enumerate(answers(memory, hits))],
-            "stated": stated_recall(memory, question.modality, side) if tuned else None,
+            "queries": [{"query": i, "hits": found} for i, found in enumerate(hits.to_list())],
+            "stated": memory.stated_recall(question.modality, modality) if tuned else None,
             "snapshot": memory.snapshot.number,
         }
 
@@ -164,30 +162,23 @@ class Served:
 
     def info(self) -> dict[str, Any]:
         """What is served, and the recall that is stated of it."""
-        memory = self.memory()
-        indexes = {keys: memory.tuning(keys)["sides"] for keys in memory.snapshot.modalities}
-        described = {"description": asdict(memory.description), "snapshot": asdict(memory.snapshot)}
-        return {"rows": len(memory), "indexes": indexes} | described
+        return self.memory().info()
 
-    def picture(self, row_id: int) -> bytes | Missing:
-        """The picture of a row, from the shard it was embedded from."""
-        memory = self.memory()
-        ordinal, number = split_id(row_id)
-        commit = memory.commits.get(ordinal)
-        if commit is None or number >= commit.n_written or memory.is_deleted([row_id])[0]:
-            return Missing("of no row there is")
-        (row,) = memory.metadata([row_id], ["member", "url", "sha256", "has_image"]).to_pylist()
-        places = [Place.of(row)]
-        ((_, picture),) = read_pictures(memory.source(row_id), places, self._links, memory.image_key)
-        return picture if isinstance(picture, Missing) else self._shown(picture)
+    def picture(self, row_id: int) -> bytes:
+        """The encoded picture of a row, from the shard it was embedded from.
 
-    def _shown(self, picture: bytes) -> bytes | Missing:
+        Raises:
+            UsageError: there is none, or it does not decode as a picture.
+        """
+        return self._shown(row_id, self.memory().picture(row_id, policy=self._links))
+
+    def _shown(self, row_id: int, picture: bytes) -> bytes:
         """The bytes, if they decode as a picture: nothing else of what a memory names leaves this service."""
         try:
             with ONE_DECODES:
                 decode_image(picture, max_pixels=self.config.max_pixels, draft_size=DRAFT)
         except BadImageError as error:
-            return Missing(f"not shown ({error})")
+            raise UsageError(f"row {row_id}: its picture is not shown ({error})") from None
         return picture
 
     def _query_picture(self, encoded: str) -> bytes:

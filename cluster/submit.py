@@ -19,7 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.runtime import check_port
 from memory_builder.errors import UsageError, WorkerError
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 
 STAGES = frozenset(
     {
@@ -96,7 +96,7 @@ def on_cluster(command: Sequence[str]) -> list[str]:
 
 def next_id(arguments: Sequence[str], taken: Iterable[str]) -> str:
     """``STAGE-HASH-ATTEMPT``: a cluster takes every id once, and the same command may be needed again."""
-    name = f"{arguments[0] if arguments else 'help'}-{config_hash({'command': list(arguments)})[:8]}".lstrip("-")
+    name = f"{arguments[0] if arguments else 'help'}-{content_hash({'command': list(arguments)})[:8]}".lstrip("-")
     attempts = [job.removeprefix(f"{name}-") for job in taken if job.startswith(f"{name}-")]
     return f"{name}-{max((int(attempt) for attempt in attempts if attempt.isdecimal()), default=0) + 1}"
 

@@ -44,7 +44,15 @@ class Settings(BaseModel):
         Literal["image", "text"] | None,
         Field(description=FORMER_NAME, json_schema_extra={"deprecated": True}),
     ] = None
-    side: Annotated[Literal["image", "text"] | None, Field(description="what bare vectors are embeddings of")] = None
+    query_modality: Annotated[
+        Literal["image", "text"] | None, Field(description="what bare vectors are embeddings of")
+    ] = None
+    side: Annotated[
+        Literal["image", "text"] | None,
+        Field(
+            description="former name of query_modality, for one more version", json_schema_extra={"deprecated": True}
+        ),
+    ] = None
     where: Annotated[
         str | None,
         Field(max_length=MAX_WHERE, description="filter over the metadata", examples=["width >= 256"]),
@@ -53,10 +61,12 @@ class Settings(BaseModel):
     refine: Annotated[int | None, Field(ge=0, le=LARGEST, description="candidates to rescore for each row")] = None
 
     @model_validator(mode="after")
-    def _take_former_name(self) -> "Settings":
+    def _take_former_names(self) -> "Settings":
         if self.keys is not None:
             self.modality = one_modality(self.modality if "modality" in self.model_fields_set else None, self.keys)
             self.keys = None
+        self.query_modality = self.query_modality or self.side
+        self.side = None
         return self
 
 

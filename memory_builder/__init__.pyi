@@ -15,7 +15,7 @@ from .indexing.driver import index
 from .memory import Memory
 from .model.encoder import EncoderConfig
 from .remote import RemoteMemory
-from .search.scores import Hits
+from .search.hits import Hits
 
 __version__: str
 __all__ = [

@@ -26,6 +26,7 @@ from memory_builder.commands.export import Export
 from memory_builder.commands.import_ import Import
 from memory_builder.commands.index import Index
 from memory_builder.commands.info import Info
+from memory_builder.commands.logs import shown
 from memory_builder.commands.merge import Merge
 from memory_builder.commands.options import FAILED
 from memory_builder.commands.retrieve import Retrieve
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if isinstance(command, Submit):
             command = replace(command, command=submitted)
-        with sigterm_interrupts():
+        with sigterm_interrupts(), shown():
             code: int = command.run()
         sys.stdout.flush()
     except KeyboardInterrupt:

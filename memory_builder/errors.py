@@ -4,8 +4,11 @@ MemoryBuilderError            exit code 1: work failed
 ├── CorruptMemoryError        a file of the memory is missing or is not what its record says
 ├── ConcurrentWriterError     another writer created this state first
 ├── WorkerError               workers die before doing any work
-├── StorageError              where a memory lies cannot be read or written
-│   └── StorageFullError      there is no room left: nothing can be done until there is
+├── StorageError              a memory's storage cannot be read or written
+│   └── StorageFullError      the storage has no room left
+├── ConnectionFailedError     a service, a Ray cluster or its job server does not answer
+├── RetrieveError             the choice or writing of a training subset failed
+├── LossError                 a training step's loss is not finite
 └── RequestError              exit code 2: it cannot be done as asked, and nothing was changed
     ├── UsageError            an argument is wrong
     ├── SourceError           an input cannot be found or read
@@ -56,11 +59,23 @@ class WorkerError(MemoryBuilderError):
 
 
 class StorageError(MemoryBuilderError):
-    """Where a memory lies cannot be read or written."""
+    """A memory's storage cannot be read or written."""
 
 
 class StorageFullError(StorageError):
-    """There is no room left: nothing can be done until there is."""
+    """The storage has no room left."""
+
+
+class ConnectionFailedError(MemoryBuilderError):
+    """A service, a Ray cluster or its job server does not answer."""
+
+
+class RetrieveError(MemoryBuilderError):
+    """The choice or writing of a training subset failed."""
+
+
+class LossError(MemoryBuilderError):
+    """A training step's loss is not finite."""
 
 
 class RequestError(MemoryBuilderError):

@@ -1,7 +1,7 @@
-"""A memory opened for questions."""
+"""A memory opened for search: the face of the library."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -14,22 +14,26 @@ import pyarrow as pa
 from memory_builder.ann.fastscan import ServeFormat, check_serve_format
 from memory_builder.base.arguments import one_modality, several
 from memory_builder.base.runner import LocalRunner, Runner
-from memory_builder.base.types import Ids, Modality, Scores, row_ids
+from memory_builder.base.types import Ids, Modality, Scores, row_ids, split_id
 from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.row_bitmap import RowSet
 from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
-from memory_builder.catalog.trusted import encoder_of
+from memory_builder.catalog.trusted import encoder_of, link_policy
 from memory_builder.errors import EncoderError, IndexBuildError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
+from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.search.filtered import lists_for
-from memory_builder.search.open_index import OpenIndex, tuned_effort
+from memory_builder.search.hits import Hits
+from memory_builder.search.open_index import OpenIndex, SearchParams, tuned_params
 from memory_builder.search.queries import Picture, query_vectors
 from memory_builder.search.row_filter import AllowedRows
-from memory_builder.search.scores import Hits
+from memory_builder.search.tuned import stated_recall
 from memory_builder.storage.store import Store
 
 ONE_LOADS = Lock()
@@ -121,53 +125,102 @@ class Memory:
 
     def search(
         self,
-        *,
         text: str | Sequence[str] | None = None,
+        *,
         image: Picture | Sequence[Picture] | None = None,
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
-        side: Modality | None = None,
+        query_modality: Modality | None = None,
         modality: Modality | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
+        side: Modality | None = None,
         keys: Modality | None = None,
     ) -> Hits:
-        """The k rows whose image or text vectors are nearest to each query, deleted ones apart.
+        """The k rows whose image or text vectors are nearest to each query; deleted rows are not searched.
 
         Args:
             text: one text or several. Exactly one of text, image and vectors is given.
             image: one picture or several.
             vectors: f32[q, d] or f32[d], in the encoder's space; scaled to unit length here.
             k: rows a query; more than there are pads with -1.
-            side: what ``vectors`` are embeddings of: they are searched as such queries are, not as the harder of both.
+            query_modality: of ``vectors``: they are searched with the parameters tuned for such queries. Without it,
+                with those of the harder modality.
             modality: of the rows' vectors that are searched: image, unless given, or text.
             where: search only rows whose metadata fulfil this, such as ``width >= 256 AND caption LIKE '%cat%'``.
-            nprobe: inverted lists to scan, instead of the number tuned for this kind of query.
-            refine: candidates to rescore exactly for each row asked for, likewise; 0 keeps the scores of the codes.
-            keys: the former name of ``modality``, for one more version.
+            nprobe: inverted lists to scan, instead of the number tuned for this query modality.
+            refine: candidates to rescore exactly for each of the k rows, likewise; 0 keeps the scores of the codes.
+            side, keys: former names of ``query_modality`` and ``modality``, for one more version.
 
         Raises:
             UsageError: none or several kinds of query, k < 1, vectors of another width or not finite, a filter that
                 cannot be.
-            IndexBuildError: there is no index of this key modality.
+            IndexBuildError: there is no index of this modality.
             EncoderError: the model cannot be loaded or is not the one the memory was built with.
         """
         k = _at_least("k", k, 1)
-        keys = one_modality(modality, keys)
-        kind, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
-        index = self.index(keys)
+        modality = one_modality(modality, keys)
+        known, queries = query_vectors(text, image, vectors, encoder=lambda: self.encoder, d=self.description.d)
+        index = self.index(modality)
         allowed = self._allowed.of(index, where)
-        effort = tuned_effort(self._tuned[keys], kind or side, index)
+        params = self._search_params(index, modality, known or query_modality or side, allowed, nprobe, refine)
+        scores, ids = index.search(queries, k, params, self._rows, modality, allowed)
+        return Hits(scores=scores, ids=ids, memory=self)
+
+    def _search_params(
+        self,
+        index: OpenIndex,
+        modality: Modality,
+        query_modality: str | None,
+        allowed: RowSet | None,
+        nprobe: int | None,
+        refine: int | None,
+    ) -> SearchParams:
+        """The tuned parameters, more lists where a filter leaves few rows, and what the caller asked for instead."""
+        params = tuned_params(self._tuned[modality], query_modality, index)
         if allowed is not None:
-            n_rows = len(allowed) * self._allowed.share(index, keys)
-            effort = replace(effort, nprobe=lists_for(n_rows, effort.nprobe, index.n_tuned, index.n_lists))
+            n_rows = len(allowed) * self._allowed.share(index, modality)
+            params = replace(params, nprobe=lists_for(n_rows, params.nprobe, index.n_tuned, index.n_lists))
         if nprobe is not None:
-            effort = replace(effort, nprobe=_at_least("nprobe", nprobe, 1))
+            params = replace(params, nprobe=_at_least("nprobe", nprobe, 1))
         if refine is not None:
-            effort = replace(effort, refine=_at_least("refine", refine, 0))
-        scores, ids = index.search(queries, k, effort, self._rows, keys, allowed)
-        return Hits(scores=scores, ids=ids)
+            params = replace(params, refine=_at_least("refine", refine, 0))
+        return params
+
+    def stated_recall(self, modality: Modality = "image", query_modality: str | None = None) -> dict[str, float] | None:
+        """The recall measured at the tuned parameters when ``modality`` is searched; see ``tuned.stated_recall``."""
+        return stated_recall(self.tuning(modality)["sides"], query_modality)
+
+    def info(self) -> dict[str, Any]:
+        """Rows, description, snapshot, and the tuned parameters and recall of each index."""
+        return {
+            "rows": len(self),
+            "indexes": {modality: self.tuning(modality)["sides"] for modality in self.snapshot.modalities},
+            "description": asdict(self.description),
+            "snapshot": asdict(self.snapshot),
+        }
+
+    def picture(self, row_id: int, *, policy: LinkPolicy | None = None) -> bytes:
+        """The encoded picture of a row, read from the shard it was embedded from.
+
+        Args:
+            row_id: of a row that is not deleted.
+            policy: what may be read for it; without it, the sources that this user embedded on this machine.
+
+        Raises:
+            UsageError: there is no such row, or its picture is gone or may not be read.
+        """
+        ordinal, number = split_id(row_id)
+        commit = self.commits.get(ordinal)
+        if commit is None or number >= commit.n_written or self.is_deleted([row_id])[0]:
+            raise UsageError(f"row {row_id}: its picture is of no row there is")
+        (row,) = self.metadata([row_id], ["member", "url", "sha256", "has_image"]).to_pylist()
+        policy = policy or link_policy([commit])
+        ((_, picture),) = read_pictures(commit.uri, [Place.of(row)], policy, self.image_key)
+        if isinstance(picture, Missing):
+            raise UsageError(f"row {row_id}: its picture is {picture.reason}")
+        return picture
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """i64[...] → one row for each id in order: id, key, caption, url, or id and these columns. Nulls for id -1.
@@ -208,11 +261,20 @@ class Memory:
         """The shard a row came from."""
         return self._rows.source(row_id)
 
-    def append(self, *, keys: Modality | Sequence[Modality] = (), runner: Runner | None = None) -> "Memory":
-        """Index the shards committed since; see ``changes.append``. Returns the memory as it is then."""
+    def append(
+        self,
+        *,
+        modality: Modality | Sequence[Modality] = (),
+        runner: Runner | None = None,
+        keys: Modality | Sequence[Modality] = (),
+    ) -> "Memory":
+        """Index the shards committed since, in the indexes of these modalities, or of all that are indexed.
+
+        ``keys`` is the former name of ``modality``, for one more version. Returns the memory as it is then.
+        """
         from memory_builder.maintenance.append import append
 
-        append(self.store, keys=(keys,) if isinstance(keys, str) else keys, runner=runner or LocalRunner())
+        append(self.store, modalities=several(modality or keys), runner=runner or LocalRunner())
         return self.latest()
 
     def delete(
@@ -223,7 +285,7 @@ class Memory:
         where: str | None = None,
         keys: str | Sequence[str] | None = None,
     ) -> "Memory":
-        """Delete rows by id, by the keys of their pairs or by a filter; see ``changes.delete``.
+        """Delete rows by id, by the keys of their pairs or by a filter; see ``maintenance.delete``.
 
         ``keys`` is the former name of ``pair_keys``, for one more version. A bare string is one key.
 
@@ -237,7 +299,7 @@ class Memory:
         return self.latest()
 
     def compact(self, *, purge: bool = False, runner: Runner | None = None) -> "Memory":
-        """Leave deleted rows out of the index; see ``compact.compact``. Returns the memory as it is then."""
+        """Leave deleted rows out of the index; see ``maintenance.compact``. Returns the memory as it is then."""
         from memory_builder.maintenance.compact import compact
 
         compact(self.store, purge=purge, runner=runner or LocalRunner())
@@ -281,7 +343,7 @@ class Memory:
     def _open_index(self, keys: Modality) -> OpenIndex:
         if keys not in self.snapshot.indexes and not any(commit.n_present(keys) for commit in self.commits.values()):
             raise IndexBuildError(
-                f"{self.store.root} has no {keys} vectors, so none can be searched: name the other side"
+                f"{self.store.root} has no {keys} vectors, so none can be searched: name the other modality"
             )
         view = self.snapshot.view(keys, self.store.root)
         if self._address is None:
@@ -289,7 +351,7 @@ class Memory:
         from cluster.search import SearchPool
 
         pool = SearchPool(self._address, self.store, view.index, view.parts, serve_format=self._serve_format)
-        return OpenIndex(self.store, view.index, view.parts, elsewhere=pool.scan)
+        return OpenIndex(self.store, view.index, view.parts, remote_scan=pool.scan)
 
     @cached_property
     def _tuned(self) -> dict[Modality, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A memory that ``memory-builder serve`` answers for, asked as one that is here."""
+"""A memory behind ``memory-builder serve``, searched with the methods of ``Memory``."""
 
 import base64
 import io
@@ -18,12 +18,13 @@ from PIL import Image
 from memory_builder.base.arguments import one_modality, several
 from memory_builder.base.types import NO_ROW, Modality, Scores
 from memory_builder.catalog.description import Description
-from memory_builder.catalog.metadata import LOOKUP_FIELDS
+from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS
 from memory_builder.catalog.snapshots import IndexView, Snapshot
-from memory_builder.errors import MemoryBuilderError, UsageError
+from memory_builder.errors import ConnectionFailedError, MemoryBuilderError, UsageError
 from memory_builder.model.images import to_rgb
+from memory_builder.search.hits import Hits
 from memory_builder.search.queries import Picture
-from memory_builder.search.scores import Hits
+from memory_builder.search.tuned import stated_recall
 
 ROWS, BYTES = 200_000, 64 << 20
 """That one request asks for, sends or gets at most; what is more goes out in several."""
@@ -34,9 +35,9 @@ RETRIES = 3
 
 
 class RemoteMemory:
-    """Asks a service; safe to use from several threads. Use ``RemoteMemory.open``.
+    """A client of a service, safe to use from several threads. The model runs in the service. Use ``open``.
 
-    It can stand wherever a ``Memory`` is only asked, as in ``RecoModel.encode_image``. The model runs in the service.
+    It is a ``Searchable``, as ``Memory`` is: ``RecoModel.encode_image`` and the like take either.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -49,7 +50,8 @@ class RemoteMemory:
         """Ask the service at ``http://HOST:PORT`` what it serves.
 
         Raises:
-            UsageError: no such service answers there.
+            UsageError: ``url`` is no http address, or the server is no memory-builder service.
+            ConnectionFailedError: no server answers there.
         """
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url}: expected the http:// address of a memory-builder serve")
@@ -81,27 +83,29 @@ class RemoteMemory:
 
     def search(
         self,
-        *,
         text: str | Sequence[str] | None = None,
+        *,
         image: Picture | Sequence[Picture] | None = None,
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
-        side: Modality | None = None,
+        query_modality: Modality | None = None,
         modality: Modality | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
+        side: Modality | None = None,
         keys: Modality | None = None,
     ) -> Hits:
         """As ``Memory.search``, in the service's latest state.
 
         Raises:
-            UsageError: the service refuses the question.
-            MemoryBuilderError: it cannot be reached, or cannot answer now.
+            UsageError: the service refuses the query.
+            ConnectionFailedError: the service does not answer.
+            MemoryBuilderError: the service fails to answer now.
         """
         how = {
             "k": k,
-            "side": side,
+            "query_modality": query_modality or side,
             "modality": one_modality(modality, keys),
             "where": where,
             "nprobe": nprobe,
@@ -109,7 +113,7 @@ class RemoteMemory:
         }
         how = {name: _plain(value) for name, value in how.items() if value is not None}
         if vectors is not None and text is None and image is None:
-            return _one([self._search(some, how) for some in _blocks(_numbers(vectors), k)])
+            return _one(self, [self._search(some, how) for some in _blocks(_numbers(vectors), k)])
         if (text is None) == (image is None) or vectors is not None:
             raise UsageError("give exactly one of text, image and vectors")
         if text is not None:
@@ -117,13 +121,23 @@ class RemoteMemory:
         else:
             pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image or ()
             name, queries = "image", [_encoded(picture) for picture in pictures]
-        return _one([self._ask_question(how | {name: some}, k) for some in _questions(queries)])
+        return _one(self, [self._ask_question(how | {name: some}, k) for some in _questions(queries)])
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
         query = {"columns": several(columns)}
         blocks = [self._ask("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))]
         return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
+
+    def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:
+        """As ``Memory.metadata``."""
+        every = [*(name for name, _ in FIXED_FIELDS), *self.description.columns, "extra"]
+        names = every if columns is None else list(several(columns))
+        return self.rows(ids, names).select(names)
+
+    def stated_recall(self, modality: Modality = "image", query_modality: str | None = None) -> dict[str, float] | None:
+        """As ``Memory.stated_recall``."""
+        return stated_recall(self.info()["indexes"][modality], query_modality)
 
     def vectors(self, ids: npt.ArrayLike, modality: Modality | None = None, *, keys: Modality | None = None) -> Scores:
         """As ``Memory.vectors``."""
@@ -154,7 +168,7 @@ class RemoteMemory:
         try:
             response = self._pool.request(method, url, body=body, headers={"content-type": "application/json"})
         except urllib3.exceptions.HTTPError as error:
-            raise UsageError(f"no service answers at {self._url}: {error}") from None
+            raise ConnectionFailedError(f"no service answers at {self._url}: {error}") from None
         if response.status == 200:
             return response.data
         try:
@@ -206,10 +220,9 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _one(found: Sequence[Hits]) -> Hits:
-    return Hits(
-        scores=np.concatenate([hits.scores for hits in found]), ids=np.concatenate([hits.ids for hits in found])
-    )
+def _one(memory: RemoteMemory, parts: Sequence[Hits]) -> Hits:
+    scores, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Hits(scores=scores, ids=ids, memory=memory)
 
 
 def _encoded(picture: Picture) -> str:

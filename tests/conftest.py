@@ -1,5 +1,6 @@
 """What tests share: the small bundled model, an S3 server, and memories made of vectors alone."""
 
+import logging
 import os
 import sys
 import tempfile
@@ -21,6 +22,8 @@ from xdist.scheduler import LoadScopeScheduling
 import memory_builder
 from helpers import memories
 from helpers.s3 import S3, one_at_a_time
+from memory_builder.base.log import logger
+from memory_builder.commands.logs import Lines
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.storage.store import Store
 
@@ -63,6 +66,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first."""
     rooms = [*LONGEST_FIRST, *sorted({item.path.relative_to(HERE).parts[0] for item in items} - {*LONGEST_FIRST})]
     items.sort(key=lambda item: rooms.index(item.path.relative_to(HERE).parts[0]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def log() -> None:
+    """Library calls of tests log to standard error, in plain lines, as commands do off a terminal."""
+    logger.addHandler(Lines())
+    logger.setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")

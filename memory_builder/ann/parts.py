@@ -5,11 +5,10 @@ order, on any machine, and searched together.
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,8 @@ import numpy as np
 
 from memory_builder.ann.faiss_checks import unsound
 from memory_builder.ann.kmeans import Backend, Device, adder, choose_backend
-from memory_builder.base.progress import Progress
-from memory_builder.base.runner import Runner, Task, available_threads, run_all
+from memory_builder.base.runner import Runner, Task, available_threads
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, Modality, row_ids, rows_of
 from memory_builder.catalog.commits import Commit, refuse_uncommitted
 from memory_builder.catalog.description import read_description
@@ -35,10 +34,11 @@ from memory_builder.storage.records import (
     Digest,
     Ordinal,
     PartName,
-    config_hash,
+    content_hash,
     partial_record,
     read_record,
     strict_record,
+    write_record,
 )
 from memory_builder.storage.store import FULL, Store
 
@@ -96,7 +96,7 @@ def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
     """The part of these shards, with the name that ``plan_parts`` gives it."""
     name = f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}"
     if salt is not None:
-        name = f"{name}-{config_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
+        name = f"{name}-{content_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
     return Part(name=name, ordinals=tuple(ordinals))
 
 
@@ -237,7 +237,7 @@ def record_part(
         quantizer_sha256=quantizer_sha256,
         n_deleted=n_deleted,
     )
-    store.put(f"{folder}/parts/{part.name}.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, f"{folder}/parts/{part.name}.json", record)
     return record
 
 
@@ -333,12 +333,9 @@ class FillTask:
 
 
 def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:
-    """Fill parts, or gather them elsewhere; the first failure is raised. ``what`` is the line of progress."""
-    progress = Progress(what, n_planned=len(parts), n_done=0, unit="parts")
-    records = {}
-    for part, record in run_all(runner, task, parts):
-        records[part.name] = record
-        progress.advance()
+    """Fill parts, or gather them from a published index → their records. ``what`` begins lines of progress."""
+    stage = Stage(name=what, task=task, runner=runner, unit="parts")
+    records = {part.name: record for part, record in stage.results(parts)}
     return [records[part.name] for part in parts]
 
 

@@ -1,12 +1,15 @@
 """Arguments as callers give them."""
 
 from collections.abc import Iterable
+from typing import TypeVar
 
 from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
 
+Name = TypeVar("Name", bound=str)
 
-def several(names: str | Iterable[str]) -> tuple[str, ...]:
+
+def several(names: Name | Iterable[Name]) -> tuple[Name, ...]:
     """One name or several, as a tuple; a bare string is one name, and not its characters."""
     return (names,) if isinstance(names, str) else tuple(names)
 

@@ -1,12 +1,16 @@
-"""One plain line to standard error now and then: shards done and failed, pairs a second, time left."""
+"""Progress of a stage: items done and failed, pairs a second, time left; logged as a line now and then."""
 
-import sys
 import time
-from functools import lru_cache
+from collections.abc import Callable
+
+from memory_builder.base.log import logger, warn_once
 
 
 class Progress:
-    """Counts this run's work. The truth about a memory is its commit records; ``info`` reads those."""
+    """Counts the items of this run. The truth about a memory is its commit records; ``info`` reads those.
+
+    Each logged line carries this object as ``record.progress``, from which a terminal draws a bar.
+    """
 
     def __init__(self, stage: str, *, n_planned: int, n_done: int, unit: str = "shards", every_s: float = 5.0) -> None:
         self.stage = stage
@@ -19,17 +23,21 @@ class Progress:
         self._started = time.monotonic()
         self._every_s = every_s
         self._last = self._started
-        say(self.line(0.0))
+        self.watch: Callable[[], None] | None = None
+        """Called at each item, by whoever draws a bar."""
+        self._log(0.0)
 
     def advance(self, *, n_pairs: int = 0, failed: bool = False) -> None:
-        """One of them is finished."""
+        """Count one more item."""
         self.n_done += not failed
         self.n_failed += failed
         self.n_pairs += n_pairs
+        if self.watch is not None:
+            self.watch()
         now = time.monotonic()
         if now - self._last >= self._every_s or self.n_done + self.n_failed == self.n_planned:
             self._last = now
-            say(self.line(now - self._started))
+            self._log(now - self._started)
 
     def line(self, elapsed_s: float) -> str:
         """The line itself."""
@@ -40,16 +48,8 @@ class Progress:
         failed = f", {self.n_failed} failed" if self.n_failed else ""
         return f"{self.stage}: {self.n_done}/{self.n_planned} {self.unit}{failed}{rate}{time_left}"
 
-
-def say(line: str) -> None:
-    """Tell whoever watches; standard output is for results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-@lru_cache(256)
-def warn(line: str) -> None:
-    """Tell whoever watches of something that is not as it should be; once, however often it is met."""
-    say(f"warning: {line}")
+    def _log(self, elapsed_s: float) -> None:
+        logger.info(self.line(elapsed_s), extra={"progress": self})
 
 
 def duration(seconds: float) -> str:
@@ -57,3 +57,6 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+say, warn = logger.info, warn_once

@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.catalog.paths import commit_path, shard_name
 from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.storage.filesystem import RETRIES
@@ -24,6 +24,7 @@ from memory_builder.storage.records import (
     ShortHash,
     decode,
     decode_table,
+    record_bytes,
     strict_record,
 )
 from memory_builder.storage.store import Store
@@ -90,7 +91,7 @@ class Commit:
         return self.n_images if keys == "image" else self.n_texts
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        return record_bytes(self)
 
     @staticmethod
     def from_json(data: bytes, where: str = "a commit record", ordinal: int | None = None) -> "Commit":
@@ -155,7 +156,7 @@ def read_commit(store: Store, ordinal: int) -> Commit | None:
     except FileNotFoundError:
         return None
     if not data:
-        warn(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed makes it again")
+        warn_once(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed makes it again")
         return None
     return Commit.from_json(data, f"{store.root}/{path}", ordinal)
 

@@ -1,15 +1,22 @@
 """``memory.json``: the settings that all rows of a memory share."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.catalog.commits import MANIFEST, read_manifest_table
 from memory_builder.errors import CorruptMemoryError, UsageError
-from memory_builder.storage.records import FORMAT_VERSION, ColumnType, ShortHash, check_format, decode, strict_record
+from memory_builder.storage.records import (
+    FORMAT_VERSION,
+    ColumnType,
+    ShortHash,
+    check_format,
+    decode,
+    record_bytes,
+    strict_record,
+)
 from memory_builder.storage.store import Store
 
 DESCRIPTION = "memory.json"
@@ -39,7 +46,7 @@ class Description:
     format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        return record_bytes(self)
 
 
 def read_description(store: Store) -> Description:
@@ -61,7 +68,9 @@ def read_description(store: Store) -> Description:
     copy = described_by_manifest(store)
     if copy is None:
         raise error from None
-    warn(f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. {_writes_anew(store)}")
+    warn_once(
+        f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. {_writes_anew(store)}"
+    )
     return copy
 
 

@@ -1,6 +1,5 @@
 """Why a shard failed last time: kept where ``info`` finds it and ``embed --retry-failed`` starts from."""
 
-import json
 import time
 from collections.abc import Collection
 from contextlib import suppress
@@ -8,6 +7,7 @@ from contextlib import suppress
 from memory_builder.catalog.commits import record_names
 from memory_builder.catalog.paths import shard_name
 from memory_builder.readers.shard import Shard
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 
@@ -19,7 +19,7 @@ def record_failure(store: Store, shard: Shard, error: Exception) -> str:
     """
     message = f"{type(error).__name__}: {error}"
     record = {"ordinal": shard.ordinal, "uri": shard.uri, "error": message, "failed_s": time.time()}
-    store.put(f"failures/{shard_name(shard.ordinal)}.json", json.dumps(record, indent=1).encode())
+    write_record(store, f"failures/{shard_name(shard.ordinal)}.json", record)
     return message
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pyarrow as pa
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.catalog.commits import (
     MANIFEST,
     MANIFEST_SCHEMA,
@@ -55,7 +55,7 @@ class Manifest:
             if manifest.version:
                 return manifest
         except CorruptMemoryError as error:
-            warn(f"{error.problem}; the commit records are read instead, and the next change writes it anew")
+            warn_once(f"{error.problem}; the commit records are read instead, and the next change writes it anew")
         commits = read_commits(store, record_names(store, "commits"))
         return Manifest(dict(sorted(commits.items())), 0, frozenset())
 

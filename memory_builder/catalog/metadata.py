@@ -24,6 +24,8 @@ FIXED_FIELDS = [
 
 
 LOOKUP_FIELDS = ("key", "caption", "url")
+PATH = "path"
+"""The column of ``Rows.table`` made of a row\'s shard and member: where its picture came from."""
 
 
 COLUMN_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}

@@ -7,7 +7,7 @@ from itertools import count, pairwise
 
 import pyarrow as pa
 
-from memory_builder.base.progress import say, warn
+from memory_builder.base.log import logger, warn_once
 from memory_builder.catalog.commits import Commit, record_names
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.errors import CorruptMemoryError
@@ -36,7 +36,7 @@ def read_plan(store: Store) -> list[Shard]:
     try:
         plan = read_plan_strictly(store)
     except CorruptMemoryError as error:
-        warn(f"{error.problem}; the committed and the failed shards are planned, with their sizes unknown")
+        warn_once(f"{error.problem}; the committed and the failed shards are planned, with their sizes unknown")
         return derived_plan(store)
     return derived_plan(store) if plan is None else plan
 
@@ -110,7 +110,7 @@ def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
         held.check()
         put_plan(store, plan)
     if n_again:
-        say(f"{n_again} sources changed since they were embedded: what is new or changed in them is embedded")
+        logger.info(f"{n_again} sources changed since they were embedded: what is new or changed in them is embedded")
     return plan
 
 

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.base.types import NO_ROW, ROW_BITS, Ids, Modality, Vectors, row_ids, rows_of, split_ids
 from memory_builder.catalog.commits import Commit
-from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_SCHEMA
+from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_SCHEMA, PATH
 from memory_builder.catalog.origins import path_of
 from memory_builder.catalog.paths import lookup_path, metadata_path, vectors_path
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
@@ -26,8 +26,6 @@ from memory_builder.storage.page_cache import REQUEST_BYTES, PageCache
 from memory_builder.storage.records import UNREADABLE, reading
 from memory_builder.storage.store import Store
 
-PATH = "path"
-"""The column of ``Rows.table`` that says where a row came from."""
 MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descriptor, of which 1,024 is a common limit
 
 
@@ -221,7 +219,7 @@ class Rows:
                     raise ValueError(f"{len(batch)} rows of {', '.join(batch.schema.names)}")
         except CorruptMemoryError as error:
             columns = self.shard_metadata(ordinal, LOOKUP_FIELDS).combine_chunks()
-            warn(f"{error.problem}; the shard's metadata is read instead")
+            warn_once(f"{error.problem}; the shard's metadata is read instead")
             return pa.RecordBatch.from_arrays([columns[name].combine_chunks() for name in LOOKUP_FIELDS], LOOKUP_FIELDS)
         return batch
 

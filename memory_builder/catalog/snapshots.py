@@ -1,12 +1,12 @@
 """The states of a memory: which indexes answer, with which parts, and which rows are deleted."""
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError, IndexBuildError
 from memory_builder.storage.records import (
     FORMAT_VERSION,
@@ -21,6 +21,7 @@ from memory_builder.storage.records import (
     check_format,
     decode,
     partial_record,
+    record_bytes,
     strict_record,
 )
 from memory_builder.storage.store import Store, sha256
@@ -63,7 +64,7 @@ class Snapshot:
     format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        return record_bytes(self)
 
     @property
     def modalities(self) -> tuple[Literal["image", "text"], ...]:
@@ -102,7 +103,7 @@ def read_current(store: Store) -> tuple[Snapshot, bool]:
         return read_numbered_snapshot(store, numbers[-1]), True
     except CorruptMemoryError as error:
         recovered = recovered_snapshot(store, numbers[-1])
-        warn(f"{error.problem}; {describe_recovered(recovered)}")
+        warn_once(f"{error.problem}; {describe_recovered(recovered)}")
         return recovered, False
 
 

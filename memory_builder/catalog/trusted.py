@@ -14,7 +14,7 @@ from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.description import Description
 from memory_builder.errors import EncoderError, UsageError
@@ -172,4 +172,6 @@ def _append(path: Path, values: Iterable[str]) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        say(f"{path} cannot be written ({error.strerror}): later commands need --local-root or --model to read these")
+        logger.info(
+            f"{path} cannot be written ({error.strerror}): later commands need --local-root or --model to read these"
+        )

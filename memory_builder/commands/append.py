@@ -23,6 +23,6 @@ class Append:
     def run(self) -> int:
         from memory_builder.maintenance.append import append
 
-        append(Store(self.memory), keys=() if self.keys == "both" else (self.keys,), runner=self.on.start())
+        append(Store(self.memory), modalities=() if self.keys == "both" else (self.keys,), runner=self.on.start())
         print_state(self.memory)
         return 0

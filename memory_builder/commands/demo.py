@@ -12,7 +12,7 @@ class Demo:
     """Folder for the sample, the memory and report.html."""
 
     def run(self) -> int:
-        from memory_builder.demo import run_demo
+        from memory_builder.demo.driver import run_demo
 
         print(f"report: {run_demo(self.out)}")
         return 0

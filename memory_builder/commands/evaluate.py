@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from memory_builder.commands.console import print_table
-from memory_builder.commands.options import LinkOptions, named_encoder, say_loading_of_run
+from memory_builder.commands.options import LinkOptions, say_loading_of_run
 from memory_builder.errors import UsageError
-from memory_builder.model.encoder import EncoderConfig, say_loading
+from memory_builder.model.encoder import EncoderConfig, named_encoder, say_loading
 
 if TYPE_CHECKING:
     from trainer.evaluate.config import Setting

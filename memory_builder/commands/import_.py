@@ -8,8 +8,9 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.base.types import Modality
 from memory_builder.commands.console import print_embedded
-from memory_builder.commands.options import FAILED, RunnerOptions, named_encoder
+from memory_builder.commands.options import FAILED, RunnerOptions
 from memory_builder.embedding.config import EmbedConfig
+from memory_builder.model.encoder import named_encoder
 from memory_builder.readers.read import CAPTION
 
 

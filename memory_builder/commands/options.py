@@ -7,7 +7,7 @@ from tyro.conf import UseAppendAction
 
 from memory_builder.base.runner import LocalRunner, Runner
 from memory_builder.errors import UsageError
-from memory_builder.model.encoder import EncoderConfig, say_loading
+from memory_builder.model.encoder import EncoderConfig, named_encoder, say_loading
 from memory_builder.storage.store import Store
 
 FAILED = 1
@@ -67,14 +67,3 @@ def say_loading_of_run(run: str) -> None:
     record = read_record(Store(run))
     if record is not None and isinstance(record.get("encoder"), dict):
         say_loading(str(record["encoder"].get("model")))
-
-
-def named_encoder(model: str | None, pretrained: str | None) -> EncoderConfig | None:
-    """What --model and --pretrained name, if they do.
-
-    Raises:
-        UsageError: weights are named, and no model that they are of.
-    """
-    if pretrained is not None and model is None:
-        raise UsageError(f"--pretrained {pretrained} needs --model: the model that these are the weights of")
-    return EncoderConfig(model=model, pretrained=pretrained) if model else None

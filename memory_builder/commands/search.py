@@ -49,7 +49,7 @@ class Search:
 
     def run(self) -> int:
         from memory_builder.memory import Memory
-        from memory_builder.search.answers import answers
+        from memory_builder.search.hits import COLUMNS
 
         memory = Memory.open(
             self.memory, encoder=self.model.encoder(), serve_format=self.serve_format, address=self.address
@@ -59,24 +59,23 @@ class Search:
             image=self.image or None,
             vectors=_read_vectors(self.vector) if self.vector else None,
             k=self.k,
-            keys=self.keys,
+            modality=self.keys,
             where=self.where,
             nprobe=self.nprobe,
             refine=self.refine,
         )
-        names = self.text or self.image or tuple(f"vector {i}" for i in range(len(hits.ids)))
+        names = self.text or self.image or tuple(f"vector {i}" for i in range(len(hits)))
         shown = ("score", "id", "key", "caption")
-        for i, answer in enumerate(answers(memory, hits, self.columns)):
-            found = [
-                {name: row[name] for name in (*shown, "url", "path", *self.columns)}
-                | {"score": round(row["score"], 6), "from": row["path"] or row["url"] or ""}
-                for row in answer
+        for i, rows in enumerate(hits.to_list([*COLUMNS, *self.columns])):
+            lines = [
+                {name: row[name] for name in (*shown, "url", "path", *self.columns)} | {"score": round(row["score"], 6)}
+                for row in rows
             ]
             if self.json:
-                hits_json = [{name: value for name, value in row.items() if name != "from"} for row in found]
-                print(json.dumps({"query": i, "hits": hits_json}, ensure_ascii=False, default=str))
+                print(json.dumps({"query": i, "hits": lines}, ensure_ascii=False, default=str))
             else:
-                print_table(names[i], (*shown, *self.columns, "from"), found)
+                table = [line | {"from": line["path"] or line["url"] or ""} for line in lines]
+                print_table(names[i], (*shown, *self.columns, "from"), table)
         return 0
 
 

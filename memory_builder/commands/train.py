@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from memory_builder.commands.options import named_encoder, say_loading_of_run
+from memory_builder.commands.options import say_loading_of_run
 from memory_builder.commands.train_reco import Reco
 from memory_builder.errors import UsageError
-from memory_builder.model.encoder import say_loading
+from memory_builder.model.encoder import named_encoder, say_loading
 from trainer.loop.config import LoopConfig, Where
 from trainer.react.config import DataConfig, ReactConfig
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
-from functools import partial
 from typing import Any
 
 from memory_builder.base.arguments import several
@@ -12,7 +11,7 @@ from memory_builder.errors import UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import MAX_PIXELS
 from memory_builder.readers.read import CAPTION, Require
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +62,7 @@ def describe_vectors(d: int, config: EmbedConfig) -> Description:
         d=d,
         columns=config.column_types,
         config={"d": d, "columns": list(config.columns)} | _changed(config),
-        config_hash=config_hash({"d": d, "fingerprint": ""} | _changed(config)),
+        config_hash=content_hash({"d": d, "fingerprint": ""} | _changed(config)),
     )
 
 
@@ -91,16 +90,18 @@ def describe(encoder: Encoder, config: EmbedConfig) -> Description:
             "columns": list(config.columns),
             **decisive,
         },
-        config_hash=config_hash(_changed(config) | decisive),
+        config_hash=content_hash(_changed(config) | decisive),
     )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescribeTask:
-    """Loads the model where the work will be done, because only there it is known on what device that is."""
+    """Describe a memory on a worker, whose device decides the precision. The one item is ``memory.json``."""
 
     encoder: EncoderConfig
+    config: EmbedConfig
     wants_gpu: bool = True
 
-    def start(self) -> Callable[[EmbedConfig], Description]:
-        return partial(describe, load_encoder(self.encoder))
+    def start(self) -> Callable[[str], Description]:
+        encoder = load_encoder(self.encoder)
+        return lambda _: describe(encoder, self.config)

@@ -8,10 +8,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from memory_builder.base.progress import Progress, say
-from memory_builder.base.runner import Runner, run_one
+from memory_builder.base.arguments import one_modality
+from memory_builder.base.log import logger
+from memory_builder.base.runner import LocalRunner, Runner, run_one
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Modality
+from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.description import DESCRIPTION
 from memory_builder.catalog.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.catalog.manifest import FOLD_EVERY, Manifest
 from memory_builder.catalog.plan import extend_plan, read_plan, spelled_as_planned
@@ -19,25 +23,26 @@ from memory_builder.catalog.published_memory import committed_names
 from memory_builder.catalog.trusted import refuse_unnamed, remember_model, remember_sources
 from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_vectors
 from memory_builder.embedding.embed_shard import EmbedTask
-from memory_builder.embedding.import_shard import what_is_lacking
+from memory_builder.embedding.import_shard import ImportTask, what_is_lacking
 from memory_builder.embedding.known_pairs import delete_replaced, with_earlier
 from memory_builder.embedding.retry_rejects import rejected_sources, standing_reasons
-from memory_builder.embedding.settings import check_settings, settings_for_import
-from memory_builder.errors import ConcurrentWriterError, EncoderError, StorageFullError
-from memory_builder.model.encoder import EncoderConfig
+from memory_builder.embedding.settings import check_settings, settings_for_embed, settings_for_import
+from memory_builder.errors import ConcurrentWriterError, EncoderError
+from memory_builder.model.encoder import EncoderConfig, named_encoder
 from memory_builder.readers.discover import find_sources
 from memory_builder.readers.published import find_published, published_width
 from memory_builder.readers.shard import Shard, Source
+from memory_builder.readers.shard_uri import split_uri
 from memory_builder.storage.filesystem import RETRIES
 from memory_builder.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedReport:
-    """What came of one run of ``embed``."""
+    """The result of one run of ``embed`` or ``import_embeddings``."""
 
     n_shards: int
-    """Shards asked for."""
+    """Shards of the sources."""
     n_embedded: int
     """Shards embedded by this run; the others were done already."""
     n_rows: int
@@ -51,7 +56,7 @@ class EmbedReport:
     n_retries: int
     """Storage requests this run had to make again."""
     notes: dict[str, int]
-    """What else is worth knowing of the rows this run wrote, with how many it concerns."""
+    """Remarks about the rows this run wrote, each with the number of rows it concerns."""
     seconds: float
 
 
@@ -59,9 +64,11 @@ def embed(
     sources: str | Sequence[str],
     memory: Store | str,
     *,
-    encoder: EncoderConfig,
-    config: EmbedConfig,
-    runner: Runner,
+    model: str | None = None,
+    pretrained: str | None = None,
+    encoder: EncoderConfig | None = None,
+    config: EmbedConfig | None = None,
+    runner: Runner | None = None,
     decode_threads: int | None = None,
     allow_hosts: tuple[str, ...] = (),
     retry_failed: bool = False,
@@ -69,9 +76,17 @@ def embed(
 ) -> EmbedReport:
     """Embed every shard of ``sources`` that ``memory`` does not hold yet.
 
-    With ``retry_failed``, only those of them that failed last time, and without sources all that did. With
-    ``retry_rejects``, the pairs that were rejected, of those shards or without sources of all: what comes of them
-    becomes new shards. Links lead to public addresses and ``allow_hosts``.
+    Args:
+        sources: paths, globs, brace ranges or fsspec URLs of tars, parquet files, listings or folders of pictures.
+        memory: its folder, a local path or an fsspec URL.
+        model, pretrained: an open_clip model and its pretrained tag or weights file; ``encoder`` with its defaults.
+        encoder: the model in full. With neither, the model that the memory was built with.
+        config: how pairs are read; the memory's own, unless given.
+        runner: where shards are embedded; in this process, unless given.
+        decode_threads: threads that decode pictures in each worker; its CPUs, unless given.
+        allow_hosts: hosts that links may lead to although their addresses are not public.
+        retry_failed: only shards that failed last time; without sources, all such shards of the memory.
+        retry_rejects: only pairs that were rejected, likewise; they become rows of new shards.
 
     Raises:
         SourceError: a source matches nothing.
@@ -80,21 +95,22 @@ def embed(
         StorageFullError: there is no room left for the memory.
     """
     started = time.monotonic()
-    store = Store(memory)
-    found = find_sources(sources)
+    store, runner = Store(memory), runner or LocalRunner()
+    encoder, config = settings_for_embed(store, encoder or named_encoder(model, pretrained), config)
+    sources_read = find_sources(sources)
     check_settings(store, encoder, config)
-    described = run_one(runner, DescribeTask(encoder=encoder), config)
+    described = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
     settle_description(store, described)
     remember_model(encoder)
-    found = spelled_as_planned(read_plan(store), found)
-    remember_sources(found)
+    sources_read = spelled_as_planned(read_plan(store), sources_read)
+    remember_sources(sources_read)
     store.sweep()
     if retry_rejects:
-        named = {source.uri for source in found} if sources else None
-        found = rejected_sources(Manifest.read(store).commits.values(), named)
-    plan = extend_plan(store, found)
+        uris = {source.uri for source in sources_read} if sources else None
+        sources_read = rejected_sources(Manifest.read(store).commits.values(), uris)
+    plan = extend_plan(store, sources_read)
     manifest = Manifest.read(store)
-    shards = _asked(plan, found)
+    shards = _shards_of(plan, sources_read)
     if retry_failed:
         failures = failed_ordinals(store, manifest.commits)
         shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
@@ -108,28 +124,37 @@ def embed(
         decode_threads=decode_threads,
         allow_hosts=allow_hosts,
     )
-    report = _do("embed", store, manifest, task, shards, runner, started)
-    delete_replaced(store, shards, manifest.commits)
-    return report
+    published = [shard for shard in shards if split_uri(shard.uri)[1].is_published]  # imports that failed
+    work = [(Stage(name="embed", task=task, runner=runner), [shard for shard in shards if shard not in published])]
+    if published:
+        copy = ImportTask(memory=store, config=config, description=described)
+        work.append((Stage(name="import", task=copy, runner=runner), published))
+    return _commit_shards(work, store, manifest, started)
 
 
 def import_embeddings(
     root: str,
     memory: Store | str,
     *,
-    encoder: EncoderConfig | None,
-    config: EmbedConfig,
-    runner: Runner,
-    keys: Modality = "image",
+    model: str | None = None,
+    pretrained: str | None = None,
+    encoder: EncoderConfig | None = None,
+    config: EmbedConfig | None = None,
+    runner: Runner | None = None,
+    modality: Modality | None = None,
+    keys: Modality | None = None,
 ) -> EmbedReport:
     """Copy published embeddings into ``memory``, as far as it does not hold them yet.
 
     Args:
         root: a folder of ``img_emb``, ``text_emb`` and ``metadata``, any of the first two; of ``.npy`` files; or a
             parquet or lance table with a column of vectors.
-        encoder: the model they were made with; without it only vectors can be asked for.
+        memory: its folder, a local path or an fsspec URL.
+        model, pretrained: the open_clip model they were made with; ``encoder`` with its defaults.
+        encoder: that model in full. With neither, the memory can be searched with vectors alone.
         config: only its ``columns``, ``caption_key`` and ``url_key`` matter.
-        keys: the modality of vectors whose files or columns are not called after one.
+        runner: where shards are copied; in this process, unless given.
+        modality: of vectors whose files or columns do not say it; image, unless given. ``keys`` is its former name.
 
     Raises:
         SourceError: there are no embeddings, or they do not belong together.
@@ -137,70 +162,66 @@ def import_embeddings(
         ConfigMismatchError: the memory was written with another encoder or configuration.
     """
     started = time.monotonic()
-    store = Store(memory)
-    found = find_published(root, keys, committed=committed_names(root))
-    d = published_width(found)
-    if lacking := what_is_lacking(found[0].uri, config):
-        say(f"import: {lacking}")
+    store, runner, encoder = Store(memory), runner or LocalRunner(), encoder or named_encoder(model, pretrained)
+    config = config or EmbedConfig()
+    sources = find_published(root, one_modality(modality, keys), committed=committed_names(root))
+    d = published_width(sources)
+    if lacking := what_is_lacking(sources[0].uri, config):
+        logger.info(f"import: {lacking}")
     config = settings_for_import(store, config)
     check_settings(store, encoder, config)
-    described = run_one(runner, DescribeTask(encoder=encoder), config) if encoder else describe_vectors(d, config)
+    if encoder is None:
+        described = describe_vectors(d, config)
+    else:
+        described = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
     if described.d != d:
         raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
     settle_description(store, described)
     if encoder is not None:
         remember_model(encoder)
     store.sweep()
-    found = spelled_as_planned(read_plan(store), found)
-    shards = _asked(extend_plan(store, found), found)
-    manifest = Manifest.read(store)
-    task = EmbedTask(memory=store, encoder=None, config=config, description=described, wants_gpu=False)
-    report = _do("import", store, manifest, task, shards, runner, started)
-    delete_replaced(store, shards, manifest.commits)
-    return report
+    sources = spelled_as_planned(read_plan(store), sources)
+    shards = _shards_of(extend_plan(store, sources), sources)
+    task = ImportTask(memory=store, config=config, description=described)
+    work = [(Stage(name="import", task=task, runner=runner), shards)]
+    return _commit_shards(work, store, Manifest.read(store), started)
 
 
-def _asked(plan: Sequence[Shard], found: Sequence[Source]) -> list[Shard]:
-    """The planned shards that were asked for; others rest until they are."""
-    asked = {(source.uri, source.etag) for source in found}
-    return [shard for shard in plan if (shard.uri, shard.etag) in asked]
+def _shards_of(plan: Sequence[Shard], sources: Sequence[Source]) -> list[Shard]:
+    """The planned shards of these sources, as they are now."""
+    wanted = {(source.uri, source.etag) for source in sources}
+    return [shard for shard in plan if (shard.uri, shard.etag) in wanted]
 
 
-def _do(
-    stage: str,
-    store: Store,
-    manifest: Manifest,
-    task: EmbedTask,
-    shards: Sequence[Shard],
-    runner: Runner,
-    started: float,
+def _commit_shards(
+    work: Sequence[tuple[Stage[Shard, Commit], Sequence[Shard]]], store: Store, manifest: Manifest, started: float
 ) -> EmbedReport:
-    """Run the task over the shards that are not committed, and keep the books."""
-    pending = with_earlier([shard for shard in shards if not _is_done(shard, manifest)], manifest.commits.values())
-    failed = {}
-    n_retries = 0
+    """Commit the shards that have no commit record yet, record the failures of others, delete the rows they replace."""
+    failed: dict[str, str] = {}
     notes: Counter[str] = Counter()
-    progress = Progress(stage, n_planned=len(shards), n_done=len(shards) - len(pending))
-    for shard, result in runner.run(task, pending):
-        if isinstance(result, StorageFullError):
-            raise result  # it is no fault of the shard, and the others would meet with the same
-        if isinstance(result, Exception):
-            failed[shard.uri] = record_failure(store, shard, result)
-            progress.advance(failed=True)
-            continue
-        clear_failure(store, shard)
-        manifest.add(result)
-        n_retries += result.retries
-        notes.update(result.notes)
-        progress.advance(n_pairs=result.n_read)
-        if len(manifest.commits) - len(manifest.folded) >= FOLD_EVERY:
-            manifest.fold(store)
+    n_retries = n_pending = 0
+    for stage, shards in work:
+        pending = with_earlier([shard for shard in shards if not _is_done(shard, manifest)], manifest.commits.values())
+        n_pending += len(pending)
+        outcomes = stage.outcomes(pending, n_done=len(shards) - len(pending), n_pairs=lambda commit: commit.n_read)
+        for shard, commit in outcomes:
+            if isinstance(commit, Exception):
+                failed[shard.uri] = record_failure(store, shard, commit)
+                continue
+            clear_failure(store, shard)
+            manifest.add(commit)
+            n_retries += commit.retries
+            notes.update(commit.notes)
+            if len(manifest.commits) - len(manifest.folded) >= FOLD_EVERY:
+                manifest.fold(store)
     manifest.fold(store)
+    every_shard = [shard for _, shards in work for shard in shards]
+    delete_replaced(store, every_shard, manifest.commits)
     commits = manifest.commits.values()
     reasons = standing_reasons(commits)
     return EmbedReport(
-        n_shards=len(shards),
-        n_embedded=len(pending) - len(failed),
+        n_shards=len(every_shard),
+        n_embedded=n_pending - len(failed),
         n_rows=manifest.n_rows,
         n_rejects=reasons.total(),
         reasons=dict(reasons.most_common()),

@@ -26,7 +26,7 @@ from memory_builder.catalog.paths import rejects_path
 from memory_builder.catalog.plan import REPLACED, REPLACED_ROWS
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.embedding.import_shard import NO_CAPTION, import_shard
+from memory_builder.embedding.import_shard import NO_CAPTION
 from memory_builder.embedding.known_pairs import SHARED_KEY, KnownPairs
 from memory_builder.errors import EncoderError, SourceError, TransportFailedError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
@@ -50,8 +50,7 @@ class EmbedTask:
     """A worker with the model loaded, writing into ``memory``."""
 
     memory: Store | str
-    encoder: EncoderConfig | None
-    """None: all shards are published vectors."""
+    encoder: EncoderConfig
     config: EmbedConfig
     description: Description
     decode_threads: int | None = None
@@ -60,22 +59,13 @@ class EmbedTask:
     wants_gpu: bool = True
 
     def start(self) -> Callable[[Shard], Commit]:
-        copy = partial(
-            import_shard,
-            store=Store(self.memory),
-            d=self.description.d,
-            config=self.config,
-            hash_of_config=self.description.config_hash,
-        )
-        if self.encoder is None:
-            return copy
         encoder = load_encoder(self.encoder)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
                 f"{self.encoder.model} on this worker has fingerprint {encoder.fingerprint[:12]}, the memory was made "
                 f"with {self.description.fingerprint[:12]}: give every node the same weights"
             )
-        embed = partial(
+        return partial(
             embed_shard,
             encoder=encoder,
             store=Store(self.memory),
@@ -84,7 +74,6 @@ class EmbedTask:
             decode_threads=self.decode_threads or available_threads(),
             allow_hosts=self.allow_hosts,
         )
-        return lambda shard: copy(shard) if split_uri(shard.uri)[1].is_published else embed(shard)
 
 
 def embed_shard(
@@ -119,11 +108,12 @@ def embed_shard(
     notes[NO_CAPTION] += sum(not row.has_text for row in rows.kept)
     notes["rows have no picture"] += sum(not row.has_image for row in rows.kept)
     metadata = metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types, notes)
+    images, texts = rows.matrices()
     return commit_shard(
         store,
         shard,
-        images=rows.matrix(0),
-        texts=rows.matrix(1),
+        images=images,
+        texts=texts,
         metadata=metadata,
         rejects=rows.rejects,
         partial=rows.broken,
@@ -330,11 +320,12 @@ class _Rows:
             texts[[row.has_text for row in batch]] = np.stack([self.texts[caption] for caption in captions])
         return images, texts, time.perf_counter() - started
 
-    def matrix(self, side: int) -> Vectors:
-        """Image (0) or text (1) vectors of the rows kept: f16[n, d]."""
+    def matrices(self) -> tuple[Vectors, Vectors]:
+        """Image and text vectors of the rows kept: f16[n, d] each."""
         if not self.vectors:
-            return np.zeros((0, self.encoder.d), np.float16)
-        return np.concatenate([batch[side] for batch in self.vectors])
+            return np.zeros((0, self.encoder.d), np.float16), np.zeros((0, self.encoder.d), np.float16)
+        images, texts = zip(*self.vectors, strict=True)
+        return np.concatenate(images), np.concatenate(texts)
 
 
 _Encoded = tuple[Vectors, Vectors, float]

@@ -7,7 +7,9 @@ stay right. Only rows that a memory of ours has deleted are.
 import json
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ import pyarrow as pa
 
 from memory_builder.base.types import Modality, Vectors
 from memory_builder.catalog.commits import Commit
+from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
 from memory_builder.catalog.paths import metadata_path, vectors_path
@@ -39,6 +42,25 @@ BLOCK_ROWS = 1 << 16
 NO_CAPTION = "rows have no caption"
 NO_URL = "rows have no url"
 DELETED = "rows are deleted in the memory they come from and were left out"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportTask:
+    """A worker that copies published embeddings into ``memory``."""
+
+    memory: Store | str
+    config: EmbedConfig
+    description: Description
+    wants_gpu: bool = False
+
+    def start(self) -> Callable[[Shard], Commit]:
+        return partial(
+            import_shard,
+            store=Store(self.memory),
+            d=self.description.d,
+            config=self.config,
+            hash_of_config=self.description.config_hash,
+        )
 
 
 def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, hash_of_config: str) -> Commit:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, row_ids
 from memory_builder.catalog.commits import Commit, read_commit
 from memory_builder.catalog.delete_rows import delete_rows
@@ -203,7 +203,7 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
             stale.append(row_ids(ordinal, np.array(replaced, np.int64)))
     ids: Ids = np.concatenate(stale)
     if len(ids):
-        say(f"{len(ids):,} rows of changed pairs are replaced")
+        logger.info(f"{len(ids):,} rows of changed pairs are replaced")
         delete_rows(store, np.unique(ids))
 
 

@@ -4,14 +4,14 @@ from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.catalog.commits import record_names
 from memory_builder.catalog.description import DESCRIPTION, Description, read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.plan import PLAN
 from memory_builder.catalog.trusted import PLAIN_NAME, encoder_of
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.errors import ConfigMismatchError, MemoryBuilderError
+from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, UsageError
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.locks import turn
 from memory_builder.storage.store import Store
@@ -32,7 +32,7 @@ def config_of(description: Description) -> EmbedConfig:
 def default_encoder(description: Description, root: str) -> EncoderConfig | None:
     """The model that embeds into this memory where none is named; None where it may not be taken from there.
 
-    See ``named.trusted_encoder``: a memory from elsewhere names no model for us.
+    See ``trusted.trusted_encoder``: a memory from elsewhere names no model for us.
     """
     with suppress(MemoryBuilderError):
         named = encoder_of(description, root)
@@ -45,6 +45,22 @@ def settings_in(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
     names = {field.name for field in fields(kind)} & config.keys() - {"model", "pretrained"}
     known = {name: config[name] for name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
+
+
+def settings_for_embed(
+    store: Store, encoder: EncoderConfig | None, config: EmbedConfig | None
+) -> tuple[EncoderConfig, EmbedConfig]:
+    """The model and settings to embed with: those given, else the memory's own, else defaults.
+
+    Raises:
+        UsageError: no model is given, and the memory does not exist or is not trusted to name one.
+    """
+    description = existing_description(store)
+    if encoder is None and description is not None:
+        encoder = default_encoder(description, store.root)
+    if encoder is None:
+        raise UsageError(f"{store.root} does not exist, or its model is not trusted: name a model (model=…)")
+    return encoder, config or (config_of(description) if description else EmbedConfig())
 
 
 def settings_for_import(store: Store, config: EmbedConfig) -> EmbedConfig:
@@ -70,7 +86,7 @@ def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedCon
         return
     n_rows = Manifest.read(store).n_rows
     if n_rows == 0:
-        say(f"{store.root} holds no rows: it takes the new settings ({', '.join(sorted(differing))})")
+        logger.info(f"{store.root} holds no rows: it takes the new settings ({', '.join(sorted(differing))})")
         _forget(store)
         return
     changes = ", ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in sorted(differing.items()))

@@ -4,7 +4,6 @@ It takes row numbers for ids, so rows are numbered from 0, in order of their row
 deleted; row i of its metadata is what number i in its indexes stands for. ``row_id`` leads back to the memory.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import chain
 
@@ -24,6 +23,7 @@ from memory_builder.errors import UsageError
 from memory_builder.export.faiss_ondisk import MergeTask, kept_lists, merge_into, open_lists, set_nprobe
 from memory_builder.memory import Memory
 from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 COLUMNS = ["image_path", "caption", "url", "row_id"]
@@ -62,7 +62,7 @@ def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Ru
     largest = memory_bytes(max_file)
     indexes = {keys: _write_index(memory, keys, kept, tuple(ordinals), store, largest, runner) for keys in modalities}
     paths = {"memory": {"indice_folder": store.root} | _options(memory.description)}
-    store.put("indices_paths.json", json.dumps(paths, indent=1).encode())
+    write_record(store, "indices_paths.json", paths)
     return Served(n_rows=kept.n, indexes=indexes)
 
 

@@ -4,7 +4,6 @@ Workers gather ranges of inverted lists, each into a file of its own with the si
 joins these files. Only one list is in memory at a time. Killed at any moment, the same command goes on.
 """
 
-import json
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,8 +17,9 @@ import numpy as np
 
 from memory_builder.ann.inverted_lists import ID_BYTES, LISTS, POPULATED, Codes, with_lists_on_disk
 from memory_builder.ann.parts import open_trained, trained_record, write_faiss
-from memory_builder.base.progress import Progress, say
-from memory_builder.base.runner import Runner, run_all
+from memory_builder.base.log import logger
+from memory_builder.base.runner import Runner
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.commits import refuse_uncommitted
 from memory_builder.catalog.dense_ids import Kept
@@ -28,9 +28,16 @@ from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tunin
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import UsageError
 from memory_builder.search.filtered import lists_for
-from memory_builder.search.open_index import OpenIndex, graph_effort
+from memory_builder.search.open_index import OpenIndex, ef_search
 from memory_builder.storage.formats import npy_bytes, read_npy
-from memory_builder.storage.records import Count, ShortHash, config_hash, read_sound_record, strict_record
+from memory_builder.storage.records import (
+    Count,
+    ShortHash,
+    content_hash,
+    read_sound_record,
+    strict_record,
+    write_record,
+)
 from memory_builder.storage.store import Store
 
 RANGE_BYTES = 256 << 20
@@ -70,7 +77,7 @@ def merge(store: Store, keys: Modality, *, runner: Runner, range_bytes: int = RA
     store.sweep()
     snapshot = read_snapshot(store)
     folder = snapshot.view(keys, store.root).index
-    say(f"merge {keys}: {store.root}/{folder}")
+    logger.info(f"merge {keys}: {store.root}/{folder}")
     return merge_into(store, f"{folder}/merged", store, snapshot, keys, runner=runner, range_bytes=range_bytes)
 
 
@@ -101,9 +108,9 @@ def merge_into(
         return there
     index = open_lists(store, snapshot, keys)
     ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
-    progress = Progress(f"merge {keys}: gathered", n_planned=len(ranges), n_done=0, unit="ranges of lists")
-    for _ in run_all(runner, task, ranges):
-        progress.advance()
+    stage = Stage(name=f"merge {keys}: gathered", task=task, runner=runner, unit="ranges of lists")
+    for _ in stage.results(ranges):
+        pass
     sizes = np.concatenate([_sizes(out, task.path(some)) for some in ranges])
     merged = Merged(
         state=task.state,
@@ -114,7 +121,7 @@ def merge_into(
     empty = open_trained(store, snapshot.indexes[keys].index)
     tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, keys)
     _join(out, target, [f"{task.path(some)}.lists" for some in ranges], tuned)
-    out.put(f"{target}/{RECORD}", json.dumps(asdict(merged), indent=1).encode())
+    write_record(out, f"{target}/{RECORD}", merged)
     _remove_ranges(out, target)
     return merged
 
@@ -178,7 +185,7 @@ def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Modality) -> 
     ivf.nprobe = lists_for(index.ntotal, nprobe, n_tuned, ivf.nlist)
     quantizer = faiss.downcast_index(ivf.quantizer)
     if isinstance(quantizer, faiss.IndexHNSW):
-        quantizer.hnsw.efSearch = graph_effort(ivf.nprobe)
+        quantizer.hnsw.efSearch = ef_search(ivf.nprobe)
     return index
 
 
@@ -199,7 +206,7 @@ class MergeTask:
         """Hash of what the merged index holds."""
         view = self.snapshot.indexes[self.keys]
         numbered = self.numbered and list(self.numbered)
-        return config_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
+        return content_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
 
     def path(self, some: ListRange) -> str:
         """Where a range is gathered: its lists with suffix .lists, their sizes, its record, with suffix .npy."""

@@ -20,7 +20,7 @@ from memory_builder.ann.faiss_checks import unsound
 from memory_builder.ann.inverted_lists import LISTS, POPULATED, Codes, lists_reach, read_list, with_lists_in_memory
 from memory_builder.ann.parts import Part, PartRecord, fill, finished_part, open_trained, plan_parts, record_part
 from memory_builder.ann.quantizer import draw_split
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Ids, Modality, rows_of
 from memory_builder.catalog.commits import Commit
@@ -35,7 +35,7 @@ from memory_builder.indexing.finish import deletions, finish_index
 from memory_builder.indexing.pairing import Numbering, check_pairing, ids_of_part
 from memory_builder.indexing.train import Quantizer, read_trained, record_quantizer
 from memory_builder.readers.shard_uri import split_uri
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 PART_ROWS = 16_000_000
@@ -62,8 +62,8 @@ def adopt_index(memory: Store | str, root: str, keys: Modality, published: Path,
     checksums = [commit.checksums for commit in commits.values()]
     content = {"published": str(published), "bytes": _bytes(published), "keys": keys, "vectors": checksums}
     content |= deletions(state)
-    folder = f"index/{config_hash(content)}"
-    say(f"index {keys}: adopting {published} in {folder}")
+    folder = f"index/{content_hash(content)}"
+    logger.info(f"index {keys}: adopting {published} in {folder}")
     rows = Rows(store, commits, description.d, current_tombstones(store, state))
     check_pairing(index, numbering, rows, keys, str(published))
     quantizer = read_trained(store, folder) or _empty(folder, index, rows, keys)

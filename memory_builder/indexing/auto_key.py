@@ -8,7 +8,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import faiss
 from memory_builder.ann.kmeans import Device, adder, choose_backend
 from memory_builder.ann.parts import Part, record_part, write_faiss
 from memory_builder.ann.quantizer import EXACT_KEY, choose_key, draw_split, memory_bytes, n_lists, train_quantizer
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner, available_threads, run_all
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.description import read_description
@@ -30,7 +30,7 @@ from memory_builder.indexing.recall import TRUTH_K
 from memory_builder.indexing.train import read_sample
 from memory_builder.indexing.tuning import LEAST_QUERIES, tune_side
 from memory_builder.search.open_index import OpenIndex
-from memory_builder.storage.records import read_sound_record, strict_record
+from memory_builder.storage.records import read_sound_record, strict_record, write_record
 from memory_builder.storage.store import Store
 
 TRIAL_ROWS = 200_000
@@ -128,7 +128,7 @@ def choose_by_trials(task: TrialTask, n_rows: int, d: int, max_memory: str, runn
     for key, trial in run_all(runner, task, candidates):
         tried[key] = trial
         found = ", ".join(f"{side} {setting['recall@10']:.3f}" for side, setting in trial.sides.items())
-        say(f"tried {key}: recall@10 {found or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
+        logger.info(f"tried {key}: recall@10 {found or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
     trials = [tried[key] for key in candidates]
     return best_trial(trials).index_key, trials
 
@@ -167,7 +167,7 @@ def run_trial(task: TrialTask, key: str) -> Trial:
         reached=all(setting["reached"] for setting in sides.values()),
         work_bytes=sum(setting["work_bytes"] for setting in sides.values()),
     )
-    store.put(name, json.dumps(asdict(trial), indent=1).encode())
+    write_record(store, name, trial)
     return trial
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from memory_builder.ann.parts import FillTask, fill, plan_parts
 from memory_builder.ann.quantizer import choose_key
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner, run_one
 from memory_builder.base.types import Modality
 from memory_builder.catalog.commits import Commit
@@ -23,7 +23,7 @@ from memory_builder.indexing.auto_key import Trial, TrialTask, choose_by_trials
 from memory_builder.indexing.config import AUTO, IndexConfig
 from memory_builder.indexing.finish import deletions, finish_index
 from memory_builder.indexing.train import TrainTask
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 
@@ -46,7 +46,7 @@ def build_index(memory: Store | str, keys: Modality, config: IndexConfig, runner
         )
     key, trials = _choose(store, keys, config, description, commits, n_rows, runner, state)
     folder = f"index/{_content_hash(description, commits, keys, key, config, state)}"
-    say(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
+    logger.info(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
     train = TrainTask(
         memory=store,
         folder=folder,
@@ -104,7 +104,7 @@ def _choose(
     }
     task = TrialTask(
         memory=store,
-        folder=f"index/{config_hash(content)}",
+        folder=f"index/{content_hash(content)}",
         keys=keys,
         ordinals=tuple(commits),
         target_recall=config.target_recall,
@@ -121,7 +121,7 @@ def _content_hash(
 ) -> str:
     vectors = {str(o): commit.checksums[vectors_path(o, keys)] for o, commit in commits.items()}
     device = {} if config.device == "auto" else {"device": config.device}
-    return config_hash(
+    return content_hash(
         {
             "keys": keys,
             "index_key": key,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.ann.quantizer import MAX_HELD_OUT
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.description import read_description
@@ -43,14 +43,14 @@ def warn_of_drift(store: Store, folder: str, keys: Modality, commits: Sequence[C
     try:
         fits = measure_drift(store, folder, keys, commits, deleted)
     except CorruptMemoryError as error:  # what was appended is there all the same
-        say(f"warning: whether the appended rows fit the {keys} index was not measured: {error}")
+        logger.warning(f"whether the appended rows fit the {keys} index was not measured: {error}")
         return
     if fits is None:
         return
     trained, appended = fits
     if appended.error > MORE_ERROR * trained.error or appended.imbalance > MORE_IMBALANCE * trained.imbalance:
-        say(
-            f"warning: the appended rows do not fit the {keys} index: distance to their lists {appended.error:.3f} "
+        logger.warning(
+            f"the appended rows do not fit the {keys} index: distance to their lists {appended.error:.3f} "
             f"(trained for {trained.error:.3f}), imbalance of lists {appended.imbalance:.1f} (trained for "
             f"{trained.imbalance:.1f}); recall may fall below the target: retrain with memory-builder index"
         )
@@ -82,7 +82,7 @@ def measure_drift(
 
 def _fit(index: OpenIndex, sample: Scores) -> Fit:
     """f32[n, d] → how it fits."""
-    seen, _, lists = index.coarse(sample, 1)
+    seen, _, lists = index.probe(sample, 1)
     error = np.square(seen - index.centroids(lists[:, 0])).sum(axis=1).mean() / np.square(seen).sum(axis=1).mean()
     return Fit(error=float(error), imbalance=_imbalance(lists[:, 0], index.n_lists))
 

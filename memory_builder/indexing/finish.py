@@ -1,6 +1,5 @@
 """Measure and tune an index whose parts are filled, and write its build record ``index.json``."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -16,6 +15,7 @@ from memory_builder.catalog.snapshots import IndexView, Snapshot, read_tuning
 from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
 from memory_builder.indexing.train import Quantizer, read_quantizer
 from memory_builder.indexing.tuning import tune
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 
@@ -42,7 +42,7 @@ def finish_index(
     record = _build_record(quantizer, records, description, n_rows, keys, tuning)
     if trials:
         record["trials"] = [*trials]
-    store.put(f"{folder}/index.json", json.dumps(record, indent=1).encode())
+    write_record(store, f"{folder}/index.json", record)
     return replace(view, tuning=name)
 
 
@@ -58,7 +58,7 @@ def restore_build_record(store: Store, view: IndexView, keys: Modality) -> None:
     records = [part_record(store, view.index, name) for name in view.segments[0]]
     n_rows = sum(part.n_rows for part in records)
     record = _build_record(quantizer, records, read_description(store), n_rows, keys, tuning)
-    store.put(f"{view.index}/index.json", json.dumps(record, indent=1).encode())
+    write_record(store, f"{view.index}/index.json", record)
 
 
 def deletions(state: Snapshot) -> dict[str, str]:

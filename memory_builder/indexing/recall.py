@@ -23,7 +23,7 @@ from memory_builder.catalog.rows import Rows, open_vectors, present_rows
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.indexing.curve import RECALL_AT, Point
-from memory_builder.search.open_index import Effort, OpenIndex
+from memory_builder.search.open_index import OpenIndex, SearchParams
 from memory_builder.search.scores import best_of, exact_scores
 from memory_builder.storage.store import Store
 
@@ -142,9 +142,9 @@ def measure(
     queries: Scores,
     own: Ids,
     truth: tuple[Scores, Ids],
-    efforts: Sequence[Effort],
+    efforts: Sequence[SearchParams],
 ) -> list[Point]:
-    """What each effort finds and what it costs.
+    """What each params finds and what it costs.
 
     Args:
         index: what is measured, over all rows.
@@ -157,15 +157,15 @@ def measure(
     """
     points = []
     sizes = np.append(index.list_sizes(), 0)  # a graph of centroids may find fewer lists than asked: -1, no rows
-    for nprobe in sorted({effort.nprobe for effort in efforts}):
-        refines = [effort.refine for effort in efforts if effort.nprobe == nprobe]
+    for nprobe in sorted({params.nprobe for params in efforts}):
+        refines = [params.refine for params in efforts if params.nprobe == nprobe]
         started = time.perf_counter()
         by_code, ids = drop_own(*index.candidates(queries, MAIN_K * max(1, *refines) + 1, nprobe), own)
         exact = by_code if index.has_exact_codes else exact_scores(queries, ids, rows, keys)
         seconds = (time.perf_counter() - started) / len(queries)
         codes = float(sizes.sum())
         if not index.is_exact:
-            codes = float(sizes[index.coarse(queries, nprobe)[2]].sum(axis=1).mean())
+            codes = float(sizes[index.probe(queries, nprobe)[2]].sum(axis=1).mean())
         for refine in refines:
             widths = {k: k * max(1, refine) for k in RECALL_AT if k <= MAIN_K}
             found = {k: best_of(exact[:, :width], ids[:, :width], k) for k, width in widths.items()}
@@ -190,10 +190,10 @@ def measure_single(
     index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, own: Ids, truth: tuple[Scores, Ids], point: Point
 ) -> Point:
     """The point with recall@TRUTH_K, and p50 and p99 of single queries for ten rows; arguments as for ``measure``."""
-    effort = Effort(nprobe=point.nprobe, refine=point.refine)
-    found = drop_own(*index.search(queries, TRUTH_K + 1, effort, rows, keys), own)
+    params = SearchParams(nprobe=point.nprobe, refine=point.refine)
+    found = drop_own(*index.search(queries, TRUTH_K + 1, params, rows, keys), own)
     tie_aware, strict = recall_at(TRUTH_K, *found, *truth)
-    seconds = latency(index, rows, keys, queries, effort)
+    seconds = latency(index, rows, keys, queries, params)
     return replace(
         point,
         recall=point.recall | {str(TRUTH_K): float(tie_aware.mean())},
@@ -203,11 +203,11 @@ def measure_single(
     )
 
 
-def latency(index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, effort: Effort) -> dict[str, float]:
+def latency(index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, params: SearchParams) -> dict[str, float]:
     """p50 and p99 seconds of single queries for ten rows."""
     seconds = []
     for query in queries:
         started = time.perf_counter()
-        index.search(query[None], MAIN_K, effort, rows, keys)
+        index.search(query[None], MAIN_K, params, rows, keys)
         seconds.append(time.perf_counter() - started)
     return {"p50_s": float(np.percentile(seconds, 50)), "p99_s": float(np.percentile(seconds, 99))}

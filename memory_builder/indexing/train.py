@@ -1,9 +1,8 @@
 """Draw a uniform sample over all shards, and train on it the quantizer that every part is a copy of."""
 
 import io
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,15 @@ from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError, IndexBuildError
 from memory_builder.storage.formats import npy_bytes, read_npy
-from memory_builder.storage.records import Count, Digest, read_record, read_sound_record, reading, strict_record
+from memory_builder.storage.records import (
+    Count,
+    Digest,
+    read_record,
+    read_sound_record,
+    reading,
+    record_bytes,
+    strict_record,
+)
 from memory_builder.storage.store import Store
 
 
@@ -39,7 +46,7 @@ class Quantizer:
     train_threads: Count
 
     def to_json(self) -> bytes:
-        return json.dumps(asdict(self), indent=1).encode()
+        return record_bytes(self)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,7 +4,6 @@ What is minimised is counted work, not seconds, so that the same data chooses th
 queries choose the setting, the other half say what it finds: a figure chosen for being good is not a measurement.
 """
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.commits import Commit
@@ -22,7 +21,8 @@ from memory_builder.errors import CorruptMemoryError
 from memory_builder.indexing.curve import Point, frontier
 from memory_builder.indexing.recall import ground_truth, latency, measure, measure_single
 from memory_builder.indexing.train import read_held_out
-from memory_builder.search.open_index import Effort, OpenIndex
+from memory_builder.search.open_index import OpenIndex, SearchParams
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 REFINES = (1, 2, 4, 8, 16)
@@ -72,9 +72,9 @@ def tune(
         truth = ground_truth(store, keys, side, own, commits, runner, leaving_out)
         tuning["sides"][side], tuning["curves"][side] = tune_side(index, rows, keys, queries, own, truth, target_recall)
         if not tuning["sides"][side]["reached"]:
-            below = f"warning: {side} → {keys} stays below recall@10 {target_recall}"
-            say(f"{below}: a larger --max-memory gives more")
-    store.put(f"{view.index}/{name}", json.dumps(tuning, indent=1).encode())
+            below = f"{side} → {keys} stays below recall@10 {target_recall}"
+            logger.warning(f"{below}: a larger --max-memory gives more")
+    write_record(store, f"{view.index}/{name}", tuning)
     return name, tuning
 
 
@@ -97,18 +97,18 @@ def tune_side(
     choosing, checking = ((queries[half::2], own[half::2], (truth[0][half::2], truth[1][half::2])) for half in range(2))
     curve = measure_until_flat(index, rows, keys, *choosing, target_recall)
     chosen, reached = choose(curve, target_recall)
-    effort = Effort(nprobe=chosen.nprobe, refine=chosen.refine)
-    (checked,) = measure(index, rows, keys, *checking, [effort])
+    params = SearchParams(nprobe=chosen.nprobe, refine=chosen.refine)
+    (checked,) = measure(index, rows, keys, *checking, [params])
     setting = {
-        "nprobe": effort.nprobe,
-        "refine": effort.refine,
+        "nprobe": params.nprobe,
+        "refine": params.refine,
         "recall@10": checked.recall["10"],
         "strict_recall@10": checked.strict_recall["10"],
         "error": checked.recall10_error,
         "reached": reached,
         "work_bytes": chosen.work_bytes,
         "n_queries": len(checking[1]),
-        **latency(index, rows, keys, queries[:SINGLE_QUERIES], effort),
+        **latency(index, rows, keys, queries[:SINGLE_QUERIES], params),
     }
     few = slice(0, SINGLE_QUERIES)
     some = (choosing[0][few], choosing[1][few], (choosing[2][0][few], choosing[2][1][few]))
@@ -141,7 +141,7 @@ def measure_until_flat(
     best = [0.0]
     for nprobe in _powers_of_two(index.n_lists):
         points += measure(
-            index, rows, keys, queries, own, truth, [Effort(nprobe=nprobe, refine=refine) for refine in refines]
+            index, rows, keys, queries, own, truth, [SearchParams(nprobe=nprobe, refine=refine) for refine in refines]
         )
         best.append(max(point.recall["10"] for point in points))
         if is_flat(best, reached=choose(points, target_recall)[1]):

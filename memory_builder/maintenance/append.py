@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from memory_builder.ann.parts import PART_ROWS, FillTask, fill, plan_parts, read_quantizer_hash, records_of
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Modality
 from memory_builder.catalog.commits import Commit
@@ -21,13 +21,13 @@ from memory_builder.indexing.drift import warn_of_drift
 from memory_builder.storage.store import Store
 
 
-def append(store: Store, *, runner: Runner, keys: Sequence[Modality] = ()) -> Snapshot:
+def append(store: Store, *, runner: Runner, modalities: Sequence[Modality] = ()) -> Snapshot:
     """Put the rows of shards that were committed since into the indexes, on the quantizers that are there.
 
     Args:
         store: the memory.
         runner: where the parts are filled.
-        keys: key modalities; those that have an index unless given.
+        modalities: whose indexes are appended to; all that are indexed, unless given.
 
     Raises:
         IndexBuildError: there is no index to append to.
@@ -38,13 +38,13 @@ def append(store: Store, *, runner: Runner, keys: Sequence[Modality] = ()) -> Sn
     manifest.fold(store)
     version = Manifest.read_folded(store).version
     start = read_snapshot(store)
-    asked = tuple(keys) or start.modalities
-    say(f"append: {store.root}, {manifest.n_rows:,} rows in {len(manifest.commits):,} shards")
+    modalities = tuple(modalities) or start.modalities
+    logger.info(f"append: {store.root}, {manifest.n_rows:,} rows in {len(manifest.commits):,} shards")
     new: dict[Modality, list[Commit]] = {}
 
     def appended(before: Snapshot) -> Snapshot:
         indexes = dict(before.indexes)
-        for modality in asked:
+        for modality in modalities:
             view = before.view(modality, store.root)
             new[modality] = _uncovered(store, view, manifest.commits)
             indexes[modality] = _with_segment(store, view, modality, new[modality], runner, start)
@@ -52,7 +52,7 @@ def append(store: Store, *, runner: Runner, keys: Sequence[Modality] = ()) -> Sn
             return before
         return replace(before, number=before.number + 1, manifest_version=version, indexes=indexes)
 
-    if not asked:
+    if not modalities:
         raise IndexBuildError(f"{store.root} has no index to append to: run memory-builder index {store.root}")
     after = settle(store, appended)
     for modality, commits in new.items():

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from memory_builder.ann.parts import PART_ROWS, FillTask, PartRecord, fill, part_of, read_quantizer_hash, records_of
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.manifest import Manifest
@@ -62,7 +62,7 @@ def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int
     store.sweep()
     start = read_snapshot(store)
     deleted = current_tombstones(store, start)
-    say(f"compact: {store.root}, {len(deleted):,} deleted rows")
+    logger.info(f"compact: {store.root}, {len(deleted):,} deleted rows")
     manifest = Manifest.read(store)
     if not are_rows(deleted, manifest.commits).all():
         raise CorruptMemoryError(f"{store.root}/{start.tombstones} names rows that the memory does not have", REPAIR)
@@ -153,7 +153,7 @@ def remove_unused(
         try:
             kept = _kept_states(store, keep_s, states_kept)
         except CorruptMemoryError as error:
-            say(f"warning: {error.problem}, so which files it needs is not known and none is removed")
+            logger.warning(f"{error.problem}, so which files it needs is not known and none is removed")
             return []
         views = [view for snapshot in kept for view in snapshot.indexes.values()]
         named = {f"{view.index}/parts/{name}" for view in views for name in view.parts}

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memory_builder.base.arguments import several
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Ids
 from memory_builder.catalog.delete_rows import delete_rows
 from memory_builder.catalog.description import read_description
@@ -40,7 +40,7 @@ def delete(
     if sum(given is not None for given in (ids, keys, where)) != 1:
         raise UsageError("give exactly one of ids, keys and where")
     store.sweep()
-    say(f"delete: {store.root}")
+    logger.info(f"delete: {store.root}")
     description = read_description(store)
     commits = Manifest.read(store).commits
     if ids is not None:
@@ -59,5 +59,5 @@ def _rows_named(rows: Rows, keys: Sequence[str], where: str | None) -> Ids:
         return matching_rows(rows, where).ids()
     found, unknown = rows.with_keys(list(keys))
     if unknown and len(found):
-        say(f"warning: {len(unknown):,} keys are in no shard: {some(unknown)}")
+        logger.warning(f"{len(unknown):,} keys are in no shard: {some(unknown)}")
     return np.unique(found)

@@ -5,17 +5,17 @@ first: until the files are what it says, ``verify`` calls for the same command a
 bytes.
 """
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.progress import Progress, say
-from memory_builder.base.runner import Runner, run_all
+from memory_builder.base.log import logger
+from memory_builder.base.runner import Runner
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, rows_of, split_ids
 from memory_builder.catalog.commits import Commit, check_own_files
 from memory_builder.catalog.description import read_description
@@ -25,7 +25,15 @@ from memory_builder.catalog.paths import lookup_path, metadata_path, shard_name,
 from memory_builder.catalog.rows import Rows, open_vectors
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import arrow_bytes, npy_bytes, parquet_bytes
-from memory_builder.storage.records import Digest, Ordinal, RowCount, ShardFile, read_record, strict_record
+from memory_builder.storage.records import (
+    Digest,
+    Ordinal,
+    RowCount,
+    ShardFile,
+    read_record,
+    strict_record,
+    write_record,
+)
 from memory_builder.storage.store import Store, sha256
 
 FOLDER = "purges"
@@ -50,10 +58,9 @@ def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
     """Blank deleted rows (i64[n], ascending) in the files of their shards."""
     ordinals = np.unique(split_ids(deleted)[0]).tolist()
     task = PurgeTask(memory=store, deleted=tuple(deleted.tolist()))
-    progress = Progress("compact: purged", n_planned=len(ordinals), n_done=0)
-    for _ in run_all(runner, task, ordinals):
-        progress.advance()
-    say(f"compact: {len(deleted):,} deleted rows are blank")
+    for _ in Stage(name="compact: purged", task=task, runner=runner).results(ordinals):
+        pass
+    logger.info(f"compact: {len(deleted):,} deleted rows are blank")
 
 
 def read_purge(store: Store, ordinal: int) -> Purge | None:
@@ -103,7 +110,7 @@ def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
     purge = Purge(
         ordinal=commit.ordinal, n_rows=len(rows), checksums={path: sha256(data) for path, data in files.items()}
     )
-    store.put(_record_path(commit.ordinal), json.dumps(asdict(purge), indent=1).encode())
+    write_record(store, _record_path(commit.ordinal), purge)
     for path, data in files.items():
         store.put(path, data)
     return purge

@@ -6,14 +6,15 @@ record. Only then are the files put that were damaged or missing; everything els
 """
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from memory_builder.base.runner import Runner
+from memory_builder.base.stage import Stage
 from memory_builder.catalog.commits import Commit
-from memory_builder.catalog.description import DESCRIPTION, EMBED_AGAIN, Description, read_description
+from memory_builder.catalog.description import DESCRIPTION, EMBED_AGAIN, read_description
 from memory_builder.catalog.metadata import LOOKUP_FIELDS
 from memory_builder.catalog.paths import commit_path, lookup_path, metadata_path, rejects_path
 from memory_builder.catalog.plan import read_plan
@@ -21,6 +22,7 @@ from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.trusted import encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.embed_shard import EmbedTask
+from memory_builder.embedding.import_shard import ImportTask
 from memory_builder.embedding.known_pairs import with_earlier
 from memory_builder.embedding.settings import settings_in
 from memory_builder.errors import CorruptMemoryError
@@ -98,13 +100,38 @@ def _embed_again(
         else:
             items += [(commits.get(ordinal), known) for known in with_earlier([shard], commits.values())]
     with _naming(mended, damaged):
-        task = RepairTask(memory=store, embed=_as_embedded(store, read_description(store), encoder), damaged=damaged)
-        for (_, shard), result in runner.run(task, items):
+        for (_, shard), result in _repaired(store, items, damaged, runner, encoder):
             if isinstance(result, Exception):
                 reason = f"{type(result).__name__}: {result}"
                 mended.reasons.update(dict.fromkeys(damaged[shard.ordinal], reason))
             else:
                 mended.files.extend(result)
+
+
+def _repaired(
+    store: Store,
+    items: Sequence[tuple[Commit | None, Shard]],
+    damaged: dict[int, list[str]],
+    runner: Runner,
+    encoder: EncoderConfig | None,
+) -> Iterator[tuple[tuple[Commit | None, Shard], list[str] | Exception]]:
+    """Embed or import shards anew, as they were; yield each with the files that were put again."""
+    description = read_description(store)
+    with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
+        config = EmbedConfig(**settings_in(EmbedConfig, description.config))
+    published = [item for item in items if split_uri(item[1].uri)[1].is_published]
+    embedded = [item for item in items if item not in published]
+    tasks: list[tuple[EmbedTask | ImportTask, list[tuple[Commit | None, Shard]]]] = []
+    if published:
+        tasks.append((ImportTask(memory=store, config=config, description=description), published))
+    if embedded:
+        encoder = encoder or encoder_of(description, store.root)
+        with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
+            encoder = replace(encoder, **settings_in(EncoderConfig, description.config))
+        tasks.append((EmbedTask(memory=store, encoder=encoder, config=config, description=description), embedded))
+    for task, group in tasks:
+        repair_task = RepairTask(memory=store, task=task, damaged=damaged, wants_gpu=task.wants_gpu)
+        yield from Stage(name="verify: repaired", task=repair_task, runner=runner).outcomes(group)
 
 
 @contextmanager
@@ -162,25 +189,13 @@ def read_plan_of_sound(store: Store) -> list[Shard]:
     return []
 
 
-def _as_embedded(store: Store, description: Description, encoder: EncoderConfig | None) -> EmbedTask:
-    """The task that wrote this memory, from what memory.json says of it."""
-    if encoder is None and description.fingerprint:  # without one, all its vectors were imported
-        encoder = encoder_of(description, store.root)
-    with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
-        return EmbedTask(
-            memory=store,
-            encoder=encoder and replace(encoder, **settings_in(EncoderConfig, description.config)),
-            config=EmbedConfig(**settings_in(EmbedConfig, description.config)),
-            description=description,
-        )
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairTask:
     """A worker with the memory's model loaded."""
 
     memory: Store | str
-    embed: EmbedTask
+    task: EmbedTask | ImportTask
+    """What wrote these shards."""
     damaged: dict[int, list[str]]
     """Files to put again, by the ordinal of their shard."""
     wants_gpu: bool = True
@@ -191,7 +206,7 @@ class RepairTask:
             repair_shard,
             store=Store(self.memory),
             scratch=scratch,
-            embed=replace(self.embed, memory=scratch.root).start(),
+            make=replace(self.task, memory=scratch.root).start(),
             damaged=self.damaged,
         )
 
@@ -201,7 +216,7 @@ def repair_shard(
     *,
     store: Store,
     scratch: Store,
-    embed: Callable[[Shard], Commit],
+    make: Callable[[Shard], Commit],
     damaged: dict[int, list[str]],
 ) -> list[str]:
     """Embed one shard anew and put its damaged files; of one whose commit record is lost, all that differ, and it.
@@ -222,7 +237,7 @@ def repair_shard(
     needed = _needed(shard)
     for path in needed:
         scratch.put(path, store.read(path))
-    made = embed(shard)
+    made = make(shard)
     try:
         if commit is None:
             differing = [path for path, digest in made.checksums.items() if checksum_of(store, path) != digest]

@@ -15,6 +15,7 @@ from memory_builder.ann.kmeans import choose_backend
 from memory_builder.ann.parts import Part, PartRecord, filled, read_faiss, read_part_record, write_faiss
 from memory_builder.ann.quantizer import draw_split
 from memory_builder.base.runner import Runner, available_threads
+from memory_builder.base.stage import Stage
 from memory_builder.base.types import ROW_BITS, Ids, Modality
 from memory_builder.catalog.description import read_description
 from memory_builder.catalog.manifest import Manifest
@@ -129,7 +130,9 @@ def _mend_parts(
 ) -> None:
     path = {record: f"{view.index}/parts/{record.name}.faiss" for record in _records(store, view)}
     broken = [record for record in path if path[record] in damaged]
-    for record, result in runner.run(RefillTask(memory=store, folder=view.index, keys=keys), broken):
+    task = RefillTask(memory=store, folder=view.index, keys=keys)
+    stage = Stage(name=f"verify {keys}: refilled", task=task, runner=runner, unit="parts")
+    for record, result in stage.outcomes(broken) if broken else ():
         if result is True:
             mended.files.append(path[record])
         else:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Pixels, Vectors
-from memory_builder.errors import EncoderError
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.model_files import LOCAL_DIR, refuse_code, refuse_code_in
 
 if TYPE_CHECKING:
@@ -60,6 +60,17 @@ class EncoderConfig:
         import torch
 
         return "bf16" if torch.cuda.is_available() else "fp32"
+
+
+def named_encoder(model: str | None, pretrained: str | None) -> EncoderConfig | None:
+    """What --model and --pretrained name, if they do.
+
+    Raises:
+        UsageError: weights are named, and no model that they are of.
+    """
+    if pretrained is not None and model is None:
+        raise UsageError(f"--pretrained {pretrained} needs --model: the model that these are the weights of")
+    return EncoderConfig(model=model, pretrained=pretrained) if model else None
 
 
 class Encoder:
@@ -264,7 +275,7 @@ def _fingerprint(model: Any, architecture: dict[str, Any], preprocess: dict[str,
 @cache
 def say_loading(model: str) -> None:
     """Tell that a model is being loaded, once in this process: torch alone takes seconds to import."""
-    say(f"loading model {model}")
+    logger.info(f"loading model {model}")
 
 
 @lru_cache(maxsize=1)

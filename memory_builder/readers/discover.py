@@ -10,7 +10,7 @@ from typing import Any
 import bracex
 
 from memory_builder.base.arguments import several
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.errors import SourceError
 from memory_builder.readers import folder, listing, parquet, webdataset
 from memory_builder.readers.file_kinds import SUFFIXES, describe_passed_over, is_hidden, kind_of
@@ -60,7 +60,7 @@ def find_sources(patterns: str | Sequence[str]) -> list[Source]:
         if not matches:
             raise SourceError(f"nothing to read at {pattern}: {EXPECTED}{'; ' * bool(rest)}{rest}")
         if rest:
-            say(rest)
+            logger.info(rest)
         sources |= {source.uri: source for source in matches}
     return _each_once(sources[uri] for uri in sorted(sources, key=_in_order))
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import Modality
 from memory_builder.errors import SourceError
 from memory_builder.readers.file_kinds import describe_passed_over
@@ -90,7 +90,7 @@ def find_published(root: str, keys: Modality = "image", *, committed: Collection
 
 def _say_passed_over(root: str, names: list[str]) -> None:
     if names:
-        say(f"passed over in {root}: {describe_passed_over(names)}")
+        logger.info(f"passed over in {root}: {describe_passed_over(names)}")
 
 
 def _not_taken(fs: Any, path: str, names: list[str], kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:

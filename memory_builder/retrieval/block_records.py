@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 import pyarrow as pa
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.catalog.commits import record_names
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.records import decode_table, read_sound_record
@@ -36,7 +36,7 @@ def done_records(
         if record is not None and is_own and is_whole(record):
             records[record.number] = record
         else:
-            warn(f"{store.root}/{folder}/{name} is damaged, or what it speaks of is: it is made again")
+            warn_once(f"{store.root}/{folder}/{name} is damaged, or what it speaks of is: it is made again")
     return records
 
 

@@ -3,9 +3,8 @@
 One process does this, with memory for the hits and, where near duplicates are looked for, for two vectors a row.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from memory_builder.retrieval.duplicates import first_of_each, without_near_dupl
 from memory_builder.retrieval.queries import Block
 from memory_builder.retrieval.search import HITS, done_blocks, read_block
 from memory_builder.retrieval.selection import Claims, best_claims, comparable, place_in_class, row_scores, select
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 ALL_HITS = "hits.parquet"
@@ -92,7 +92,7 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
     )
     with store.writing(SELECTION) as path:
         _write_pieces(path, pieces, chosen, found, config.strip)
-    store.put(RECORD, json.dumps(asdict(record), indent=1).encode())
+    write_record(store, RECORD, record)
     return record
 
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from memory_builder.base.progress import Progress
-from memory_builder.base.runner import Item, Result, Runner, Task
+from memory_builder.base.runner import Item, Result, Runner
+from memory_builder.base.stage import Stage
 from memory_builder.catalog.trusted import encoder_of, link_policy
-from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, StorageFullError
+from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, RetrieveError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.choose import choose, write_all_hits
@@ -24,16 +24,12 @@ from memory_builder.retrieval.search import SearchTask, done_blocks, whole_block
 from memory_builder.retrieval.summary import Summary, summarise
 from memory_builder.retrieval.support import write_support
 from memory_builder.retrieval.write import WriteTask
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash, record_bytes, write_record
 from memory_builder.storage.store import Store
 
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
 NAMED = ("memory", "model", "pretrained")
 """Where things were, which decides nothing: what they are, snapshot and fingerprint say."""
-
-
-class RetrieveError(MemoryBuilderError):
-    """Some of the work failed, or more pictures are missing than are allowed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +74,8 @@ def retrieve(request: Request, runner: Runner) -> Summary:
     search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask, snapshot=state)
     chosen = read_chosen(store)
     found = whole_blocks(store) if chosen is None else done_blocks(store)
-    _do("search", runner, search, [block for block in blocks if block.number not in found], len(blocks))
+    pending = [block for block in blocks if block.number not in found]
+    _finish_stage(Stage(name="search", task=search, runner=runner, unit="blocks"), pending, len(blocks))
     if excluded:
         _read_excluded(request, memory, store, excluded, runner)
     chosen = chosen or _choose(store, blocks, memory, request.config)
@@ -93,7 +90,7 @@ def retrieve(request: Request, runner: Runner) -> Summary:
     )
     done = done_pieces(store)
     pieces = [number for number in range(len(chosen.pieces)) if number not in done]
-    _do("write", runner, write, pieces, len(chosen.pieces), unit="tars")
+    _finish_stage(Stage(name="write", task=write, runner=runner, unit="tars"), pieces, len(chosen.pieces))
     return _finish(request, store, memory, chosen)
 
 
@@ -111,25 +108,22 @@ def _read_excluded(
     precision = described.config.get("precision", encoder.precision)
     task = ExcludeTask(out=store.root, encoder=replace(encoder, precision=precision), fingerprint=described.fingerprint)
     done = done_excluded(store)
-    _do("exclude", runner, task, [item for item in excluded if item.number not in done], len(excluded))
+    pending = [item for item in excluded if item.number not in done]
+    _finish_stage(Stage(name="exclude", task=task, runner=runner, unit="blocks"), pending, len(excluded))
 
 
-def _do(
-    stage: str, runner: Runner, task: Task[Item, Result], items: Sequence[Item], n_planned: int, unit: str = "blocks"
-) -> None:
-    """Do what is left; failures are told together, when the rest is done."""
+def _finish_stage(stage: Stage[Item, Result], pending: Sequence[Item], n_planned: int) -> None:
+    """Run a stage; when all its items were tried, the failures are raised together."""
     failed: list[str] = []
-    progress = Progress(stage, n_planned=n_planned, n_done=n_planned - len(items), unit=unit)
-    for _, result in runner.run(task, items):
-        if isinstance(result, StorageFullError):
-            raise result
+    for _, result in stage.outcomes(pending, n_done=n_planned - len(pending)):
         if isinstance(result, Exception):
             known = isinstance(result, MemoryBuilderError)
             failed.append(str(result) if known else f"{type(result).__name__}: {result}")
-        progress.advance(failed=isinstance(result, Exception))
     if failed:
         reasons = "; ".join(dict.fromkeys(failed[:3]))
-        raise RetrieveError(f"{len(failed)} of {n_planned} {unit} of {stage} failed ({reasons}): run the same again")
+        raise RetrieveError(
+            f"{len(failed)} of {n_planned} {stage.unit} of {stage.name} failed ({reasons}): run the same again"
+        )
 
 
 def _finish(request: Request, store: Store, memory: Memory, chosen: Chosen) -> Summary:
@@ -142,7 +136,7 @@ def _finish(request: Request, store: Store, memory: Memory, chosen: Chosen) -> S
             f"and write into a new folder, or allow it with --max-missing {summary.missing / n_asked:.2f}1"
         )
     write_support(store, memory, claims, len(request.classes), request.config.support)
-    store.put(SUMMARY, json.dumps(asdict(summary), indent=1, ensure_ascii=False).encode())
+    write_record(store, SUMMARY, summary, ensure_ascii=False)
     write_page(store, summary, claims)
     return summary
 
@@ -168,9 +162,9 @@ def _settle(store: Store, description: dict[str, Any]) -> None:
     """Write what is asked for; where something lies already, check that it was the same."""
     description = json.loads(json.dumps(description))
     decisive = {name: value for name, value in description.items() if name not in NAMED}
-    record = description | {"config_hash": config_hash(decisive), "started_s": time.time()}
+    record = description | {"config_hash": content_hash(decisive), "started_s": time.time()}
     try:
-        store.create(DESCRIPTION, json.dumps(record, indent=1, ensure_ascii=False).encode())
+        store.create(DESCRIPTION, record_bytes(record, ensure_ascii=False))
     except FileExistsError:
         fix = "remove it and run the same again with the settings it was begun with, or use another --out"
         there = store.read_json(DESCRIPTION, fix=fix) or {}

@@ -1,9 +1,8 @@
 """Blocks of queries → hits, a block committed at a time: ``search/00000.parquet``, then its record."""
 
-import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,11 +19,11 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.block_records import done_records
 from memory_builder.retrieval.config import AskConfig, key_side, query_side
 from memory_builder.retrieval.queries import Block, Query
+from memory_builder.search.hits import Hits
 from memory_builder.search.queries import query_vectors
-from memory_builder.search.scores import Hits
 from memory_builder.storage.filesystem import open_filesystem
 from memory_builder.storage.formats import parquet_bytes
-from memory_builder.storage.records import Count, Digest, Seconds, decode_table, strict_record
+from memory_builder.storage.records import Count, Digest, Seconds, decode_table, strict_record, write_record
 from memory_builder.storage.store import Store, sha256
 
 FOLDER = "search"
@@ -101,7 +100,7 @@ def search_block(block: Block, *, memory: Memory, store: Store, ask: AskConfig) 
             "total": time.perf_counter() - started,
         },
     )
-    store.put(f"{FOLDER}/{shard_name(block.number)}.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, f"{FOLDER}/{shard_name(block.number)}.json", record)
     return record
 
 

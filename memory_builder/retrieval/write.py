@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -27,6 +27,7 @@ from memory_builder.retrieval.fetch import read_piece_pairs
 from memory_builder.retrieval.pieces import LEFT_OUT, RECORDS, STRIP, STRIPS, PieceRecord
 from memory_builder.retrieval.tar_writer import TarWriter
 from memory_builder.storage.formats import parquet_bytes
+from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
 BATCH = 256
@@ -104,7 +105,7 @@ def write_piece(
         sha256=tar.sha256,
         seconds={"total": time.perf_counter() - started},
     )
-    store.put(f"{RECORDS}/{name}.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, f"{RECORDS}/{name}.json", record)
     return record
 
 

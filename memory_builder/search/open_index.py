@@ -19,27 +19,25 @@ from memory_builder.catalog.rows import Rows, are_rows
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.search.filtered import is_few, is_selective, score_all, widen
 from memory_builder.search.scores import best_of, exact_scores
+from memory_builder.search.tuned import tuned_for
 from memory_builder.storage.store import Store
 
 RERANK_BYTES = 64 << 20
 OVER_QUERIES = 3
 
 
-Scan = Callable[[Scores, int, int, RowSet | None], tuple[Scores, Ids]]
-"""As ``OpenIndex.scan``."""
+ScanCodes = Callable[[Scores, int, int, RowSet | None], tuple[Scores, Ids]]
+"""As ``OpenIndex.scan_codes``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Effort:
-    """How hard to look: lists probed, and candidates rescored exactly for every row asked for (0: none)."""
+class SearchParams:
+    """Parameters of one search of an index."""
 
     nprobe: int
+    """Inverted lists that are scanned."""
     refine: int
-
-
-def sides_of(tuned: dict[str, dict[str, Any]], side: str | None) -> list[dict[str, Any]]:
-    """Of what was tuned (query modality → setting), that of this modality; of both for bare vectors (None)."""
-    return [tuned[side]] if side in tuned else list(tuned.values())
+    """Candidates rescored with exact vectors for each of the k rows; 0 keeps the scores of the codes."""
 
 
 class OpenIndex:
@@ -52,7 +50,7 @@ class OpenIndex:
         folder: the index's folder in it.
         parts: names of the parts.
         serve_format: how the codes are held.
-        elsewhere: who scans the parts, when they are not to be opened in this process.
+        remote_scan: scans the parts on other processes; without it, they are opened in this one.
 
     Raises:
         CorruptMemoryError: a file is missing or damaged, or a part belongs to another index.
@@ -66,7 +64,7 @@ class OpenIndex:
         parts: Sequence[str],
         *,
         serve_format: ServeFormat = "plain",
-        elsewhere: Scan | None = None,
+        remote_scan: ScanCodes | None = None,
     ) -> None:
         self._place = f"{store.root}/{folder}"
         self._trained = open_trained(store, folder)
@@ -77,13 +75,13 @@ class OpenIndex:
         self.n_rows = sum(record.n_rows for record in records)
         self.n_tuned = self.n_rows if trained_as.n_rows is None else trained_as.n_rows
         """Rows there were when it was trained and tuned."""
-        self._elsewhere = elsewhere
-        self._parts = [] if elsewhere else [_open_part(store, folder, record, self._trained) for record in records]
+        self._remote_scan = remote_scan
+        self._parts = [] if remote_scan else [_open_part(store, folder, record, self._trained) for record in records]
         self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
         if not self.is_exact:
             self._ivf = _ivf_of(self._trained)
             self._part_ivfs = [_ivf_of(part) for part in self._parts]
-        if serve_format == "fastscan" and not elsewhere:
+        if serve_format == "fastscan" and not remote_scan:
             if self.is_exact:
                 raise UsageError(
                     f"{self._place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
@@ -120,20 +118,18 @@ class OpenIndex:
         codes, ids = zip(*(read_list(ivf, number) for ivf in self._part_ivfs), strict=True)
         return np.concatenate(codes), np.concatenate(ids)
 
-    def coarse(self, queries: Scores, nprobe: int) -> tuple[Scores, Scores, Ids]:
+    def probe(self, queries: Scores, nprobe: int) -> tuple[Scores, Scores, Ids]:
         """f32[q, d] → (queries as the lists see them f32[q, d'], list scores f32[q, nprobe], lists i64[q, nprobe])."""
         queries = transformed(self._trained, queries)
         quantizer = faiss.downcast_index(self._ivf.quantizer)
         params = (
-            faiss.SearchParametersHNSW(efSearch=graph_effort(nprobe))
-            if isinstance(quantizer, faiss.IndexHNSW)
-            else None
+            faiss.SearchParametersHNSW(efSearch=ef_search(nprobe)) if isinstance(quantizer, faiss.IndexHNSW) else None
         )
         scores, lists = quantizer.search(queries, nprobe, params=params)
         return queries, scores, lists
 
     def centroids(self, lists: Ids) -> Scores:
-        """i64[n] lists → f32[n, d'] their centroids, in the space that ``coarse`` gives queries in."""
+        """i64[n] lists → f32[n, d'] their centroids, in the space that ``probe`` gives queries in."""
         found: Scores = faiss.downcast_index(self._ivf.quantizer).reconstruct_batch(lists)
         return found
 
@@ -145,29 +141,29 @@ class OpenIndex:
         queries = np.ascontiguousarray(queries, np.float32)
         with _threads(1) if len(queries) == 1 else nullcontext():
             if allowed is None:
-                return self.scan(queries, k, nprobe)
+                return self.scan_codes(queries, k, nprobe)
             if is_selective(allowed, k, self.n_rows):
-                return self.scan(queries, k, nprobe, allowed)
-            return widen(lambda some, width: self.scan(some, width, nprobe), queries, k, self.n_rows, allowed)
+                return self.scan_codes(queries, k, nprobe, allowed)
+            return widen(lambda some, width: self.scan_codes(some, width, nprobe), queries, k, self.n_rows, allowed)
 
-    def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+    def scan_codes(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
         """``candidates`` in one pass over the lists, which looks at the id of every code where rows are told."""
-        if self._elsewhere is not None:
-            return self._elsewhere(queries, k, nprobe, allowed)
+        if self._remote_scan is not None:
+            return self._remote_scan(queries, k, nprobe, allowed)
         selector = None if allowed is None else allowed.selector
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
         if self.is_exact:
             for part in self._parts:  # faiss writes into the parameters: they are not shared
                 best.add_result(*part.search(queries, k, params=faiss.SearchParameters(sel=selector)))
         else:
-            queries, list_scores, lists = self.coarse(queries, min(nprobe, self.n_lists))
+            queries, list_scores, lists = self.probe(queries, min(nprobe, self.n_lists))
             for ivf in self._part_ivfs:
                 best.add_result(*_scan_lists(ivf, queries, k, list_scores, lists, selector))
         best.finalize()
         return best.D, best.I
 
     def search(
-        self, queries: Scores, k: int, effort: Effort, rows: Rows, keys: Modality, allowed: RowSet | None = None
+        self, queries: Scores, k: int, params: SearchParams, rows: Rows, keys: Modality, allowed: RowSet | None = None
     ) -> tuple[Scores, Ids]:
         """f32[q, d] unit rows → scores f32[q, k], ids i64[q, k], best first; padded with -1 and -inf.
 
@@ -179,16 +175,16 @@ class OpenIndex:
             raise CorruptMemoryError(f"{self._place}/trained.faiss {there}", REPAIR)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), NO_ROW, np.int64)
-        wanted = min(k * max(1, effort.refine), self.n_rows if allowed is None else len(allowed))
+        wanted = min(k * max(1, params.refine), self.n_rows if allowed is None else len(allowed))
         if wanted and allowed is not None and is_few(allowed, self.n_rows, rows):
             best_scores, best = score_all(queries, k, rows, keys, allowed)
             scores[:, : best.shape[1]], ids[:, : best.shape[1]] = best_scores, best
             return scores, ids
-        rerank = bool(effort.refine) and not self.has_exact_codes
+        rerank = bool(params.refine) and not self.has_exact_codes
         block = max(1, RERANK_BYTES // (4 * rows.d * max(1, wanted))) if rerank else max(1, len(queries))
         for start in range(0, len(queries) if wanted else 0, block):
             here = slice(start, start + block)
-            found_scores, found = self.candidates(queries[here], wanted, effort.nprobe, allowed)
+            found_scores, found = self.candidates(queries[here], wanted, params.nprobe, allowed)
             if not are_rows(found[found != NO_ROW], rows.commits).all():
                 raise CorruptMemoryError(f"a part of {self._place} names rows that the memory does not have", REPAIR)
             if rerank:
@@ -198,15 +194,15 @@ class OpenIndex:
         return scores, ids
 
 
-def tuned_effort(tuned: dict[str, dict[str, Any]], side: str | None, index: OpenIndex) -> Effort:
-    """The effort tuned for queries of a modality; for bare vectors (None), the greater of both."""
-    sides = sides_of(tuned, side)
-    if not sides:  # too few rows to tune on
-        return Effort(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
-    return Effort(nprobe=max(one["nprobe"] for one in sides), refine=max(one["refine"] for one in sides))
+def tuned_params(tuned: dict[str, dict[str, Any]], query_modality: str | None, index: OpenIndex) -> SearchParams:
+    """The parameters tuned for queries of a modality; for bare vectors (None), the greater of both."""
+    measured = tuned_for(tuned, query_modality)
+    if not measured:  # too few rows to tune on
+        return SearchParams(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
+    return SearchParams(nprobe=max(one["nprobe"] for one in measured), refine=max(one["refine"] for one in measured))
 
 
-def graph_effort(nprobe: int) -> int:
+def ef_search(nprobe: int) -> int:
     """efSearch of a graph of centroids that is to find this many."""
     return max(64, 2 * nprobe)
 

@@ -1,21 +1,9 @@
 """Scores of rows for queries: the best of them in an order that is always the same, and exact ones."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
 from memory_builder.catalog.rows import Rows
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hits:
-    """Rows found, best first."""
-
-    scores: Scores
-    """f32[q, k] inner products of unit vectors; -inf where there is no hit."""
-    ids: Ids
-    """i64[q, k] row ids; -1 where there is no hit."""
 
 
 def best_of(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:

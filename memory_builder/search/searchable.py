@@ -10,8 +10,8 @@ from memory_builder.base.types import Modality, Scores
 from memory_builder.catalog.description import Description
 from memory_builder.catalog.metadata import LOOKUP_FIELDS
 from memory_builder.catalog.snapshots import Snapshot
+from memory_builder.search.hits import Hits
 from memory_builder.search.queries import Picture
-from memory_builder.search.scores import Hits
 
 
 @runtime_checkable
@@ -40,11 +40,12 @@ class Searchable(Protocol):
         image: Picture | Sequence[Picture] | None = None,
         vectors: npt.ArrayLike | None = None,
         k: int = 10,
-        side: Modality | None = None,
+        query_modality: Modality | None = None,
         modality: Modality | None = None,
         where: str | None = None,
         nprobe: int | None = None,
         refine: int | None = None,
+        side: Modality | None = None,
         keys: Modality | None = None,
     ) -> Hits: ...
 
@@ -57,5 +58,9 @@ class Searchable(Protocol):
     ) -> Scores: ...
 
     def picture(self, row_id: int) -> bytes: ...
+
+    def stated_recall(
+        self, modality: Modality = "image", query_modality: str | None = None
+    ) -> dict[str, float] | None: ...
 
     def info(self) -> dict[str, Any]: ...

@@ -21,7 +21,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from memory_builder.base.progress import duration, say
+from memory_builder.base.log import logger
+from memory_builder.base.progress import duration
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError, StorageError
 from memory_builder.storage.records import Seconds, decode, partial_record
 from memory_builder.storage.store import Store, is_alive, sha256
@@ -146,7 +147,7 @@ class _Waiting:
         if now - self._began >= LOOK_S and (self._told is None or now - self._told >= TELL_S):
             self._told = now
             waited = duration(now - self._began)
-            say(f"waiting for {self._store.root}/{self._name}, {_describe(holder)}; waited {waited}")
+            logger.info(f"waiting for {self._store.root}/{self._name}, {_describe(holder)}; waited {waited}")
         time.sleep(PAUSE_S)
 
     def _is_old(self, content: bytes, holder: Holder | None) -> bool:

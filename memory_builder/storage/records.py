@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from functools import lru_cache
 from tokenize import TokenError
 from typing import Annotated, Any, TypeVar
@@ -21,14 +22,12 @@ from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.storage.store import Store, sha256
 
 FORMAT_VERSION = 1
-partial_record = with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
-"""Likewise, of a record of which we need some fields and whose others are for people."""
-
 SHOWN = 3
 """Wrong fields that a message names."""
-
 strict_record = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
 """Class decorator of a record: no value is converted, no field is unknown, no number is NaN."""
+partial_record = with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
+"""Likewise, of a record of which some fields are needed; its other fields are for people."""
 
 
 def _name(pattern: str) -> Any:
@@ -105,7 +104,10 @@ def decode(kind: type[Kind], data: bytes | str, *, where: str, fix: str = REPAIR
     try:
         decoded: Kind = _adapter(kind).validate_json(data, strict=True)
     except ValidationError as error:
-        raise CorruptMemoryError(f"{where} is damaged ({_reasons(error)})", fix) from None
+        problem = f"{where} is damaged ({_reasons(error)})"
+        if all(one["type"] in ("extra_forbidden", "unexpected_keyword_argument") for one in error.errors()):
+            fix = f"if a newer memory-builder wrote it, install that; else {fix}"
+        raise CorruptMemoryError(problem, fix) from None
     return decoded
 
 
@@ -205,12 +207,23 @@ def decode_table(
         if wrong or file.metadata.num_rows > max_rows:
             what = f"column {wrong[0]} is missing or of another type" if wrong else f"{file.metadata.num_rows:,} rows"
             raise CorruptMemoryError(f"{where} is damaged ({what})", fix)
-        # In this thread alone; see ``tables.read_parquet``.
+        # In this thread alone; see ``formats.read_parquet``.
         table = file.read([column.name for column in schema if column.name in there.names], use_threads=False)
         table.validate(full=True)  # pyarrow itself looks at neither UTF-8 nor offsets
         return table
 
 
-def config_hash(config: dict[str, Any]) -> str:
-    """Sixteen hex digits over a configuration's canonical JSON."""
-    return sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode())[:16]
+def record_bytes(record: Any, *, ensure_ascii: bool = True) -> bytes:
+    """The JSON text of a record: a dataclass or a mapping. The same record gives the same bytes."""
+    fields = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
+    return json.dumps(fields, indent=1, ensure_ascii=ensure_ascii).encode()
+
+
+def write_record(store: Store, path: str, record: Any, *, ensure_ascii: bool = True) -> None:
+    """Write a record, after the data it speaks of: what has no record does not exist."""
+    store.put(path, record_bytes(record, ensure_ascii=ensure_ascii))
+
+
+def content_hash(content: dict[str, Any]) -> str:
+    """Sixteen hex digits over a mapping's canonical JSON: the name of what is made from exactly this content."""
+    return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())[:16]

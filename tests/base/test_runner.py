@@ -50,5 +50,5 @@ def test_on_a_gpu_two_items_are_in_work_at_once(monkeypatch: pytest.MonkeyPatch)
 def test_torch_is_not_imported_to_look_for_a_gpu_where_no_driver_is() -> None:
     if any(map(os.path.exists, GPU_FILES)):
         pytest.skip("a GPU's driver is here")
-    ask = "import sys; from memory_builder.runner import has_gpu; print(has_gpu(), 'torch' in sys.modules)"
+    ask = "import sys; from memory_builder.base.runner import has_gpu; print(has_gpu(), 'torch' in sys.modules)"
     assert subprocess.check_output([sys.executable, "-c", ask], text=True).split() == ["False", "False"]

@@ -28,7 +28,7 @@ from memory_builder.errors import ConcurrentWriterError, ConfigMismatchError, Co
 from memory_builder.maintenance.verify import damaged_records
 from memory_builder.memory import Memory
 from memory_builder.readers.shard import MAX_ORDINAL, Shard, Source
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 
@@ -82,7 +82,7 @@ def described(**config: Any) -> Description:
         d=4,
         columns={},
         config=config,
-        config_hash=config_hash(config),
+        config_hash=content_hash(config),
     )
 
 
@@ -244,8 +244,8 @@ def test_one_of_two_writers_of_a_state_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_config_hash_ignores_order_and_nothing_else() -> None:
-    assert config_hash({"a": 1, "b": [2]}) == config_hash({"b": [2], "a": 1})
-    assert len({config_hash(c) for c in ({}, {"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1})}) == 5
+    assert content_hash({"a": 1, "b": [2]}) == content_hash({"b": [2], "a": 1})
+    assert len({content_hash(c) for c in ({}, {"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1})}) == 5
 
 
 def test_a_memory_keeps_the_description_it_was_made_with(tmp_path: Path) -> None:
@@ -445,8 +445,8 @@ def test_a_place_that_another_driver_committed_is_not_overwritten(tmp_path: Path
 def test_processes_that_end_right_after_reading_a_plan_end_well(tmp_path):
     code = (
         "import sys\n"
-        "from memory_builder.plan import read_plan\n"
-        "from memory_builder.storage import Store\n"
+        "from memory_builder.catalog.plan import read_plan\n"
+        "from memory_builder.storage.store import Store\n"
         "assert len(read_plan(Store(sys.argv[1]))) == 3\n"
     )
     extend_plan(Store(tmp_path), [Source(uri=f"{i}.tar", bytes=1, etag="1") for i in range(3)])

@@ -47,7 +47,7 @@ def spread(store, ray_cluster):
     parts = view.parts
     pool = SearchPool(ray_cluster.address, store, view.index, parts, cpus_per_actor=1)
     assert len(pool._hired) == 2
-    memory._indexes["image"] = OpenIndex(store, view.index, parts, elsewhere=pool.scan)
+    memory._indexes["image"] = OpenIndex(store, view.index, parts, remote_scan=pool.scan)
     yield memory, pool
     for hired in pool._hired:
         ray.kill(hired.actor)

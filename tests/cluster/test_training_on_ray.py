@@ -14,7 +14,7 @@ from cluster.runner import RayRunner
 from helpers.tiny_runs import bundled_pairs, write_subset, write_tiny_model
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.errors import UsageError, WorkerError
+from memory_builder.errors import LossError, UsageError, WorkerError
 from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
@@ -22,7 +22,6 @@ from trainer.loop.checkpoint import read_states
 from trainer.loop.config import LoopConfig, Where
 from trainer.loop.distributed import world
 from trainer.loop.launch import run_job
-from trainer.loop.loop import LossError
 from trainer.react.config import DataConfig, GatedConfig, ReactConfig
 from trainer.react.job import ReactJob
 from trainer.reco.config import FusionConfig, NeighbourConfig

@@ -24,7 +24,7 @@ from memory_builder.errors import EncoderError, SourceError, UsageError
 from memory_builder.model.encoder import Encoder
 from memory_builder.readers.discover import find_sources
 from memory_builder.readers.shard import Shard
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store, sha256
 
 FILES = [
@@ -389,7 +389,7 @@ def test_a_worker_with_other_weights_than_the_memory_is_refused(tmp_path: Path, 
     assert commit.config_hash == described.config_hash
     assert described.config_hash != describe(encoder, EmbedConfig()).config_hash
     of_defaults = {"fingerprint": encoder.fingerprint, "precision": "fp32"}
-    assert describe(encoder, EmbedConfig()).config_hash == config_hash(of_defaults)
+    assert describe(encoder, EmbedConfig()).config_hash == content_hash(of_defaults)
     from dataclasses import replace
 
     other = replace(task, description=replace(described, fingerprint="f" * 64))

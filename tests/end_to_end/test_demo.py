@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from memory_builder import EncoderConfig, Memory
-from memory_builder.demo import TEXTS, K
+from memory_builder.demo.driver import TEXTS, K
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_a_full_disk_stops_the_run_at_once_and_is_no_fault_of_the_shards(
 
 WRITE = """
 import sys
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 store, data = Store(sys.argv[1]), b"x" * 200_000
 for write in (store.put, store.create):
     try:

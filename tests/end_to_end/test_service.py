@@ -20,6 +20,7 @@ from helpers.browser import chromium
 from helpers.bundled import ROOT
 from helpers.service import serving_at
 from memory_builder import Memory, MemoryBuilderError, RemoteMemory, UsageError
+from memory_builder.errors import ConnectionFailedError
 from memory_builder.readers.read import Pair, read_pairs
 
 PAGE = (ROOT / "docs" / "serve.md").read_text()
@@ -234,7 +235,7 @@ def test_what_is_deleted_is_gone_soon_and_too_long_a_body_is_refused(memory_copy
 
 
 def test_who_is_not_there_or_is_something_else() -> None:
-    with pytest.raises(UsageError, match="no service answers at"):
+    with pytest.raises(ConnectionFailedError, match="no service answers at"):
         RemoteMemory.open("http://127.0.0.1:9", timeout_s=1)
     with pytest.raises(UsageError, match="expected the http:// address"):
         RemoteMemory.open("memory")

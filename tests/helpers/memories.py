@@ -14,7 +14,7 @@ from memory_builder.catalog.metadata import metadata_table
 from memory_builder.catalog.plan import extend_plan
 from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.readers.shard import Source
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store, sha256
 
 Floats = npt.NDArray[np.float32]
@@ -81,7 +81,7 @@ def write_memory(
         d=d,
         columns=columns or {},
         config={"fingerprint": fingerprint},
-        config_hash=config_hash({"fingerprint": fingerprint}),
+        config_hash=content_hash({"fingerprint": fingerprint}),
     )
     settle_description(store, description)
     starts = range(0, n, shard_rows)

@@ -199,7 +199,7 @@ def test_appending_without_an_index_and_without_new_shards(growing: Growing) -> 
     before = growing.index("IVF8,Flat")
     assert append(growing.store, runner=LOCAL) == before
     with pytest.raises(IndexBuildError, match="no index of text vectors"):
-        append(growing.store, runner=LOCAL, keys=["text"])
+        append(growing.store, runner=LOCAL, modalities=["text"])
 
 
 def test_purged_rows_leave_no_trace_and_verify_stays_green(growing: Growing) -> None:
@@ -349,7 +349,7 @@ def test_stopped_at_any_write_it_is_the_old_state_or_the_new_and_goes_on(
         try:
             with monkeypatch.context() as patch:  # workers open stores of their own
                 store = Interrupted(str(growing.root), n // 2, after=bool(n % 2))
-                for module in ("parts", "purge"):
+                for module in ("ann.parts", "maintenance.purge"):
                     patch.setattr(f"memory_builder.{module}.Store", lambda _, store=store: store)
                 command(store)
         except KeyboardInterrupt:

@@ -20,13 +20,13 @@ import memory_builder as mb
 from memory_builder import Memory
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, IndexBuildError, UsageError
+from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, IndexBuildError, RetrieveError, UsageError
 from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig
-from memory_builder.retrieval.driver import Request, RetrieveError, retrieve
+from memory_builder.retrieval.driver import Request, retrieve
 from memory_builder.retrieval.selection import SelectConfig
 from memory_builder.retrieval.summary import Summary
 from memory_builder.retrieval.write import pair_key

@@ -16,7 +16,7 @@ from memory_builder.base.types import NO_ROW
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.rows import Rows
 from memory_builder.errors import CorruptMemoryError
-from memory_builder.search.open_index import Effort, OpenIndex
+from memory_builder.search.open_index import OpenIndex, SearchParams
 from memory_builder.storage.store import Store
 
 N, D, SHARD_ROWS, FOLDER = 1_500, 16, 400, "index/x"
@@ -94,7 +94,7 @@ def test_parts_answer_as_one_index_that_holds_everything(built: Built, nprobe: i
             quantizer.hnsw.efSearch = 64
     k = 400  # beyond the rows that tie in the last places
     scores, ids = in_order(*whole.search(built.queries, k))
-    ours, our_ids = built.index.search(built.queries, k, Effort(nprobe=nprobe, refine=0), built.rows, "image")
+    ours, our_ids = built.index.search(built.queries, k, SearchParams(nprobe=nprobe, refine=0), built.rows, "image")
     found = ids != NO_ROW
     np.testing.assert_array_equal(our_ids != NO_ROW, found)
     np.testing.assert_allclose(ours[found], scores[found], atol=1e-5)
@@ -104,7 +104,7 @@ def test_parts_answer_as_one_index_that_holds_everything(built: Built, nprobe: i
 
 
 def test_refined_scores_are_exact(built: Built) -> None:
-    scores, ids = built.index.search(built.queries, 10, Effort(nprobe=16, refine=8), built.rows, "image")
+    scores, ids = built.index.search(built.queries, 10, SearchParams(nprobe=16, refine=8), built.rows, "image")
     place = {int(row_id): i for i, row_id in enumerate(built.ids)}
     expected = [
         [query @ built.vectors[place[i]] for i in row] for query, row in zip(built.queries, ids.tolist(), strict=True)
@@ -114,7 +114,7 @@ def test_refined_scores_are_exact(built: Built) -> None:
 
 
 def test_looking_everywhere_finds_the_exact_answer(built: Built) -> None:
-    scores, ids = built.index.search(built.queries, 10, Effort(nprobe=16, refine=N), built.rows, "image")
+    scores, ids = built.index.search(built.queries, 10, SearchParams(nprobe=16, refine=N), built.rows, "image")
     truth, true_ids = in_order(built.queries @ built.vectors.T, np.tile(built.ids, (len(built.queries), 1)))
     np.testing.assert_allclose(scores, truth[:, :10], atol=1e-5)
     assert (ids == true_ids[:, :10]).mean() > 0.99
@@ -122,7 +122,7 @@ def test_looking_everywhere_finds_the_exact_answer(built: Built) -> None:
 
 @pytest.mark.parametrize("k", [N, N + 1, 3 * N])
 def test_what_is_not_there_is_padded(built: Built, k: int) -> None:
-    scores, ids = built.index.search(built.queries[:3], k, Effort(nprobe=10**6, refine=2), built.rows, "image")
+    scores, ids = built.index.search(built.queries[:3], k, SearchParams(nprobe=10**6, refine=2), built.rows, "image")
     assert scores.shape == ids.shape == (3, k)
     assert scores.dtype == np.float32
     assert (ids[:, N:] == NO_ROW).all()
@@ -132,17 +132,19 @@ def test_what_is_not_there_is_padded(built: Built, k: int) -> None:
 
 
 def test_no_queries_give_no_answers(built: Built) -> None:
-    scores, ids = built.index.search(np.zeros((0, D), np.float32), 5, Effort(nprobe=4, refine=2), built.rows, "image")
+    scores, ids = built.index.search(
+        np.zeros((0, D), np.float32), 5, SearchParams(nprobe=4, refine=2), built.rows, "image"
+    )
     assert scores.shape == ids.shape == (0, 5)
 
 
 def test_rows_that_tie_come_in_order_of_their_ids(built: Built) -> None:
-    effort = Effort(nprobe=16, refine=16)
-    scores, ids = built.index.search(built.vectors[5:6], 11, effort, built.rows, "image")
+    params = SearchParams(nprobe=16, refine=16)
+    scores, ids = built.index.search(built.vectors[5:6], 11, params, built.rows, "image")
     assert ids[0].tolist() == [5, *range(10, 20)]
     assert np.ptp(scores) == 0
     for _ in range(3):
-        again = built.index.search(built.vectors[5:6], 11, effort, built.rows, "image")
+        again = built.index.search(built.vectors[5:6], 11, params, built.rows, "image")
         np.testing.assert_array_equal(again[1], ids)
 
 
@@ -155,8 +157,8 @@ def test_an_index_knows_its_size(built: Built) -> None:
 
 def test_threads_get_the_answers_that_one_gets_alone(built: Built) -> None:
     def ask(i: int) -> tuple[Any, Any]:
-        query, effort = built.queries[i % 20][None], Effort(nprobe=1 + i % 16, refine=i % 4)
-        return built.index.search(query, 5 + i % 7, effort, built.rows, "image")
+        query, params = built.queries[i % 20][None], SearchParams(nprobe=1 + i % 16, refine=i % 4)
+        return built.index.search(query, 5 + i % 7, params, built.rows, "image")
 
     alone = [ask(i) for i in range(160)]
     with ThreadPoolExecutor(8) as threads:

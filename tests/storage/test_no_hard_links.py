@@ -73,7 +73,7 @@ def test_one_of_many_threads_wins_a_name(tmp_path: Path, monkeypatch: pytest.Mon
 
 CRASH = """
 import os, sys
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 def link(*_, **__): raise PermissionError(1, "Operation not permitted")
 os.link = link
 os.replace = lambda *_: os._exit(9)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WRITERS = 8
 WRITE_FOREVER = """
 import sys, time
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 with Store(sys.argv[1]).writing("folder/file.bin") as temporary:
     temporary.write_bytes(b"x" * 100_000)
     print("half-way", flush=True)
@@ -39,7 +39,7 @@ with Store(sys.argv[1]).writing("folder/file.bin") as temporary:
 """
 CREATE_ALL = """
 import sys
-from memory_builder.storage import Store
+from memory_builder.storage.store import Store
 store = Store(sys.argv[1])
 sys.stdin.readline()
 for n in range(40):

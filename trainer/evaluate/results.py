@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import parquet_bytes, read_parquet
-from memory_builder.storage.records import config_hash
+from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store, sha256
 from trainer.evaluate.numbers.metrics import Answers, Figures
 from trainer.evaluate.sets.datasets import Dataset
@@ -112,7 +112,7 @@ def _predictions_name(run: Store, name: str) -> str | None:
 
 def _own_name(run: Store, result: Result) -> str:
     """Where it lies already, or goes: what an older record does not know of itself is taken to be as asked."""
-    beside = f"{result.name}-{config_hash(result.asked)[:6]}"
+    beside = f"{result.name}-{content_hash(result.asked)[:6]}"
     told = told_of(run.read_sound_json(f"{FOLDER}/{result.name}.json") or {})
     is_own = all(told.get(name, value) == value for name, value in result.asked.items())
     return result.name if is_own and not run.exists(f"{FOLDER}/{beside}.json") else beside

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from memory_builder.base.progress import say
-from memory_builder.errors import MemoryBuilderError
+from memory_builder.errors import LossError
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import Progressed
 from trainer.loop.config import LoopConfig
@@ -38,10 +38,6 @@ class Source(Protocol):
     def batches(self, slices: Iterable[Slice]) -> Iterator[Batch]:
         """The batch of each slice, in order; read ahead as the source sees fit."""
         ...
-
-
-class LossError(MemoryBuilderError):
-    """The loss, or its gradient's length, is not a finite number."""
 
 
 def order_of(config: LoopConfig, n_pairs: int) -> Order:

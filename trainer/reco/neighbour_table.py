@@ -22,7 +22,7 @@ from memory_builder.catalog.paths import shard_name
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
 from memory_builder.memory import Memory
 from memory_builder.storage.formats import npy_bytes, parquet_bytes, read_npy, read_parquet
-from memory_builder.storage.records import Count, config_hash, read_sound_record, strict_record
+from memory_builder.storage.records import Count, content_hash, read_sound_record, strict_record
 from memory_builder.storage.store import Store
 from trainer.loop.config import NO_GROUP
 from trainer.loop.launch import make_absolute
@@ -186,7 +186,7 @@ def read_records(store: Store) -> dict[int, Counter[str]]:
 
 def neighbours_hash(memory: Memory, train: Memory, config: NeighbourConfig, clusters: str | None) -> str:
     """What the stored neighbours depend on: the state of both memories, and the settings."""
-    return config_hash(
+    return content_hash(
         {
             "memory": asdict(memory.snapshot) | {"root": memory.store.root},
             "train": {str(o): commit.checksums for o, commit in train.commits.items()},

@@ -1,19 +1,18 @@
 """Evaluation sets that a subset must not hold pictures of: found, embedded, and kept as ``exclude/00000.*``."""
 
 import io
-import json
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from memory_builder.base.log import logger
 from memory_builder.base.prefetch import map_ahead
-from memory_builder.base.progress import say
 from memory_builder.base.runner import available_threads
 from memory_builder.base.types import Pixels, Vectors
 from memory_builder.catalog.commits import record_names
@@ -33,7 +32,7 @@ from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
 from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
 from memory_builder.storage.filesystem import open_filesystem
 from memory_builder.storage.formats import npy_bytes, parquet_bytes, read_npy
-from memory_builder.storage.records import Count, decode_table, reading, strict_record
+from memory_builder.storage.records import Count, decode_table, reading, strict_record, write_record
 from memory_builder.storage.store import Store, sha256
 
 FOLDER = "exclude"
@@ -89,7 +88,7 @@ def _splits(name: str) -> list[str]:
     inside = {folder: f"{path.rstrip('/')}/{folder}" for folder in folders}
     marked = [folder for folder in folders if fs.exists(f"{inside[folder]}/{TAR_MARK}")]
     if not marked and not any(map(is_named_as_split, folders)):
-        say(f"evaluation set {name}: no splits, all of it is read")
+        logger.info(f"evaluation set {name}: no splits, all of it is read")
         return []
     splits = [folder for folder in folders if folder in marked or is_named_as_split(folder)] if marked else folders
     left = [folder for folder in splits if is_to_learn_from(folder)]
@@ -99,7 +98,7 @@ def _splits(name: str) -> list[str]:
     if not marked:
         _refuse_classes(fs, name, inside, left, read)
     beside = describe_passed_over(entry for entry in entries if entry not in splits)
-    say(
+    logger.info(
         f"evaluation set {name}: read {', '.join(read)}"
         + (f"; {', '.join(left)} may be learnt from and is not read" if left else "")
         + (f"; passed over {beside}" if beside else "")
@@ -174,7 +173,7 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
     store.put(f"{FOLDER}/{name}.parquet", parquet_bytes(pa.Table.from_pylist(keys, schema=KEYS)))
     n_unreadable = len(pictures) - len(usable)
     record = ExcludedRecord(number=item.number, uri=item.uri, n_pictures=len(usable), n_unreadable=n_unreadable)
-    store.put(f"{FOLDER}/{name}.json", json.dumps(asdict(record), indent=1).encode())
+    write_record(store, f"{FOLDER}/{name}.json", record)
     return record
 
 

@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from memory_builder.errors import ConfigMismatchError, UsageError
+from memory_builder.errors import ConfigMismatchError, LossError, UsageError
 from memory_builder.storage.store import Store
 from trainer.loop.config import Where
 from trainer.loop.launch import run_job
-from trainer.loop.loop import LossError
 from trainer.loop.run_config import read_record
 from trainer.react.config import GatedConfig
 

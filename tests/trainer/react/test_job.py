@@ -19,6 +19,7 @@ from memory_builder.errors import (
     ConfigMismatchError,
     CorruptMemoryError,
     EncoderError,
+    LossError,
     SourceError,
     StorageFullError,
     UsageError,
@@ -30,7 +31,6 @@ from trainer.loop.checkpoint import Progressed, pack, read_states
 from trainer.loop.config import LoopConfig, OptimizerConfig, Where
 from trainer.loop.distributed import World
 from trainer.loop.launch import run_job
-from trainer.loop.loop import LossError
 from trainer.loop.losses import info_nce
 from trainer.loop.optimizer import make_optimizer, take_step
 from trainer.loop.run_config import read_run
