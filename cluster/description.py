@@ -2,14 +2,16 @@
 
 import base64
 import hashlib
-import html
 import json
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+
+from memory_builder.base.pages import render
 
 NPY, NPZ, ARROW = "application/x-npy", "application/x-npz", "application/vnd.apache.arrow.stream"
 PICTURE_TYPES = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif")
@@ -59,35 +61,17 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
+def search_page() -> str:
+    """The page to search with."""
+    return render("cluster/page.html", title="memory-builder")
+
+
 def description_page(schema: Mapping[str, Any] | None = None) -> str:
     """OpenAPI for people: plain HTML, without any script."""
-    sections = []
-    for path, operations in (schema or {"paths": {}})["paths"].items():
-        for method, operation in operations.items():
-            sections.append(_section(f"{method.upper()} {path}", operation))
-    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>memory-builder: HTTP</title>
-<style>{_STYLE}</style><h1>memory-builder: HTTP</h1>
-<p>For programs: <a href="openapi.json">openapi.json</a></p>{"".join(sections)}</html>"""
-
-
-_STYLE = "body { font: 16px/1.4 system-ui, sans-serif; max-width: 60rem; margin: auto; padding: 1rem } pre { overflow: auto; background: #8882; padding: .5rem }"  # noqa: E501
-
-
-def _section(title: str, operation: Mapping[str, Any]) -> str:
-    parts = [f"<h2><code>{html.escape(title)}</code></h2><p>{html.escape(operation.get('summary', ''))}</p>"]
-    for parameter in operation.get("parameters", ()):
-        parts.append(f"<h4>{html.escape(parameter['name'])} ({parameter['in']})</h4>{_pre(parameter['schema'])}")
-    for kind, content in operation.get("requestBody", {}).get("content", {}).items():
-        parts.append(f"<h4>body: {html.escape(kind)}</h4>{_pre(content['schema'])}")
-    answers = "".join(
-        f"<li>{status}: {html.escape(answer['description'])} {html.escape(', '.join(answer.get('content', {})))}"
-        for status, answer in sorted(operation["responses"].items())
+    paths = (schema or {"paths": {}})["paths"]
+    return render(
+        "cluster/description.html", title="memory-builder: HTTP", paths=paths, as_json=partial(json.dumps, indent=1)
     )
-    return f"{''.join(parts)}<h4>answers</h4><ul>{answers}</ul>"
-
-
-def _pre(value: Any) -> str:
-    return f"<pre>{html.escape(json.dumps(value, indent=1))}</pre>"
 
 
 def page_policy(*pages: str) -> str:

@@ -8,7 +8,6 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
 from typing import IO, Annotated, Any, TypeVar
 
 import anyio
@@ -37,6 +36,7 @@ from cluster.description import (
     describe,
     description_page,
     page_policy,
+    search_page,
 )
 from cluster.gate import Gate, HostNames, error_answer
 from cluster.session import Served, ServiceConfig
@@ -64,7 +64,7 @@ def create_app(config: ServiceConfig) -> FastAPI:
     """
     return_freed_memory()
     served, spools = Served(config), Spools(config.max_spool_bytes)
-    page = files("cluster").joinpath("page.html").read_text("utf-8")
+    page = search_page()
     app = FastAPI(title="memory-builder", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
         Gate, hosts=HostNames(config.host, config.server_names), page_policy=page_policy(page, description_page())

@@ -1,4 +1,4 @@
-"""From nothing to the tables of docs/results.md: every step in its order, each done once.
+"""From nothing to the tables of examples/icons/results.md: every step in its order, each done once.
 
     examples/icons/run.sh --out ~/icons                 # the benchmark, with the bundled base model
     examples/icons/run.sh --out ~/icons --retrain       # train the base model too: an hour or more on two cores

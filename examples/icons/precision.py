@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import tyro
 from benchmark import TEMPLATES
-from charts import COLOURS, ChartLine, line_chart
 from deal import TIERS
 from prepare import put_json
 
 from memory_builder import Memory
+from memory_builder.base.charts import COLOURS, Series, line_chart, names_axis, number_axis
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.model.templates import fill
 from memory_builder.readers.read import Pair, read_pairs
@@ -169,17 +169,14 @@ def measure(config: Precision) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], side: str) -> str:
     """Precision by rank, a line a mode, dashed without the rows whose caption is the class name."""
-    lines = [
-        ChartLine(
-            label=mode if kind == "p" else "",
-            values=[found[side][mode]["all"][f"{kind}@{rank}"] for rank in RANKS],
-            colour=colour,
-            dashed=kind != "p",
-        )
-        for mode, colour in zip(MODES, COLOURS, strict=True)
-        for kind in ("p", "other p")
-    ]
-    return line_chart(f"rows found for a class ({side})", [str(r) for r in RANKS], lines, 1, (0, 0.25, 0.5, 0.75, 1))
+    series = []
+    for mode, colour in zip(MODES, COLOURS, strict=True):
+        for kind, name in (("p", mode), ("other p", f"{mode}, other captions")):
+            values = [found[side][mode]["all"][f"{kind}@{rank}"] for rank in RANKS]
+            points = [(i, value) for i, value in enumerate(values) if value is not None]
+            series.append(Series(name=name, points=points, colour=colour, dashed=kind != "p"))
+    x, y = names_axis([str(rank) for rank in RANKS], "rows retrieved for a class"), number_axis(0, 1, "precision")
+    return line_chart(f"Precision by rank, {side} queries", x, y, series).svg()
 
 
 def main() -> int:

@@ -12,7 +12,6 @@ indexed. With `--memory ~/icons/memory-react --unasked ~/icons/memory-unasked-re
 --prefix react- --only published` it is RECO on the model that REACT customised, whose own zero-shot stands beside.
 """
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from charts import COLOURS, ChartLine, line_chart
 from deal import TIERS
 from study import (
     CAPTIONED,
@@ -39,6 +37,7 @@ from study import (
 )
 from without import memory_without
 
+from memory_builder.base.charts import COLOURS, Series, line_chart, names_axis, number_axis
 from trainer.evaluate.config import Setting
 from trainer.evaluate.numbers.intervals import interval
 from trainer.evaluate.numbers.metrics import class_sums
@@ -192,11 +191,13 @@ def sweep_chart(config: RecoStudy, runs: dict[str, Sequence[Path]], name: str) -
         lines = [*lines_of({"": [config.rivals[tier]]}, RIVALS[:1], f"test-{tier}"), *lines]
         sums = [class_sums(100 * line.right["top1"], line.labels) for line in lines]
         spans = [interval(of_line) for of_line in sums]
-        drawn.append(ChartLine(label=tier, values=[s.value for s in sums], colour=colour, spans=spans))
+        points = [(i, float(of_line.value)) for i, of_line in enumerate(sums)]
+        drawn.append(Series(name=tier, points=points, colour=colour, spans=spans))
     if not drawn:
         return None
-    top = 5 * math.ceil(max(high for line in drawn for _, high in line.spans) / 5)
-    return line_chart(f"{below}; top-1, test", ["frozen", *map(str, variants)], drawn, top, range(0, top + 1, 5))
+    top = max(high for one in drawn for _, high in one.spans)
+    x, y = names_axis(["frozen", *map(str, variants)], below), number_axis(0, top, "top-1 in per cent, test split")
+    return line_chart(f"RECO: {below}", x, y, drawn).svg()
 
 
 def tables_of(config: RecoStudy) -> str:

@@ -1,11 +1,11 @@
 """The demo's report: one HTML page that needs no network."""
 
-import base64
-import html
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+from memory_builder.base.pages import data_uri, render
 from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
 from memory_builder.embedding.driver import EmbedReport
 from memory_builder.memory import Memory
@@ -13,26 +13,15 @@ from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.storage.store import Store
 
 KEYS: tuple[Modality, ...] = ("image", "text")
-STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #888; }
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-table { border-collapse: collapse; } td, th { padding: .2rem 1rem .2rem 0; text-align: left; }
-section { border-top: 1px solid var(--line); padding: .8rem 0; display: flex; gap: 1rem; align-items: flex-start; }
-.query { flex: 0 0 7rem; font-weight: 600; } .hits { display: flex; flex-wrap: wrap; gap: .6rem; }
-figure { margin: 0; width: 68px; } img { width: 64px; height: 64px; border-radius: 6px; background: #fff; }
-figcaption { font-size: 11px; line-height: 1.25; color: var(--soft); overflow-wrap: anywhere; }
-@media (max-width: 40rem) { section { flex-direction: column; gap: .4rem; } .query { flex: none; } }
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One question and its answer."""
+    """One query and its hits."""
 
     text: str | None = None
     image: int | None = None
-    """Row id of the picture asked with."""
+    """Row id of the picture that is the query."""
     scores: Scores
     ids: Ids
 
@@ -42,48 +31,47 @@ def write_report(
 ) -> Path:
     """Write the page; return its path."""
     pictures = _Pictures(memory)
-    texts = "".join(_section(memory, pictures, query) for query in queries if query.text is not None)
-    images = "".join(_section(memory, pictures, query) for query in queries if query.image is not None)
-    body = f"""<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>memory-builder demo</title>
-<style>{STYLE}</style><h1>memory-builder demo</h1>
-<p>{embedded.n_rows:,} icons with their names, embedded by a small CLIP ({memory.description.d} dimensions), indexed by
-picture and by name, and asked. Below each picture: its name and its score, the cosine of query and picture.</p>
-{_facts(memory, embedded, timings)}
-<h2>Asked with words</h2>{texts}<h2>Asked with pictures</h2>{images}</html>"""
-    Store(path.parent).put(path.name, body.encode())
+    shown = [_shown(memory, pictures, query) for query in queries]
+    page = render(
+        "memory_builder.demo/report.html",
+        title="memory-builder demo",
+        n_rows=embedded.n_rows,
+        d=memory.description.d,
+        facts=_facts(memory, embedded, timings),
+        text_queries=[query for query in shown if query["text"] is not None],
+        image_queries=[query for query in shown if query["text"] is None],
+    )
+    Store(path.parent).put(path.name, page.encode())
     return path
 
 
-def _facts(memory: Memory, embedded: EmbedReport, timings: dict[str, float]) -> str:
-    rows = [
+def _facts(memory: Memory, embedded: EmbedReport, timings: dict[str, float]) -> list[tuple[str, str]]:
+    return [
         ("shards", f"{embedded.n_shards}, {embedded.n_embedded} embedded by this run"),
         ("rows", f"{embedded.n_rows:,}; {embedded.n_rejects:,} rejects"),
         *((keys, f"{memory.snapshot.indexes[keys].n_rows:,} vectors, {_recall(memory, keys)}") for keys in KEYS),
         *((stage, f"{seconds:.2f} s") for stage, seconds in timings.items()),
     ]
-    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in rows)
-    return f"<table>{cells}</table>"
 
 
 def _recall(memory: Memory, keys: Modality) -> str:
     sides = memory.tuning(keys)["sides"]
-    return ", ".join(f"recall@10 of {side} queries {found['recall@10']:.3f}" for side, found in sides.items())
+    return ", ".join(f"recall@10 of {side} queries {setting['recall@10']:.3f}" for side, setting in sides.items())
 
 
-def _section(memory: Memory, pictures: "_Pictures", query: Query) -> str:
-    asked = html.escape(query.text or "") if query.image is None else _figure(memory, pictures, query.image, None)
+def _shown(memory: Memory, pictures: "_Pictures", query: Query) -> dict[str, Any]:
+    """A query for the page, with its hits."""
     hits = zip(query.ids.tolist(), query.scores.tolist(), strict=True)
-    figures = "".join(_figure(memory, pictures, row_id, score) for row_id, score in hits if row_id != NO_ROW)
-    return f'<section><div class="query">{asked}</div><div class="hits">{figures}</div></section>'
+    return {
+        "text": query.text,
+        "picture": None if query.image is None else _picture(memory, pictures, query.image),
+        "hits": [_picture(memory, pictures, row_id) | {"score": score} for row_id, score in hits if row_id != NO_ROW],
+    }
 
 
-def _figure(memory: Memory, pictures: "_Pictures", row_id: int, score: float | None) -> str:
+def _picture(memory: Memory, pictures: "_Pictures", row_id: int) -> dict[str, Any]:
     row = memory.rows([row_id]).to_pylist()[0]
-    name = html.escape(row["caption"] or "")
-    source = base64.b64encode(pictures.of(row["id"], row["key"])).decode()
-    below = name if score is None else f"{name} {score:.2f}"
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{source}"><figcaption>{below}</figcaption></figure>'
+    return {"name": row["caption"] or "", "source": data_uri(pictures.of(row["id"], row["key"]), "image/png")}
 
 
 class _Pictures:

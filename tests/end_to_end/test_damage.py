@@ -1,4 +1,4 @@
-"""The table "What survives damage" of docs/contract.md: each kind of file of a memory, damaged in four ways."""
+"""The table "Damage, file by file" of docs/contract.md: each kind of file of a memory, damaged in four ways."""
 
 import json
 import re
@@ -132,7 +132,7 @@ def test_each_kind_of_file_damaged_is_told_and_mended_by_what_the_table_says(com
 
 def test_every_row_of_the_table_is_tested():
     text = CONTRACT.read_text()
-    table = text.split("### What survives damage", 1)[1].split("\n#", 1)[0]
+    table = text.split("### Damage, file by file", 1)[1].split("\n#", 1)[0]
     rows = re.findall(r"^\| `([^`]+)`", table, re.M)
     kinds = {re.sub(r"[0-9]+(?=[.])|(?<=_)[0-9]+", "N", file) for file in FILES}
     memory = {row for row in rows if not row.startswith(("OUT/", "RUN/"))}

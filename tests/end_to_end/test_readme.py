@@ -46,7 +46,7 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def test_the_commands_of_one_machine_in_their_order_then_the_python(home, command, model, monkeypatch):
+def test_the_commands_of_one_machine_in_their_order(home, command, model, monkeypatch):
     monkeypatch.chdir(home)
     ours = [line for line in shell_lines() if line.startswith("memory-builder") and not line.startswith(NOT_HERE)]
     verbs = "embed index search search append delete compact info verify"
@@ -56,8 +56,27 @@ def test_the_commands_of_one_machine_in_their_order_then_the_python(home, comman
         arguments = shlex.split(line.replace("--model ViT-B-32 --pretrained laion2b_s34b_b79k", f"--model {model}"))
         ran = command(*arguments[1:])
         assert ran.code == 0, (line, ran.err)
-    (block,) = blocks("python")
+
+
+def test_the_python_in_its_order(home, command, model, monkeypatch):
+    monkeypatch.chdir(home)
+    build, customise = blocks("python")
     names: dict[str, object] = {}
-    exec(block, names)
+    exec(build.replace('model="ViT-B-32", pretrained="laion2b_s34b_b79k"', f"model={model!r}"), names)
+    assert list(names["table"].columns) == ["caption", "url", "similarity"]
     assert names["hits"].ids.shape == (1, 10)
-    assert names["memory"].rows(names["hits"].ids).column_names == ["id", "key", "caption", "url"]
+    short = ("--batch-size", 8, "--max-steps", 2)
+    for arguments in (
+        ("train", "react", "subset", "--out", "run"),
+        ("train", "reco", "memory", "--train", "memory", "--out", "fusion", "-k", 3),
+    ):
+        ran = command(*arguments, *short)
+        assert ran.code == 0, ran.err
+    exec(customise, names)
+    assert names["refined"].shape == (1, names["memory"].description.d)
+
+
+def test_it_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 140
+    for target in re.findall(r"\]\(([^)#:]+)", README):
+        assert (Path(__file__).parents[2] / target).exists(), target

@@ -271,7 +271,7 @@ def test_the_page_shows_what_was_found_with_its_pictures(url: str, here: Memory,
     )
     hits = here.search(text="cat", k=6).ids[0].tolist()
     assert re.findall(r'src="pictures/(\d+)"', done.stdout) == [str(row) for row in hits]  # without src: not loaded
-    assert re.search(r"6 rows, of such queries \d+\.\d % of the ten nearest are found", done.stdout)
+    assert re.search(r"6 rows, recall@10 of such queries \d+\.\d %", done.stdout)
     assert f"{len(here):,} rows" in done.stdout
 
 
@@ -284,5 +284,5 @@ def test_the_python_of_the_page(url: str, built_memory: Path, tmp_path: Path, co
     names: dict = {}
     exec(block.replace("http://127.0.0.1:8000", url), names)
     assert names["hits"].ids.shape == (1, 10)
-    model = names["RecoModel"].load("fusion")
+    model = names["mb"].load_reco("fusion")
     np.testing.assert_allclose(names["refined"], model.encode_text(["red panda"], Memory.open(built_memory)), atol=1e-6)

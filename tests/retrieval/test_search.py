@@ -5,7 +5,6 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tyro
 
@@ -13,7 +12,6 @@ from memory_builder.commands.retrieve import Retrieve
 from memory_builder.errors import UsageError
 from memory_builder.model.templates import read_templates
 from memory_builder.readers.read import Pair, read_pairs
-from memory_builder.retrieval.charts import histogram
 from memory_builder.retrieval.classes import Class, read_captions
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig
 from memory_builder.retrieval.driver import Request
@@ -107,14 +105,6 @@ def test_a_tar_is_what_tarfile_and_our_readers_read_and_has_the_same_bytes_each_
     (pair,) = read_pairs(str(path))
     assert isinstance(pair, Pair)
     assert (pair.key, pair.image, pair.caption) == ("00000-000001", b"picture", "café")
-
-
-def test_histograms_count_everything_once() -> None:
-    for values in (np.array([3, 3, 4]), np.arange(1_000), np.array([0.25]), np.linspace(0, 1, 77)):
-        drawn = histogram(values, title="t", across="a", up="u")
-        told = [int(piece.split(": ")[1].split("<")[0].replace(",", "")) for piece in drawn.split("<title>")[1:]]
-        assert sum(told) == len(values)
-    assert histogram(np.zeros(0), title="t", across="a", up="u") == ""
 
 
 def test_the_command_asks_as_the_library_does() -> None:

@@ -1,7 +1,6 @@
 """Pictures whose answer the memory changed, right and wrong, with the rows that did it."""
 
 from dataclasses import dataclass
-from html import escape
 
 import numpy as np
 
@@ -28,32 +27,67 @@ class Change:
     """Row ids."""
 
 
-def gallery(group: Group, pictures: Pictures) -> str:
-    """For every method that keeps its reasons: answers put right, and answers spoilt; ``pictures`` reads theirs."""
+@dataclass(frozen=True, kw_only=True)
+class ShownChange:
+    """A change with its pictures: the question's own, and (picture, caption) of the rows."""
+
+    truth: str
+    before: str
+    after: str
+    picture: str | None
+    rows: list[tuple[str | None, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodChanges:
+    """What one method changed."""
+
+    label: str
+    name: str
+    n_corrected: int
+    n_broken: int
+    corrected: list[ShownChange]
+    broken: list[ShownChange]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """What every method that keeps its reasons changed, and what cannot be shown of it."""
+
+    missing: list[str]
+    methods: list[MethodChanges]
+
+
+def gallery(group: Group, pictures: Pictures) -> Gallery | None:
+    """For every method that keeps its reasons: answers corrected, and answers broken; ``pictures`` reads theirs."""
     pairs = [(entry, group.zero_shot_of(entry)) for entry in group.entries if entry.has_reasons]
     compared = [(entry, zero_shot) for entry, zero_shot in pairs if zero_shot is not None]
     if not compared:
-        return ""
+        return None
     entries = [entry for entry, _ in compared]
     changes = [_changes(entry, zero_shot) for entry, zero_shot in compared]
-    shown = [(_shown(put_right), _shown(spoilt)) for put_right, spoilt in changes]
-    pictures.read_asked(group, {change.key for kinds in shown for some in kinds for change in some})
+    samples = [(_sample(corrected), _sample(broken)) for corrected, broken in changes]
+    pictures.read_asked(group, {change.key for kinds in samples for sample in kinds for change in sample})
     for root in dict.fromkeys(entry.memory_root for entry in entries):
-        of_root = (kinds for entry, kinds in zip(entries, shown, strict=True) if entry.memory_root == root)
-        rows = {row for kinds in of_root for some in kinds for change in some for row in change.reasons}
+        of_root = (kinds for entry, kinds in zip(entries, samples, strict=True) if entry.memory_root == root)
+        rows = {row for kinds in of_root for sample in kinds for change in sample for row in change.reasons}
         pictures.read_rows(root, sorted(rows))
-    parts: list[str] = []
-    for entry, (put_right, spoilt), kinds in zip(entries, changes, shown, strict=True):
-        counted = f"{len(put_right):,} put right, {len(spoilt):,} spoilt"
-        inside = _cards("Put right", kinds[0], entry, pictures) + _cards("Spoilt", kinds[1], entry, pictures)
-        is_open = "" if parts else " open"
-        parts.append(f"<details{is_open}><summary>{escape(entry.label)}: {counted}</summary>{inside}</details>")
-    missing = "".join(f'<p class="note">{escape(text)}</p>' for text in sorted(pictures.missing))
-    return f"<h3>Answers the memory changed</h3>{missing}{''.join(parts)}"
+    methods = [
+        MethodChanges(
+            label=entry.label,
+            name=entry.method,
+            n_corrected=len(corrected),
+            n_broken=len(broken),
+            corrected=_with_pictures(sample[0], entry, pictures),
+            broken=_with_pictures(sample[1], entry, pictures),
+        )
+        for entry, (corrected, broken), sample in zip(entries, changes, samples, strict=True)
+    ]
+    return Gallery(missing=sorted(pictures.missing), methods=methods)
 
 
 def _changes(entry: Entry, zero_shot: Entry) -> tuple[list[Change], list[Change]]:
-    """(put right, spoilt)"""
+    """(corrected, broken)"""
     now, then = entry.predictions, zero_shot.predictions
     if now is None or then is None or now["key"] != then["key"]:
         return [], []
@@ -72,31 +106,23 @@ def _changes(entry: Entry, zero_shot: Entry) -> tuple[list[Change], list[Change]
             reasons=[row for row in now["reasons"][i].as_py() if row != NO_ROW],
         )
 
-    put_right, spoilt = np.flatnonzero(right_now & ~right_then), np.flatnonzero(~right_now & right_then)
-    return [change(int(i)) for i in put_right], [change(int(i)) for i in spoilt]
+    corrected, broken = np.flatnonzero(right_now & ~right_then), np.flatnonzero(~right_now & right_then)
+    return [change(int(i)) for i in corrected], [change(int(i)) for i in broken]
 
 
-def _shown(changes: list[Change]) -> list[Change]:
+def _sample(changes: list[Change]) -> list[Change]:
     """Some of them, from all of the set and not from its first classes."""
     return changes[:: max(1, len(changes) // SHOWN)][:SHOWN]
 
 
-def _cards(title: str, changes: list[Change], entry: Entry, pictures: Pictures) -> str:
-    cards = "".join(_card(change, entry, pictures) for change in changes)
-    return f"<h4>{title}</h4>{cards}" if cards else ""
-
-
-def _card(change: Change, entry: Entry, pictures: Pictures) -> str:
-    right = change.after == change.truth
-    rows = "".join(_figure(*pictures.row(entry.memory_root, row)) for row in change.reasons)
-    return (
-        f'<section class="card"><div class="asked">{_figure(pictures.asked(change.key), change.truth)}</div>'
-        f'<div class="told"><p>names: <q>{escape(change.before)}</q> {"✗ wrong" if right else "✓ right"}<br>'
-        f"{escape(entry.method)}: <q>{escape(change.after)}</q> {'✓ right' if right else '✗ wrong'}</p>"
-        f'<div class="rows">{rows}</div></div></section>'
-    )
-
-
-def _figure(source: str | None, caption: str) -> str:
-    image = f'<img alt="" src="{source}">' if source else '<span class="gone" aria-hidden="true"></span>'
-    return f"<figure>{image}<figcaption>{escape(caption)}</figcaption></figure>"
+def _with_pictures(changes: list[Change], entry: Entry, pictures: Pictures) -> list[ShownChange]:
+    return [
+        ShownChange(
+            truth=change.truth,
+            before=change.before,
+            after=change.after,
+            picture=pictures.asked(change.key),
+            rows=[pictures.row(entry.memory_root, row) for row in change.reasons],
+        )
+        for change in changes
+    ]

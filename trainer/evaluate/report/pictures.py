@@ -1,11 +1,11 @@
 """Thumbnails of what was asked about and of rows of memories, as far as they are still there and not deleted."""
 
-import base64
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from memory_builder.base.pages import data_uri
 from memory_builder.base.types import Ids, split_ids
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.errors import MemoryBuilderError
@@ -50,9 +50,9 @@ class Pictures:
                 for example in dataset.examples(frozenset(keys)):
                     self._asked[example.key] = _data_uri(example.image)
             else:
-                self.missing.add(f"Pictures asked about are not shown: {told['root']} has changed since.")
+                self.missing.add(f"Evaluation pictures are not shown: {told['root']} has changed since.")
         except MemoryBuilderError as error:
-            self.missing.add(f"Pictures asked about are not shown: {error}")
+            self.missing.add(f"Evaluation pictures are not shown: {error}")
 
     def read_rows(self, root: str, row_ids: Sequence[int]) -> None:
         """Read the captions and pictures of these rows of a memory; of a deleted one only that it is."""
@@ -101,4 +101,4 @@ def _data_uri(data: bytes) -> str:
         BadImageError: it cannot be decoded.
     """
     small = thumbnail(decode_image(data), SIDE)
-    return f"data:image/webp;base64,{base64.b64encode(small).decode()}"
+    return data_uri(small, "image/webp")

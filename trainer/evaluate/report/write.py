@@ -1,18 +1,27 @@
 """Write the report of some runs."""
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
+from typing import Any
 
+from memory_builder.base.charts import (
+    COLOURS,
+    Chart,
+    Interval,
+    Series,
+    interval_chart,
+    line_chart,
+    names_axis,
+    number_axis,
+)
+from memory_builder.base.pages import render
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.indexing.curve import read_curves
-from memory_builder.indexing.plot import COLOURS, FAINT, INK, PAPER, plot
+from memory_builder.indexing.plot import recall_charts
 from memory_builder.storage.store import Store
 from trainer.evaluate.numbers.intervals import FEW, TOO_FEW
-from trainer.evaluate.report.charts import forest, shots_curve
-from trainer.evaluate.report.entries import Group, read_groups
+from trainer.evaluate.report.entries import LEARNT, Entry, Group, read_groups
 from trainer.evaluate.report.gallery import gallery
-from trainer.evaluate.report.page import page
 from trainer.evaluate.report.pictures import Pictures
 from trainer.evaluate.report.tables import measured_table, methods_table, other_tables
 
@@ -36,35 +45,94 @@ def write_report(
     if not runs:
         raise UsageError("nothing to report: name the folders that evaluate wrote to with --out")
     groups = read_groups(runs)
-    shown = "".join(_group(group, Pictures(local_roots, allow_hosts)) for group in groups)
-    body = f"<h1>{TITLE}</h1>{_models(groups)}{shown}{_recall(groups)}"
+    page = render(
+        "trainer.evaluate.report/report.html",
+        title=TITLE,
+        models=_models(groups),
+        groups=[_group(group, Pictures(local_roots, allow_hosts)) for group in groups],
+        curves=_curves(groups),
+    )
     folder, slash, name = str(out).rpartition("/")
-    Store(folder or slash or ".").put(name, page(TITLE, body).encode())
+    Store(folder or slash or ".").put(name, page.encode())
     return str(out)
 
 
-def _models(groups: Sequence[Group]) -> str:
-    told = {
-        (entry.run_name, entry.result["model"]["name"], entry.result["model"]["fingerprint"][:12])
-        for group in groups
-        for entry in group.entries
+def _models(groups: Sequence[Group]) -> list[tuple[str, str, str]]:
+    """(run, model, start of its fingerprint)"""
+    entries = [entry for group in groups for entry in group.entries]
+    names = {
+        (entry.run_name, str(entry.result["model"]["name"]), str(entry.result["model"]["fingerprint"])[:12])
+        for entry in entries
     }
-    lines = (
-        f"<p>{f'<b>{escape(run)}</b>: ' if run else ''}{escape(name)} <span class='soft'>({fingerprint})</span></p>"
-        for run, name, fingerprint in sorted(told)
-    )
-    return "".join(lines)
+    return sorted(names)
 
 
-def _group(group: Group, pictures: Pictures) -> str:
-    plots = forest(group) + shots_curve(group)
-    return (
-        f"<h2>{escape(group.title)}</h2>{_notes(group)}{measured_table(group)}{methods_table(group)}"
-        f'{other_tables(group)}{f"""<div class="plots">{plots}</div>""" if plots else ""}{gallery(group, pictures)}'
-    )
+def _group(group: Group, pictures: Pictures) -> dict[str, Any]:
+    tables = (measured_table(group), methods_table(group), other_tables(group))
+    charts = (methods_chart(group), shots_chart(group))
+    return {
+        "title": group.title,
+        "notes": _notes(group),
+        "tables": [table for table in tables if table is not None],
+        "charts": [chart for chart in charts if chart is not None],
+        "gallery": gallery(group, pictures),
+    }
 
 
-def _notes(group: Group) -> str:
+def methods_chart(group: Group) -> Chart | None:
+    """Top-1 of every method with its interval, over all classes and for each tier."""
+    entries = [entry for entry in group.of("zero-shot", "baselines", "reco") if entry.labels is not None]
+    if not entries:
+        return None
+    tiers = dict.fromkeys(tier for entry in entries for tier in entry.result["figures"]["tiers"])
+    names = ["all", *tiers]
+    rows = [(entry.label, [_top1(entry, name) for name in names]) for entry in entries]
+    return interval_chart("Accuracy by method", "top-1 in per cent, 95 % intervals over classes", names, rows)
+
+
+def shots_chart(group: Group) -> Chart | None:
+    """Top-1 by pictures of each class, a line a method, and the line of zero-shot."""
+    learnt = [entry for entry in group.of(*LEARNT) if entry.labels is not None]
+    if not learnt:
+        return None
+    shots = list(dict.fromkeys(entry.shots or "" for entry in learnt))
+    lines: dict[str, list[tuple[int, Interval]]] = {}
+    for entry in learnt:
+        if (top1 := _top1(entry, "all")) is not None:
+            lines.setdefault(entry.curve, []).append((shots.index(entry.shots or ""), top1))
+    series = [
+        Series(
+            name=name,
+            points=[(at, value) for at, (value, _, _) in points],
+            spans=[(low, high) for _, (_, low, high) in points],
+            colour=COLOURS[i % len(COLOURS)],
+        )
+        for i, (name, points) in enumerate(lines.items())
+    ]
+    x = names_axis(shots, "training pictures of each class")
+    ends = [end for one in series for span in one.spans for end in span]
+    zero = None if group.zero_shot is None else _top1(group.zero_shot, "all")
+    if group.zero_shot is not None and zero is not None:
+        level = [(x.low, zero[0]), (x.high, zero[0])]
+        series.append(Series(name=group.zero_shot.label, points=level, colour="ink", dashed=True, dots=False))
+        ends.append(zero[0])
+    y = number_axis(min(ends), max(ends), "top-1 in per cent, mean over seeds, 95 % intervals", scale=100)
+    return line_chart("Accuracy by shots", x, y, series)
+
+
+def _top1(entry: Entry, tier: str) -> Interval | None:
+    """Top-1 with its interval; thrice the value where there is no interval, and nothing of a tier it lacks."""
+    figures: dict[str, Any] | None = entry.result["figures"]
+    if tier != "all" and figures is not None:
+        figures = figures["tiers"].get(tier)
+    if figures is None:
+        return None
+    value = figures["metrics"]["top1"]
+    low, high = figures["ci95"]["top1"] or (value, value)
+    return float(value), float(low), float(high)
+
+
+def _notes(group: Group) -> list[str]:
     """How settings were chosen, whether a memory holds what was asked about, and whether intervals can be trusted."""
     chosen = {entry.result["config"].get("chosen_on") for entry in group.entries} - {None}
     notes = []
@@ -77,34 +145,22 @@ def _notes(group: Group) -> str:
         notes.append(dev if "dev" in chosen else "No setting was chosen: these are published defaults.")
     held = max((entry.result["memory"].get("pictures_in_memory", 0) for entry in group.entries), default=0)
     if held:
-        notes.append(f"{held:,} of the pictures asked about have a row in the memory that looks the same to the model.")
+        notes.append(f"{held:,} of the evaluation pictures have a row in the memory that looks the same to the model.")
     figures = [entry.result["figures"] for entry in group.entries]
     if min(some["n_classes"] for own in figures for some in (own, *own["tiers"].values())) < FEW:
         notes.append(TOO_FEW)
-    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
+    return notes
 
 
-def _recall(groups: Sequence[Group]) -> str:
-    """Recall curves of the memories that results rest on."""
-    roots = {entry.result["memory"].get("root"): None for group in groups for entry in group.entries}
-    parts = []
-    for root in roots:
-        if root is None:
-            continue
+def _curves(groups: Sequence[Group]) -> list[tuple[str, list[Chart], str]]:
+    """(memory, recall curves, why there are none) of the memories that results rest on."""
+    roots = dict.fromkeys(entry.memory_root for group in groups for entry in group.entries)
+    shown = []
+    for root in filter(None, roots):
         try:
-            curves = read_curves(Store(root))
+            charts, problem = recall_charts(read_curves(Store(root))), ""
         except MemoryBuilderError as error:
-            parts.append(f'<p class="note">Curves of {escape(root)} are not shown: {escape(str(error))}</p>')
-            continue
-        if curves:
-            drawn = _themed(plot(curves, root, ".svg").decode())
-            parts.append(f'<div class="curves" tabindex="0" role="region" aria-label="recall curves">{drawn}</div>')
-    return f"<h2>Search in the memory</h2>{''.join(parts)}" if parts else ""
-
-
-def _themed(svg: str) -> str:
-    """The page's colours instead of the picture's own."""
-    lines = zip(COLOURS.values(), ("var(--soft)", "var(--c0)", "var(--c1)"), strict=True)
-    for own, ours in ((PAPER, "none"), (FAINT, "var(--line)"), (INK, "var(--ink)"), *lines):
-        svg = svg.replace(f'"{own}"', f'"{ours}"')
-    return svg
+            charts, problem = [], str(error)
+        if charts or problem:
+            shown.append((root, charts, problem))
+    return shown

@@ -62,7 +62,7 @@ def test_tables_compare_with_zero_shot_of_the_first_run_given_and_say_so(runs, t
         assert group_of(given).zero_shot.run.root == first
         name = first.rpartition("/")[2]
         page = page_of(given, tmp_path)
-        assert f"Over zero-shot: over zero-shot ({name}), for every model." in page
+        assert f"The difference from zero-shot is from zero-shot ({name}), for every model." in page
     (row,) = re.findall(r"<tr><th scope=\"row\">knn \(custom\)</th>.*?</tr>", page_of(runs, tmp_path))
     assert "<b>+50.0</b>" in row, "over the frozen model, not its own"
     assert "for every model" not in page_of(runs[1:3], tmp_path), "one model"
@@ -71,7 +71,7 @@ def test_tables_compare_with_zero_shot_of_the_first_run_given_and_say_so(runs, t
 def test_the_gallery_shows_what_the_memory_changed_and_not_what_the_model_did(runs, tmp_path):
     page = page_of(runs, tmp_path)
     told = dict(re.findall(r"<summary>(.*?): (.*?)</summary>", page))
-    assert told == {"knn (custom)": "2 put right, 1 spoilt", "knn (again)": "1 put right, 0 spoilt"}
+    assert told == {"knn (custom)": "2 corrected, 1 broken", "knn (again)": "1 corrected, 0 broken"}
 
 
 def test_where_a_method_said_nothing_the_gallery_says_so(runs, tmp_path):

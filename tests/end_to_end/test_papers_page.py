@@ -1,4 +1,4 @@
-"""The commands of docs/results.md for the papers' data, in order, on a tiny stand-in of every format they name."""
+"""The commands of docs/papers.md, in order, on a tiny stand-in of every format they name."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from memory_builder.model.images import decode_image
 from memory_builder.readers.read import Pair, read_pairs
 from trainer.evaluate.sets.towers import load_towers
 
-PAGE = (ROOT / "docs" / "results.md").read_text()
+PAGE = (ROOT / "docs" / "papers.md").read_text()
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", PAGE, re.S) for line in block.splitlines()]
 CLIP = "--model ViT-B-32-quickgelu --pretrained openai"
 SETS = ("cars", "cub", "flowers", "imagenet1k", "places365")

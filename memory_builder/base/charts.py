@@ -1,0 +1,333 @@
+"""Charts: curves, intervals and histograms, laid out once as a few shapes and written as SVG or PNG.
+
+A colour is the name of one in the stylesheet, so a page shows its charts in its own theme; files use the light one.
+"""
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from memory_builder.base.pages import palette
+
+WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 440, 210, 52, 20, 44, 40, 16
+GAP, MARGIN = 24, 16
+"""Between charts of one picture, and around it."""
+COLOURS = ("c0", "c1", "c2", "c3")
+"""Of series, in their order; of more than four they repeat."""
+LETTER = 0.6
+"""Width of a letter, as a share of the font's size: text is not measured."""
+BINS = 24
+PNG_SCALE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Straight pieces from point to point."""
+
+    points: tuple[tuple[float, float], ...]
+    colour: str
+    width: float = 1
+    dashed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Dot:
+    """A filled circle, or a ring."""
+
+    x: float
+    y: float
+    radius: float
+    colour: str
+    filled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A filled box; its text is shown where a pointer rests."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    colour: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Text on one line; ``y`` is its middle, ``anchor`` (0, 0.5 or 1) the part of it that stands at ``x``."""
+
+    x: float
+    y: float
+    text: str
+    anchor: float = 0.0
+    colour: str = "soft"
+    bold: bool = False
+    size: int = 12
+
+
+Shape = Line | Dot | Bar | Label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chart:
+    """A picture that templates show as it is, in the colours of the page."""
+
+    title: str
+    width: float
+    height: float
+    shapes: tuple[Shape, ...]
+
+    def __html__(self) -> str:
+        return self._drawn(lambda name: f"var(--{name})", "")
+
+    def svg(self) -> str:
+        """A file of its own, on white."""
+        m, colours = MARGIN, palette()
+        paper = f'<rect x="{-m}" y="{-m}" width="100%" height="100%" fill="{colours["paper"]}"/>'
+        return self._drawn(colours.__getitem__, paper, margin=m) + "\n"
+
+    def png(self) -> bytes:
+        """A file of its own, on white, at twice the size."""
+        s, colours = PNG_SCALE, palette()
+        size = (round(s * (self.width + 2 * MARGIN)), round(s * (self.height + 2 * MARGIN)))
+        image = Image.new("RGB", size, colours["paper"])
+        draw = ImageDraw.Draw(image)
+        for shape in self.shapes:
+            _paint(draw, _moved(shape, MARGIN, MARGIN), colours[shape.colour])
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    def _drawn(self, colour: Callable[[str], str], paper: str, margin: int = 0) -> str:
+        width, height = f"{self.width + 2 * margin:.0f}", f"{self.height + 2 * margin:.0f}"
+        drawn = "\n".join(_element(shape, colour(shape.colour)) for shape in self.shapes)
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(self.title)}" width="{width}" '
+            f'height="{height}" viewBox="{-margin} {-margin} {width} {height}" font-family="system-ui, sans-serif">'
+            f"{paper}\n{drawn}\n</svg>"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Axis:
+    """What an axis reaches from and to, and which of its values are named."""
+
+    low: float
+    high: float
+    ticks: Sequence[tuple[float, str]]
+    label: str = ""
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where a value lies: 0 at the low end, 1 at the high one."""
+        scale = math.log10 if self.log else float
+        low, high = scale(self.low), scale(self.high)
+        return (scale(max(value, self.low)) - low) / (high - low)
+
+
+def number_axis(low: float, high: float, label: str = "", scale: float = 1.0, least_step: float = 0.0) -> Axis:
+    """An axis that ends at round numbers, with about five of them named; ``scale`` 100 names shares in per cent."""
+    rough = max((high - low or 1) / 4, least_step)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    last = max(last, first + 1)
+    ticks = [(i * step, f"{round(scale * i * step, 9):,g}") for i in range(first, last + 1)]
+    return Axis(low=ticks[0][0], high=ticks[-1][0], ticks=ticks, label=label)
+
+
+def names_axis(names: Sequence[str], label: str = "") -> Axis:
+    """An axis of named places, equally far apart: 0, 1, 2 …"""
+    return Axis(low=-0.3, high=max(len(names) - 0.7, 0.3), ticks=list(enumerate(names)), label=label)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Series:
+    """Points that belong together, from left to right."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    spans: Sequence[tuple[float, float]] = ()
+    """An interval for each point; none if empty."""
+    colour: str
+    dashed: bool = False
+    dots: bool = True
+
+
+def line_chart(
+    title: str, x: Axis, y: Axis, series: Sequence[Series], ring: tuple[float, float, str] | None = None
+) -> Chart:
+    """Lines over a number or over names.
+
+    Args:
+        ring: a point to mark, and what it is.
+    """
+    keys = [(one.name, one.colour) for one in series] + ([(ring[2], "ink")] if ring else [])
+    legend, top = _legend(keys, ring is not None) if len(keys) > 1 else ([], TOP)
+    place = _placer(x, y, top)
+    shapes = [*_frame(title, x, y, top), *legend]
+    for one in series:
+        points = [place(*point) for point in one.points]
+        for (value_x, _), (low, high) in zip(one.points, one.spans, strict=False):
+            shapes.append(Line((place(value_x, low), place(value_x, high)), one.colour, 1.5))
+        shapes.append(Line(tuple(points), one.colour, 2, one.dashed))
+        shapes += [Dot(*point, 3, one.colour) for point in points if one.dots]
+    if ring:
+        shapes.append(Dot(*place(*ring[:2]), 6, "ink", filled=False))
+    return Chart(title=title, width=WIDTH, height=top + PLOT_HEIGHT + BOTTOM, shapes=tuple(shapes))
+
+
+def histogram(values: npt.NDArray[np.floating] | npt.NDArray[np.integer], title: str, x: str, y: str) -> Chart | None:
+    """How often values of each size occur; nothing for no values."""
+    if not len(values):
+        return None
+    low, high = float(values.min()), float(values.max())
+    whole = np.issubdtype(values.dtype, np.integer)
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    if whole and high - low < BINS:
+        edges = np.arange(low, high + 2) - 0.5
+    counts, _ = np.histogram(values, edges)
+    ticks = [tick for tick in number_axis(low, high, least_step=whole).ticks if edges[0] <= tick[0] <= edges[-1]]
+    across = Axis(low=float(edges[0]), high=float(edges[-1]), ticks=ticks, label=x)
+    up = number_axis(0, float(counts.max()), y, least_step=1)
+    place = _placer(across, up, TOP)
+    shapes = _frame(title, across, up, TOP)
+    for left, right, n in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
+        (x0, y0), (x1, y1) = place(left, 0), place(right, n)
+        shapes.append(Bar(x0 + 0.5, y1, max(1, x1 - x0 - 1), y0 - y1, "c0", f"{left:.3g} to {right:.3g}: {n:,}"))
+    return Chart(title=title, width=WIDTH, height=TOP + PLOT_HEIGHT + BOTTOM, shapes=tuple(shapes))
+
+
+Interval = tuple[float, float, float]
+"""A value, and the low and high end of its interval."""
+
+
+def interval_chart(
+    title: str, x: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Interval | None]]]
+) -> Chart:
+    """Intervals below each other in per cent, from shares: a row a label, in it an interval a name."""
+    axis = number_axis(0, max(one[2] for _, row in rows for one in row if one), x, scale=100)
+    left = min(170, 16 + max(LETTER * 12 * len(label) for label, _ in rows))
+    legend, top = _legend([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)], first=26)
+    tall = 11 * len(names) + 9
+    bottom = top + tall * len(rows)
+
+    def at(value: float) -> float:
+        return left + axis.share(value) * (WIDTH - RIGHT - left)
+
+    shapes: list[Shape] = [_title(title), *legend, Label((left + WIDTH - RIGHT) / 2, bottom + 32, x, 0.5)]
+    for value, text in axis.ticks:
+        shapes += [Line(((at(value), top), (at(value), bottom)), "line"), Label(at(value), bottom + 13, text, 0.5)]
+    for i, (label, row) in enumerate(rows):
+        middle = top + tall * (i + 0.5)
+        shapes += _wrapped(left - 10, middle, label, left - 10)
+        for j, one in enumerate(row):
+            if one is not None:
+                y, colour = middle + 11 * (j - (len(names) - 1) / 2), COLOURS[j % len(COLOURS)]
+                value, low, high = map(at, one)
+                shapes += [Line(((low, y), (high, y)), colour, 2.5), Dot(value, y, 4, colour)]
+    return Chart(title=title, width=WIDTH, height=bottom + BOTTOM, shapes=tuple(shapes))
+
+
+def beside(title: str, charts: Sequence[Chart], columns: int = 2) -> Chart:
+    """One picture of several, row by row, under a title."""
+    columns, head = min(columns, len(charts)), 40
+    height = max(chart.height for chart in charts) + GAP
+    shapes: list[Shape] = [Label(0, 10, title, 0, "ink", True, 14)]
+    for i, chart in enumerate(charts):
+        dx, dy = (i % columns) * (WIDTH + GAP), head + (i // columns) * height
+        shapes += [_moved(shape, dx, dy) for shape in chart.shapes]
+    tall = head + math.ceil(len(charts) / columns) * height - GAP
+    return Chart(title=title, width=columns * (WIDTH + GAP) - GAP, height=tall, shapes=tuple(shapes))
+
+
+def _placer(x: Axis, y: Axis, top: float) -> Callable[[float, float], tuple[float, float]]:
+    def place(value_x: float, value_y: float) -> tuple[float, float]:
+        return LEFT + x.share(value_x) * (WIDTH - LEFT - RIGHT), top + (1 - y.share(value_y)) * PLOT_HEIGHT
+
+    return place
+
+
+def _frame(title: str, x: Axis, y: Axis, top: float) -> list[Shape]:
+    """Title, grid, ticks and labels."""
+    place, bottom = _placer(x, y, top), top + PLOT_HEIGHT
+    shapes: list[Shape] = [_title(title), Label(0, 26, y.label)]
+    for value, text in y.ticks:
+        at = place(x.low, value)[1]
+        shapes += [Line(((LEFT, at), (WIDTH - RIGHT, at)), "line"), Label(LEFT - 8, at, text, 1)]
+    shapes += [Label(place(value, y.low)[0], bottom + 13, text, 0.5) for value, text in x.ticks]
+    return [*shapes, Label((LEFT + WIDTH - RIGHT) / 2, bottom + 32, x.label, 0.5)]
+
+
+def _title(text: str) -> Label:
+    return Label(0, 8, text, 0, "ink", True, 13)
+
+
+def _legend(keys: Sequence[tuple[str, str]], ring: bool = False, first: float = TOP) -> tuple[list[Shape], float]:
+    """A dot and a name for each, in as many rows as they need; and where the plot begins below them."""
+    shapes: list[Shape] = []
+    x, y = 0.0, first
+    for i, (name, colour) in enumerate(keys):
+        wide = 26 + LETTER * 12 * len(name)
+        if x and x + wide > WIDTH:
+            x, y = 0.0, y + ROW
+        filled = not (ring and i == len(keys) - 1)
+        shapes += [Dot(x + 5, y, 4, colour, filled), Label(x + 14, y, name, 0, "ink")]
+        x += wide
+    return shapes, y + ROW + 6
+
+
+def _wrapped(x: float, y: float, text: str, width: float) -> list[Shape]:
+    """A label that ends at ``x``, on two lines where it is too long for one."""
+    room, lines = int(width / (LETTER * 12)), [text]
+    if len(text) > room and (cut := text.rfind(" ", 0, room + 1)) > 0:
+        lines = [text[:cut], text[cut + 1 :]]
+    first = y - 6.5 * (len(lines) - 1)
+    return [Label(x, first + 13 * i, line, 1, "ink") for i, line in enumerate(lines)]
+
+
+def _moved(shape: Shape, dx: float, dy: float) -> Shape:
+    if isinstance(shape, Line):
+        return replace(shape, points=tuple((x + dx, y + dy) for x, y in shape.points))
+    return replace(shape, x=shape.x + dx, y=shape.y + dy)
+
+
+def _element(shape: Shape, colour: str) -> str:
+    match shape:
+        case Line(points, _, width, dashed):
+            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+            dash = ' stroke-dasharray="5 4"' if dashed else ""
+            return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"{dash}/>'
+        case Dot(x, y, radius, _, filled):
+            paint = f'fill="{colour}"' if filled else f'fill="none" stroke="{colour}" stroke-width="1.5"'
+            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" {paint}/>'
+        case Bar(x, y, width, height, _, text):
+            box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
+            return f'<rect {box} fill="{colour}"><title>{escape(text)}</title></rect>'
+        case Label(x, y, text, anchor, _, bold, size):
+            ends = {0: "start", 0.5: "middle", 1: "end"}[anchor]
+            weight = ' font-weight="600"' if bold else ""
+            place = f'x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{ends}" font-size="{size}"{weight}'
+            return f'<text {place} fill="{colour}">{escape(text)}</text>'
+
+
+def _paint(draw: ImageDraw.ImageDraw, shape: Shape, colour: str) -> None:
+    s = PNG_SCALE
+    match shape:
+        case Line(points, _, width):
+            draw.line([(s * x, s * y) for x, y in points], colour, max(1, round(s * width)), joint="curve")
+        case Dot(x, y, r, _, filled):
+            box = (s * (x - r), s * (y - r), s * (x + r), s * (y + r))
+            draw.ellipse(box, colour if filled else None, colour, width=s)
+        case Bar(x, y, width, height):
+            draw.rectangle((s * x, s * y, s * (x + width), s * (y + height)), colour)
+        case Label(x, y, text, anchor, _, _, size):
+            where = {0: "lm", 0.5: "mm", 1: "rm"}[anchor]
+            draw.text((s * x, s * y), text, colour, ImageFont.load_default(s * size), where)
