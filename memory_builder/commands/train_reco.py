@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.commands.console import print_table
+from memory_builder.commands.console import print_embedded, print_table
 from memory_builder.commands.options import RunnerOptions
 from trainer.loop.config import LoopConfig, OptimizerConfig, Where
 from trainer.reco.config import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives
@@ -66,7 +66,7 @@ class Reco:
 
         on = RunnerOptions(runner=self.on.runner, address=self.on.address, cpus_per_worker=self.on.cpus_per_worker)
         runner = on.start()
-        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner)
+        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner, print_embedded)
         folder = self.neighbours or f"{self.out}/neighbours"
         return find_neighbours(self.memory, train, folder, self.found, self.clusters, runner)
 

@@ -42,7 +42,7 @@ def random_images(places: Sequence[Place], look: Look, epoch: int) -> Array:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSource:
-    """A ``trainer.loop.Source``."""
+    """A ``trainer.loop.loop.Source``."""
 
     n_pairs: int
     images: Callable[[int, Ids], Read]

@@ -29,7 +29,7 @@ KIND = "react"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReactJob:
-    """A ``trainer.run.Job``."""
+    """A ``trainer.loop.launch.Job``."""
 
     subset: str
     out: str
@@ -65,7 +65,7 @@ class ReactJob:
 
         Raises:
             RequestError: model, subset and settings do not go together.
-            MemoryBuilderError: see ``trainer.loop.train``.
+            MemoryBuilderError: see ``trainer.loop.loop.train``.
         """
         share_of(self.loop.batch_size, world())  # refused here, not after hours of reading
         run, subset = Store(self.out), open_subset(self.subset)

@@ -28,7 +28,7 @@ CHECKPOINTING = "leave out --activation-checkpointing"
 
 
 class ReactLearner:
-    """A ``trainer.step.Learner``: an open_clip model, changed in place so that some of it learns.
+    """A ``trainer.loop.gradient_cache.Learner``: an open_clip model, changed in place so that some of it learns.
 
     Args:
         model: an open_clip model.

@@ -88,7 +88,7 @@ class RecoPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecoJob:
-    """A ``trainer.run.Job``."""
+    """A ``trainer.loop.launch.Job``."""
 
     plan: RecoPlan
     out: str
@@ -111,7 +111,7 @@ class RecoJob:
         """Train, as one of the workers of torch.distributed, or alone.
 
         Raises:
-            MemoryBuilderError: see ``trainer.loop.train``.
+            MemoryBuilderError: see ``trainer.loop.loop.train``.
         """
         torch.set_num_threads(available_threads())  # faiss, in this process, may have set another number
         run, device = Store(self.out), torch.device("cuda" if torch.cuda.is_available() else "cpu")

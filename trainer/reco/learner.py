@@ -30,7 +30,7 @@ AHEAD = 2
 
 
 class RecoLearner:
-    """A ``trainer.step.Learner`` of batches ``vectors``: f16[b, 2 + 2 k, d], as the table holds them."""
+    """A ``trainer.loop.gradient_cache.Learner`` of batches ``vectors``: f16[b, 2 + 2 k, d], as the table holds them."""
 
     def __init__(self, reco: Reco) -> None:
         self.reco = reco
@@ -65,7 +65,7 @@ class RecoLearner:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableSource:
-    """A ``trainer.loop.Source``."""
+    """A ``trainer.loop.loop.Source``."""
 
     table: NeighbourTable
     positives: Positives

@@ -1,6 +1,7 @@
 """What RECO trains on: pairs embedded with the memory's model, and the neighbours that each finds, looked up once."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 from memory_builder.base.progress import Progress, say
@@ -8,9 +9,8 @@ from memory_builder.base.runner import Runner, run_all
 from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.trusted import encoder_of
-from memory_builder.commands.console import print_embedded
 from memory_builder.embedding.config import EmbedConfig
-from memory_builder.embedding.driver import embed
+from memory_builder.embedding.driver import EmbedReport, embed
 from memory_builder.embedding.retry_rejects import standing_reasons
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, EncoderError, SourceError
 from memory_builder.memory import Memory
@@ -95,8 +95,20 @@ def neighbours_begun_with(out: str) -> StoredNeighbours | None:
     return StoredNeighbours(folder=folder, ordinals=tuple(records), counts=counts)
 
 
-def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> str:
-    """The memory that holds the embeddings of ``source``: itself, or one made of it at ``out`` as the memory was made.
+def embed_training_pairs(
+    memory: str, source: str, out: str, runner: Runner, show: Callable[[EmbedReport], object] = lambda _: None
+) -> str:
+    """Embed the pairs of ``source`` with the settings of ``memory`` into a new memory; a source that is one is kept.
+
+    Args:
+        memory: the memory that RECO searches.
+        source: a memory, or pairs as ``memory_builder.embed`` takes them.
+        out: folder of the new memory.
+        runner: where the shards are embedded.
+        show: called with the report of embedding, also if shards failed.
+
+    Returns:
+        The folder of the memory that holds the embeddings.
 
     Raises:
         SourceError, EncoderError: see ``memory_builder.embed``; SourceError also if a shard failed.
@@ -108,7 +120,8 @@ def embed_training_pairs(memory: str, source: str, out: str, runner: Runner) -> 
     description = read_description(Store(memory))
     encoder = encoder_of(description, memory)
     report = embed([source], out, encoder=encoder, config=_embedded_as(description), runner=runner)
-    if not print_embedded(report):
+    show(report)
+    if report.failed:
         uri, reason = next(iter(report.failed.items()))
         raise SourceError(f"{len(report.failed)} shards of {source} cannot be embedded, such as {uri}: {reason}")
     left_out = standing_reasons(Manifest.read(Store(out)).commits.values())

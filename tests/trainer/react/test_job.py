@@ -331,7 +331,7 @@ def test_batches_that_cannot_be_made_are_refused(job, tmp_path, asked, error, me
 
 
 def test_a_batch_that_workers_cannot_share_is_refused_before_anything_is_computed(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(job, "world", lambda: World(0, 3))
+    monkeypatch.setattr("trainer.react.job.world", lambda: World(0, 3))
     with pytest.raises(UsageError, match="--batch-size 8 cannot be shared equally by 3 workers"):
         replace(job(tmp_path / "run"), cache=str(tmp_path / "cache")).work(lambda _: None)
     assert not (tmp_path / "cache").exists()

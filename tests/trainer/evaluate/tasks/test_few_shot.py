@@ -143,7 +143,7 @@ def test_a_tower_that_gives_its_tokens_too_is_tuned(opened, lesson):
 
 
 def test_only_the_asked_layers_learn(opened, lesson, monkeypatch):
-    import trainer.evaluate.finetune as module
+    import trainer.evaluate.tasks.finetune as module
 
     kept = []
     monkeypatch.setattr(module, "_encode", lambda _, visual, __: kept.append(visual) or lesson.test.images)
