@@ -256,9 +256,9 @@ def use_subset(root: Path) -> None:
 def use_run(root: Path) -> None:
     """What reads a run: training when it goes on, loading and reports."""
     from trainer.evaluate.results import read_predictions, read_results
-    from trainer.loop.checkpoint import chosen_state, is_finished, read_tensors
-    from trainer.loop.metrics_log import Log
-    from trainer.loop.run_config import read_run, refuse_begun_otherwise
+    from trainer.loop.checkpoint import find_checkpoint, is_finished, read_tensors
+    from trainer.loop.metrics_log import MetricsLog
+    from trainer.loop.run_config import read_run, refuse_other_settings
 
     run = Store(root)
 
@@ -267,16 +267,16 @@ def use_run(root: Path) -> None:
             read_predictions(run, str(result["file"]))
 
     def tensors() -> None:
-        state = chosen_state(run)
+        state = find_checkpoint(run)
         for name in state.checksums:
             read_tensors(run, state, name)
 
     steps: list[Callable[[], object]] = [
         lambda: read_run(run, "react"),
-        lambda: refuse_begun_otherwise(run, {"react": {}}),
+        lambda: refuse_other_settings(run, {"react": {}}),
         lambda: is_finished(run),
         tensors,
-        lambda: Log(run, 1, 2, 8).close(),
+        lambda: MetricsLog(run, 1, 2, 8).close(),
         results,
     ]
     _all(steps)
@@ -560,8 +560,8 @@ def mutated(config: Mutated) -> list[Outcome]:
         if config.subset is not None or config.run is not None:  # torch starts a program as it is imported
             import tensorboardX  # noqa: F401
 
-            import trainer.log
-            import trainer.subset  # noqa: F401
+            import trainer.loop.metrics_log
+            import trainer.react.subset  # noqa: F401
         kinds = [Kind(name="record", folder=work / "memory", files=RECORD_FILES, use=use_memory)]
         if config.subset is not None:
             files = ("*.json", "*.parquet", "*/*.json", "*/*.parquet", "*/*.npy")

@@ -46,10 +46,8 @@ def eager_imports(nodes: list[ast.stmt]) -> set[str]:
             names |= (inner & MODULES.keys()) or {node.module}
         elif isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif (
-            isinstance(node, ast.If)
-            and "TYPE_CHECKING" not in ast.dump(node.test)
-            or isinstance(node, ast.ClassDef | ast.Try | ast.With)
+        elif (isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.dump(node.test)) or isinstance(
+            node, ast.ClassDef | ast.Try | ast.With
         ):
             names |= eager_imports(node.body)
     return names
