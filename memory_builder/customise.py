@@ -6,7 +6,7 @@ from memory_builder.base.runner import LocalRunner, Runner
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import Encoder, EncoderConfig, named_encoder
-from trainer.loop.config import LoopConfig, OptimizerConfig, Where
+from trainer.loop.config import LoopConfig, OptimizerConfig, TrainRunnerConfig
 from trainer.react.config import DataConfig, GatedConfig, ReactConfig
 from trainer.reco.config import EPOCHS, WEIGHT_DECAY, FusionConfig, LookupConfig, NeighbourConfig
 
@@ -39,7 +39,7 @@ def train_react(
     react: ReactConfig | None = None,
     data: DataConfig | None = None,
     loop: LoopConfig | None = None,
-    on: Where | None = None,
+    on: TrainRunnerConfig | None = None,
 ) -> str:
     """Train gated blocks in a frozen CLIP on a retrieved subset (REACT, stage 2) → ``out``, for ``load_react``.
 
@@ -73,7 +73,7 @@ def train_react(
         data=data or DataConfig(),
         loop=loop or LoopConfig(),
     )
-    run_job(job, on or Where())
+    run_job(job, on or TrainRunnerConfig())
     return out
 
 
@@ -99,9 +99,9 @@ def load_react(
         EncoderError: the frozen model cannot be loaded, or is another.
         CorruptMemoryError: a checkpoint is damaged.
     """
-    from trainer.react.load import Choice, load_customised
+    from trainer.react.load import CheckpointRef, load_run
 
-    return load_customised(Choice(run=run, step=step, ema=ema, share=wise_alpha, encoder=encoder)).encoder
+    return load_run(CheckpointRef(run=run, step=step, ema=ema, wise_alpha=wise_alpha, encoder=encoder)).encoder
 
 
 def train_reco(
@@ -113,7 +113,7 @@ def train_reco(
     neighbours: NeighbourConfig | None = None,
     loop: LoopConfig | None = None,
     clusters: str | None = None,
-    on: Where | None = None,
+    on: TrainRunnerConfig | None = None,
 ) -> str:
     """Train a fusion that refines embeddings with what a memory retrieves (RECO) → ``out``, for ``load_reco``.
 
@@ -135,9 +135,9 @@ def train_reco(
     """
     from trainer.loop.launch import run_job
     from trainer.reco.job import RecoJob, RecoPlan
-    from trainer.reco.training_pairs import embed_training_pairs, find_neighbours, neighbours_begun_with
+    from trainer.reco.training_pairs import embed_training_pairs, find_neighbours, neighbours_of_run
 
-    on = on or Where()
+    on = on or TrainRunnerConfig()
     plan = RecoPlan(
         memory=memory if isinstance(memory, str) else memory.store.root,
         train=train,
@@ -147,9 +147,9 @@ def train_reco(
         loop=loop or LoopConfig(epochs=EPOCHS, optimizer=OptimizerConfig(weight_decay=WEIGHT_DECAY)),
         positives="own",
     )
-    if plan.settle(out):
+    if plan.check_unfinished(out):
         runner = LocalRunner() if on.runner == "local" else _ray_runner(on)
-        found = neighbours_begun_with(out) or find_neighbours(
+        stored = neighbours_of_run(out) or find_neighbours(
             plan.memory,
             embed_training_pairs(plan.memory, train, f"{out}/train", runner),
             f"{out}/neighbours",
@@ -157,11 +157,11 @@ def train_reco(
             clusters,
             runner,
         )
-        run_job(RecoJob(plan=plan, out=out, found=found), on)
+        run_job(RecoJob(plan=plan, out=out, neighbours=stored), on)
     return out
 
 
-def _ray_runner(on: Where) -> Runner:
+def _ray_runner(on: TrainRunnerConfig) -> Runner:
     from cluster.runner import RayRunner
 
     return RayRunner(on.address, cpus_per_worker=on.cpus_per_worker)
