@@ -23,7 +23,7 @@ import tyro
 from memory_builder.ann.parts import records_of
 from memory_builder.base.runner import LocalRunner
 from memory_builder.base.types import row_ids
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import metadata_table
@@ -87,14 +87,14 @@ def add_shard(store: Store, n: int) -> None:
         metadata=table,
         rejects=[],
         partial=None,
-        hash_of_config=content_hash({}),
+        config_hash=content_hash({}),
         seconds={"total": 0.0},
     )
 
 
 def start(store: Store) -> None:
     """A memory with an index."""
-    settle_description(
+    create_memory(
         store,
         Description(
             model="none",

@@ -66,14 +66,14 @@ def ours(config: Build, store: Store, out: Path) -> Any:
     train = TrainTask(
         memory=store.root,
         folder=folder,
-        keys="image",
+        modality="image",
         ordinals=tuple(manifest.commits),
         train_points_per_list=settings.train_points_per_list,
         train_threads=settings.train_threads,
     )
     quantizer = run_one(LocalRunner(), train, settings.index_key)
     parts = plan_parts(manifest.commits.values(), "image", settings.part_rows)
-    task = FillTask(memory=store.root, folder=folder, keys="image", quantizer_sha256=quantizer.sha256)
+    task = FillTask(memory=store.root, folder=folder, modality="image", quantizer_sha256=quantizer.sha256)
     records = fill(task, parts, LocalRunner(), "ours")
     return lambda: OpenIndex(store, folder, [record.name for record in records])
 

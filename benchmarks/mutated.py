@@ -36,7 +36,7 @@ import tyro
 
 import memory_builder as mb
 from memory_builder.base.runner import LocalRunner
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import metadata_table
@@ -147,7 +147,7 @@ def write_memory(root: Path) -> None:
     described = Description(
         model="", pretrained=None, fingerprint="", d=D, columns={}, config=settings, config_hash=content_hash(settings)
     )
-    settle_description(store, described)
+    create_memory(store, described)
     _commit(store, rng, range(3), described.config_hash)
     runner = LocalRunner()
     config = IndexConfig(index_key="OPQ8_16,IVF16_HNSW8,PQ8x4np", part_rows=ROWS // 3, train_threads=1)
@@ -165,7 +165,7 @@ def write_memory(root: Path) -> None:
     extend_plan(store, [Source(uri="/synthetic/4.tar", bytes=1, etag="1")])
 
 
-def _commit(store: Store, rng: np.random.Generator, ordinals: range, hash_of_config: str) -> None:
+def _commit(store: Store, rng: np.random.Generator, ordinals: range, config_hash: str) -> None:
     n = ROWS // 3
     plan = extend_plan(store, [Source(uri=f"/synthetic/{i}.tar", bytes=1, etag="1") for i in ordinals])
     for shard in plan:
@@ -186,7 +186,7 @@ def _commit(store: Store, rng: np.random.Generator, ordinals: range, hash_of_con
             metadata=metadata_table([(row, {"url": "http://192.0.2.1/x.png"}) for row in found], {}),
             rejects=[],
             partial=None,
-            hash_of_config=hash_of_config,
+            config_hash=config_hash,
             seconds={"total": 0.0},
         )
     Manifest.read(store).fold(store)

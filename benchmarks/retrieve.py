@@ -23,7 +23,7 @@ from memory_builder.ann.parts import read_faiss
 from memory_builder.base.runner import LocalRunner
 from memory_builder.model.templates import read_templates
 from memory_builder.retrieval.classes import Class
-from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.config import QueryConfig, RetrieveConfig
 from memory_builder.retrieval.driver import Request, write_subset
 from memory_builder.retrieval.pieces import done_pieces
 from memory_builder.retrieval.queries import blocks_of
@@ -92,7 +92,7 @@ def bare(memory: Memory, vectors: np.ndarray, k: int) -> np.ndarray:
 def search(config: Retrieve, memory: Memory) -> None:
     """Queries a second, ours and bare faiss's, by turns."""
     classes, templates = prompts(memory, config.queries)
-    ask = AskConfig(per_query=config.per_query, block_queries=config.block_queries)
+    ask = QueryConfig(per_query=config.per_query, block_queries=config.block_queries)
     blocks = blocks_of(classes, templates, ask)
     started = time.perf_counter()
     vectors = [block_vectors(block.queries, "text", memory) for block in blocks]
@@ -145,7 +145,7 @@ def write(config: Retrieve, memory: Memory) -> None:
         out=str(out),
         classes=tuple(classes),
         templates=templates[:1],
-        config=RetrieveConfig(ask=AskConfig(per_query=config.pairs // CLASSES)),
+        config=RetrieveConfig(ask=QueryConfig(per_query=config.pairs // CLASSES)),
     )
     summary = write_subset(request, LocalRunner())
     records = done_pieces(Store(out))

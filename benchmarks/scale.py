@@ -78,7 +78,7 @@ def run_stage(config: Scale, size: Size) -> None:
         task = TrainTask(
             memory=store.root,
             folder=folder,
-            keys="image",
+            modality="image",
             ordinals=tuple(commits),
             train_points_per_list=size.points_per_list,
             train_threads=config.threads,
@@ -86,7 +86,7 @@ def run_stage(config: Scale, size: Size) -> None:
         run_one(LocalRunner(), task, size.key)
     elif config.stage == "fill":
         sha256 = read_quantizer_hash(store, folder)
-        filling = FillTask(memory=store.root, folder=folder, keys="image", quantizer_sha256=sha256)
+        filling = FillTask(memory=store.root, folder=folder, modality="image", quantizer_sha256=sha256)
         fill(filling, parts, LocalRunner(), f"{size.rows:,}")
     else:
         view = IndexView(index=folder, segments=[[part.name for part in parts]], n_rows=size.rows)

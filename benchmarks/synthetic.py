@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import metadata_table
 from memory_builder.catalog.plan import extend_plan
@@ -41,7 +41,7 @@ def make_memory(root: Path, n_rows: int, shape: Shape, *, texts: bool = True) ->
     """A memory of ``n_rows``, made shard by shard; one that is partly there is finished."""
     store = Store(root)
     described = describe_vectors(shape.d, EmbedConfig())
-    settle_description(store, described)
+    create_memory(store, described)
     sizes = [min(SHARD_ROWS, n_rows - start) for start in range(0, n_rows, SHARD_ROWS)]
     plan = extend_plan(store, [Source(uri=f"synthetic/{i:05d}", bytes=0, etag=str(n)) for i, n in enumerate(sizes)])
     manifest = Manifest.read(store)
@@ -62,7 +62,7 @@ def make_memory(root: Path, n_rows: int, shape: Shape, *, texts: bool = True) ->
             metadata=table,
             rejects=[],
             partial=None,
-            hash_of_config=described.config_hash,
+            config_hash=described.config_hash,
             seconds={"total": 0.0},
         )
         manifest.add(commit)

@@ -74,9 +74,9 @@ class RayRunner:
         pool = _Pool(task, items, plan)
         metrics = EmbedMetrics()
         try:
-            for place, result in pool.results():
-                metrics.record(items[place], result)
-                yield items[place], result
+            for number, result in pool.results():
+                metrics.record(items[number], result)
+                yield items[number], result
         finally:
             pool.dismiss()
 
@@ -154,8 +154,8 @@ class _Pool:
         while self.fresh and not worker.alone and len(worker.queue) < self.at_once + IN_FLIGHT:
             self._call(worker, self.fresh.popleft())
 
-    def _call(self, worker: _Hired, place: int) -> None:
-        worker.queue.append((worker.actor.work.remote(self.items[place]), place))
+    def _call(self, worker: _Hired, number: int) -> None:
+        worker.queue.append((worker.actor.work.remote(self.items[number]), number))
 
     def _wait(self) -> _Hired:
         """The worker whose oldest call is over."""
@@ -199,15 +199,15 @@ class _Pool:
         self._hire()
         if not worker.queue:
             return None
-        _, place = worker.queue.popleft()
+        _, number = worker.queue.popleft()
         self.fresh.extendleft(innocent for _, innocent in reversed(worker.queue))
         counts, limit = (self.losses, MAX_LOSSES) if lost else (self.deaths, MAX_ATTEMPTS)
-        counts[place] += 1
-        if counts[place] < limit:
-            (self.suspects if self.deaths[place] else self.fresh).appendleft(place)
+        counts[number] += 1
+        if counts[number] < limit:
+            (self.suspects if self.deaths[number] else self.fresh).appendleft(number)
             return None
-        return place, WorkerError(
-            f"the worker process died {counts[place]} times on this item: {last_line(error)}. If it was killed for "
+        return number, WorkerError(
+            f"the worker process died {counts[number]} times on this item: {last_line(error)}. If it was killed for "
             "being out of memory, ask for fewer and larger workers (--cpus-per-worker)"
         )
 

@@ -53,8 +53,8 @@ def _check_answers(address: str) -> None:
             f"use memory-builder submit --address {address} -- COMMAND, or --address auto on a node of the cluster"
         )
     try:
-        place = rest if scheme else canonicalize_bootstrap_address(address)
-        host, _, port = place.rpartition(":")
+        host_and_port = rest if scheme else canonicalize_bootstrap_address(address)
+        host, _, port = host_and_port.rpartition(":")
         check_port(host, int(port))
     except (OSError, ValueError) as error:
         raise UsageError(

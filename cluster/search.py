@@ -22,7 +22,7 @@ from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.ann.parts import part_record
 from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, Scores
-from memory_builder.catalog.row_bitmap import RowSet
+from memory_builder.catalog.row_bitmap import RowBitmap
 from memory_builder.errors import WorkerError
 from memory_builder.search.open_index import OpenIndex
 from memory_builder.storage.store import Store
@@ -93,38 +93,38 @@ class SearchPool:
         self._opening = [(store.root, store.options, folder, share, serve_format) for share in shares]
         self._lock = threading.Lock()
         self._sets = lru_cache(SETS_KEPT)(ray.put)
-        self._hired = [self._hire(place) for place in range(len(shares))]
+        self._hired = [self._hire(number) for number in range(len(shares))]
         _wait_for([hired.opened for hired in self._hired])
-        for place, hired in enumerate(self._hired):
-            self._answer(place, hired, hired.opened, None)
+        for number, hired in enumerate(self._hired):
+            self._answer(number, hired, hired.opened, None)
 
-    def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+    def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
         """As ``OpenIndex.scan_codes``, over the parts of all actors.
 
         Raises:
             WorkerError: an actor dies again and again.
         """
         arguments = (ray.put(queries), k, nprobe, [] if allowed is None else [self._sets(allowed)])
-        asked = [(place, hired, hired.actor.scan.remote(*arguments)) for place, hired in enumerate(self._hired)]
+        calls = [(number, hired, hired.actor.scan.remote(*arguments)) for number, hired in enumerate(self._hired)]
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
-        for place, hired, call in asked:
-            best.add_result(*self._answer(place, hired, call, arguments))
+        for number, hired, call in calls:
+            best.add_result(*self._answer(number, hired, call, arguments))
         best.finalize()
         return best.D, best.I
 
-    def _hire(self, place: int) -> _Hired:
+    def _hire(self, number: int) -> _Hired:
         cpus = self._plan.num_cpus
         nodes = nodes_with_cpus()
         # Where there is none yet, asking for a CPU lets the cluster grow; a head without CPUs is to stay without work.
         where: dict[str, Any] = {"num_cpus": 1}
         if nodes:
-            node = NodeAffinitySchedulingStrategy(nodes[place % len(nodes)], soft=True)
+            node = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
             where = {"num_cpus": 0, "scheduling_strategy": node}
         # An actor that fails to start is replaced by us, who can tell how often.
         actor = ray.remote(Searcher).options(max_concurrency=max(1, cpus), **where).remote(max(1, cpus))
-        return _Hired(actor, actor.open.remote(*self._opening[place]))
+        return _Hired(actor, actor.open.remote(*self._opening[number]))
 
-    def _answer(self, place: int, hired: _Hired, call: Any, arguments: Any) -> Any:
+    def _answer(self, number: int, hired: _Hired, call: Any, arguments: Any) -> Any:
         """What the actor at this place says; one that died is replaced and asked again."""
         for _ in range(MAX_DEATHS):
             try:
@@ -133,7 +133,7 @@ class SearchPool:
                 died = error
             except RayTaskError as error:
                 raise original_error(error) from None
-            hired = self._replacement(place, hired)
+            hired = self._replacement(number, hired)
             try:
                 ray.get(hired.opened)
             except DEATHS as error:
@@ -141,27 +141,27 @@ class SearchPool:
                 continue
             call = hired.opened if arguments is None else hired.actor.scan.remote(*arguments)
         raise WorkerError(
-            f"the actor that searches {', '.join(self._opening[place][3])} died {MAX_DEATHS} times in a row: "
+            f"the actor that searches {', '.join(self._opening[number][3])} died {MAX_DEATHS} times in a row: "
             f"{last_line(died)} If memory is short, use more or larger nodes"
         )
 
-    def _replacement(self, place: int, dead: _Hired) -> _Hired:
+    def _replacement(self, number: int, dead: _Hired) -> _Hired:
         """The actor in a dead one's place: another thread may have hired it already."""
         with self._lock:
-            if self._hired[place] is dead:
+            if self._hired[number] is dead:
                 ray.kill(dead.actor)  # one that is only out of reach must not live on unseen
-                self._hired[place] = self._hire(place)
-            return self._hired[place]
+                self._hired[number] = self._hire(number)
+            return self._hired[number]
 
 
 def share_out(sizes: Mapping[str, int], n: int) -> list[list[str]]:
     """Names with their sizes → ``n`` shares of about the same size, at most as many as there are names."""
     shares: list[list[str]] = [[] for _ in range(min(n, len(sizes)))]
-    heap = [(0, place) for place in range(len(shares))]
+    heap = [(0, number) for number in range(len(shares))]
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):
-        size, place = heapq.heappop(heap)
-        shares[place].append(name)
-        heapq.heappush(heap, (size + sizes[name], place))
+        size, number = heapq.heappop(heap)
+        shares[number].append(name)
+        heapq.heappush(heap, (size + sizes[name], number))
     return shares
 
 

@@ -98,8 +98,8 @@ def create_app(config: ServiceConfig) -> FastAPI:
             raise UsageError("the content type is not application/json")
 
         def answer(body: Spool) -> Response:
-            told = Answers(**served.answer(parse_question(bytes(body.content()))))
-            return spools.answer(lambda file: file.write(told.model_dump_json().encode()), "application/json")
+            answers = Answers(**served.answer(parse_question(bytes(body.content()))))
+            return spools.answer(lambda file: file.write(answers.model_dump_json().encode()), "application/json")
 
         with spools.open() as body:
             await read_body(request, body, config.max_json_bytes)

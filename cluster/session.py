@@ -139,7 +139,7 @@ class Served:
         modality = "text" if question.text is not None else "image" if image is not None else question.query_modality
         tuned = question.nprobe is None and question.refine is None
         return {
-            "queries": [{"query": i, "hits": found} for i, found in enumerate(hits.to_list())],
+            "queries": [{"query": i, "hits": rows} for i, rows in enumerate(hits.to_list())],
             "stated": memory.stated_recall(question.modality, modality) if tuned else None,
             "snapshot": memory.snapshot.number,
         }

@@ -40,7 +40,7 @@ from .model.encoder import Encoder, EncoderConfig
 from .ray_runner import RayRunner
 from .remote import RemoteMemory
 from .retrieval.classes import Class
-from .retrieval.config import AskConfig, RetrieveConfig
+from .retrieval.config import QueryConfig, RetrieveConfig
 from .retrieval.copies.thresholds import Thresholds
 from .retrieval.driver import retrieve
 from .retrieval.selection import SelectConfig
@@ -50,7 +50,6 @@ from .serving import ServiceConfig, serve
 
 __version__: str
 __all__ = [
-    "AskConfig",
     "Class",
     "ConcurrentWriterError",
     "ConfigMismatchError",
@@ -75,6 +74,7 @@ __all__ = [
     "MemoryBuilderError",
     "NeighbourConfig",
     "OptimizerConfig",
+    "QueryConfig",
     "RayRunner",
     "ReactConfig",
     "RemoteMemory",

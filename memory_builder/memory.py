@@ -19,14 +19,14 @@ from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import LOOKUP_FIELDS
-from memory_builder.catalog.row_bitmap import RowSet
+from memory_builder.catalog.row_bitmap import RowBitmap
 from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.catalog.trusted import encoder_of, link_policy
 from memory_builder.errors import EncoderError, IndexBuildError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
-from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.fetch import Missing, PictureRef, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.search.filtered import lists_for
 from memory_builder.search.hits import Hits
@@ -204,7 +204,7 @@ class Memory:
         index: OpenIndex,
         modality: Modality,
         query_modality: str | None,
-        allowed: RowSet | None,
+        allowed: RowBitmap | None,
         nprobe: int | None,
         refine: int | None,
     ) -> SearchParams:
@@ -248,7 +248,7 @@ class Memory:
             raise UsageError(f"row {row_id}: its picture is of no row there is")
         (row,) = self.metadata([row_id], ["member", "url", "sha256", "has_image"]).to_pylist()
         policy = policy or link_policy([commit])
-        ((_, picture),) = read_pictures(commit.uri, [Place.of(row)], policy, self.image_key)
+        ((_, picture),) = read_pictures(commit.uri, [PictureRef.of(row)], policy, self.image_key)
         if isinstance(picture, Missing):
             raise UsageError(f"row {row_id}: its picture is {picture.reason}")
         return picture
@@ -353,16 +353,16 @@ class Memory:
             )
         return encoder
 
-    def index(self, keys: Modality) -> OpenIndex:
+    def index(self, modality: Modality) -> OpenIndex:
         """The index of a key modality; opened once, whoever asks first."""
         with self._one_opens:
-            if keys not in self._indexes:
-                self._indexes[keys] = self._open_index(keys)
-            return self._indexes[keys]
+            if modality not in self._indexes:
+                self._indexes[modality] = self._open_index(modality)
+            return self._indexes[modality]
 
-    def tuning(self, keys: Modality) -> dict[str, Any]:
+    def tuning(self, modality: Modality) -> dict[str, Any]:
         """What was measured of an index: settings, recall, curves (``tuning.json``)."""
-        return read_tuning(self.store, self.snapshot.view(keys, self.store.root))
+        return read_tuning(self.store, self.snapshot.view(modality, self.store.root))
 
     def latest(self) -> "Memory":
         """The memory in its current state, with the model that is loaded here."""
@@ -371,12 +371,14 @@ class Memory:
             memory.__dict__["encoder"] = self.encoder
         return memory
 
-    def _open_index(self, keys: Modality) -> OpenIndex:
-        if keys not in self.snapshot.indexes and not any(commit.n_present(keys) for commit in self.commits.values()):
+    def _open_index(self, modality: Modality) -> OpenIndex:
+        if modality not in self.snapshot.indexes and not any(
+            commit.n_present(modality) for commit in self.commits.values()
+        ):
             raise IndexBuildError(
-                f"{self.store.root} has no {keys} vectors, so none can be searched: name the other modality"
+                f"{self.store.root} has no {modality} vectors, so none can be searched: name the other modality"
             )
-        view = self.snapshot.view(keys, self.store.root)
+        view = self.snapshot.view(modality, self.store.root)
         if self._address is None:
             return OpenIndex(self.store, view.index, view.parts, serve_format=self._serve_format)
         from cluster.search import SearchPool
@@ -386,7 +388,7 @@ class Memory:
 
     @cached_property
     def _tuned(self) -> dict[Modality, dict[str, Any]]:
-        return {keys: self.tuning(keys)["sides"] for keys in self.snapshot.modalities}
+        return {modality: self.tuning(modality)["sides"] for modality in self.snapshot.modalities}
 
 
 def _at_least(name: str, value: int, least: int) -> int:

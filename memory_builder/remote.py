@@ -75,11 +75,11 @@ class RemoteMemory:
         """What is served: rows, description, snapshot, and the settings and the recall of each index."""
         body = self._ask("GET", "/info")
         try:
-            told: dict[str, Any] = json.loads(body)
-            told["description"], told["snapshot"]
+            fields: dict[str, Any] = json.loads(body)
+            fields["description"], fields["snapshot"]
         except (ValueError, LookupError, TypeError):
             raise UsageError(f"{self._url} is not a memory-builder service: it says {body[:100]!r}") from None
-        return told
+        return fields
 
     def search(
         self,
@@ -113,7 +113,7 @@ class RemoteMemory:
         }
         how = {name: _plain(value) for name, value in how.items() if value is not None}
         if vectors is not None and text is None and image is None:
-            return _one(self, [self._search(some, how) for some in _blocks(_numbers(vectors), k)])
+            return _one(self, [self._search(block, how) for block in _blocks(_numbers(vectors), k)])
         if (text is None) == (image is None) or vectors is not None:
             raise UsageError("give exactly one of text, image and vectors")
         if text is not None:
@@ -121,7 +121,7 @@ class RemoteMemory:
         else:
             pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image or ()
             name, queries = "image", [_encoded(picture) for picture in pictures]
-        return _one(self, [self._ask_question(how | {name: some}, k) for some in _questions(queries)])
+        return _one(self, [self._ask_question(how | {name: block}, k) for block in _questions(queries)])
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
@@ -144,8 +144,8 @@ class RemoteMemory:
         query = {"modality": one_modality(modality, keys)}
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
         blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", query, body))) for body in bodies]
-        found: Scores = np.concatenate(blocks)
-        return found
+        vectors: Scores = np.concatenate(blocks)
+        return vectors
 
     def picture(self, row_id: int) -> bytes:
         """The encoded picture of a row.
@@ -156,12 +156,12 @@ class RemoteMemory:
         return self._ask("GET", f"/pictures/{row_id}")
 
     def _ask_question(self, question: Mapping[str, Any], k: int) -> Hits:
-        told = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
-        return _hits([answer["hits"] for answer in told["queries"]], k)
+        answers = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
+        return _hits([answer["hits"] for answer in answers["queries"]], k)
 
     def _search(self, body: bytes, how: Mapping[str, Any]) -> Hits:
-        with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, body))) as told:
-            return Hits(scores=told["scores"], ids=told["ids"])
+        with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, body))) as arrays:
+            return Hits(scores=arrays["scores"], ids=arrays["ids"])
 
     def _ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
         url = f"{self._url}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
@@ -172,11 +172,11 @@ class RemoteMemory:
         if response.status == 200:
             return response.data
         try:
-            said = json.loads(response.data)["error"]
+            message = json.loads(response.data)["error"]
         except (ValueError, LookupError, TypeError):
-            said = f"not a memory-builder service: it says {response.status} {response.data[:100]!r}"
+            message = f"not a memory-builder service: it says {response.status} {response.data[:100]!r}"
         kind = UsageError if 400 <= response.status < 500 else MemoryBuilderError
-        raise kind(f"{self._url}: {said}")
+        raise kind(f"{self._url}: {message}")
 
 
 def _plain(value: Any) -> Any:

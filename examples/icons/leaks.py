@@ -32,9 +32,9 @@ from memory_builder import Memory
 from memory_builder.catalog.trusted import link_policy
 from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.model.images import decode_image
-from memory_builder.readers.fetch import Place, read_pictures
+from memory_builder.readers.fetch import PictureRef, read_pictures
 from memory_builder.readers.read import Pair, read_pairs
-from memory_builder.retrieval.copies.compare import KINDS, Compared, Evidence, Groups, Signs
+from memory_builder.retrieval.copies.compare import KINDS, Compared, Evidence, Groups, ImageSignatures
 from memory_builder.retrieval.copies.glyph import glyph_of
 from memory_builder.retrieval.copies.miniature import miniature_of
 
@@ -105,14 +105,14 @@ TRANSFORMS: dict[str, Callable[[Image.Image, random.Random], Image.Image]] = {
 }
 
 
-def signs_of(pictures: list[Image.Image], encoder: Encoder) -> Signs:
+def signs_of(pictures: list[Image.Image], encoder: Encoder) -> ImageSignatures:
     """Embeddings and glyphs of RGB pictures."""
     vectors = []
     for start in range(0, len(pictures), 256):
         pixels = np.stack([encoder.preprocess(picture) for picture in pictures[start : start + 256]])
         vectors.append(encoder.encode_images(pixels))
     glyphs, miniatures = (np.stack(list(map(of, pictures))) for of in (glyph_of, miniature_of))
-    return Signs(np.concatenate(vectors), glyphs, miniatures)
+    return ImageSignatures(np.concatenate(vectors), glyphs, miniatures)
 
 
 def asked_about(benchmark: Path, side: str) -> dict[str, Image.Image]:
@@ -134,19 +134,19 @@ def drawn_rows(memory: Memory, count: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(ids, count, replace=False))
 
 
-def memory_signs(memory: Memory, ids: np.ndarray) -> Signs:
+def memory_signs(memory: Memory, ids: np.ndarray) -> ImageSignatures:
     """Of these rows, from the shards they were embedded from."""
     glyphs, miniatures = [], []
     policy = link_policy(memory.commits.values())
     for of_shard in np.split(ids, np.flatnonzero(np.diff(ids >> 32)) + 1):
-        places = [Place(member) for member in memory.metadata(of_shard, ["member"])["member"].to_pylist()]
+        places = [PictureRef(member) for member in memory.metadata(of_shard, ["member"])["member"].to_pylist()]
         pictures: dict[int, Image.Image] = {}
         for which, picture in read_pictures(memory.source(int(of_shard[0])), places, policy):
             assert isinstance(picture, bytes), f"{places[which].member} is {picture.reason}"
             pictures[which] = decode_image(picture)
         glyphs += [glyph_of(pictures[which]) for which in range(len(of_shard))]
         miniatures += [miniature_of(pictures[which]) for which in range(len(of_shard))]
-    return Signs(memory.vectors(ids).astype(np.float16), np.stack(glyphs), np.stack(miniatures))
+    return ImageSignatures(memory.vectors(ids).astype(np.float16), np.stack(glyphs), np.stack(miniatures))
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,11 @@ def measure(side: str, config: Leaks, memory: Memory, entity: dict[str, str]) ->
     return Side(clean=clean_evidence(compared, memory_signs(memory, ids), Groups(of_rows, of_asked)), planted=planted)
 
 
-def clean_evidence(compared: Compared, rows: Signs, groups: Groups) -> Evidence:
+def clean_evidence(compared: Compared, rows: ImageSignatures, groups: Groups) -> Evidence:
     parts = []
     for start in range(0, len(rows), BATCH):
         here = slice(start, start + BATCH)
-        some = Signs(rows.vectors[here], rows.glyphs[here], rows.miniatures[here])
+        some = ImageSignatures(rows.vectors[here], rows.glyphs[here], rows.miniatures[here])
         apart = Groups(groups.of_pictures[here], groups.of_others)
         parts.append(compared.evidence(some, least=LEAST, without=apart))
     join = {kind: np.concatenate([part.values[kind] for part in parts]) for kind in KINDS}

@@ -17,7 +17,7 @@ def check_serve_format(serve_format: str) -> ServeFormat:
     raise UsageError(f"serve_format {serve_format!r}: expected {' or '.join(get_args(ServeFormat))}")
 
 
-def to_fastscan(ivf: Any, place: str) -> Any:
+def to_fastscan(ivf: Any, path: str) -> Any:
     """An IVF part → a FastScan copy of it in RAM, with the same row ids. Its scores are rounded to steps of a byte.
 
     Raises:
@@ -27,9 +27,7 @@ def to_fastscan(ivf: Any, place: str) -> Any:
         return faiss.IndexIVFRaBitQFastScan(ivf)
     if isinstance(ivf, faiss.IndexIVFPQ) and ivf.pq.nbits == 4:
         return faiss.IndexIVFPQFastScan(ivf)
-    raise UsageError(
-        f"{place} cannot be served as fastscan: {_reason(ivf)}. Build it with a key such as IVF1024,PQ32x4"
-    )
+    raise UsageError(f"{path} cannot be served as fastscan: {_reason(ivf)}. Build it with a key such as IVF1024,PQ32x4")
 
 
 def _reason(ivf: Any) -> str:

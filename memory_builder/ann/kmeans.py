@@ -98,8 +98,8 @@ def _nearest_list(centroids: Scores, backend: Backend) -> Callable[[Scores], Ids
     on_device = torch.from_numpy(centroids).to(_torch_device())
 
     def nearest(rows: Scores) -> Ids:
-        found: Ids = _best(torch.from_numpy(rows).to(on_device.device), on_device)[1].cpu().numpy()
-        return found
+        lists: Ids = _best(torch.from_numpy(rows).to(on_device.device), on_device)[1].cpu().numpy()
+        return lists
 
     return nearest
 
@@ -115,8 +115,8 @@ def _spherical_kmeans(sample: Scores, n_lists: int, n_iterations: int, seed: int
     data = _Assigning(torch.from_numpy(np.ascontiguousarray(sample)).to(_torch_device()))
     with redirect_stdout(sys.stderr):  # it prints a line, and stdout is for results
         centroids = kmeans(n_lists, data, niter=n_iterations, seed=seed, verbose=False)
-    found: Scores = _unit(centroids).cpu().numpy()
-    return found
+    trained: Scores = _unit(centroids).cpu().numpy()
+    return trained
 
 
 class _Assigning:
@@ -131,8 +131,8 @@ class _Assigning:
     def dim(self) -> int:
         return self.rows.shape[1]
 
-    def get_subset(self, places: Ids) -> "torch.Tensor":
-        return self.rows[places]
+    def get_subset(self, rows: Ids) -> "torch.Tensor":
+        return self.rows[rows]
 
     def assign_to(self, centroids: "torch.Tensor") -> tuple[Ids, "torch.Tensor", "torch.Tensor"]:
         """(i64[m] nearest centroid, f32[m] its score, f32[k, d] the sum of each centroid's rows)."""
@@ -149,8 +149,8 @@ def _best(rows: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.Tenso
     import torch
 
     block = max(1, BLOCK_BYTES // (4 * len(centroids)))
-    found = [torch.max(rows[at : at + block] @ centroids.T, dim=1) for at in range(0, len(rows), block)]
-    return torch.cat([scores for scores, _ in found]), torch.cat([places for _, places in found])
+    best = [torch.max(rows[at : at + block] @ centroids.T, dim=1) for at in range(0, len(rows), block)]
+    return torch.cat([scores for scores, _ in best]), torch.cat([lists for _, lists in best])
 
 
 def _unit(rows: "torch.Tensor") -> "torch.Tensor":

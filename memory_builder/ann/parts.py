@@ -73,7 +73,7 @@ class PartRecord:
         return sum(len(rows_of(ordinal, deleted)) for ordinal in self.ordinals) - self.n_deleted
 
 
-def plan_parts(commits: Iterable[Commit], keys: Modality, part_rows: int, *, salt: str | None = None) -> list[Part]:
+def plan_parts(commits: Iterable[Commit], modality: Modality, part_rows: int, *, salt: str | None = None) -> list[Part]:
     """Group shards, in order, into parts of about ``part_rows`` rows; a shard is never split.
 
     The parts of a first build are named by their first and last shard. Later ones, which lie beside those of earlier
@@ -83,7 +83,7 @@ def plan_parts(commits: Iterable[Commit], keys: Modality, part_rows: int, *, sal
     ordinals: list[int] = []
     n = 0
     for commit in commits:
-        n_here = commit.n_present(keys)
+        n_here = commit.n_present(modality)
         if ordinals and n + n_here > part_rows:
             parts.append(part_of(ordinals, salt))
             ordinals, n = [], 0
@@ -107,10 +107,10 @@ def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
         CorruptMemoryError: it is damaged.
     """
     path = f"{folder}/parts/{name}.json"
-    found = read_record(store, path, PartRecord, fix=BUILD_AGAIN)
-    if found is not None and found.name != name:
-        raise CorruptMemoryError(f"{store.root}/{path} is damaged (name: it is of part {found.name})", BUILD_AGAIN)
-    return found
+    record = read_record(store, path, PartRecord, fix=BUILD_AGAIN)
+    if record is not None and record.name != name:
+        raise CorruptMemoryError(f"{store.root}/{path} is damaged (name: it is of part {record.name})", BUILD_AGAIN)
+    return record
 
 
 def part_record(store: Store, folder: str, name: str) -> PartRecord:
@@ -119,10 +119,10 @@ def part_record(store: Store, folder: str, name: str) -> PartRecord:
     Raises:
         CorruptMemoryError: it is missing or damaged.
     """
-    found = read_part_record(store, folder, name)
-    if found is None:
+    record = read_part_record(store, folder, name)
+    if record is None:
         raise CorruptMemoryError(f"{store.root}/{folder}/parts/{name}.json is missing", PART_AGAIN)
-    return found
+    return record
 
 
 @partial_record
@@ -142,10 +142,10 @@ def trained_record(store: Store, folder: str) -> Trained:
         CorruptMemoryError: it is missing or damaged.
     """
     path = f"{folder}/trained.json"
-    found = read_record(store, path, Trained, fix=BUILD_AGAIN)
-    if found is None:
+    record = read_record(store, path, Trained, fix=BUILD_AGAIN)
+    if record is None:
         raise CorruptMemoryError(f"{store.root}/{path} is missing", BUILD_AGAIN)
-    return found
+    return record
 
 
 def read_quantizer_hash(store: Store, folder: str) -> str:
@@ -210,17 +210,17 @@ def finished_part(store: Store, folder: str, part: Part, quantizer_sha256: str) 
     Raises:
         IndexBuildError: it belongs to another build.
     """
-    there = None
+    record = None
     with suppress(CorruptMemoryError):  # a damaged record is made anew
-        there = read_part_record(store, folder, part.name)
-    if there is None or _size(store, f"{folder}/parts/{part.name}.faiss") != there.bytes:
+        record = read_part_record(store, folder, part.name)
+    if record is None or _size(store, f"{folder}/parts/{part.name}.faiss") != record.bytes:
         return None
-    if there.quantizer_sha256 != quantizer_sha256:
+    if record.quantizer_sha256 != quantizer_sha256:
         raise IndexBuildError(
-            f"part {part.name} in {store.root}/{folder} was filled with quantizer {there.quantizer_sha256[:12]}, "
+            f"part {part.name} in {store.root}/{folder} was filled with quantizer {record.quantizer_sha256[:12]}, "
             f"this index has {quantizer_sha256[:12]}: remove the folder and build again"
         )
-    return there
+    return record
 
 
 def record_part(
@@ -246,7 +246,7 @@ def fill_part(
     *,
     store: Store,
     folder: str,
-    keys: Modality,
+    modality: Modality,
     d: int,
     commits: dict[int, Commit],
     quantizer_sha256: str,
@@ -259,13 +259,13 @@ def fill_part(
     Raises:
         IndexBuildError: the recorded part, or the quantizer that lies here, belongs to another build.
     """
-    there = finished_part(store, folder, part, quantizer_sha256)
-    if there is not None:
-        return there
+    finished = finished_part(store, folder, part, quantizer_sha256)
+    if finished is not None:
+        return finished
     trained = f"{folder}/trained.faiss"
     if store.checksum(trained) != quantizer_sha256:
         raise IndexBuildError(f"{store.root}/{trained} is not the quantizer of this index: remove {folder}")
-    index, n_deleted = filled(part, store, folder, keys, d, commits, threads, backend, deleted)
+    index, n_deleted = filled(part, store, folder, modality, d, commits, threads, backend, deleted)
     return record_part(store, folder, part, index, quantizer_sha256, n_deleted=n_deleted)
 
 
@@ -273,7 +273,7 @@ def filled(
     part: Part,
     store: Store,
     folder: str,
-    keys: Modality,
+    modality: Modality,
     d: int,
     commits: dict[int, Commit],
     threads: int,
@@ -285,12 +285,12 @@ def filled(
     refuse_uncommitted(part.ordinals, commits, f"part {part.name} of {store.root}/{folder}")
     index = open_trained(store, folder)
     if (index.d, index.ntotal) != (d, 0):
-        there = f"is of vectors of width {index.d} and holds {index.ntotal} rows"
-        raise CorruptMemoryError(f"{store.root}/{folder}/trained.faiss {there}, not of width {d} and empty", REPAIR)
+        problem = f"is of vectors of width {index.d} and holds {index.ntotal} rows"
+        raise CorruptMemoryError(f"{store.root}/{folder}/trained.faiss {problem}, not of width {d} and empty", REPAIR)
     add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
-        vectors = open_vectors(store, commits[ordinal], keys, d)
-        rows = present_rows(commits[ordinal], vectors, keys, deleted)
+        vectors = open_vectors(store, commits[ordinal], modality, d)
+        rows = present_rows(commits[ordinal], vectors, modality, deleted)
         add(np.asarray(vectors[rows], np.float32), row_ids(ordinal, rows))
         n_deleted += 0 if deleted is None else len(rows_of(ordinal, deleted))
     return index, n_deleted
@@ -309,9 +309,9 @@ class FillTask:
 
     memory: Store | str
     folder: str
-    keys: Modality
+    modality: Modality
     quantizer_sha256: str
-    leaving_out: Snapshot | None = None
+    deleted_as_of: Snapshot | None = None
     """The state whose deleted rows are left out; without it, none are."""
     device: Device = "auto"
     wants_gpu: bool = True
@@ -322,13 +322,13 @@ class FillTask:
             fill_part,
             store=store,
             folder=self.folder,
-            keys=self.keys,
+            modality=self.modality,
             d=read_description(store).d,
             commits=Manifest.read_folded(store).commits,
             quantizer_sha256=self.quantizer_sha256,
             threads=available_threads(),
             backend=choose_backend(self.device),
-            deleted=current_tombstones(store, self.leaving_out),
+            deleted=current_tombstones(store, self.deleted_as_of),
         )
 
 

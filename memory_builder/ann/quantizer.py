@@ -60,10 +60,10 @@ def choose_key(n_rows: int, d: int, max_memory: str) -> str:
 
 def memory_bytes(text: str) -> int:
     """``16G`` → bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
-    if not found:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)B?", text.strip(), re.IGNORECASE)
+    if not match:
         raise UsageError(f"--max-memory {text}: expected a size such as 500M or 16G")
-    return int(float(found[1]) * 1000 ** " KMGT".index(found[2].upper() or " "))
+    return int(float(match[1]) * 1000 ** " KMGT".index(match[2].upper() or " "))
 
 
 def _key_within(n_rows: int, d: int, budget: int) -> str | None:
@@ -108,8 +108,8 @@ def check_key(key: str) -> None:
 
 def n_lists(key: str) -> int:
     """Inverted lists of a key; 1 for an exact index."""
-    found = re.search(r"IVF(\d+)", key)
-    return int(found[1]) if found else 1
+    match = re.search(r"IVF(\d+)", key)
+    return int(match[1]) if match else 1
 
 
 def n_training_rows(key: str, points_per_list: int) -> int:

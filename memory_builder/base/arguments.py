@@ -1,6 +1,6 @@
 """Arguments as callers give them: one or several, a modality under either name, numbers within a range."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from memory_builder.base.types import Modality
@@ -38,3 +38,9 @@ def check(config: Any, wanted: str, fits: Callable[[Any], bool], *names: str) ->
         value = getattr(config, name)
         if value is not None and not fits(value):
             raise UsageError(f"--{name.replace('_', '-')} {value}: {wanted}")
+
+
+def shortened(names: Sequence[object]) -> str:
+    """The first few, and how many more."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(str, names[:5])) + more

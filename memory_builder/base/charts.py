@@ -171,16 +171,16 @@ def line_chart(
     """
     keys = [(one.name, one.colour) for one in series] + ([(ring[2], "ink")] if ring else [])
     legend, top = _legend(keys, ring is not None) if len(keys) > 1 else ([], TOP)
-    place = _placer(x, y, top)
+    to_pixels = _placer(x, y, top)
     shapes = [*_frame(title, x, y, top), *legend]
     for one in series:
-        points = [place(*point) for point in one.points]
+        points = [to_pixels(*point) for point in one.points]
         for (value_x, _), (low, high) in zip(one.points, one.spans, strict=False):
-            shapes.append(Line((place(value_x, low), place(value_x, high)), one.colour, 1.5))
+            shapes.append(Line((to_pixels(value_x, low), to_pixels(value_x, high)), one.colour, 1.5))
         shapes.append(Line(tuple(points), one.colour, 2, one.dashed))
         shapes += [Dot(*point, 3, one.colour) for point in points if one.dots]
     if ring:
-        shapes.append(Dot(*place(*ring[:2]), 6, "ink", filled=False))
+        shapes.append(Dot(*to_pixels(*ring[:2]), 6, "ink", filled=False))
     return Chart(title=title, width=WIDTH, height=top + PLOT_HEIGHT + BOTTOM, shapes=tuple(shapes))
 
 
@@ -197,10 +197,10 @@ def histogram(values: npt.NDArray[np.floating] | npt.NDArray[np.integer], title:
     ticks = [tick for tick in number_axis(low, high, least_step=whole).ticks if edges[0] <= tick[0] <= edges[-1]]
     across = Axis(low=float(edges[0]), high=float(edges[-1]), ticks=ticks, label=x)
     up = number_axis(0, float(counts.max()), y, least_step=1)
-    place = _placer(across, up, TOP)
+    to_pixels = _placer(across, up, TOP)
     shapes = _frame(title, across, up, TOP)
     for left, right, n in zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True):
-        (x0, y0), (x1, y1) = place(left, 0), place(right, n)
+        (x0, y0), (x1, y1) = to_pixels(left, 0), to_pixels(right, n)
         shapes.append(Bar(x0 + 0.5, y1, max(1, x1 - x0 - 1), y0 - y1, "c0", f"{left:.3g} to {right:.3g}: {n:,}"))
     return Chart(title=title, width=WIDTH, height=TOP + PLOT_HEIGHT + BOTTOM, shapes=tuple(shapes))
 
@@ -257,12 +257,12 @@ def _placer(x: Axis, y: Axis, top: float) -> Callable[[float, float], tuple[floa
 
 def _frame(title: str, x: Axis, y: Axis, top: float) -> list[Shape]:
     """Title, grid, ticks and labels."""
-    place, bottom = _placer(x, y, top), top + PLOT_HEIGHT
+    to_pixels, bottom = _placer(x, y, top), top + PLOT_HEIGHT
     shapes: list[Shape] = [_title(title), Label(0, 26, y.label)]
     for value, text in y.ticks:
-        at = place(x.low, value)[1]
+        at = to_pixels(x.low, value)[1]
         shapes += [Line(((LEFT, at), (WIDTH - RIGHT, at)), "line"), Label(LEFT - 8, at, text, 1)]
-    shapes += [Label(place(value, y.low)[0], bottom + 13, text, 0.5) for value, text in x.ticks]
+    shapes += [Label(to_pixels(value, y.low)[0], bottom + 13, text, 0.5) for value, text in x.ticks]
     return [*shapes, Label((LEFT + WIDTH - RIGHT) / 2, bottom + 32, x.label, 0.5)]
 
 
@@ -314,8 +314,8 @@ def _element(shape: Shape, colour: str) -> str:
         case Label(x, y, text, anchor, _, bold, size):
             ends = {0: "start", 0.5: "middle", 1: "end"}[anchor]
             weight = ' font-weight="600"' if bold else ""
-            place = f'x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{ends}" font-size="{size}"{weight}'
-            return f'<text {place} fill="{colour}">{escape(text)}</text>'
+            position = f'x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{ends}" font-size="{size}"{weight}'
+            return f'<text {position} fill="{colour}">{escape(text)}</text>'
 
 
 def _paint(draw: ImageDraw.ImageDraw, shape: Shape, colour: str) -> None:

@@ -34,8 +34,8 @@ def stylesheet() -> str:
 @cache
 def palette(*, dark: bool = False) -> dict[str, str]:
     """Colours of the stylesheet by name: paper, raised, ink, soft, line, c0 to c3."""
-    found = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", stylesheet())
-    return {name: dark_one if dark else light_one for name, light_one, dark_one in found}
+    colours = re.findall(r"--(\w+): light-dark\((#\w+), (#\w+)\)", stylesheet())
+    return {name: dark_one if dark else light_one for name, light_one, dark_one in colours}
 
 
 @cache

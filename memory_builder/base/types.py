@@ -49,8 +49,8 @@ def rows_of(ordinal: int, ids: Ids) -> Ids:
 def in_blocks(ids: Iterable[Ids], n_rows: int) -> Iterator[Ids]:
     """Ids that come a shard at a time, joined until they are ``n_rows`` or more."""
     waiting: list[Ids] = []
-    for some in ids:
-        waiting.append(some)
+    for of_shard in ids:
+        waiting.append(of_shard)
         if sum(map(len, waiting)) >= n_rows:
             yield np.concatenate(waiting)
             waiting = []

@@ -86,9 +86,9 @@ class Commit:
     notes: dict[str, Count] = field(default_factory=dict)
     """What else is worth knowing of its rows, with how many it concerns."""
 
-    def n_present(self, keys: str) -> int:
+    def n_present(self, modality: str) -> int:
         """Rows whose vector of this modality is not blank."""
-        return self.n_images if keys == "image" else self.n_texts
+        return self.n_images if modality == "image" else self.n_texts
 
     def to_json(self) -> bytes:
         return record_bytes(self)
@@ -138,8 +138,8 @@ def check_own_files(ordinal: int, paths: Iterable[str], where: str, fix: str = R
 def read_commits(store: Store, names: Sequence[str]) -> dict[int, Commit]:
     """The commit records with these file names, by ordinal."""
     with ThreadPoolExecutor(16) as threads:
-        found = threads.map(lambda name: read_commit(store, int(name.removesuffix(".json"))), names)
-        return {commit.ordinal: commit for commit in found if commit is not None}
+        commits = threads.map(lambda name: read_commit(store, int(name.removesuffix(".json"))), names)
+        return {commit.ordinal: commit for commit in commits if commit is not None}
 
 
 def read_commit(store: Store, ordinal: int) -> Commit | None:
@@ -177,13 +177,17 @@ def write_commit(store: Store, commit: Commit) -> Commit:
     try:
         store.create(path, commit.to_json())
     except FileExistsError:
-        there = read_commit(store, commit.ordinal)
-        if there is None or (there.uri, there.etag, there.checksums) != (commit.uri, commit.etag, commit.checksums):
+        committed = read_commit(store, commit.ordinal)
+        if committed is None or (committed.uri, committed.etag, committed.checksums) != (
+            commit.uri,
+            commit.etag,
+            commit.checksums,
+        ):
             raise ConcurrentWriterError(
-                f"{store.root}/{path}: another driver committed {there.uri if there else 'something'} in the place of "
-                f"{commit.uri}; let one finish, then run the other again"
+                f"{store.root}/{path}: another driver committed {committed.uri if committed else 'something'} instead "
+                f"of {commit.uri}; let one finish, then run the other again"
             ) from None
-        return there  # it did the same work, and the bytes are the same
+        return committed  # it did the same work, and the bytes are the same
     return commit
 
 

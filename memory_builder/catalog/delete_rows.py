@@ -7,7 +7,7 @@ import numpy as np
 from memory_builder.base.types import Ids
 from memory_builder.catalog.snapshots import Snapshot
 from memory_builder.catalog.tombstones import current_tombstones, write_tombstones
-from memory_builder.catalog.update_snapshot import settle
+from memory_builder.catalog.update_snapshot import update_snapshot
 from memory_builder.storage.store import Store
 
 
@@ -26,4 +26,4 @@ def delete_rows(store: Store, ids: Ids) -> Snapshot:
         path, digest = write_tombstones(store, together)
         return replace(before, number=before.number + 1, tombstones=path, tombstones_sha256=digest)
 
-    return settle(store, deleted)
+    return update_snapshot(store, deleted)

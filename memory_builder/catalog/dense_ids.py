@@ -8,7 +8,7 @@ import numpy.typing as npt
 from memory_builder.base.types import Ids, row_ids, rows_of, split_ids
 
 
-class Kept:
+class DenseIds:
     """The rows of some shards that are not deleted, numbered in order of their ids. Takes memory by the shard."""
 
     def __init__(self, n_rows: Mapping[int, int], deleted: Ids) -> None:

@@ -76,8 +76,8 @@ class Manifest:
             if not 1 <= version < 1 << 53:
                 raise ValueError(f"version {version}")
             rows = [commit_from_row(row) for row in table.to_pylist()]
-        found = [checked_commit(decode_value(Commit, row, where=where), where) for row in rows]
-        commits = {commit.ordinal: commit for commit in found}
+        checked = [checked_commit(decode_value(Commit, row, where=where), where) for row in rows]
+        commits = {commit.ordinal: commit for commit in checked}
         return Manifest(dict(sorted(commits.items())), version, frozenset(commits))
 
     @staticmethod
@@ -98,13 +98,13 @@ class Manifest:
         The records stay where they are: they are the truth, this is a faster way to read them.
         """
         with turn(store, "manifest.lock") as held:
-            there = Manifest.read_folded(store)
-            self.commits = dict(sorted((there.commits | self.commits).items()))
-            if there.folded == self.commits.keys():
-                self.version, self.folded = there.version, there.folded
+            folded = Manifest.read_folded(store)
+            self.commits = dict(sorted((folded.commits | self.commits).items()))
+            if folded.folded == self.commits.keys():
+                self.version, self.folded = folded.version, folded.folded
                 return
             # Where the file was lost, its version is what the current state needs at least.
-            reached = there.version or read_snapshot(store).manifest_version - 1
+            reached = folded.version or read_snapshot(store).manifest_version - 1
             self.version = max(self.version, reached, 0) + 1
             held.check()
             store.put(MANIFEST, self._to_parquet(description_if_any(store)))

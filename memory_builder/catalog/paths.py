@@ -29,6 +29,6 @@ def rejects_path(ordinal: int) -> str:
 _FOLDERS = {"image": "img_emb", "text": "text_emb"}
 
 
-def vectors_path(ordinal: int, keys: str) -> str:
+def vectors_path(ordinal: int, modality: str) -> str:
     """Where the vectors of one modality of one shard lie."""
-    return f"{_FOLDERS[keys]}/{_FOLDERS[keys]}_{shard_name(ordinal)}.npy"
+    return f"{_FOLDERS[modality]}/{_FOLDERS[modality]}_{shard_name(ordinal)}.npy"

@@ -14,7 +14,7 @@ from memory_builder.catalog.commits import Commit
 Mask = npt.NDArray[np.bool_]
 
 
-class RowSet:
+class RowBitmap:
     """Some rows of some shards. Immutable, and safe to ask from several threads."""
 
     def __init__(self, masks: Iterable[tuple[int, Mask]]) -> None:
@@ -37,27 +37,29 @@ class RowSet:
     def contains(self, ids: Ids) -> Mask:
         """i64[...] → bool[...]; False for -1 and for rows of other shards."""
         ordinals, rows = split_ids(ids)
-        place = np.minimum(np.searchsorted(self._ordinals, ordinals), max(0, len(self._ordinals) - 1))
+        position = np.minimum(np.searchsorted(self._ordinals, ordinals), max(0, len(self._ordinals) - 1))
         if not len(self._ordinals):
             return np.zeros(ids.shape, np.bool_)
-        known = (self._ordinals[place] == ordinals) & (rows < self._n_rows[place])
-        byte = self._bits[np.where(known, self._starts[place] + (rows >> 3), 0)]
-        found: Mask = known & ((byte >> (7 - (rows & 7)).astype(np.uint8)) & 1).astype(np.bool_)
-        return found
+        known = (self._ordinals[position] == ordinals) & (rows < self._n_rows[position])
+        byte = self._bits[np.where(known, self._starts[position] + (rows >> 3), 0)]
+        contained: Mask = known & ((byte >> (7 - (rows & 7)).astype(np.uint8)) & 1).astype(np.bool_)
+        return contained
 
     def mask(self, ordinal: int) -> Mask | None:
         """bool[rows of the shard]; None when no row of it is in the set."""
-        place = int(np.searchsorted(self._ordinals, ordinal))
-        if place == len(self._ordinals) or self._ordinals[place] != ordinal:
+        position = int(np.searchsorted(self._ordinals, ordinal))
+        if position == len(self._ordinals) or self._ordinals[position] != ordinal:
             return None
-        bits = np.unpackbits(self._bits[self._starts[place] : self._starts[place + 1]], count=int(self._n_rows[place]))
+        bits = np.unpackbits(
+            self._bits[self._starts[position] : self._starts[position + 1]], count=int(self._n_rows[position])
+        )
         return bits.astype(np.bool_)
 
     def ids(self) -> Ids:
         """i64[n], ascending."""
         masks = ((int(ordinal), self.mask(int(ordinal))) for ordinal in self._ordinals)
-        found = [row_ids(ordinal, np.flatnonzero(mask)) for ordinal, mask in masks if mask is not None]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        by_shard = [row_ids(ordinal, np.flatnonzero(mask)) for ordinal, mask in masks if mask is not None]
+        return np.concatenate(by_shard) if by_shard else np.zeros(0, np.int64)
 
     @cached_property
     def selector(self) -> Any:
@@ -65,7 +67,9 @@ class RowSet:
         return faiss.IDSelectorBatch(self.ids())
 
 
-def remaining_rows(commits: dict[int, Commit], ordinals: Iterable[int], deleted: Ids, kept: RowSet | None) -> RowSet:
+def remaining_rows(
+    commits: dict[int, Commit], ordinals: Iterable[int], deleted: Ids, kept: RowBitmap | None
+) -> RowBitmap:
     """The rows of these shards that a filter keeps (None: there is none) and that are not deleted (i64[n], sorted)."""
 
     def masks() -> Iterable[tuple[int, Mask]]:
@@ -75,4 +79,4 @@ def remaining_rows(commits: dict[int, Commit], ordinals: Iterable[int], deleted:
                 mask[rows_of(ordinal, deleted)] = False
                 yield ordinal, mask
 
-    return RowSet(masks())
+    return RowBitmap(masks())

@@ -38,13 +38,13 @@ def are_rows(ids: Ids, commits: Mapping[int, Commit]) -> npt.NDArray[np.bool_]:
     return known
 
 
-def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
+def open_vectors(store: Store, commit: Commit, modality: str, d: int) -> Vectors:
     """All vectors of one shard: f16[n, d], memory-mapped where the store is local.
 
     Raises:
         CorruptMemoryError: the file is missing or not what the commit record says.
     """
-    path = vectors_path(commit.ordinal, keys)
+    path = vectors_path(commit.ordinal, modality)
     try:
         with np.errstate(over="ignore"):  # a shape whose product is no number is refused by what comes of it
             vectors: Vectors = read_npy(store.fetch(path), mapped=True)
@@ -61,12 +61,12 @@ def open_vectors(store: Store, commit: Commit, keys: str, d: int) -> Vectors:
     return vectors
 
 
-def present_rows(commit: Commit, vectors: Vectors, keys: str, deleted: Ids | None = None) -> Ids:
+def present_rows(commit: Commit, vectors: Vectors, modality: str, deleted: Ids | None = None) -> Ids:
     """Rows of a shard that have this modality and are not deleted (i64[n], ascending): those an index is to hold.
 
     A purged row is blank, though its commit record counts it; it is deleted too, so it is left out by that.
     """
-    is_full = commit.n_present(keys) == commit.n_written
+    is_full = commit.n_present(modality) == commit.n_written
     rows = np.arange(commit.n_written) if is_full else np.flatnonzero(vectors.any(axis=1))
     return rows if deleted is None else np.setdiff1d(rows, rows_of(commit.ordinal, deleted), assume_unique=True)
 
@@ -89,15 +89,15 @@ class Rows:
         self._lookup: Callable[[int], pa.RecordBatch] = lru_cache(MAPPED_FILES)(self._map_lookup)
         self._count: Callable[[int, str], int] = lru_cache(None)(self._count_present)
 
-    def vectors(self, ids: Ids, keys: Modality) -> npt.NDArray[np.float32]:
+    def vectors(self, ids: Ids, modality: Modality) -> npt.NDArray[np.float32]:
         """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
         out = np.zeros((len(ids), self.d), np.float32)
-        for ordinal, places, rows in self.by_shard(ids):
+        for ordinal, positions, rows in self.by_shard(ids):
             n_bytes = 2 * self.d * self.commits[ordinal].n_written
             if self.store.is_local or len(rows) * REQUEST_BYTES >= n_bytes:
-                out[places] = self._mapped(ordinal, keys)[rows]
+                out[positions] = self._mapped(ordinal, modality)[rows]
             else:
-                out[places] = self._ranged(ordinal, keys, rows)
+                out[positions] = self._ranged(ordinal, modality, rows)
         return out
 
     def table(self, ids: Ids, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
@@ -128,13 +128,13 @@ class Rows:
         ]
 
     def _looked_up(self, flat: Ids, columns: Sequence[str]) -> pa.Table:
-        batches, places = [], []
+        batches, positions = [], []
         for ordinal, where, rows in self.by_shard(flat):
             batches.append(self._taken(ordinal, rows, columns))
-            places.append(where)
+            positions.append(where)
         schema = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in columns])
-        found = _in_order(pa.Table.from_batches(batches, schema=schema), places, len(flat))
-        return found.add_column(0, "id", arrow_array(flat))
+        table = _in_order(pa.Table.from_batches(batches, schema=schema), positions, len(flat))
+        return table.add_column(0, "id", arrow_array(flat))
 
     def metadata(self, ids: Ids, columns: Sequence[str] | None = None) -> pa.Table:
         """i64[n] → n rows of every metadata column (or these); the row of id -1 is null.
@@ -142,14 +142,14 @@ class Rows:
         Reads a parquet file for each shard that is met.
         """
         flat = np.asarray(ids, np.int64).ravel()
-        tables, places = [], []
+        tables, positions = [], []
         for ordinal, where, rows in self.by_shard(flat):
             tables.append(self.shard_metadata(ordinal, columns).take(arrow_array(rows)))
-            places.append(where)
+            positions.append(where)
         if not tables:  # any shard knows the columns
             tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
         with reading(f"{self.store.root}/metadata"):  # of which every file has the same columns
-            return _in_order(pa.concat_tables(tables), places, len(flat)) if tables else pa.table({})
+            return _in_order(pa.concat_tables(tables), positions, len(flat)) if tables else pa.table({})
 
     def with_keys(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
         """Pairs' keys → (i64[n] the rows that have one of them, in any shard, and the keys that no row has)."""
@@ -161,29 +161,29 @@ class Rows:
             ids.append(row_ids(ordinal, rows))
         return np.concatenate(ids), [key for key in keys if key not in met]
 
-    def n_present(self, keys: Modality) -> int:
+    def n_present(self, modality: Modality) -> int:
         """Rows that have this modality and are not deleted."""
-        return sum(self._count(ordinal, keys) for ordinal in self.commits)
+        return sum(self._count(ordinal, modality) for ordinal in self.commits)
 
-    def ids_at(self, positions: Ids, keys: Modality) -> Ids:
+    def ids_at(self, positions: Ids, modality: Modality) -> Ids:
         """Ascending positions among the rows that ``n_present`` counts, i64[n] → their row ids, i64[n]."""
         ids, start = [np.zeros(0, np.int64)], 0
         for ordinal in self.commits:
-            end = start + self._count(ordinal, keys)
+            end = start + self._count(ordinal, modality)
             low, high = np.searchsorted(positions, [start, end])
             if high > low:
-                ids.append(row_ids(ordinal, self._present(ordinal, keys)[positions[low:high] - start]))
+                ids.append(row_ids(ordinal, self._present(ordinal, modality)[positions[low:high] - start]))
             start = end
         return np.concatenate(ids)
 
-    def _count_present(self, ordinal: int, keys: Modality) -> int:
+    def _count_present(self, ordinal: int, modality: Modality) -> int:
         commit, n_deleted = self.commits[ordinal], len(rows_of(ordinal, self._deleted))
-        if n_deleted and commit.n_present(keys) < commit.n_written:  # which of them have it, only the vectors know
-            return len(self._present(ordinal, keys))
-        return commit.n_present(keys) - n_deleted
+        if n_deleted and commit.n_present(modality) < commit.n_written:  # which of them have it, only the vectors know
+            return len(self._present(ordinal, modality))
+        return commit.n_present(modality) - n_deleted
 
-    def _present(self, ordinal: int, keys: Modality) -> Ids:
-        return present_rows(self.commits[ordinal], self._mapped(ordinal, keys), keys, self._deleted)
+    def _present(self, ordinal: int, modality: Modality) -> Ids:
+        return present_rows(self.commits[ordinal], self._mapped(ordinal, modality), modality, self._deleted)
 
     def source(self, row_id: int) -> str:
         """The shard (its uri) that a row came from."""
@@ -197,14 +197,14 @@ class Rows:
         if not len(wanted):
             return
         met, starts = np.unique(ordinals[wanted], return_index=True)
-        for ordinal, places in zip(met.tolist(), np.split(wanted, starts[1:]), strict=True):
+        for ordinal, positions in zip(met.tolist(), np.split(wanted, starts[1:]), strict=True):
             commit = self.commits.get(ordinal)
-            if commit is None or rows[places].max() >= commit.n_written:
-                raise UsageError(f"row id {ids[places[rows[places].argmax()]]} is not in {self.store.root}")
-            yield ordinal, places, rows[places]
+            if commit is None or rows[positions].max() >= commit.n_written:
+                raise UsageError(f"row id {ids[positions[rows[positions].argmax()]]} is not in {self.store.root}")
+            yield ordinal, positions, rows[positions]
 
-    def _map(self, ordinal: int, keys: str) -> Vectors:
-        return open_vectors(self.store, self.commits[ordinal], keys, self.d)
+    def _map(self, ordinal: int, modality: str) -> Vectors:
+        return open_vectors(self.store, self.commits[ordinal], modality, self.d)
 
     def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
         """The look-up columns of one shard; where their file is missing or damaged, from the shard's metadata."""
@@ -270,15 +270,15 @@ class Rows:
             raise CorruptMemoryError(f"{self.store.root}/{path} cannot be read ({error})", REPAIR) from None
         return table if columns is None else table.select(list(columns))
 
-    def _ranged(self, ordinal: int, keys: str, rows: Ids) -> Vectors:
-        start, width = self._header(ordinal, keys)
+    def _ranged(self, ordinal: int, modality: str, rows: Ids) -> Vectors:
+        start, width = self._header(ordinal, modality)
         file_bytes = start + width * self.commits[ordinal].n_written
-        found = self._pages.read(vectors_path(ordinal, keys), start + width * rows, width, file_bytes)
-        return found.view(np.float16)
+        read = self._pages.read(vectors_path(ordinal, modality), start + width * rows, width, file_bytes)
+        return read.view(np.float16)
 
-    def _read_header(self, ordinal: int, keys: str) -> tuple[int, int]:
+    def _read_header(self, ordinal: int, modality: str) -> tuple[int, int]:
         """(byte where the rows begin, bytes a row) of a .npy file of version 1."""
-        path = vectors_path(ordinal, keys)
+        path = vectors_path(ordinal, modality)
         head = self.store.fs.cat_file(self.store.full(path), start=0, end=128)
         shape, dtype, start = read_npy_header(head)
         if dtype != np.float16 or shape != (self.commits[ordinal].n_written, self.d):
@@ -299,9 +299,9 @@ def _are_offsets_sound(column: pa.StringArray, rows: Ids) -> bool:
     return bool((starts >= 0).all() and (starts <= stops).all() and (stops <= (texts.size if texts else 0)).all())
 
 
-def _in_order(found: pa.Table, places: Sequence[Ids], n: int) -> pa.Table:
+def _in_order(table: pa.Table, positions: Sequence[Ids], n: int) -> pa.Table:
     """Rows gathered shard by shard → n rows in the order that was asked for, null where none was."""
     position = np.full(n, -1)
-    if places:
-        position[np.concatenate(places)] = np.arange(found.num_rows)
-    return found.take(arrow_array(position, valid=position >= 0))
+    if positions:
+        position[np.concatenate(positions)] = np.arange(table.num_rows)
+    return table.take(arrow_array(position, valid=position >= 0))

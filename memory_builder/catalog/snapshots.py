@@ -70,20 +70,20 @@ class Snapshot:
     def modalities(self) -> tuple[Literal["image", "text"], ...]:
         """The key modalities that have an index."""
         both: tuple[Literal["image", "text"], ...] = ("image", "text")
-        return tuple(keys for keys in both if keys in self.indexes)
+        return tuple(modality for modality in both if modality in self.indexes)
 
-    def view(self, keys: str, root: str) -> IndexView:
+    def view(self, modality: str, root: str) -> IndexView:
         """The index of a key modality.
 
         Raises:
             IndexBuildError: there is none; the message says how to make it.
         """
-        if keys not in self.indexes:
+        if modality not in self.indexes:
             raise IndexBuildError(
-                f"{root} has no index of {keys} vectors ({', '.join(self.indexes) or 'none yet'}): "
-                f"run memory-builder index {root} --modality {keys}"
+                f"{root} has no index of {modality} vectors ({', '.join(self.indexes) or 'none yet'}): "
+                f"run memory-builder index {root} --modality {modality}"
             )
-        return self.indexes[keys]
+        return self.indexes[modality]
 
 
 def read_snapshot(store: Store) -> Snapshot:
@@ -123,7 +123,7 @@ def recovered_snapshot(store: Store, number: int) -> Snapshot:
     Tombstones only grow, so the newest readable file of them is taken: a row that was deleted stays so.
     """
     before = Snapshot(number=0, manifest_version=0, indexes={})
-    for earlier in reversed([there for there in snapshot_numbers(store) if there < number]):
+    for earlier in reversed([stored for stored in snapshot_numbers(store) if stored < number]):
         try:
             before = read_numbered_snapshot(store, earlier)
             break

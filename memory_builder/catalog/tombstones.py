@@ -4,11 +4,11 @@ A file is written once and never changed. Deleted rows stay deleted, also after 
 """
 
 import io
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from memory_builder.base.arguments import shortened
 from memory_builder.base.types import Ids, split_ids
 from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.snapshots import TOMBSTONES, Snapshot, snapshot_numbers
@@ -79,11 +79,5 @@ def check_ids(ids: npt.ArrayLike, commits: dict[int, Commit], root: str) -> Ids:
     here = np.array([sizes.get(ordinal, 0) for ordinal in ordinals.tolist()], np.int64)
     unknown = unique[(unique < 0) | (rows >= here)]
     if len(unknown):
-        raise UsageError(f"{some(unknown.tolist())} not in {root}: expected row ids as search prints them")
+        raise UsageError(f"{shortened(unknown.tolist())} not in {root}: expected row ids as search prints them")
     return unique
-
-
-def some(names: Sequence[object]) -> str:
-    """The first few, and how many more."""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(map(str, names[:5])) + more

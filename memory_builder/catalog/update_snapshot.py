@@ -4,8 +4,10 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from memory_builder.base.arguments import (
+    shortened,
+)
 from memory_builder.catalog.snapshots import Snapshot, read_current, write_snapshot
-from memory_builder.catalog.tombstones import some
 from memory_builder.errors import ConcurrentWriterError
 from memory_builder.storage.locks import turn
 from memory_builder.storage.store import Store
@@ -17,7 +19,7 @@ LOCK = "snapshots.lock"
 """Held while a state becomes current, and while files that no state needs are removed: never both at once."""
 
 
-def settle(store: Store, change: Callable[[Snapshot], Snapshot]) -> Snapshot:
+def update_snapshot(store: Store, change: Callable[[Snapshot], Snapshot]) -> Snapshot:
     """Apply a change to the current state until it is the next one; a change that returns its argument is none."""
     for _ in range(ATTEMPTS):
         before, is_whole = read_current(store)
@@ -42,11 +44,11 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
     snapshot = replace(snapshot, written_s=time.time())
     with turn(store, LOCK) as held:
         for view in snapshot.indexes.values():
-            there = set(store.list(f"{view.index}/parts"))
-            missing = [name for name in view.parts if not {f"{name}.json", f"{name}.faiss"} <= there]
+            files = set(store.list(f"{view.index}/parts"))
+            missing = [name for name in view.parts if not {f"{name}.json", f"{name}.faiss"} <= files]
             if missing:
                 raise ConcurrentWriterError(
-                    f"{store.root}/{view.index}: another writer removed {some(missing)} meanwhile; run this again"
+                    f"{store.root}/{view.index}: another writer removed {shortened(missing)} meanwhile; run this again"
                 )
         held.check()
         write_snapshot(store, snapshot)

@@ -16,13 +16,15 @@ class Append:
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
-    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
+    modality: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
     """Which indexes; both: those there are."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.maintenance.append import append
 
-        append(Store(self.memory), modalities=() if self.keys == "both" else (self.keys,), runner=self.on.start())
+        append(
+            Store(self.memory), modalities=() if self.modality == "both" else (self.modality,), runner=self.on.start()
+        )
         print_state(self.memory)
         return 0

@@ -45,9 +45,9 @@ def print_state(memory: str) -> None:
 
     info = read_info(Store(memory))
     print(f"snapshot {info.snapshot}: {info.rows:,} rows, {info.deleted:,} of them deleted")
-    for keys, index in info.indexes.items():
+    for modality, index in info.indexes.items():
         segments = " + ".join(f"{n:,}" for n in index["segments"])
-        print(f"{keys} index: {segments} rows, {index['deleted']:,} of them deleted")
+        print(f"{modality} index: {segments} rows, {index['deleted']:,} of them deleted")
 
 
 def print_failures(failed: dict[str, str], *, can_retry: bool = True) -> None:
@@ -66,21 +66,21 @@ def print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
     """Every index with its recall, setting and latency by query modality."""
     rows = [
         {
-            "keys": keys,
+            "keys": modality,
             "index": index["index_key"],
             "rows": f"{index['rows']:,}",
             "segments": len(index["segments"]),
             "deleted": f"{index['deleted']:,}",
             "MB": f"{index['bytes'] / 1e6:,.1f}",
             "query": side,
-            "recall@10": f"{found['recall@10']:.3f}",
-            "strict": f"{found['strict_recall@10']:.3f}",
-            "nprobe": found["nprobe"],
-            "refine": found["refine"],
-            "p50 ms": f"{1e3 * found['p50_s']:.2f}",
+            "recall@10": f"{measured['recall@10']:.3f}",
+            "strict": f"{measured['strict_recall@10']:.3f}",
+            "nprobe": measured["nprobe"],
+            "refine": measured["refine"],
+            "p50 ms": f"{1e3 * measured['p50_s']:.2f}",
         }
-        for keys, index in indexes.items()
-        for side, found in index["queries"].items()
+        for modality, index in indexes.items()
+        for side, measured in index["queries"].items()
     ]
     if rows:
         print_table("indexes", tuple(rows[0]), rows)
@@ -95,7 +95,7 @@ def print_curves(store: Store) -> None:
     for curve in read_curves(store):
         rows = curve_rows(curve)
         print_table(
-            f"\n{curve.name}: {curve.side} → {curve.keys}, recall for bytes touched a query for ten rows",
+            f"\n{curve.name}: {curve.query_modality} → {curve.modality}, recall for bytes touched a query for ten rows",
             tuple(rows[0]),
             rows,
         )

@@ -40,8 +40,8 @@ class Export:
             return 0
         listed = export_urls(Memory.open(self.memory), self.out, ids)
         left_out = {"have no URL": listed.n_without_url, "are deleted": listed.n_deleted}
-        told = [f"; {n:,} rows {why} and were left out" for why, n in left_out.items() if n]
-        print(f"{listed.n_written:,} URLs in {self.out}{''.join(told)}")
+        remarks = [f"; {n:,} rows {why} and were left out" for why, n in left_out.items() if n]
+        print(f"{listed.n_written:,} URLs in {self.out}{''.join(remarks)}")
         return 0
 
     def _for_clip_retrieval(self) -> int:

@@ -36,7 +36,7 @@ class Import:
     index: Path | None = None
     """A faiss index published with them, to be used as it is: one file, or a folder with populated.index and
     merged_index.ivfdata."""
-    keys: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
+    modality: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
     """Which vectors --index holds, and files or columns of vectors that are not called after images or texts."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
@@ -48,10 +48,10 @@ class Import:
         config = EmbedConfig(columns=self.columns, caption_key=self.caption_key, url_key=self.url_key)
         runner = self.on.start()
         report = import_embeddings(
-            self.root, self.memory, encoder=encoder, config=config, runner=runner, keys=self.keys
+            self.root, self.memory, encoder=encoder, config=config, runner=runner, modality=self.modality
         )
         if not print_embedded(report, can_retry=False):
             return FAILED
         if self.index is not None:
-            adopt(self.memory, self.root, self.index, keys=self.keys, runner=runner)
+            adopt(self.memory, self.root, self.index, modality=self.modality, runner=runner)
         return 0

@@ -20,7 +20,7 @@ class Index:
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
-    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
+    modality: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
     """Which vectors to index; both: those there are."""
     config: OmitArgPrefixes[IndexConfig] = field(default_factory=IndexConfig)
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
@@ -30,8 +30,10 @@ class Index:
         from memory_builder.maintenance.info import read_info
 
         started = time.monotonic()
-        keys: tuple[Modality, ...] = present_modalities(Store(self.memory)) if self.keys == "both" else (self.keys,)
-        index(self.memory, keys=keys, config=self.config, runner=self.on.start())
+        modality: tuple[Modality, ...] = (
+            present_modalities(Store(self.memory)) if self.modality == "both" else (self.modality,)
+        )
+        index(self.memory, modality=modality, config=self.config, runner=self.on.start())
         print_indexes(read_info(Store(self.memory)).indexes)
         print(duration(time.monotonic() - started))
         return 0

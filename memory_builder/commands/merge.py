@@ -16,7 +16,7 @@ class Merge:
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
-    keys: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
+    modality: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
     """Which indexes; both: those there are."""
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
@@ -26,9 +26,11 @@ class Merge:
 
         store, runner = Store(self.memory), self.on.start()
         snapshot = read_snapshot(store)
-        asked: tuple[Modality, ...] = (snapshot.modalities or ("image",)) if self.keys == "both" else (self.keys,)
-        for keys in asked:
-            merged = merge(store, keys, runner=runner)
-            place = f"{store.root}/{snapshot.view(keys, store.root).index}/merged"
-            print(f"{keys}: {merged.n_rows:,} rows, {merged.bytes / 1e6:,.1f} MB of inverted lists in {place}")
+        modalities: tuple[Modality, ...] = (
+            (snapshot.modalities or ("image",)) if self.modality == "both" else (self.modality,)
+        )
+        for modality in modalities:
+            merged = merge(store, modality, runner=runner)
+            folder = f"{store.root}/{snapshot.view(modality, store.root).index}/merged"
+            print(f"{modality}: {merged.n_rows:,} rows, {merged.bytes / 1e6:,.1f} MB of inverted lists in {folder}")
         return 0

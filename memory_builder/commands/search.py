@@ -27,7 +27,7 @@ class Search:
     """Query pictures: files."""
     vector: Path | None = None
     """Query vectors: a .npy file, [q, d] or [d]."""
-    keys: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
+    modality: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
     """Search among the rows' image or text vectors."""
     k: Annotated[int, arg(aliases=["-k"])] = 10
     """Rows for each query."""
@@ -59,7 +59,7 @@ class Search:
             image=self.image or None,
             vectors=_read_vectors(self.vector) if self.vector else None,
             k=self.k,
-            modality=self.keys,
+            modality=self.modality,
             where=self.where,
             nprobe=self.nprobe,
             refine=self.refine,

@@ -30,24 +30,24 @@ class Verify:
         from memory_builder.maintenance.verify import verify
 
         store, runner = Store(self.memory), self.on.start()
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         if self.repair:
             from memory_builder.maintenance.repair import repair
 
             repaired = repair(store, runner, encoder=self.model.encoder())
-            problems, found["repaired"] = [asdict(problem) for problem in repaired.problems], repaired.files
-            found |= {"lost": repaired.lost} if repaired.lost else {}
+            problems, result["repaired"] = [asdict(problem) for problem in repaired.problems], repaired.files
+            result |= {"lost": repaired.lost} if repaired.lost else {}
         else:
             problems = [asdict(problem) for problem in verify(store, runner)]
         if self.json:
-            print(json.dumps({"ok": not problems, "problems": problems} | found))
-            return FAILED if problems or "lost" in found else 0
-        for file in found.get("repaired", ()):
+            print(json.dumps({"ok": not problems, "problems": problems} | result))
+            return FAILED if problems or "lost" in result else 0
+        for file in result.get("repaired", ()):
             print(f"repaired: {file}")
-        for what in found.get("lost", ()):
+        for what in result.get("lost", ()):
             print(f"lost: {what}")
         if problems:
             print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
         else:
             print(f"{self.memory}: every file is what its record says")
-        return FAILED if problems or "lost" in found else 0
+        return FAILED if problems or "lost" in result else 0

@@ -75,8 +75,8 @@ def text_queries(memory: Memory) -> list[Query]:
 
 def image_queries(memory: Memory) -> list[Query]:
     """Pictures of the memory, evenly spread, with their nearest others."""
-    places = [(commit, part) for part in (1, 2) for commit in memory.commits.values()][:N_IMAGE_QUERIES]
-    ids = [(commit.ordinal << ROW_BITS) + commit.n_written * part // 3 for commit, part in places]
+    thirds = [(commit, part) for part in (1, 2) for commit in memory.commits.values()][:N_IMAGE_QUERIES]
+    ids = [(commit.ordinal << ROW_BITS) + commit.n_written * part // 3 for commit, part in thirds]
     pictures = [memory.picture(row_id) for row_id in ids]
     hits = memory.search(image=pictures, k=K + 1)
     queries = []

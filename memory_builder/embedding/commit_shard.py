@@ -28,7 +28,7 @@ def commit_shard(
     metadata: pa.Table,
     rejects: Sequence[Reject],
     partial: str | None,
-    hash_of_config: str,
+    config_hash: str,
     seconds: dict[str, float],
     notes: dict[str, int] | None = None,
 ) -> Commit:
@@ -55,7 +55,7 @@ def commit_shard(
         ordinal=shard.ordinal,
         uri=shard.uri,
         etag=shard.etag,
-        config_hash=hash_of_config,
+        config_hash=config_hash,
         n_read=metadata.num_rows + len(rejects),
         n_written=metadata.num_rows,
         n_images=_count(metadata["has_image"]),

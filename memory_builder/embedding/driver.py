@@ -14,7 +14,7 @@ from memory_builder.base.runner import LocalRunner, Runner, run_one
 from memory_builder.base.stage import Stage
 from memory_builder.base.types import Modality
 from memory_builder.catalog.commits import Commit
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.description import DESCRIPTION
 from memory_builder.catalog.failures import clear_failure, failed_ordinals, record_failure
 from memory_builder.catalog.manifest import FOLD_EVERY, Manifest
@@ -100,7 +100,7 @@ def embed(
     sources_read = find_sources(sources)
     check_settings(store, encoder, config)
     described = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
-    settle_description(store, described)
+    create_memory(store, described)
     remember_model(encoder)
     sources_read = spelled_as_planned(read_plan(store), sources_read)
     remember_sources(sources_read)
@@ -176,7 +176,7 @@ def import_embeddings(
         described = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
     if described.d != d:
         raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
-    settle_description(store, described)
+    create_memory(store, described)
     if encoder is not None:
         remember_model(encoder)
     store.sweep()

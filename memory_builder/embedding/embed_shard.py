@@ -33,7 +33,7 @@ from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import BadImageError, decode_image, picture_size
 from memory_builder.readers.discover import current_etag
 from memory_builder.readers.pairs import UNCHANGED_NOTE
-from memory_builder.readers.read import DUPLICATE_KEY, UNCHANGED, Break, MembersApartError, Pair, Reject, read_pairs
+from memory_builder.readers.read import DUPLICATE_KEY, UNCHANGED, MembersApartError, Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
 from memory_builder.storage.formats import read_parquet
@@ -70,7 +70,7 @@ class EmbedTask:
             encoder=encoder,
             store=Store(self.memory),
             config=self.config,
-            hash_of_config=self.description.config_hash,
+            config_hash=self.description.config_hash,
             decode_threads=self.decode_threads or available_threads(),
             allow_hosts=self.allow_hosts,
         )
@@ -82,7 +82,7 @@ def embed_shard(
     encoder: Encoder,
     store: Store,
     config: EmbedConfig,
-    hash_of_config: str,
+    config_hash: str,
     decode_threads: int = 1,
     allow_hosts: tuple[str, ...] = (),
 ) -> Commit:
@@ -117,7 +117,7 @@ def embed_shard(
         metadata=metadata,
         rejects=rows.rejects,
         partial=rows.broken,
-        hash_of_config=hash_of_config,
+        config_hash=config_hash,
         seconds=seconds,
         notes=notes,
     )
@@ -165,8 +165,8 @@ def _read(
 
 
 def _unknown(
-    pairs: Iterable[Pair | Reject | Break], known: KnownPairs, notes: Counter[str]
-) -> Iterator[Pair | Reject | Break]:
+    pairs: Iterable[Pair | Reject | Truncated], known: KnownPairs, notes: Counter[str]
+) -> Iterator[Pair | Reject | Truncated]:
     """Without the pairs that are in the memory as they are; these are counted."""
     for item in pairs:
         is_known = item.reason == UNCHANGED if isinstance(item, Reject) else False
@@ -212,7 +212,7 @@ class _Row:
         return bool(self.found["has_text"])
 
 
-def _prepare(item: Pair | Reject | Break, *, encoder: Encoder, config: EmbedConfig) -> _Row | Reject | Break:
+def _prepare(item: Pair | Reject | Truncated, *, encoder: Encoder, config: EmbedConfig) -> _Row | Reject | Truncated:
     """Decode and resize; runs in threads."""
     if not isinstance(item, Pair):
         return item
@@ -260,8 +260,8 @@ class _Rows:
     """Caption → its vector: one that is repeated goes through the model once."""
     vectors: list[tuple[Vectors, Vectors]] = field(default_factory=list)
 
-    def add(self, item: _Row | Reject | Break) -> None:
-        if isinstance(item, Break):
+    def add(self, item: _Row | Reject | Truncated) -> None:
+        if isinstance(item, Truncated):
             if item.offset == 0:
                 raise SourceError(f"{item.reason}: fetch the shard again, or embed without it")
             self.broken = item.reason

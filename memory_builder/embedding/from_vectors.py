@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.base.types import Vectors, unit_rows
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
 from memory_builder.catalog.plan import extend_plan
@@ -71,7 +71,7 @@ def write_vectors(
         described = describe(load_encoder(encoder), config)
         if described.d != d:
             raise EncoderError(f"{described.model} makes vectors of width {described.d}, these have {d}")
-    settle_description(store, described)
+    create_memory(store, described)
     digests = [sha256(npy_bytes(vectors[modality])) for modality in ("image", "text")]
     name = content_hash({"vectors": digests, "metadata": sha256(repr(table.to_pydict()).encode())})
     starts = range(0, n, shard_rows)
@@ -90,7 +90,7 @@ def write_vectors(
                 metadata=_metadata(table.slice(rows.start, shard_rows), vectors, rows, config),
                 rejects=[],
                 partial=None,
-                hash_of_config=described.config_hash,
+                config_hash=described.config_hash,
                 seconds={"total": time.perf_counter() - started},
             )
     Manifest.read(store).fold(store)

@@ -59,11 +59,11 @@ class ImportTask:
             store=Store(self.memory),
             d=self.description.d,
             config=self.config,
-            hash_of_config=self.description.config_hash,
+            config_hash=self.description.config_hash,
         )
 
 
-def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, hash_of_config: str) -> Commit:
+def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, config_hash: str) -> Commit:
     """Copy one shard of published embeddings into a memory and commit it.
 
     Of a shard whose files were written anew with the same content, no row is copied again.
@@ -78,18 +78,18 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, has
         raise SourceError(f"shard {shard.uri} is gone since it was planned: put it back") from None
     n = _agree(published, d)
     notes: Counter[str] = Counter()
-    vectors = {side: np.zeros((n, d), np.float16) for side in MODALITIES}
-    vectors |= {side: _unit(array, side, notes) for side, array in published.vectors.items() if array.size}
+    vectors = {modality: np.zeros((n, d), np.float16) for modality in MODALITIES}
+    vectors |= {modality: _unit(array, modality, notes) for modality, array in published.vectors.items() if array.size}
     kept = np.setdiff1d(np.arange(n), deleted_rows(shard.uri))
     if len(kept) < n:
         notes[DELETED] += n - len(kept)
-        vectors = {side: array[kept] for side, array in vectors.items()}
-    has = {side: np.asarray(array.any(axis=1)) for side, array in vectors.items()}
+        vectors = {modality: array[kept] for modality, array in vectors.items()}
+    has = {modality: np.asarray(array.any(axis=1)) for modality, array in vectors.items()}
     table = None if published.metadata is None else published.metadata.take(pa.array(kept))
     rows = list(_rows(table, kept, _prefix(shard.uri), has, config, notes))
     metadata = metadata_table(rows, config.column_types, notes)
     if shard.earlier and _is_unchanged(store, shard, vectors, metadata):
-        return _commit_none(shard, store, d, config, hash_of_config, len(kept), started)
+        return _commit_none(shard, store, d, config, config_hash, len(kept), started)
     notes[REPLACED] += len(kept) if shard.earlier else 0
     return commit_shard(
         store,
@@ -99,7 +99,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, has
         metadata=metadata,
         rejects=[],
         partial=None,
-        hash_of_config=hash_of_config,
+        config_hash=config_hash,
         seconds={"total": time.perf_counter() - started},
         notes=notes,
     )
@@ -146,19 +146,21 @@ def _prefix(uri: str) -> str:
 
 def _agree(published: Published, d: int) -> int:
     """How many rows they all have."""
-    rows = {published.files[side]: len(array) for side, array in published.vectors.items()}
+    rows = {published.files[modality]: len(array) for modality, array in published.vectors.items()}
     if published.metadata is not None:
         rows[published.files["metadata"]] = published.metadata.num_rows
     if len(set(rows.values())) != 1:
         counts = ", ".join(f"{file} has {n:,} rows" for file, n in rows.items())
         raise SourceError(f"rows do not pair up: {counts}. Fetch the files again, or find those that belong together")
-    for side, array in published.vectors.items():
+    for modality, array in published.vectors.items():
         if array.size and array.shape[1] != d:
-            raise SourceError(f"{published.files[side]} holds vectors of width {array.shape[1]}, the memory's are {d}")
+            raise SourceError(
+                f"{published.files[modality]} holds vectors of width {array.shape[1]}, the memory's are {d}"
+            )
     return next(iter(rows.values()))
 
 
-def _unit(array: npt.NDArray[Any], side: str, notes: Counter[str]) -> Vectors:
+def _unit(array: npt.NDArray[Any], modality: str, notes: Counter[str]) -> Vectors:
     """[n, d] of any float → f16[n, d] of unit rows; a row that is not finite, or zero, is left blank."""
     vectors = np.zeros(array.shape, np.float16)
     for start in range(0, len(array), BLOCK_ROWS):
@@ -169,7 +171,7 @@ def _unit(array: npt.NDArray[Any], side: str, notes: Counter[str]) -> Vectors:
         off = usable & (np.abs(lengths - 1) > UNIT_TOLERANCE)
         block[off] /= lengths[off, None]
         vectors[start : start + BLOCK_ROWS][usable] = block[usable]
-        for note, n in ((f"{side} vectors normalised", off.sum()), (f"{side} vectors blank", (~usable).sum())):
+        for note, n in ((f"{modality} vectors normalised", off.sum()), (f"{modality} vectors blank", (~usable).sum())):
             notes[note] += int(n)
     return vectors
 
@@ -229,9 +231,9 @@ def _text(value: Any, notes: Counter[str]) -> str | None:
     return None
 
 
-def _size(fields: dict[str, Any], side: str) -> int | None:
+def _size(fields: dict[str, Any], modality: str) -> int | None:
     """A picture's width or height, taken out of what the metadata says; what is no such number stays there."""
-    for name in (side, f"original_{side}"):
+    for name in (modality, f"original_{modality}"):
         value = fields.pop(name, None)
         if isinstance(value, int | float) and 0 <= value < 2**31:
             return int(value)
@@ -247,13 +249,13 @@ def _is_unchanged(store: Store, shard: Shard, vectors: dict[Any, Vectors], metad
     newest = next((commits[o] for o in reversed(shard.earlier) if commits[o].n_written), None)
     if newest is None:
         return False
-    made = {vectors_path(newest.ordinal, side): npy_bytes(array) for side, array in vectors.items()}
+    made = {vectors_path(newest.ordinal, modality): npy_bytes(array) for modality, array in vectors.items()}
     made[metadata_path(newest.ordinal)] = parquet_bytes(metadata)
     return all(newest.checksums.get(path) == sha256(data) for path, data in made.items())
 
 
 def _commit_none(
-    shard: Shard, store: Store, d: int, config: EmbedConfig, hash_of_config: str, n_unchanged: int, started: float
+    shard: Shard, store: Store, d: int, config: EmbedConfig, config_hash: str, n_unchanged: int, started: float
 ) -> Commit:
     return commit_shard(
         store,
@@ -263,7 +265,7 @@ def _commit_none(
         metadata=metadata_table([], config.column_types),
         rejects=[],
         partial=None,
-        hash_of_config=hash_of_config,
+        config_hash=config_hash,
         seconds={"total": time.perf_counter() - started},
         notes={UNCHANGED_NOTE: n_unchanged},
     )

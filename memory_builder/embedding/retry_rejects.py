@@ -25,7 +25,7 @@ def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = 
     """
     commits = list(commits)
     tried = _tried_again(commits)
-    found = []
+    sources = []
     for commit in _standing(commits):
         n = sum(n for reason, n in commit.reasons.items() if reason != DUPLICATE_KEY)
         path, piece = split_uri(commit.uri)
@@ -34,8 +34,8 @@ def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = 
             uri, etag = join_uri(path, replace(piece, rejects=commit.ordinal)), commit.etag
             with suppress(SourceError):
                 etag = current_etag(uri)
-            found.append(Source(uri=uri, bytes=0, etag=etag))
-    return found
+            sources.append(Source(uri=uri, bytes=0, etag=etag))
+    return sources
 
 
 def standing_reasons(commits: Iterable[Commit]) -> Counter[str]:

@@ -65,11 +65,11 @@ def settings_for_embed(
 
 def settings_for_import(store: Store, config: EmbedConfig) -> EmbedConfig:
     """These settings; those that decide nothing of an import are the memory's, if there is one."""
-    there = existing_description(store)
-    if there is None:
+    existing = existing_description(store)
+    if existing is None:
         return config
     decisive = {name: getattr(config, name) for name in ("columns", "caption_key", "url_key")}
-    return replace(config_of(there), **decisive)
+    return replace(config_of(existing), **decisive)
 
 
 def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedConfig) -> None:
@@ -78,10 +78,10 @@ def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedCon
     Raises:
         ConfigMismatchError: the memory holds rows and was written with others.
     """
-    there = existing_description(store)
-    if there is None:
+    existing = existing_description(store)
+    if existing is None:
         return
-    differing = _differing(there, encoder, config)
+    differing = _differing(existing, encoder, config)
     if not differing:
         return
     n_rows = Manifest.read(store).n_rows
@@ -96,21 +96,23 @@ def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedCon
     )
 
 
-def _differing(there: Description, encoder: EncoderConfig | None, config: EmbedConfig) -> dict[str, tuple[Any, Any]]:
-    if not there.fingerprint:  # of vectors alone only the columns matter
+def _differing(existing: Description, encoder: EncoderConfig | None, config: EmbedConfig) -> dict[str, tuple[Any, Any]]:
+    if not existing.fingerprint:  # of vectors alone only the columns matter
         return (
             {}
-            if set(config.columns) == set(there.config.get("columns", ()))
-            else {"columns": (there.config.get("columns", []), list(config.columns))}
+            if set(config.columns) == set(existing.config.get("columns", ()))
+            else {"columns": (existing.config.get("columns", []), list(config.columns))}
         )
-    own = config_of(there)
+    own = config_of(existing)
     names = [field.name for field in fields(EmbedConfig)]
     differing = {name: (getattr(own, name), getattr(config, name)) for name in names}
-    if encoder is not None and PLAIN_NAME.fullmatch(there.model) and PLAIN_NAME.fullmatch(encoder.model):
-        differing["model"] = (there.model, encoder.model)
-        tags = [tag for tag in (there.pretrained, encoder.pretrained) if tag is not None and PLAIN_NAME.fullmatch(tag)]
+    if encoder is not None and PLAIN_NAME.fullmatch(existing.model) and PLAIN_NAME.fullmatch(encoder.model):
+        differing["model"] = (existing.model, encoder.model)
+        tags = [
+            tag for tag in (existing.pretrained, encoder.pretrained) if tag is not None and PLAIN_NAME.fullmatch(tag)
+        ]
         if len(tags) == 2:  # a weights file may hold what a tag names: its fingerprint says so
-            differing["pretrained"] = (there.pretrained, encoder.pretrained)
+            differing["pretrained"] = (existing.pretrained, encoder.pretrained)
     return {name: (old, new) for name, (old, new) in differing.items() if old != new}
 
 

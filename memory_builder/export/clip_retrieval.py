@@ -16,7 +16,7 @@ from memory_builder.ann.parts import open_trained, write_faiss
 from memory_builder.ann.quantizer import memory_bytes
 from memory_builder.base.runner import Runner
 from memory_builder.base.types import Modality, in_blocks
-from memory_builder.catalog.dense_ids import Kept
+from memory_builder.catalog.dense_ids import DenseIds
 from memory_builder.catalog.description import Description
 from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import UsageError
@@ -55,12 +55,15 @@ def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Ru
     store, modalities = Store(out), memory.snapshot.modalities
     if not modalities:
         raise UsageError(f"{memory.store.root} has no index to serve: run memory-builder index {memory.store.root}")
-    ordinals = sorted({ordinal for keys in modalities for ordinal in memory.index(keys).ordinals})
+    ordinals = sorted({ordinal for modality in modalities for ordinal in memory.index(modality).ordinals})
     n_rows = {ordinal: memory.commits[ordinal].n_written for ordinal in ordinals}
-    kept = Kept(n_rows, current_tombstones(memory.store, memory.snapshot))
+    kept = DenseIds(n_rows, current_tombstones(memory.store, memory.snapshot))
     _write_metadata(memory, kept, store)
     largest = memory_bytes(max_file)
-    indexes = {keys: _write_index(memory, keys, kept, tuple(ordinals), store, largest, runner) for keys in modalities}
+    indexes = {
+        modality: _write_index(memory, modality, kept, tuple(ordinals), store, largest, runner)
+        for modality in modalities
+    }
     paths = {"memory": {"indice_folder": store.root} | _options(memory.description)}
     write_record(store, "indices_paths.json", paths)
     return Served(n_rows=kept.n, indexes=indexes)
@@ -81,7 +84,7 @@ def _options(description: Description) -> dict[str, object]:
     return options
 
 
-def _write_metadata(memory: Memory, kept: Kept, store: Store) -> None:
+def _write_metadata(memory: Memory, kept: DenseIds, store: Store) -> None:
     none = np.zeros(0, np.int64)  # where no row is left, one file says so
     for number, ids in enumerate(in_blocks(chain([none], kept.by_shard()), ROWS_A_FILE)):
         rows = memory.rows(ids)
@@ -95,10 +98,16 @@ def _write_metadata(memory: Memory, kept: Kept, store: Store) -> None:
 
 
 def _write_index(
-    memory: Memory, keys: Modality, kept: Kept, ordinals: tuple[int, ...], store: Store, largest: int, runner: Runner
+    memory: Memory,
+    modality: Modality,
+    kept: DenseIds,
+    ordinals: tuple[int, ...],
+    store: Store,
+    largest: int,
+    runner: Runner,
 ) -> int:
     """Write one index; returns how many vectors it holds."""
-    target, index = f"{keys}.index", memory.index(keys)
+    target, index = f"{modality}.index", memory.index(modality)
     n_bytes = index.n_rows * (index.code_bytes + ID_BYTES)
     is_large = n_bytes > largest
     if store.exists(target) and bool(store.fs.isdir(store.full(target))) != is_large:
@@ -108,31 +117,33 @@ def _write_index(
         )
     if is_large and index.is_exact:
         raise UsageError(
-            f"the exact index of {keys} vectors takes {n_bytes / 1e9:.1f} GB and cannot be split: raise --max-file"
+            f"the exact index of {modality} vectors takes {n_bytes / 1e9:.1f} GB and cannot be split: raise --max-file"
         )
     if is_large:
-        merged = merge_into(store, target, memory.store, memory.snapshot, keys, numbered=ordinals, runner=runner)
+        merged = merge_into(store, target, memory.store, memory.snapshot, modality, numbered=ordinals, runner=runner)
         return merged.n_rows
     if index.is_exact:
-        return _write_exact(memory, keys, kept, store, target)
-    return _write_lists(memory, keys, ordinals, store, target)
+        return _write_exact(memory, modality, kept, store, target)
+    return _write_lists(memory, modality, ordinals, store, target)
 
 
-def _write_lists(memory: Memory, keys: Modality, ordinals: tuple[int, ...], store: Store, target: str) -> int:
+def _write_lists(memory: Memory, modality: Modality, ordinals: tuple[int, ...], store: Store, target: str) -> int:
     snapshot = memory.snapshot
-    task = MergeTask(memory=memory.store, snapshot=snapshot, keys=keys, out=store, target=target, numbered=ordinals)
-    lists = open_lists(memory.store, snapshot, keys)
+    task = MergeTask(
+        memory=memory.store, snapshot=snapshot, modality=modality, out=store, target=target, numbered=ordinals
+    )
+    lists = open_lists(memory.store, snapshot, modality)
     read = kept_lists(lists, memory.store, task)
-    trained = open_trained(memory.store, snapshot.indexes[keys].index)
+    trained = open_trained(memory.store, snapshot.indexes[modality].index)
     whole = with_lists_in_memory(trained, map(read, range(lists.n_lists)))
-    write_faiss(store, target, set_nprobe(whole, memory.store, snapshot, keys))
+    write_faiss(store, target, set_nprobe(whole, memory.store, snapshot, modality))
     return int(whole.ntotal)
 
 
-def _write_exact(memory: Memory, keys: Modality, kept: Kept, store: Store, target: str) -> int:
+def _write_exact(memory: Memory, modality: Modality, kept: DenseIds, store: Store, target: str) -> int:
     index = faiss.index_factory(memory.description.d, "IDMap2,Flat", faiss.METRIC_INNER_PRODUCT)
     for ids in kept.by_shard():
-        vectors = memory.vectors(ids, keys)
+        vectors = memory.vectors(ids, modality)
         present = vectors.any(axis=1)
         index.add_with_ids(vectors[present], kept.numbers(ids[present]))
     write_faiss(store, target, index)

@@ -22,7 +22,7 @@ from memory_builder.base.runner import Runner
 from memory_builder.base.stage import Stage
 from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.commits import refuse_uncommitted
-from memory_builder.catalog.dense_ids import Kept
+from memory_builder.catalog.dense_ids import DenseIds
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
@@ -65,7 +65,7 @@ class ListRange:
     stop: int
 
 
-def merge(store: Store, keys: Modality, *, runner: Runner, range_bytes: int = RANGE_BYTES) -> Merged:
+def merge(store: Store, modality: Modality, *, runner: Runner, range_bytes: int = RANGE_BYTES) -> Merged:
     """Merge the current parts of one index into its ``merged/`` folder, without the rows that are deleted by now.
 
     Row ids stay. The memory goes on searching its parts.
@@ -76,9 +76,9 @@ def merge(store: Store, keys: Modality, *, runner: Runner, range_bytes: int = RA
     """
     store.sweep()
     snapshot = read_snapshot(store)
-    folder = snapshot.view(keys, store.root).index
-    logger.info(f"merge {keys}: {store.root}/{folder}")
-    return merge_into(store, f"{folder}/merged", store, snapshot, keys, runner=runner, range_bytes=range_bytes)
+    folder = snapshot.view(modality, store.root).index
+    logger.info(f"merge {modality}: {store.root}/{folder}")
+    return merge_into(store, f"{folder}/merged", store, snapshot, modality, runner=runner, range_bytes=range_bytes)
 
 
 def merge_into(
@@ -86,7 +86,7 @@ def merge_into(
     target: str,
     store: Store,
     snapshot: Snapshot,
-    keys: Modality,
+    modality: Modality,
     *,
     numbered: tuple[int, ...] | None = None,
     runner: Runner,
@@ -95,32 +95,32 @@ def merge_into(
     """As ``merge``, into folder ``target`` of another store.
 
     Args:
-        numbered: shards whose rows are numbered from 0, as ``Kept`` does it; without it, row ids stay.
+        numbered: shards whose rows are numbered from 0, as ``DenseIds`` does it; without it, row ids stay.
     """
-    task = MergeTask(memory=store, snapshot=snapshot, keys=keys, out=out, target=target, numbered=numbered)
-    there = read_sound_record(out, f"{target}/{RECORD}", Merged)
+    task = MergeTask(memory=store, snapshot=snapshot, modality=modality, out=out, target=target, numbered=numbered)
+    merged_before = read_sound_record(out, f"{target}/{RECORD}", Merged)
     if (
-        there is not None
-        and there.state == task.state
+        merged_before is not None
+        and merged_before.state == task.state
         and all(out.exists(f"{target}/{name}") for name in (POPULATED, LISTS))
     ):
         _remove_ranges(out, target)
-        return there
-    index = open_lists(store, snapshot, keys)
+        return merged_before
+    index = open_lists(store, snapshot, modality)
     ranges = plan_ranges(index.list_sizes(), index.code_bytes, range_bytes)
-    stage = Stage(name=f"merge {keys}: gathered", task=task, runner=runner, unit="ranges of lists")
+    stage = Stage(name=f"merge {modality}: gathered", task=task, runner=runner, unit="ranges of lists")
     for _ in stage.results(ranges):
         pass
-    sizes = np.concatenate([_sizes(out, task.path(some)) for some in ranges])
+    sizes = np.concatenate([_sizes(out, task.path(lists)) for lists in ranges])
     merged = Merged(
         state=task.state,
         n_rows=int(sizes.sum()),
         n_lists=len(sizes),
         bytes=int(sizes.sum()) * (index.code_bytes + ID_BYTES),
     )
-    empty = open_trained(store, snapshot.indexes[keys].index)
-    tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, keys)
-    _join(out, target, [f"{task.path(some)}.lists" for some in ranges], tuned)
+    empty = open_trained(store, snapshot.indexes[modality].index)
+    tuned = set_nprobe(with_lists_on_disk(empty, sizes), store, snapshot, modality)
+    _join(out, target, [f"{task.path(lists)}.lists" for lists in ranges], tuned)
     write_record(out, f"{target}/{RECORD}", merged)
     _remove_ranges(out, target)
     return merged
@@ -144,17 +144,17 @@ def _join(out: Store, target: str, pieces: Sequence[str], populated: Any) -> Non
     write_faiss(out, f"{target}/{POPULATED}", populated)
 
 
-def open_lists(store: Store, snapshot: Snapshot, keys: Modality) -> OpenIndex:
+def open_lists(store: Store, snapshot: Snapshot, modality: Modality) -> OpenIndex:
     """The parts of an index that has inverted lists.
 
     Raises:
         UsageError: it has none.
     """
-    view = snapshot.view(keys, store.root)
+    view = snapshot.view(modality, store.root)
     index = OpenIndex(store, view.index, view.parts)
     if index.is_exact:
         raise UsageError(
-            f"the index of {keys} vectors of {store.root} is exact and has no inverted lists to merge: "
+            f"the index of {modality} vectors of {store.root} is exact and has no inverted lists to merge: "
             "name an --index-key such as IVF1024,Flat when you build it, or export it"
         )
     return index
@@ -175,9 +175,9 @@ def plan_ranges(sizes: Ids, code_bytes: int, range_bytes: int) -> list[ListRange
     return [ListRange(start=start, stop=stop) for start, stop in pairwise(starts)]
 
 
-def set_nprobe(index: Any, store: Store, snapshot: Snapshot, keys: Modality) -> Any:
+def set_nprobe(index: Any, store: Store, snapshot: Snapshot, modality: Modality) -> Any:
     """Let whoever opens the filled index scan as many lists as searches of the memory do; returns the index."""
-    view = snapshot.indexes[keys]
+    view = snapshot.indexes[modality]
     sides = read_tuning(store, view)["sides"].values()
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
     nprobe = max((side["nprobe"] for side in sides), default=ivf.nlist)
@@ -195,7 +195,7 @@ class MergeTask:
 
     memory: Store | str
     snapshot: Snapshot
-    keys: Modality
+    modality: Modality
     out: Store | str
     target: str
     numbered: tuple[int, ...] | None
@@ -204,17 +204,17 @@ class MergeTask:
     @property
     def state(self) -> str:
         """Hash of what the merged index holds."""
-        view = self.snapshot.indexes[self.keys]
+        view = self.snapshot.indexes[self.modality]
         numbered = self.numbered and list(self.numbered)
         return content_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
 
-    def path(self, some: ListRange) -> str:
+    def path(self, lists: ListRange) -> str:
         """Where a range is gathered: its lists with suffix .lists, their sizes, its record, with suffix .npy."""
-        return f"{self.target}/lists-{self.state}-{some.start:08d}-{some.stop:08d}"
+        return f"{self.target}/lists-{self.state}-{lists.start:08d}-{lists.stop:08d}"
 
     def start(self) -> Callable[[ListRange], None]:
         store = Store(self.memory)
-        index = open_lists(store, self.snapshot, self.keys)
+        index = open_lists(store, self.snapshot, self.modality)
         return partial(gather, task=self, out=Store(self.out), read=kept_lists(index, store, self))
 
 
@@ -226,7 +226,9 @@ def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
     commits = Manifest.read_folded(store).commits
     ordinals = index.ordinals if task.numbered is None else task.numbered
     refuse_uncommitted(ordinals, commits, f"an index of {store.root}")
-    kept = Kept({ordinal: commits[ordinal].n_written for ordinal in ordinals}, current_tombstones(store, task.snapshot))
+    kept = DenseIds(
+        {ordinal: commits[ordinal].n_written for ordinal in ordinals}, current_tombstones(store, task.snapshot)
+    )
 
     def read(number: int) -> tuple[Codes, Ids]:
         codes, ids = index.read_list(number)
@@ -237,14 +239,14 @@ def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
     return read
 
 
-def gather(some: ListRange, *, task: MergeTask, out: Store, read: ReadList) -> None:
+def gather(lists: ListRange, *, task: MergeTask, out: Store, read: ReadList) -> None:
     """Write the lists of a range back to back, then their sizes; a range that has its sizes is left alone."""
-    path = task.path(some)
+    path = task.path(lists)
     if out.exists(f"{path}.npy"):
         return
     sizes = []
     with out.writing(f"{path}.lists") as gathered, gathered.open("wb") as file:
-        for number in range(some.start, some.stop):
+        for number in range(lists.start, lists.stop):
             codes, ids = read(number)
             file.write(codes.tobytes())
             file.write(ids.tobytes())

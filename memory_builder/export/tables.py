@@ -48,9 +48,9 @@ def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
         UsageError: parquet lies there already, which img2dataset would read as part of the list.
     """
     store = Store(out)
-    there = [name for name in store.list("") if name.endswith(".parquet")]
-    if there:
-        raise UsageError(f"{store.root} holds {there[0]}, which would be read with this list: name an empty folder")
+    written = [name for name in store.list("") if name.endswith(".parquet")]
+    if written:
+        raise UsageError(f"{store.root} holds {written[0]}, which would be read with this list: name an empty folder")
     n_written = n_without = n_deleted = 0
     every = (memory.row_ids(ordinal) for ordinal in memory.commits)
     if ids is None:
@@ -104,9 +104,9 @@ def _blocks(ids: Ids) -> Iterator[Ids]:
 def _with_vectors(memory: Memory, ids: Ids) -> pa.Table:
     table = memory.metadata(ids)
     columns: dict[str, Any] = {"row_id": pa.array(ids, pa.int64())}
-    for keys in KEYS:
-        flat = pa.array(memory.vectors(ids, keys).astype(np.float16).ravel(), pa.float16())
-        columns[f"{keys}_vector"] = pa.FixedSizeListArray.from_arrays(flat, memory.description.d)
+    for modality in KEYS:
+        flat = pa.array(memory.vectors(ids, modality).astype(np.float16).ravel(), pa.float16())
+        columns[f"{modality}_vector"] = pa.FixedSizeListArray.from_arrays(flat, memory.description.d)
     for name, column in columns.items():
         table = table.append_column(name, column)
     return table
@@ -121,8 +121,8 @@ def read_hits(path: Path) -> Ids:
     ids: dict[int, None] = {}
     try:
         for line in filter(None, path.read_text(encoding="utf-8").split("\n")):  # a caption may hold other line ends
-            found: dict[str, Any] = json.loads(line)
-            ids |= dict.fromkeys(int(np.int64(hit["id"])) for hit in found["hits"])
+            parsed: dict[str, Any] = json.loads(line)
+            ids |= dict.fromkeys(int(np.int64(hit["id"])) for hit in parsed["hits"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UsageError(
             f"--hits {path}: expected what search --json prints ({type(error).__name__}: {error})"

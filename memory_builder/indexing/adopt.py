@@ -42,7 +42,7 @@ PART_ROWS = 16_000_000
 """Rows in a part: each is gathered in a pass over the whole index."""
 
 
-def adopt_index(memory: Store | str, root: str, keys: Modality, published: Path, *, runner: Runner) -> IndexView:
+def adopt_index(memory: Store | str, root: str, modality: Modality, published: Path, *, runner: Runner) -> IndexView:
     """Make a published index of all embeddings imported from ``root`` an index of the memory, without deleted rows.
 
     Raises:
@@ -60,25 +60,25 @@ def adopt_index(memory: Store | str, root: str, keys: Modality, published: Path,
     index = open_published(published)
     _check(index, published, description.d, numbering.n_rows)
     checksums = [commit.checksums for commit in commits.values()]
-    content = {"published": str(published), "bytes": _bytes(published), "keys": keys, "vectors": checksums}
+    content = {"published": str(published), "bytes": _bytes(published), "keys": modality, "vectors": checksums}
     content |= deletions(state)
     folder = f"index/{content_hash(content)}"
-    logger.info(f"index {keys}: adopting {published} in {folder}")
+    logger.info(f"index {modality}: adopting {published} in {folder}")
     rows = Rows(store, commits, description.d, current_tombstones(store, state))
-    check_pairing(index, numbering, rows, keys, str(published))
-    quantizer = read_trained(store, folder) or _empty(folder, index, rows, keys)
-    parts = plan_parts(commits.values(), keys, PART_ROWS)
+    check_pairing(index, numbering, rows, modality, str(published))
+    quantizer = read_trained(store, folder) or _empty(folder, index, rows, modality)
+    parts = plan_parts(commits.values(), modality, PART_ROWS)
     task = AdoptTask(
         memory=store,
         folder=folder,
-        keys=keys,
+        modality=modality,
         published=str(published.absolute()),
         numbering=numbering,
         quantizer_sha256=quantizer.sha256,
-        leaving_out=state,
+        deleted_as_of=state,
     )
-    records = fill(task, parts, runner, f"index {keys}: adopted")
-    return finish_index(store, keys, description, commits, quantizer, folder, records, TARGET_RECALL, runner, state)
+    records = fill(task, parts, runner, f"index {modality}: adopted")
+    return finish_index(store, modality, description, commits, quantizer, folder, records, TARGET_RECALL, runner, state)
 
 
 def _is_imported(commit: Commit, base: str) -> bool:
@@ -145,7 +145,7 @@ def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
         raise IndexBuildError(f"{path} ranks by distance, not by inner product: build one with memory-builder index")
 
 
-def _empty(folder: str, index: Any, rows: Rows, keys: Modality) -> Quantizer:
+def _empty(folder: str, index: Any, rows: Rows, modality: Modality) -> Quantizer:
     """Take the rows out of the index, and keep it as the quantizer, with held-out rows to measure with."""
     key = _key(index)
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
@@ -153,9 +153,9 @@ def _empty(folder: str, index: Any, rows: Rows, keys: Modality) -> Quantizer:
     ivf.replace_invlists(lists, True)
     lists.this.disown()  # the index owns them now
     ivf.ntotal = index.ntotal = 0
-    n_rows = rows.n_present(keys)
+    n_rows = rows.n_present(modality)
     positions, _ = draw_split(n_rows, 0, 0)
-    held_out = rows.ids_at(positions, keys)
+    held_out = rows.ids_at(positions, modality)
     return record_quantizer(
         rows.store, folder, index, held_out, index_key=key, n_train=0, n_rows=n_rows, seed=0, train_threads=0
     )
@@ -175,11 +175,11 @@ class AdoptTask:
 
     memory: Store | str
     folder: str
-    keys: Modality
+    modality: Modality
     published: str
     numbering: Numbering
     quantizer_sha256: str
-    leaving_out: Snapshot
+    deleted_as_of: Snapshot
     """The state whose deleted rows are left out."""
     wants_gpu: bool = False
 
@@ -187,7 +187,7 @@ class AdoptTask:
         store = Store(self.memory)
         commits = Manifest.read_folded(store).commits
         imported = {ordinal: commits[ordinal] for ordinal in self.numbering.ordinals}
-        deleted = current_tombstones(store, self.leaving_out)
+        deleted = current_tombstones(store, self.deleted_as_of)
         d = read_description(store).d
         return partial(adopt_part, task=self, store=store, commits=imported, d=d, deleted=deleted)
 
@@ -196,10 +196,10 @@ def adopt_part(
     part: Part, *, task: AdoptTask, store: Store, commits: dict[int, Commit], d: int, deleted: Ids
 ) -> PartRecord:
     """Gather the rows of some shards; one that is recorded is left alone. Blank and deleted rows are left out."""
-    there = finished_part(store, task.folder, part, task.quantizer_sha256)
-    if there is not None:
-        return there
-    is_held = {o: _is_held(commits[o], store, task.keys, d, deleted) for o in part.ordinals}
+    finished = finished_part(store, task.folder, part, task.quantizer_sha256)
+    if finished is not None:
+        return finished
+    is_held = {o: _is_held(commits[o], store, task.modality, d, deleted) for o in part.ordinals}
     whole = open_published(Path(task.published))  # its IVF part lives only as long as this does
     published = faiss.downcast_index(faiss.extract_index_ivf(whole))
 
@@ -214,8 +214,8 @@ def adopt_part(
     return record_part(store, task.folder, part, filled, task.quantizer_sha256, n_deleted=n_deleted)
 
 
-def _is_held(commit: Commit, store: Store, keys: Modality, d: int, deleted: Ids) -> npt.NDArray[np.bool_]:
+def _is_held(commit: Commit, store: Store, modality: Modality, d: int, deleted: Ids) -> npt.NDArray[np.bool_]:
     """Which rows of a shard have this modality and are not deleted."""
     is_held = np.zeros(commit.n_written, np.bool_)
-    is_held[present_rows(commit, open_vectors(store, commit, keys, d), keys, deleted)] = True
+    is_held[present_rows(commit, open_vectors(store, commit, modality, d), modality, deleted)] = True
     return is_held

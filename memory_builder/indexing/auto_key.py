@@ -28,7 +28,7 @@ from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import IndexBuildError
 from memory_builder.indexing.recall import TRUTH_K
 from memory_builder.indexing.train import read_sample
-from memory_builder.indexing.tuning import LEAST_QUERIES, tune_side
+from memory_builder.indexing.tuning import LEAST_QUERIES, tune_query_modality
 from memory_builder.search.open_index import OpenIndex
 from memory_builder.storage.records import read_sound_record, strict_record, write_record
 from memory_builder.storage.store import Store
@@ -102,13 +102,13 @@ class TrialTask:
 
     memory: Store | str
     folder: str
-    keys: Modality
+    modality: Modality
     ordinals: tuple[int, ...]
     target_recall: float
     train_threads: int
     seed: int
     device: Device
-    leaving_out: Snapshot | None = None
+    deleted_as_of: Snapshot | None = None
     """The state whose deleted rows are not in the sample; without it, none are deleted."""
     wants_gpu: bool = True
 
@@ -127,8 +127,10 @@ def choose_by_trials(task: TrialTask, n_rows: int, d: int, max_memory: str, runn
     tried = {}
     for key, trial in run_all(runner, task, candidates):
         tried[key] = trial
-        found = ", ".join(f"{side} {setting['recall@10']:.3f}" for side, setting in trial.sides.items())
-        logger.info(f"tried {key}: recall@10 {found or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
+        recalls = ", ".join(
+            f"{query_modality} {setting['recall@10']:.3f}" for query_modality, setting in trial.sides.items()
+        )
+        logger.info(f"tried {key}: recall@10 {recalls or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
     trials = [tried[key] for key in candidates]
     return best_trial(trials).index_key, trials
 
@@ -145,16 +147,16 @@ def run_trial(task: TrialTask, key: str) -> Trial:
     """Build the key over the sample, tune it, and record what was found; one that is recorded is not tried again."""
     store = Store(task.memory)
     name = f"{task.folder}/trial-{key.replace(',', '-')}.json"
-    there = read_sound_record(store, name, Trial)
-    if there is not None:
-        return there
+    finished = read_sound_record(store, name, Trial)
+    if finished is not None:
+        return finished
     folded, d = Manifest.read_folded(store).commits, read_description(store).d
     commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
-    rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
-    n_rows = rows.n_present(task.keys)
-    held_out, sampled = (rows.ids_at(drawn, task.keys) for drawn in draw_split(n_rows, TRIAL_ROWS, task.seed))
+    rows = Rows(store, commits, d, current_tombstones(store, task.deleted_as_of))
+    n_rows = rows.n_present(task.modality)
+    held_out, sampled = (rows.ids_at(drawn, task.modality) for drawn in draw_split(n_rows, TRIAL_ROWS, task.seed))
     trial_key = _with_lists(key, max(LEAST_LISTS, round(n_lists(key) * len(sampled) / n_rows)))
-    vectors = read_sample(rows, sampled, task.keys)
+    vectors = read_sample(rows, sampled, task.modality)
     with tempfile.TemporaryDirectory(prefix="memory-builder-trial-") as folder:
         index = _build(Store(folder), trial_key, vectors, sampled, task)
         sides = _tune(index, rows, held_out, vectors, sampled, task)
@@ -193,12 +195,14 @@ def _tune(
     """For each query modality the setting chosen, and what it finds among the sample."""
     sides: dict[str, dict[str, Any]] = {}
     both: tuple[Modality, ...] = ("text", "image")
-    for side in both:
-        queries = rows.vectors(held_out, side)
+    for query_modality in both:
+        queries = rows.vectors(held_out, query_modality)
         present = queries.any(axis=1)
         if present.sum() < LEAST_QUERIES:
             continue
         queries, own = queries[present], held_out[present]
-        scores, places = faiss.knn(queries, vectors, min(TRUTH_K, len(ids)), faiss.METRIC_INNER_PRODUCT)
-        sides[side], _ = tune_side(index, rows, task.keys, queries, own, (scores, ids[places]), task.target_recall)
+        scores, nearest = faiss.knn(queries, vectors, min(TRUTH_K, len(ids)), faiss.METRIC_INNER_PRODUCT)
+        sides[query_modality], _ = tune_query_modality(
+            index, rows, task.modality, queries, own, (scores, ids[nearest]), task.target_recall
+        )
     return sides

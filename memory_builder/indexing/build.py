@@ -27,7 +27,7 @@ from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 
-def build_index(memory: Store | str, keys: Modality, config: IndexConfig, runner: Runner) -> IndexView:
+def build_index(memory: Store | str, modality: Modality, config: IndexConfig, runner: Runner) -> IndexView:
     """Build, or finish building, the index of one key modality over all committed rows that are not deleted by now.
 
     Raises:
@@ -38,40 +38,40 @@ def build_index(memory: Store | str, keys: Modality, config: IndexConfig, runner
     manifest = Manifest.read(store)
     manifest.fold(store)
     commits, state = manifest.commits, read_snapshot(store)
-    n_rows = Rows(store, commits, description.d, current_tombstones(store, state)).n_present(keys)
+    n_rows = Rows(store, commits, description.d, current_tombstones(store, state)).n_present(modality)
     if not n_rows:
         raise IndexBuildError(
-            f"{store.root} has no {keys} vectors to index: embed pairs that have the {keys} side, or index the other "
-            f"one (--modality {'text' if keys == 'image' else 'image'})"
+            f"{store.root} has no {modality} vectors to index: embed pairs that have the {modality} side, or index the "
+            f"other one (--modality {'text' if modality == 'image' else 'image'})"
         )
-    key, trials = _choose(store, keys, config, description, commits, n_rows, runner, state)
-    folder = f"index/{_content_hash(description, commits, keys, key, config, state)}"
-    logger.info(f"index {keys}: {key} over {n_rows:,} rows in {folder}")
+    key, trials = _choose(store, modality, config, description, commits, n_rows, runner, state)
+    folder = f"index/{_content_hash(description, commits, modality, key, config, state)}"
+    logger.info(f"index {modality}: {key} over {n_rows:,} rows in {folder}")
     train = TrainTask(
         memory=store,
         folder=folder,
-        keys=keys,
+        modality=modality,
         ordinals=tuple(commits),
         train_points_per_list=config.train_points_per_list,
         train_threads=config.train_threads,
         seed=config.seed,
-        leaving_out=state,
+        deleted_as_of=state,
         device=config.device,
     )
     quantizer = run_one(runner, train, key)
-    parts = plan_parts(commits.values(), keys, config.part_rows)
+    parts = plan_parts(commits.values(), modality, config.part_rows)
     task = FillTask(
         memory=store,
         folder=folder,
-        keys=keys,
+        modality=modality,
         quantizer_sha256=quantizer.sha256,
-        leaving_out=state,
+        deleted_as_of=state,
         device=config.device,
     )
-    records = fill(task, parts, runner, f"index {keys}: filled")
+    records = fill(task, parts, runner, f"index {modality}: filled")
     return finish_index(
         store,
-        keys,
+        modality,
         description,
         commits,
         quantizer,
@@ -86,7 +86,7 @@ def build_index(memory: Store | str, keys: Modality, config: IndexConfig, runner
 
 def _choose(
     store: Store,
-    keys: Modality,
+    modality: Modality,
     config: IndexConfig,
     description: Description,
     commits: dict[int, Commit],
@@ -98,32 +98,37 @@ def _choose(
     if config.index_key != AUTO:
         return config.index_key or choose_key(n_rows, description.d, config.max_memory), []
     content = {
-        "content": _content_hash(description, commits, keys, AUTO, config, state),
+        "content": _content_hash(description, commits, modality, AUTO, config, state),
         "max_memory": config.max_memory,
         "target_recall": config.target_recall,
     }
     task = TrialTask(
         memory=store,
         folder=f"index/{content_hash(content)}",
-        keys=keys,
+        modality=modality,
         ordinals=tuple(commits),
         target_recall=config.target_recall,
         train_threads=config.train_threads,
         seed=config.seed,
         device=config.device,
-        leaving_out=state,
+        deleted_as_of=state,
     )
     return choose_by_trials(task, n_rows, description.d, config.max_memory, runner)
 
 
 def _content_hash(
-    description: Description, commits: dict[int, Commit], keys: Modality, key: str, config: IndexConfig, state: Snapshot
+    description: Description,
+    commits: dict[int, Commit],
+    modality: Modality,
+    key: str,
+    config: IndexConfig,
+    state: Snapshot,
 ) -> str:
-    vectors = {str(o): commit.checksums[vectors_path(o, keys)] for o, commit in commits.items()}
+    vectors = {str(o): commit.checksums[vectors_path(o, modality)] for o, commit in commits.items()}
     device = {} if config.device == "auto" else {"device": config.device}
     return content_hash(
         {
-            "keys": keys,
+            "keys": modality,
             "index_key": key,
             "fingerprint": description.fingerprint,
             "vectors": vectors,

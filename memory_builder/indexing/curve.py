@@ -44,8 +44,8 @@ class Point:
 class Curve:
     """What queries of one modality find among keys of one modality."""
 
-    side: Modality
-    keys: Modality
+    query_modality: Modality
+    modality: Modality
     points: tuple[Point, ...]
     """Those no other point beats: recall@10 rises with the work."""
     chosen: Point | None
@@ -54,7 +54,7 @@ class Curve:
     @property
     def name(self) -> str:
         """T2I, I2I, T2T or I2T."""
-        return f"{self.side[0]}2{self.keys[0]}".upper()
+        return f"{self.query_modality[0]}2{self.modality[0]}".upper()
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -73,19 +73,19 @@ def read_curves(store: Store) -> list[Curve]:
         CorruptMemoryError: a tuning file is missing or is not what it should be.
     """
     curves = []
-    for keys, view in read_snapshot(store).indexes.items():
+    for modality, view in read_snapshot(store).indexes.items():
         tuning, where = read_tuning(store, view), f"{store.root}/{view.index}/{view.tuning}"
         with reading(where, BUILD_AGAIN):
-            for side, points in tuning["curves"].items():
+            for query_modality, points in tuning["curves"].items():
                 measured = [decode_value(Point, point, where=where, fix=BUILD_AGAIN) for point in points]
-                curves.append(_curve(side, keys, measured, tuning["sides"][side]))
+                curves.append(_curve(query_modality, modality, measured, tuning["sides"][query_modality]))
     return curves
 
 
-def _curve(side: Any, keys: Any, measured: list[Point], setting: dict[str, Any]) -> Curve:
+def _curve(query_modality: Any, modality: Any, measured: list[Point], setting: dict[str, Any]) -> Curve:
     in_use = (setting["nprobe"], setting["refine"])
     chosen = next((point for point in measured if (point.nprobe, point.refine) == in_use), None)
-    return Curve(side=side, keys=keys, points=tuple(frontier(measured)), chosen=chosen)
+    return Curve(query_modality=query_modality, modality=modality, points=tuple(frontier(measured)), chosen=chosen)
 
 
 def curve_rows(curve: Curve) -> list[dict[str, str]]:

@@ -38,26 +38,26 @@ class Fit:
     """Rows met in the list of a random row, as a multiple of an even spread; 1: even."""
 
 
-def warn_of_drift(store: Store, folder: str, keys: Modality, commits: Sequence[Commit], deleted: Ids) -> None:
+def warn_of_drift(store: Store, folder: str, modality: Modality, commits: Sequence[Commit], deleted: Ids) -> None:
     """Say so when the rows of these shards no longer fit the quantizer of the index in ``folder``."""
     try:
-        fits = measure_drift(store, folder, keys, commits, deleted)
+        fits = measure_drift(store, folder, modality, commits, deleted)
     except CorruptMemoryError as error:  # what was appended is there all the same
-        logger.warning(f"whether the appended rows fit the {keys} index was not measured: {error}")
+        logger.warning(f"whether the appended rows fit the {modality} index was not measured: {error}")
         return
     if fits is None:
         return
     trained, appended = fits
     if appended.error > MORE_ERROR * trained.error or appended.imbalance > MORE_IMBALANCE * trained.imbalance:
         logger.warning(
-            f"the appended rows do not fit the {keys} index: distance to their lists {appended.error:.3f} "
+            f"the appended rows do not fit the {modality} index: distance to their lists {appended.error:.3f} "
             f"(trained for {trained.error:.3f}), imbalance of lists {appended.imbalance:.1f} (trained for "
             f"{trained.imbalance:.1f}); recall may fall below the target: retrain with memory-builder index"
         )
 
 
 def measure_drift(
-    store: Store, folder: str, keys: Modality, commits: Sequence[Commit], deleted: Ids | None = None
+    store: Store, folder: str, modality: Modality, commits: Sequence[Commit], deleted: Ids | None = None
 ) -> tuple[Fit, Fit] | None:
     """(rows set aside before training, rows of these shards); None for an exact index or samples that are too small.
 
@@ -70,9 +70,9 @@ def measure_drift(
     known = Manifest.read(store).commits
     rows, held_out = Rows(store, known, d), read_held_out(store, folder, known)
     new = Rows(store, {commit.ordinal: commit for commit in commits}, d, deleted)
-    n_rows = new.n_present(keys)
+    n_rows = new.n_present(modality)
     drawn = np.random.default_rng(0).choice(n_rows, min(n_rows, MAX_HELD_OUT), replace=False)
-    samples = [rows.vectors(held_out, keys), new.vectors(new.ids_at(np.sort(drawn), keys), keys)]
+    samples = [rows.vectors(held_out, modality), new.vectors(new.ids_at(np.sort(drawn), modality), modality)]
     samples = [sample[sample.any(axis=1)] for sample in samples]
     if min(map(len, samples)) < LEAST_SAMPLE:
         return None

@@ -10,7 +10,7 @@ from memory_builder.base.runner import LocalRunner, Runner
 from memory_builder.base.types import Modality
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import IndexView, Snapshot
-from memory_builder.catalog.update_snapshot import settle
+from memory_builder.catalog.update_snapshot import update_snapshot
 from memory_builder.indexing.adopt import adopt_index
 from memory_builder.indexing.build import build_index
 from memory_builder.indexing.config import IndexConfig
@@ -20,12 +20,12 @@ from memory_builder.storage.store import Store
 def present_modalities(store: Store) -> tuple[Modality, ...]:
     """The key modalities a memory has vectors of; both when it has none, so that indexing says so."""
     commits = Manifest.read(store).commits.values()
-    there: list[Modality] = []
+    present: list[Modality] = []
     if any(commit.n_images for commit in commits):
-        there.append("image")
+        present.append("image")
     if any(commit.n_texts for commit in commits):
-        there.append("text")
-    return tuple(there) or ("image", "text")
+        present.append("text")
+    return tuple(present) or ("image", "text")
 
 
 def index(
@@ -99,12 +99,12 @@ def _make_current(store: Store, views: Mapping[str, IndexView]) -> Snapshot:
     def replaced(before: Snapshot) -> Snapshot:
         indexes = dict(before.indexes)
         for keys, view in views.items():
-            there = indexes.get(keys)
+            current = indexes.get(keys)
             # compacted since it was built: the same rows, without the deleted ones
-            is_same = there is not None and there.index == view.index and is_whole(store, there)
-            indexes[keys] = replace(there, tuning=view.tuning) if there is not None and is_same else view
+            is_same = current is not None and current.index == view.index and is_whole(store, current)
+            indexes[keys] = replace(current, tuning=view.tuning) if current is not None and is_same else view
         if indexes == before.indexes:
             return before
         return replace(before, number=before.number + 1, manifest_version=version, indexes=indexes)
 
-    return settle(store, replaced)
+    return update_snapshot(store, replaced)

@@ -21,7 +21,7 @@ from memory_builder.storage.store import Store
 
 def finish_index(
     store: Store,
-    keys: Modality,
+    modality: Modality,
     description: Description,
     commits: dict[int, Commit],
     quantizer: Quantizer,
@@ -29,24 +29,24 @@ def finish_index(
     records: list[PartRecord],
     target_recall: float,
     runner: Runner,
-    leaving_out: Snapshot,
+    deleted_as_of: Snapshot,
     trials: Sequence[dict[str, Any]] = (),
 ) -> IndexView:
     """Measure and tune an index whose parts are there, and write its build record.
 
-    The parts hold all rows but those deleted in the state ``leaving_out``.
+    The parts hold all rows but those deleted in the state ``deleted_as_of``.
     """
     n_rows = sum(record.n_rows for record in records)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
-    name, tuning = tune(store, view, keys, description.d, commits, target_recall, runner, leaving_out)
-    record = _build_record(quantizer, records, description, n_rows, keys, tuning)
+    name, tuning = tune(store, view, modality, description.d, commits, target_recall, runner, deleted_as_of)
+    record = _build_record(quantizer, records, description, n_rows, modality, tuning)
     if trials:
         record["trials"] = [*trials]
     write_record(store, f"{folder}/index.json", record)
     return replace(view, tuning=name)
 
 
-def restore_build_record(store: Store, view: IndexView, keys: Modality) -> None:
+def restore_build_record(store: Store, view: IndexView, modality: Modality) -> None:
     """Write a lost ``index.json`` anew, from what it was made of; what was tried before the key was chosen is lost.
 
     Raises:
@@ -57,7 +57,7 @@ def restore_build_record(store: Store, view: IndexView, keys: Modality) -> None:
         raise CorruptMemoryError(f"{store.root}/{view.index}/trained.json is missing", BUILD_AGAIN)
     records = [part_record(store, view.index, name) for name in view.segments[0]]
     n_rows = sum(part.n_rows for part in records)
-    record = _build_record(quantizer, records, read_description(store), n_rows, keys, tuning)
+    record = _build_record(quantizer, records, read_description(store), n_rows, modality, tuning)
     write_record(store, f"{view.index}/index.json", record)
 
 
@@ -71,7 +71,7 @@ def _build_record(
     records: list[PartRecord],
     description: Description,
     n_rows: int,
-    keys: Modality,
+    modality: Modality,
     tuning: dict[str, Any],
 ) -> dict[str, Any]:
     """``index.json``: autofaiss's keys, and what we know beyond."""
@@ -79,13 +79,16 @@ def _build_record(
     sides = tuning["sides"]
     return {
         "index_key": quantizer.index_key,
-        "index_param": {side: f"nprobe={found['nprobe']},refine={found['refine']}" for side, found in sides.items()},
+        "index_param": {
+            query_modality: f"nprobe={measured['nprobe']},refine={measured['refine']}"
+            for query_modality, measured in sides.items()
+        },
         "index_path": "parts",
         "size in bytes": size,
         "nb vectors": n_rows,
         "vectors dimension": description.d,
         "compression ratio": round(4 * n_rows * description.d / size, 3),
-        "keys": keys,
+        "keys": modality,
         "recall": sides,
         "faiss_version": faiss.__version__,
         "quantizer": asdict(quantizer),

@@ -71,7 +71,7 @@ class Numbering:
         return np.asarray(self.ordinals, np.int64)[which] << 32 | rows
 
 
-def check_pairing(whole: Any, numbering: Numbering, rows: Rows, keys: Modality, place: str) -> None:
+def check_pairing(whole: Any, numbering: Numbering, rows: Rows, modality: Modality, published: str) -> None:
     """Compare codes of every file with the vectors of the rows that they are taken for.
 
     Args:
@@ -97,7 +97,7 @@ def check_pairing(whole: Any, numbering: Numbering, rows: Rows, keys: Modality, 
         if not len(offsets):
             continue
         n_met[np.searchsorted(sample, numbers[offsets])] += 1
-        vectors = rows.vectors(numbering.ids(numbers[offsets]), keys)  # f32[m, d]
+        vectors = rows.vectors(numbering.ids(numbers[offsets]), modality)  # f32[m, d]
         is_present = vectors.any(axis=1)
         which = numbering.split(numbers[offsets])[0][is_present]
         agree = _agree(whole, ivf, number, offsets[is_present], vectors[is_present])
@@ -105,15 +105,16 @@ def check_pairing(whole: Any, numbering: Numbering, rows: Rows, keys: Modality, 
         np.add.at(n_agreeing, which, agree)
     if n_foreign or (n_met > 1).any():
         wrong = f"{n_foreign:,} numbers of no row" if n_foreign else f"{int((n_met > 1).sum()):,} numbers twice"
-        raise IndexBuildError(f"{place} holds {wrong}: it does not number these {numbering.n_rows:,} rows from 0")
+        raise IndexBuildError(f"{published} holds {wrong}: it does not number these {numbering.n_rows:,} rows from 0")
     bad = np.flatnonzero(n_agreeing < MIN_AGREEMENT * n_compared)
     if len(bad):
         piece = split_uri(rows.commits[numbering.ordinals[int(bad[0])]].uri)[1]
         file = piece.embeddings or piece.vectors
         raise IndexBuildError(
-            f"{place} is not an index of these {keys} vectors in this order: of {n_compared.sum():,} rows compared, "
-            f"the codes of {n_agreeing.sum():,} agree with their vectors (file {file}: {n_agreeing[bad[0]]:,} of "
-            f"{n_compared[bad[0]]:,}). Was it built of other files, of an earlier state, of the other modality, or in "
+            f"{published} is not an index of these {modality} vectors in this order: of {n_compared.sum():,} rows "
+            f"compared, the codes of {n_agreeing.sum():,} agree with their vectors (file {file}: "
+            f"{n_agreeing[bad[0]]:,} of {n_compared[bad[0]]:,}). "
+            "Was it built of other files, of an earlier state, of the other modality, or in "
             "another order than that of the files' names?"
         )
 

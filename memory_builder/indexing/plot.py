@@ -62,5 +62,5 @@ def _recall_chart(curve: Curve) -> Chart:
     in_use, ring = curve.chosen, None
     if in_use:
         ring = (in_use.work_bytes, in_use.recall["10"], f"in use: nprobe {in_use.nprobe}, refine {in_use.refine}")
-    title = f"{curve.name}: {curve.side} to {curve.keys}"
+    title = f"{curve.name}: {curve.query_modality} to {curve.modality}"
     return line_chart(title, x, number_axis(0, 1, "recall"), [one for one in series if one.points], ring)

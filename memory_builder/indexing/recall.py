@@ -36,20 +36,20 @@ READ_BYTES = 4096
 
 
 def exact_neighbours(
-    commit: Commit, *, store: Store, keys: Modality, d: int, queries: Scores, k: int, threads: int, deleted: Ids
+    commit: Commit, *, store: Store, modality: Modality, d: int, queries: Scores, k: int, threads: int, deleted: Ids
 ) -> tuple[Scores, Ids]:
     """Exact neighbours of f32[q, d] within one shard, without the deleted rows: scores f32[q, k], ids i64[q, k]."""
     faiss.omp_set_num_threads(threads)
-    vectors = open_vectors(store, commit, keys, d)
-    rows = present_rows(commit, vectors, keys, deleted)
+    vectors = open_vectors(store, commit, modality, d)
+    rows = present_rows(commit, vectors, modality, deleted)
     scores = np.full((len(queries), k), -np.inf, np.float32)
     ids = np.full((len(queries), k), NO_ROW, np.int64)
     if len(rows):
-        found, places = faiss.knn(
+        best_scores, best = faiss.knn(
             queries, np.asarray(vectors[rows], np.float32), min(k, len(rows)), faiss.METRIC_INNER_PRODUCT
         )
-        scores[:, : found.shape[1]] = found
-        ids[:, : found.shape[1]] = row_ids(commit.ordinal, rows[places])
+        scores[:, : best.shape[1]] = best_scores
+        ids[:, : best.shape[1]] = row_ids(commit.ordinal, rows[best])
     return scores, ids
 
 
@@ -58,11 +58,11 @@ class NeighboursTask:
     """A worker that searches shards exactly, with the held-out rows of one side as queries."""
 
     memory: Store | str
-    keys: Modality
-    side: Modality
+    modality: Modality
+    query_modality: Modality
     held_out: tuple[int, ...]
     k: int
-    leaving_out: Snapshot | None = None
+    deleted_as_of: Snapshot | None = None
     """The state whose deleted rows are no neighbours; without it, none are deleted."""
     wants_gpu: bool = False
 
@@ -70,24 +70,24 @@ class NeighboursTask:
         store = Store(self.memory)
         d = read_description(store).d
         rows = Rows(store, Manifest.read_folded(store).commits, d)
-        queries = rows.vectors(np.array(self.held_out, np.int64), self.side)
+        queries = rows.vectors(np.array(self.held_out, np.int64), self.query_modality)
         return partial(
             exact_neighbours,
             store=store,
-            keys=self.keys,
+            modality=self.modality,
             d=d,
             queries=queries,
             k=self.k,
             threads=available_threads(),
-            deleted=current_tombstones(store, self.leaving_out),
+            deleted=current_tombstones(store, self.deleted_as_of),
         )
 
 
-def merge_neighbours(found: Iterable[tuple[Scores, Ids]], n_queries: int, k: int) -> tuple[Scores, Ids]:
+def merge_neighbours(of_shards: Iterable[tuple[Scores, Ids]], n_queries: int, k: int) -> tuple[Scores, Ids]:
     """Neighbours within shards → neighbours within all; the order the shards come in does not matter."""
     scores = np.full((n_queries, k), -np.inf, np.float32)
     ids = np.full((n_queries, k), NO_ROW, np.int64)
-    for more_scores, more_ids in found:
+    for more_scores, more_ids in of_shards:
         scores = np.concatenate([scores, more_scores], axis=1)
         ids = np.concatenate([ids, more_ids], axis=1)
         scores, ids = best_of(scores, ids, k)
@@ -107,38 +107,38 @@ def recall_at(k: int, scores: Scores, ids: Ids, true_scores: Scores, true_ids: I
     """(tie-aware, strict) recall@k of each query: f64[q] each. All arguments are [q, ≥ k], best first, exact scores."""
     wanted = (true_ids[:, :k] != NO_ROW).sum(axis=1)
     threshold = np.take_along_axis(true_scores, np.maximum(wanted - 1, 0)[:, None], 1) - TIE
-    found = ids[:, :k] != NO_ROW
-    tie_aware = (found & (scores[:, :k] >= threshold)).sum(axis=1)
+    is_hit = ids[:, :k] != NO_ROW
+    tie_aware = (is_hit & (scores[:, :k] >= threshold)).sum(axis=1)
     strict = np.array([np.isin(a[a != NO_ROW], b).sum() for a, b in zip(ids[:, :k], true_ids[:, :k], strict=True)])
     return np.minimum(tie_aware, wanted) / np.maximum(wanted, 1), strict / np.maximum(wanted, 1)
 
 
 def ground_truth(
     store: Store,
-    keys: Modality,
-    side: Modality,
+    modality: Modality,
+    query_modality: Modality,
     own: Ids,
     commits: dict[int, Commit],
     runner: Runner,
-    leaving_out: Snapshot | None = None,
+    deleted_as_of: Snapshot | None = None,
 ) -> tuple[Scores, Ids]:
     """Exact neighbours of the rows i64[q], each without itself: scores f32[q, TRUTH_K], ids i64[q, TRUTH_K]."""
     task = NeighboursTask(
         memory=store,
-        keys=keys,
-        side=side,
+        modality=modality,
+        query_modality=query_modality,
         held_out=tuple(own.tolist()),
         k=TRUTH_K + 1,
-        leaving_out=leaving_out,
+        deleted_as_of=deleted_as_of,
     )
-    found = (result for _, result in run_all(runner, task, list(commits.values())))
-    return drop_own(*merge_neighbours(found, len(own), TRUTH_K + 1), own)
+    of_shards = (result for _, result in run_all(runner, task, list(commits.values())))
+    return drop_own(*merge_neighbours(of_shards, len(own), TRUTH_K + 1), own)
 
 
 def measure(
     index: OpenIndex,
     rows: Rows,
-    keys: Modality,
+    modality: Modality,
     queries: Scores,
     own: Ids,
     truth: tuple[Scores, Ids],
@@ -161,15 +161,15 @@ def measure(
         refines = [params.refine for params in efforts if params.nprobe == nprobe]
         started = time.perf_counter()
         by_code, ids = drop_own(*index.candidates(queries, MAIN_K * max(1, *refines) + 1, nprobe), own)
-        exact = by_code if index.has_exact_codes else exact_scores(queries, ids, rows, keys)
+        exact = by_code if index.has_exact_codes else exact_scores(queries, ids, rows, modality)
         seconds = (time.perf_counter() - started) / len(queries)
         codes = float(sizes.sum())
         if not index.is_exact:
             codes = float(sizes[index.probe(queries, nprobe)[2]].sum(axis=1).mean())
         for refine in refines:
             widths = {k: k * max(1, refine) for k in RECALL_AT if k <= MAIN_K}
-            found = {k: best_of(exact[:, :width], ids[:, :width], k) for k, width in widths.items()}
-            recalls = {k: recall_at(k, *found[k], *truth) for k in widths}
+            best = {k: best_of(exact[:, :width], ids[:, :width], k) for k, width in widths.items()}
+            recalls = {k: recall_at(k, *best[k], *truth) for k in widths}
             points.append(
                 Point(
                     nprobe=nprobe,
@@ -187,13 +187,13 @@ def measure(
 
 
 def measure_single(
-    index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, own: Ids, truth: tuple[Scores, Ids], point: Point
+    index: OpenIndex, rows: Rows, modality: Modality, queries: Scores, own: Ids, truth: tuple[Scores, Ids], point: Point
 ) -> Point:
     """The point with recall@TRUTH_K, and p50 and p99 of single queries for ten rows; arguments as for ``measure``."""
     params = SearchParams(nprobe=point.nprobe, refine=point.refine)
-    found = drop_own(*index.search(queries, TRUTH_K + 1, params, rows, keys), own)
-    tie_aware, strict = recall_at(TRUTH_K, *found, *truth)
-    seconds = latency(index, rows, keys, queries, params)
+    neighbours = drop_own(*index.search(queries, TRUTH_K + 1, params, rows, modality), own)
+    tie_aware, strict = recall_at(TRUTH_K, *neighbours, *truth)
+    seconds = latency(index, rows, modality, queries, params)
     return replace(
         point,
         recall=point.recall | {str(TRUTH_K): float(tie_aware.mean())},
@@ -203,11 +203,13 @@ def measure_single(
     )
 
 
-def latency(index: OpenIndex, rows: Rows, keys: Modality, queries: Scores, params: SearchParams) -> dict[str, float]:
+def latency(
+    index: OpenIndex, rows: Rows, modality: Modality, queries: Scores, params: SearchParams
+) -> dict[str, float]:
     """p50 and p99 seconds of single queries for ten rows."""
     seconds = []
     for query in queries:
         started = time.perf_counter()
-        index.search(query[None], MAIN_K, params, rows, keys)
+        index.search(query[None], MAIN_K, params, rows, modality)
         seconds.append(time.perf_counter() - started)
     return {"p50_s": float(np.percentile(seconds, 50)), "p99_s": float(np.percentile(seconds, 99))}

@@ -55,12 +55,12 @@ class TrainTask:
 
     memory: Store | str
     folder: str
-    keys: Modality
+    modality: Modality
     ordinals: tuple[int, ...]
     train_points_per_list: int
     train_threads: int
     seed: int = 0
-    leaving_out: Snapshot | None = None
+    deleted_as_of: Snapshot | None = None
     """The state whose deleted rows are neither trained on nor set aside; without it, none are deleted."""
     device: Device = "auto"
     wants_gpu: bool = True
@@ -71,22 +71,22 @@ class TrainTask:
 
 def _train(task: TrainTask, key: str) -> Quantizer:
     store = Store(task.memory)
-    there = read_trained(store, task.folder)
-    if there is not None:
-        return there
+    trained = read_trained(store, task.folder)
+    if trained is not None:
+        return trained
     d = read_description(store).d
     folded = Manifest.read_folded(store).commits  # an embed beside us may have added to it since we were planned
     commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
-    rows = Rows(store, commits, d, current_tombstones(store, task.leaving_out))
-    n_rows = rows.n_present(task.keys)
+    rows = Rows(store, commits, d, current_tombstones(store, task.deleted_as_of))
+    n_rows = rows.n_present(task.modality)
     wanted = n_training_rows(key, task.train_points_per_list)
-    held_out, train = (rows.ids_at(positions, task.keys) for positions in draw_split(n_rows, wanted, task.seed))
+    held_out, train = (rows.ids_at(positions, task.modality) for positions in draw_split(n_rows, wanted, task.seed))
     if len(train) < n_lists(key) and key != EXACT_KEY:
         raise IndexBuildError(
             f"{key} has {n_lists(key):,} lists, more than the {len(train):,} rows there are to train on: "
             "name an --index-key with fewer"
         )
-    sample = read_sample(rows, train, task.keys)
+    sample = read_sample(rows, train, task.modality)
     backend = choose_backend(task.device)
     index = train_quantizer(key, sample, threads=task.train_threads, backend=backend)
     return record_quantizer(
@@ -102,15 +102,15 @@ def _train(task: TrainTask, key: str) -> Quantizer:
     )
 
 
-def read_sample(rows: Rows, ids: Ids, keys: Modality) -> Scores:
+def read_sample(rows: Rows, ids: Ids, modality: Modality) -> Scores:
     """i64[n] → f32[n, d]. Each shard is let go before the next is read: what stays mapped counts as memory."""
     sample = np.empty((len(ids), rows.d), np.float32)
-    for ordinal, places, picked in rows.by_shard(ids):
-        sample[places] = open_vectors(rows.store, rows.commits[ordinal], keys, rows.d)[picked]
+    for ordinal, positions, picked in rows.by_shard(ids):
+        sample[positions] = open_vectors(rows.store, rows.commits[ordinal], modality, rows.d)[picked]
     return sample
 
 
-def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **told: Any) -> Quantizer:
+def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **fields: Any) -> Quantizer:
     """Write a trained, empty index and the rows set aside to measure with (i64[n]), then the record of both.
 
     Args:
@@ -118,7 +118,7 @@ def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **tol
     """
     _, digest = write_faiss(store, f"{folder}/trained.faiss", index)
     store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
-    quantizer = Quantizer(sha256=digest, n_held_out=len(held_out), **told)
+    quantizer = Quantizer(sha256=digest, n_held_out=len(held_out), **fields)
     store.put(f"{folder}/trained.json", quantizer.to_json())
     return quantizer
 

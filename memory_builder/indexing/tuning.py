@@ -37,42 +37,44 @@ SINGLE_QUERIES = 200
 def tune(
     store: Store,
     view: IndexView,
-    keys: Modality,
+    modality: Modality,
     d: int,
     commits: dict[int, Commit],
     target_recall: float,
     runner: Runner,
-    leaving_out: Snapshot | None = None,
+    deleted_as_of: Snapshot | None = None,
 ) -> tuple[str, dict[str, Any]]:
     """``tuning.json``: for each query modality the curve, the setting chosen from it, and what that finds.
 
-    The rows that are deleted in the state ``leaving_out`` are not in the index, and not among the truth.
+    The rows that are deleted in the state ``deleted_as_of`` are not in the index, and not among the truth.
 
     Returns:
         (file name, its content). A file that a snapshot may name is not changed: another target has another file.
     """
     name = "tuning.json"
-    there = _sound_tuning(store, f"{view.index}/{name}")
-    if there is not None and there["target_recall"] != target_recall:
+    measured_before = _sound_tuning(store, f"{view.index}/{name}")
+    if measured_before is not None and measured_before["target_recall"] != target_recall:
         name = f"tuning-{target_recall}.json"
-        there = _sound_tuning(store, f"{view.index}/{name}")
-    if there is not None:
-        return name, there
+        measured_before = _sound_tuning(store, f"{view.index}/{name}")
+    if measured_before is not None:
+        return name, measured_before
     held_out = read_held_out(store, view.index, commits)
     rows = Rows(store, commits, d)
     index = OpenIndex(store, view.index, view.segments[0])
     tuning: dict[str, Any] = {"target_recall": target_recall, "sides": {}, "curves": {}}
     sides: tuple[Modality, ...] = ("text", "image")
-    for side in sides:
-        vectors = rows.vectors(held_out, side)
+    for query_modality in sides:
+        vectors = rows.vectors(held_out, query_modality)
         present = vectors.any(axis=1)
         if present.sum() < LEAST_QUERIES:
             continue
         queries, own = vectors[present], held_out[present]
-        truth = ground_truth(store, keys, side, own, commits, runner, leaving_out)
-        tuning["sides"][side], tuning["curves"][side] = tune_side(index, rows, keys, queries, own, truth, target_recall)
-        if not tuning["sides"][side]["reached"]:
-            below = f"{side} → {keys} stays below recall@10 {target_recall}"
+        truth = ground_truth(store, modality, query_modality, own, commits, runner, deleted_as_of)
+        tuning["sides"][query_modality], tuning["curves"][query_modality] = tune_query_modality(
+            index, rows, modality, queries, own, truth, target_recall
+        )
+        if not tuning["sides"][query_modality]["reached"]:
+            below = f"{query_modality} → {modality} stays below recall@10 {target_recall}"
             logger.warning(f"{below}: a larger --max-memory gives more")
     write_record(store, f"{view.index}/{name}", tuning)
     return name, tuning
@@ -84,10 +86,10 @@ def _sound_tuning(store: Store, path: str) -> dict[str, Any] | None:
     return None
 
 
-def tune_side(
+def tune_query_modality(
     index: OpenIndex,
     rows: Rows,
-    keys: Modality,
+    modality: Modality,
     queries: Scores,
     own: Ids,
     truth: tuple[Scores, Ids],
@@ -95,10 +97,10 @@ def tune_side(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(chosen setting with its measured recall and latency, curve) for the queries of one modality."""
     choosing, checking = ((queries[half::2], own[half::2], (truth[0][half::2], truth[1][half::2])) for half in range(2))
-    curve = measure_until_flat(index, rows, keys, *choosing, target_recall)
+    curve = measure_until_flat(index, rows, modality, *choosing, target_recall)
     chosen, reached = choose(curve, target_recall)
     params = SearchParams(nprobe=chosen.nprobe, refine=chosen.refine)
-    (checked,) = measure(index, rows, keys, *checking, [params])
+    (checked,) = measure(index, rows, modality, *checking, [params])
     setting = {
         "nprobe": params.nprobe,
         "refine": params.refine,
@@ -108,24 +110,27 @@ def tune_side(
         "reached": reached,
         "work_bytes": chosen.work_bytes,
         "n_queries": len(checking[1]),
-        **latency(index, rows, keys, queries[:SINGLE_QUERIES], params),
+        **latency(index, rows, modality, queries[:SINGLE_QUERIES], params),
     }
     few = slice(0, SINGLE_QUERIES)
-    some = (choosing[0][few], choosing[1][few], (choosing[2][0][few], choosing[2][1][few]))
-    told = {point: measure_single(index, rows, keys, *some, curve[point]) for point in _worth_telling(curve, chosen)}
-    return setting, [asdict(told.get(i, point)) for i, point in enumerate(curve)]
+    first_queries = (choosing[0][few], choosing[1][few], (choosing[2][0][few], choosing[2][1][few]))
+    timed = {
+        point: measure_single(index, rows, modality, *first_queries, curve[point])
+        for point in _worth_telling(curve, chosen)
+    }
+    return setting, [asdict(timed.get(i, point)) for i, point in enumerate(curve)]
 
 
 def _worth_telling(curve: Sequence[Point], chosen: Point) -> list[int]:
     """Places of the points that no other beats, and of the one in use."""
-    told = [*frontier(curve), chosen]
-    return [i for i, point in enumerate(curve) if point in told]
+    points = [*frontier(curve), chosen]
+    return [i for i, point in enumerate(curve) if point in points]
 
 
 def measure_until_flat(
     index: OpenIndex,
     rows: Rows,
-    keys: Modality,
+    modality: Modality,
     queries: Scores,
     own: Ids,
     truth: tuple[Scores, Ids],
@@ -141,7 +146,13 @@ def measure_until_flat(
     best = [0.0]
     for nprobe in _powers_of_two(index.n_lists):
         points += measure(
-            index, rows, keys, queries, own, truth, [SearchParams(nprobe=nprobe, refine=refine) for refine in refines]
+            index,
+            rows,
+            modality,
+            queries,
+            own,
+            truth,
+            [SearchParams(nprobe=nprobe, refine=refine) for refine in refines],
         )
         best.append(max(point.recall["10"] for point in points))
         if is_flat(best, reached=choose(points, target_recall)[1]):

@@ -15,7 +15,7 @@ from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import IndexView, Snapshot, read_snapshot
 from memory_builder.catalog.tombstones import current_tombstones
-from memory_builder.catalog.update_snapshot import settle
+from memory_builder.catalog.update_snapshot import update_snapshot
 from memory_builder.errors import IndexBuildError
 from memory_builder.indexing.drift import warn_of_drift
 from memory_builder.storage.store import Store
@@ -54,7 +54,7 @@ def append(store: Store, *, runner: Runner, modalities: Sequence[Modality] = ())
 
     if not modalities:
         raise IndexBuildError(f"{store.root} has no index to append to: run memory-builder index {store.root}")
-    after = settle(store, appended)
+    after = update_snapshot(store, appended)
     for modality, commits in new.items():
         warn_of_drift(store, after.indexes[modality].index, modality, commits, current_tombstones(store, after))
     return after
@@ -69,21 +69,21 @@ def _uncovered(store: Store, view: IndexView, commits: dict[int, Commit]) -> lis
 def _with_segment(
     store: Store,
     view: IndexView,
-    keys: Modality,
+    modality: Modality,
     commits: Sequence[Commit],
     runner: Runner,
-    leaving_out: Snapshot,
+    deleted_as_of: Snapshot,
 ) -> IndexView:
     if not commits:
         return view
     task = FillTask(
         memory=store,
         folder=view.index,
-        keys=keys,
+        modality=modality,
         quantizer_sha256=read_quantizer_hash(store, view.index),
-        leaving_out=leaving_out,
+        deleted_as_of=deleted_as_of,
     )
-    salt = f"append {leaving_out.tombstones}" if leaving_out.tombstones else "append"
-    records = fill(task, plan_parts(commits, keys, PART_ROWS, salt=salt), runner, f"append {keys}: filled")
+    salt = f"append {deleted_as_of.tombstones}" if deleted_as_of.tombstones else "append"
+    records = fill(task, plan_parts(commits, modality, PART_ROWS, salt=salt), runner, f"append {modality}: filled")
     n_rows = view.n_rows + sum(record.n_rows for record in records)
     return replace(view, segments=[*view.segments, [record.name for record in records]], n_rows=n_rows)

@@ -24,7 +24,7 @@ from memory_builder.catalog.snapshots import (
     snapshot_numbers,
 )
 from memory_builder.catalog.tombstones import current_tombstones
-from memory_builder.catalog.update_snapshot import LOCK, settle
+from memory_builder.catalog.update_snapshot import LOCK, update_snapshot
 from memory_builder.errors import REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.export.faiss_ondisk import remove_merged
 from memory_builder.maintenance.purge import purge_rows
@@ -68,17 +68,17 @@ def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int
         raise CorruptMemoryError(f"{store.root}/{start.tombstones} names rows that the memory does not have", REPAIR)
     manifest.fold(store)  # workers read the folded records
     rewrites: dict[Modality, Rewrite] = {}
-    for keys in start.modalities:
-        rewrites[keys] = _rewrite(store, start, keys, deleted, runner, part_rows)
+    for modality in start.modalities:
+        rewrites[modality] = _rewrite(store, start, modality, deleted, runner, part_rows)
 
     def compacted(before: Snapshot) -> Snapshot:
         indexes = dict(before.indexes)
-        for keys, rewrite in rewrites.items():
+        for modality, rewrite in rewrites.items():
             if rewrite.old:
-                indexes[keys] = _replaced(store, before.indexes.get(keys), rewrite)
+                indexes[modality] = _replaced(store, before.indexes.get(modality), rewrite)
         return replace(before, number=before.number + 1, indexes=indexes) if indexes != before.indexes else before
 
-    after = settle(store, compacted)
+    after = update_snapshot(store, compacted)
     if purge:
         purge_rows(store, deleted, runner)
         folders = [f"index/{name}" for name in store.list("index", "directory") if is_index_folder(name)]
@@ -89,8 +89,10 @@ def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int
     return after
 
 
-def _rewrite(store: Store, snapshot: Snapshot, keys: Modality, deleted: Ids, runner: Runner, part_rows: int) -> Rewrite:
-    view = snapshot.indexes[keys]
+def _rewrite(
+    store: Store, snapshot: Snapshot, modality: Modality, deleted: Ids, runner: Runner, part_rows: int
+) -> Rewrite:
+    view = snapshot.indexes[modality]
     groups = [
         group
         for group in _groups(records_of(store, view), deleted, part_rows)
@@ -99,13 +101,13 @@ def _rewrite(store: Store, snapshot: Snapshot, keys: Modality, deleted: Ids, run
     task = FillTask(
         memory=store,
         folder=view.index,
-        keys=keys,
+        modality=modality,
         quantizer_sha256=read_quantizer_hash(store, view.index),
-        leaving_out=snapshot,
+        deleted_as_of=snapshot,
     )
     ordinals = [sorted(ordinal for record in group for ordinal in record.ordinals) for group in groups]
-    parts = [part_of(some, salt=f"compact {snapshot.tombstones}") for some in ordinals]
-    records = fill(task, parts, runner, f"compact {keys}: filled") if parts else []
+    parts = [part_of(group, salt=f"compact {snapshot.tombstones}") for group in ordinals]
+    records = fill(task, parts, runner, f"compact {modality}: filled") if parts else []
     old = frozenset(record.name for group in groups for record in group)
     return Rewrite(index=view.index, old=old, new=tuple(records))
 
@@ -160,13 +162,13 @@ def remove_unused(
         named |= {snapshot.tombstones.removesuffix(".npy") for snapshot in kept if snapshot.tombstones}
         if folders is None:
             folders = sorted({view.index for view in kept[0].indexes.values()}) if kept else []
-        found = [f"{folder}/parts/{name}" for folder in folders for name in _part_files(store, folder)]
+        candidates = [f"{folder}/parts/{name}" for folder in folders for name in _part_files(store, folder)]
         # A later number belongs to a writer that is about to make the next state.
         numbers = [name for name in store.list(TOMBSTONES) if re.fullmatch(r"[0-9]{1,18}\.npy", name)]
-        found += [
+        candidates += [
             f"{TOMBSTONES}/{name}" for name in numbers if kept and int(name.removesuffix(".npy")) <= kept[0].number
         ]
-        unused = [path for path in found if path.rsplit(".", 1)[0] not in named]
+        unused = [path for path in candidates if path.rsplit(".", 1)[0] not in named]
         held.check()
         for path in sorted(unused, key=lambda path: not path.endswith(".json")):  # the record first
             store.remove(path)

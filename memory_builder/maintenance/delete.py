@@ -5,7 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.arguments import several
+from memory_builder.base.arguments import (
+    several,
+    shortened,
+)
 from memory_builder.base.log import logger
 from memory_builder.base.types import Ids
 from memory_builder.catalog.delete_rows import delete_rows
@@ -13,7 +16,9 @@ from memory_builder.catalog.description import read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot
-from memory_builder.catalog.tombstones import check_ids, some
+from memory_builder.catalog.tombstones import (
+    check_ids,
+)
 from memory_builder.errors import UsageError
 from memory_builder.storage.store import Store
 
@@ -57,7 +62,7 @@ def _rows_named(rows: Rows, keys: Sequence[str], where: str | None) -> Ids:
         from memory_builder.search.where import matching_rows  # its parser takes a while to import
 
         return matching_rows(rows, where).ids()
-    found, unknown = rows.with_keys(list(keys))
-    if unknown and len(found):
-        logger.warning(f"{len(unknown):,} keys are in no shard: {some(unknown)}")
-    return np.unique(found)
+    ids, unknown = rows.with_keys(list(keys))
+    if unknown and len(ids):
+        logger.warning(f"{len(unknown):,} keys are in no shard: {shortened(unknown)}")
+    return np.unique(ids)

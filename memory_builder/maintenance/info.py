@@ -79,7 +79,7 @@ def read_info(store: Store) -> Info:
         rejects=dict(rejects.most_common()),
         notes=dict(sum((Counter(commit.notes) for commit in commits.values()), Counter()).most_common()),
         deleted=len(deleted),
-        indexes={keys: _index_info(store, view, deleted) for keys, view in snapshot.indexes.items()},
+        indexes={modality: _index_info(store, view, deleted) for modality, view in snapshot.indexes.items()},
         input_bytes=sum(shard.bytes for shard in plan if shard.ordinal in commits),
         retries=sum(commit.retries for commit in commits.values()),
         pairs_per_s=rate,

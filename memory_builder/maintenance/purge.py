@@ -96,13 +96,14 @@ class PurgeTask:
 
 def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
     """Blank rows (i64[n]) of one shard; one that is blanked already is left alone."""
-    there = None
+    purged = None
     with suppress(CorruptMemoryError):  # it is made anew
-        there = read_purge(store, commit.ordinal)
-    if there is not None and there.n_rows == len(rows) and _is_done(store, there):
-        return there
+        purged = read_purge(store, commit.ordinal)
+    if purged is not None and purged.n_rows == len(rows) and _is_done(store, purged):
+        return purged
     files = {
-        vectors_path(commit.ordinal, keys): _blank_vectors(store, commit, keys, d, rows) for keys in ("image", "text")
+        vectors_path(commit.ordinal, modality): _blank_vectors(store, commit, modality, d, rows)
+        for modality in ("image", "text")
     }
     metadata = _blank_metadata(Rows(store, {commit.ordinal: commit}, d).shard_metadata(commit.ordinal), rows)
     files[metadata_path(commit.ordinal)] = parquet_bytes(metadata)
@@ -127,8 +128,8 @@ def _record_path(ordinal: int) -> str:
     return f"{FOLDER}/{shard_name(ordinal)}.json"
 
 
-def _blank_vectors(store: Store, commit: Commit, keys: str, d: int, rows: Ids) -> bytes:
-    vectors = np.array(open_vectors(store, commit, keys, d))
+def _blank_vectors(store: Store, commit: Commit, modality: str, d: int, rows: Ids) -> bytes:
+    vectors = np.array(open_vectors(store, commit, modality, d))
     vectors[rows] = 0
     return npy_bytes(vectors)
 

@@ -35,18 +35,18 @@ from memory_builder.storage.store import Store
 def mend_indexes(store: Store, problems: list[Problem], runner: Runner, mended: Mended) -> None:
     """Make again what can be of the indexes in the current state; reasons for the rest."""
     damaged = {problem.file for problem in problems}
-    for keys, view in read_snapshot(store).indexes.items():
+    for modality, view in read_snapshot(store).indexes.items():
         if not any(file.startswith(f"{view.index}/") for file in damaged):
             continue
         mends: dict[str, Callable[[], bool]] = {
             "trained.json": partial(_mend_quantizer_record, store, view),
             "trained.faiss": partial(_mend_quantizer, store, view),
-            "held_out.npy": partial(_mend_held_out, store, view, keys),  # type: ignore[arg-type]
+            "held_out.npy": partial(_mend_held_out, store, view, modality),  # type: ignore[arg-type]
         }
         for name, mend in mends.items():
             _try(mended, damaged, f"{view.index}/{name}", mend)
-        _mend_parts(store, view, keys, damaged, runner, mended)  # type: ignore[arg-type]
-        restore = partial(_restored, store, view, keys)  # type: ignore[arg-type]
+        _mend_parts(store, view, modality, damaged, runner, mended)  # type: ignore[arg-type]
+        restore = partial(_restored, store, view, modality)  # type: ignore[arg-type]
         _try(mended, damaged, f"{view.index}/index.json", restore)
         for name in (view.tuning, *(f"parts/{part}.json" for part in view.parts)):
             if f"{view.index}/{name}" in damaged:
@@ -65,8 +65,8 @@ def _try(mended: Mended, damaged: set[str], file: str, mend: Callable[[], bool])
         mended.reasons[file] = INDEX_AGAIN
 
 
-def _restored(store: Store, view: IndexView, keys: Modality) -> bool:
-    restore_build_record(store, view, keys)
+def _restored(store: Store, view: IndexView, modality: Modality) -> bool:
+    restore_build_record(store, view, modality)
     return True
 
 
@@ -106,7 +106,7 @@ def _put_if(store: Store, path: str, index: object, sha256: str) -> bool:
     return True
 
 
-def _mend_held_out(store: Store, view: IndexView, keys: Modality) -> bool:
+def _mend_held_out(store: Store, view: IndexView, modality: Modality) -> bool:
     """Drawn anew: seed and number of rows say which they were."""
     quantizer = read_quantizer(store, view.index)
     if quantizer is None:
@@ -117,21 +117,21 @@ def _mend_held_out(store: Store, view: IndexView, keys: Modality) -> bool:
     built = {ordinal: commit for ordinal, commit in commits.items() if ordinal in ordinals}
     for deleted in _deletions(store):
         rows = Rows(store, built, d, deleted)
-        if rows.n_present(keys) == quantizer.n_rows:
+        if rows.n_present(modality) == quantizer.n_rows:
             held_out, _ = draw_split(quantizer.n_rows, quantizer.n_train, quantizer.seed)
             if len(held_out) == quantizer.n_held_out:
-                store.put(f"{view.index}/held_out.npy", npy_bytes(rows.ids_at(held_out, keys)))
+                store.put(f"{view.index}/held_out.npy", npy_bytes(rows.ids_at(held_out, modality)))
                 return True
     return False
 
 
 def _mend_parts(
-    store: Store, view: IndexView, keys: Modality, damaged: set[str], runner: Runner, mended: Mended
+    store: Store, view: IndexView, modality: Modality, damaged: set[str], runner: Runner, mended: Mended
 ) -> None:
     path = {record: f"{view.index}/parts/{record.name}.faiss" for record in _records(store, view)}
     broken = [record for record in path if path[record] in damaged]
-    task = RefillTask(memory=store, folder=view.index, keys=keys)
-    stage = Stage(name=f"verify {keys}: refilled", task=task, runner=runner, unit="parts")
+    task = RefillTask(memory=store, folder=view.index, modality=modality)
+    stage = Stage(name=f"verify {modality}: refilled", task=task, runner=runner, unit="parts")
     for record, result in stage.outcomes(broken) if broken else ():
         if result is True:
             mended.files.append(path[record])
@@ -165,7 +165,7 @@ class RefillTask:
 
     memory: Store | str
     folder: str
-    keys: Modality
+    modality: Modality
     wants_gpu: bool = True
 
     def start(self) -> Callable[[PartRecord], bool]:
@@ -187,7 +187,7 @@ def refill(record: PartRecord, *, task: RefillTask, store: Store) -> bool:
             continue
         tried.add(here)
         index, n_deleted = filled(
-            part, store, task.folder, task.keys, d, commits, available_threads(), choose_backend("auto"), deleted
+            part, store, task.folder, task.modality, d, commits, available_threads(), choose_backend("auto"), deleted
         )
         if n_deleted == record.n_deleted and _put_if(store, path, index, record.sha256):
             return True

@@ -83,10 +83,10 @@ def _mend_commits(store: Store, damaged: set[str], mended: Mended) -> None:
     folded = {commit_path(ordinal): commit for ordinal, commit in folded_commits(store).items()}
     for path in sorted(damaged & folded.keys()):
         try:
-            there = read_commit(store, folded[path].ordinal)
+            committed = read_commit(store, folded[path].ordinal)
         except CorruptMemoryError:
-            there = None
-        if there is None or (_fits(store, folded[path]) and not _fits(store, there)):
+            committed = None
+        if committed is None or (_fits(store, folded[path]) and not _fits(store, committed)):
             store.put(path, folded[path].to_json())
             mended.files.append(path)
 
@@ -169,11 +169,11 @@ def _newest_sound(store: Store, commits: dict[int, Commit]) -> tuple[str | None,
 def _purged_rows(store: Store, commits: dict[int, Commit]) -> Ids:
     """Rows without a picture and without a caption: no pair is committed like that, and purging makes it so."""
     rows = Rows(store, commits, read_description(store).d)
-    found = [np.zeros(0, np.int64)]
+    ids = [np.zeros(0, np.int64)]
     for name in record_names(store, PURGES):
         ordinal = int(name.removesuffix(".json"))
         if ordinal in commits:
             table = rows.shard_metadata(ordinal, ["has_image", "has_text"])
             blank = pc.invert(pc.or_(table["has_image"], table["has_text"])).to_numpy()
-            found.append(row_ids(ordinal, np.flatnonzero(blank)))
-    return np.concatenate(found)
+            ids.append(row_ids(ordinal, np.flatnonzero(blank)))
+    return np.concatenate(ids)

@@ -51,8 +51,8 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
     commits, damaged_commits = read_records(store)
     problems += damaged_commits
     problems += _plan_problems(store, commits)
-    for _, found in run_all(runner, VerifyTask(memory=store), list(commits.values())):
-        problems += found
+    for _, problems_of_shard in run_all(runner, VerifyTask(memory=store), list(commits.values())):
+        problems += problems_of_shard
     problems += _foreign_files(store, commits)
     snapshot, _ = read_current(store)
     problems += _index_problems(store, snapshot, commits)
@@ -90,8 +90,10 @@ def damaged_records(store: Store) -> list[Problem]:
             read_numbered_snapshot(store, number)
         except CorruptMemoryError as error:
             stands_in = describe_recovered(recovered_snapshot(store, number))
-            told = stands_in if number == snapshot_numbers(store)[-1] else "an earlier state, which nothing needs"
-            problems.append(_problem(f"snapshots/{number}.json", f"{error.problem}; {told}"))
+            consequence = (
+                stands_in if number == snapshot_numbers(store)[-1] else "an earlier state, which nothing needs"
+            )
+            problems.append(_problem(f"snapshots/{number}.json", f"{error.problem}; {consequence}"))
     return problems
 
 
@@ -155,16 +157,16 @@ def verify_shard(commit: Commit, *, store: Store) -> list[Problem]:
     except CorruptMemoryError as error:
         return [_problem(f"{PURGES}/{commit_path(commit.ordinal).partition('/')[2]}", str(error))]
     for path, expected in (commit.checksums | purged).items():
-        found = checksum_of(store, path)
-        if found is None:
+        checksum = checksum_of(store, path)
+        if checksum is None:
             problems.append(Problem(shard=commit.ordinal, file=path, problem="missing"))
-        elif found != expected and path in purged:
-            problem = f"checksum is {found[:12]}, its purge record says {expected[:12]}: run compact --purge again"
+        elif checksum != expected and path in purged:
+            problem = f"checksum is {checksum[:12]}, its purge record says {expected[:12]}: run compact --purge again"
             problems.append(
                 Problem(shard=None, file=path, problem=problem)
             )  # no shard: its source brings back the rows
-        elif found != expected:
-            problem = f"checksum is {found[:12]}, its commit record says {expected[:12]}"
+        elif checksum != expected:
+            problem = f"checksum is {checksum[:12]}, its commit record says {expected[:12]}"
             problems.append(Problem(shard=commit.ordinal, file=path, problem=problem))
     return problems
 
@@ -190,8 +192,8 @@ def _plan_problems(store: Store, commits: dict[int, Commit]) -> Iterator[Problem
         file = commit_path(commit.ordinal)
         shard = planned.get(commit.ordinal)
         if shard is None or shard.uri != commit.uri:
-            there = shard.uri if shard else "nothing"
-            problem = f"commits {commit.uri}, the plan has {there} there"
+            planned_uri = shard.uri if shard else "nothing"
+            problem = f"commits {commit.uri}, the plan has {planned_uri} there"
             yield Problem(shard=commit.ordinal, file=file, problem=problem)
         if config_hash is not None and commit.config_hash != config_hash:
             problem = f"config is {commit.config_hash}, memory.json says {config_hash}"
@@ -256,12 +258,12 @@ def _tombstone_problems(store: Store, snapshot: Snapshot, commits: dict[int, Com
 
 
 def _quantizer_problems(store: Store, folder: str) -> Iterator[Problem]:
-    found = checksum_of(store, f"{folder}/trained.faiss")
+    checksum = checksum_of(store, f"{folder}/trained.faiss")
     expected = quantizer_hash(store, folder)
-    if found is None:
+    if checksum is None:
         yield _problem(f"{folder}/trained.faiss", "missing")
-    elif expected is not None and found != expected:
-        problem = f"checksum is {found[:12]}, its record says {expected[:12]}"
+    elif expected is not None and checksum != expected:
+        problem = f"checksum is {checksum[:12]}, its record says {expected[:12]}"
         yield _problem(f"{folder}/trained.faiss", problem)
 
 
@@ -281,12 +283,12 @@ def _part_problems(store: Store, folder: str, name: str) -> Iterator[Problem]:
     except CorruptMemoryError as error:
         yield _problem(f"{folder}/parts/{name}.json", error.problem)
         return
-    found, trained = checksum_of(store, path), quantizer_hash(store, folder)
+    checksum, trained = checksum_of(store, path), quantizer_hash(store, folder)
     if record is None:
         yield _problem(f"{folder}/parts/{name}.json", "missing")
-    elif found is None:
+    elif checksum is None:
         yield _problem(path, "missing")
-    elif found != record.sha256:
-        yield _problem(path, f"checksum is {found[:12]}, its record says {record.sha256[:12]}")
+    elif checksum != record.sha256:
+        yield _problem(path, f"checksum is {checksum[:12]}, its record says {record.sha256[:12]}")
     elif trained is not None and trained != record.quantizer_sha256:
         yield _problem(path, f"filled with quantizer {record.quantizer_sha256[:12]}, the index has {trained[:12]}")

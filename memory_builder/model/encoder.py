@@ -202,7 +202,7 @@ def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any]]:
 @contextmanager
 def _loading(config: EncoderConfig) -> Iterator[None]:
     """Say of whatever goes wrong what was to be loaded."""
-    asked = f"model {config.model!r}" + (f" with pretrained {config.pretrained!r}" if config.pretrained else "")
+    name = f"model {config.model!r}" + (f" with pretrained {config.pretrained!r}" if config.pretrained else "")
     try:
         with _no_remote_code():
             yield
@@ -211,7 +211,7 @@ def _loading(config: EncoderConfig) -> Iterator[None]:
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise EncoderError(
-            f"cannot load {asked}: {reason}. Name an open_clip model with a pretrained tag "
+            f"cannot load {name}: {reason}. Name an open_clip model with a pretrained tag "
             "or weights file (python -c 'import open_clip; print(open_clip.list_pretrained())' lists them), "
             "or --model local-dir:FOLDER with open_clip_config.json and open_clip_model.safetensors in it."
         ) from error

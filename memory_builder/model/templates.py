@@ -8,7 +8,7 @@ from pathlib import Path
 from memory_builder.errors import UsageError
 
 BUILT_IN = Path(__file__).with_name("templates.json")
-PLACES = ("{c}", "{}")
+NAME_MARKS = ("{c}", "{}")
 
 
 @cache
@@ -28,7 +28,7 @@ def read_templates(named: str) -> tuple[str, ...]:
     if named in built_in_templates():
         return built_in_templates()[named]
     path = Path(named)
-    if any(place in named for place in PLACES) and not path.exists():
+    if any(mark in named for mark in NAME_MARKS) and not path.exists():
         return (named,)
     if not path.is_file():
         raise UsageError(
@@ -42,10 +42,8 @@ def read_templates(named: str) -> tuple[str, ...]:
     if not isinstance(prompts, list) or not prompts:
         raise UsageError(f"--templates {path} holds no prompts: expected one a line, such as 'a photo of a {{c}}.'")
     for prompt in prompts:
-        if not isinstance(prompt, str) or not any(place in prompt for place in PLACES):
-            raise UsageError(
-                f"--templates {path}: prompt {prompt!r} has no place for the class name: write {{c}} there"
-            )
+        if not isinstance(prompt, str) or not any(mark in prompt for mark in NAME_MARKS):
+            raise UsageError(f"--templates {path}: prompt {prompt!r} has no {{c}} for the class name: add it")
     return tuple(prompts)
 
 
@@ -55,7 +53,7 @@ def fill(template: str, name: str) -> str:
     Raises:
         UsageError: there is no place for it.
     """
-    place = next((place for place in PLACES if place in template), None)
-    if place is None:
-        raise UsageError(f"prompt {template!r} has no place for the class name: write {{c}} there")
-    return name.join(template.split(place))
+    mark = next((mark for mark in NAME_MARKS if mark in template), None)
+    if mark is None:
+        raise UsageError(f"prompt {template!r} has no {{c}} for the class name: add it")
+    return name.join(template.split(mark))

@@ -14,8 +14,8 @@ from memory_builder.readers.pairs import (
     CAPTION_SPELLINGS,
     UNCHANGED,
     URL_SPELLINGS,
-    Break,
     PairRules,
+    Truncated,
     call_url,
 )
 
@@ -157,7 +157,7 @@ def text_of(value: str | bytes) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
-def without_known(rows: Iterable[Row | Break], rules: PairRules) -> Iterator[Row | Break]:
+def without_known(rows: Iterable[Row | Truncated], rules: PairRules) -> Iterator[Row | Truncated]:
     """The rows; those that are in the memory already have that as their fault, so that no picture is fetched."""
     for row in rows:
         is_known = rules.known is not None and isinstance(row, Row) and rules.known(row, rules)

@@ -9,7 +9,7 @@ from typing import Any
 
 import bracex
 
-from memory_builder.base.arguments import several
+from memory_builder.base.arguments import several, shortened
 from memory_builder.base.log import logger
 from memory_builder.errors import SourceError
 from memory_builder.readers import folder, listing, parquet, webdataset
@@ -54,7 +54,7 @@ def find_sources(patterns: str | Sequence[str]) -> list[Source]:
         if matches and missing:
             raise SourceError(
                 f"{len(missing)} of {len(names)} shards named by {pattern} are not there: "
-                f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}. "
+                f"{shortened(missing)}. "
                 "Fetch them, or use a glob to take what is there"
             )
         if not matches:
@@ -70,8 +70,8 @@ def _each_once(sources: Iterable[Source]) -> list[Source]:
     by_place: dict[str, Source] = {}
     for source in sources:
         path, piece = split_uri(source.uri)
-        place = join_uri(os.path.realpath(path), piece) if os.path.exists(path) else source.uri
-        by_place.setdefault(place, source)
+        real = join_uri(os.path.realpath(path), piece) if os.path.exists(path) else source.uri
+        by_place.setdefault(real, source)
     return list(by_place.values())
 
 

@@ -21,7 +21,7 @@ NOWHERE = "no address known"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PictureRef:
     """Where a row's picture is: ``member`` and ``url`` of its metadata."""
 
     member: str | None
@@ -30,9 +30,9 @@ class Place:
     """Of the picture that was embedded, if that is known."""
 
     @staticmethod
-    def of(row: Mapping[str, Any]) -> "Place":
+    def of(row: Mapping[str, Any]) -> "PictureRef":
         """Of a row of the metadata; the member of one without a picture is its caption."""
-        return Place(row["member"] if row["has_image"] else None, row["url"], row["sha256"])
+        return PictureRef(row["member"] if row["has_image"] else None, row["url"], row["sha256"])
 
     def is_other(self, picture: bytes) -> bool:
         """Whether a file of the source is another than the one that was embedded. A web server may pack anew."""
@@ -49,7 +49,7 @@ class Missing:
 
 
 def read_pictures(
-    uri: str, places: Sequence[Place], policy: LinkPolicy, image_key: str | None = None
+    uri: str, places: Sequence[PictureRef], policy: LinkPolicy, image_key: str | None = None
 ) -> Iterator[tuple[int, bytes | Missing]]:
     """(which of ``places``, the picture) for each place once, those that are missing among or after the others.
 
@@ -80,7 +80,7 @@ def read_pictures(
 
 
 def _read(
-    uri: str, places: Sequence[Place], policy: LinkPolicy, image_key: str | None
+    uri: str, places: Sequence[PictureRef], policy: LinkPolicy, image_key: str | None
 ) -> Iterator[tuple[int, bytes | Missing]]:
     path, piece = split_uri(uri)
     inside = {place.member: i for i, place in enumerate(places) if _is_inside(path, piece, place)}
@@ -108,7 +108,7 @@ def _row_number(member: str | None) -> int | None:
     return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else None
 
 
-def _is_inside(path: str, piece: Piece, place: Place) -> bool:
+def _is_inside(path: str, piece: Piece, place: PictureRef) -> bool:
     """Whether the shard's own file holds the picture."""
     if place.member is None or piece.folder is not None or piece.is_published:
         return False
@@ -118,7 +118,7 @@ def _is_inside(path: str, piece: Piece, place: Place) -> bool:
 
 
 def _fetch(
-    which: int, *, path: str, piece: Piece, places: Sequence[Place], policy: LinkPolicy
+    which: int, *, path: str, piece: Piece, places: Sequence[PictureRef], policy: LinkPolicy
 ) -> tuple[int, bytes | Missing]:
     place = places[which]
     try:

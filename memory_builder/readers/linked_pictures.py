@@ -15,10 +15,10 @@ from memory_builder.readers.columns import Row
 from memory_builder.readers.link_policy import LinkPolicy, Target, is_kernels
 from memory_builder.readers.pairs import (
     BadPairError,
-    Break,
     Pair,
     PairRules,
     Reject,
+    Truncated,
     caption_of,
     check_sides,
     printable,
@@ -35,9 +35,9 @@ Item = TypeVar("Item")
 Found = TypeVar("Found")
 
 
-def pairs_of_rows(rows: Iterable[Row | Break], table: str, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+def pairs_of_rows(rows: Iterable[Row | Truncated], table: str, rules: PairRules) -> Iterator[Pair | Reject | Truncated]:
     """The pairs of a table that lies at ``table``."""
-    wanted = (row for row in rows if isinstance(row, Break) or rules.wants(printable(row.key)))
+    wanted = (row for row in rows if isinstance(row, Truncated) or rules.wants(printable(row.key)))
     policy = LinkPolicy(follows_named=True, hosts=rules.allow_hosts)
     return read_ahead(partial(_pair, table=table, rules=rules, policy=policy), wanted)
 
@@ -48,8 +48,8 @@ def read_ahead(load: Callable[[Item], Found], items: Iterable[Item]) -> Iterator
         yield from map_ahead(load, items, threads, FETCH_AHEAD)
 
 
-def _pair(row: Row | Break, *, table: str, rules: PairRules, policy: LinkPolicy) -> Pair | Reject | Break:
-    if isinstance(row, Break):
+def _pair(row: Row | Truncated, *, table: str, rules: PairRules, policy: LinkPolicy) -> Pair | Reject | Truncated:
+    if isinstance(row, Truncated):
         return row
     key = printable(row.key)
     try:

@@ -22,7 +22,7 @@ from memory_builder.readers.columns import (
 from memory_builder.readers.delimited import Lines, LineTooLongError, Records
 from memory_builder.readers.file_kinds import LISTING_KINDS, SUFFIXES
 from memory_builder.readers.linked_pictures import pairs_of_rows
-from memory_builder.readers.pairs import Break, Pair, PairRules, Reject
+from memory_builder.readers.pairs import Pair, PairRules, Reject, Truncated
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import DamagedFileError, open_unpacked
 
@@ -33,7 +33,7 @@ Record = list[str] | str  # cells of a CSV row; a line of JSON
 DAMAGE = (csv.Error, LineTooLongError)
 
 
-def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Truncated]:
     """The pairs of a piece of a listing; the first line of a CSV or TSV names its columns."""
     with open_listing(path, rules.notes) as listing:
         columns = Columns(listing.names, rules, path)
@@ -128,7 +128,7 @@ class Listing:
             if not isinstance(record, str) or record.strip():
                 yield begin, record
 
-    def rows(self, piece: Piece, columns: Columns) -> Iterator[Row | Break]:
+    def rows(self, piece: Piece, columns: Columns) -> Iterator[Row | Truncated]:
         """The rows of a piece; their numbers count from the listing's first."""
         start, stop = piece.bytes or (self.begin, self.size)
         number = first = piece.items[0] if piece.items else 0
@@ -138,7 +138,7 @@ class Listing:
                 row = row_of(values, number, columns)
                 yield replace(row, fault=fault or row.fault)
         except DAMAGE as error:
-            yield Break(reason=f"breaks off behind row {number}: {error}", offset=max(1, self._lines.position))
+            yield Truncated(reason=f"breaks off behind row {number}: {error}", offset=max(1, self._lines.position))
 
 
 def _csv_row(cells: list[str], names: list[str]) -> tuple[dict[str, Any], str | None]:

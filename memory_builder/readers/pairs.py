@@ -52,7 +52,7 @@ class Reject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Break:
+class Truncated:
     """The shard cannot be read any further; what lies past this point is unknown."""
 
     reason: str

@@ -21,14 +21,14 @@ from memory_builder.readers.columns import (
     without_known,
 )
 from memory_builder.readers.linked_pictures import pairs_of_rows
-from memory_builder.readers.pairs import Break, Pair, PairRules, Reject
+from memory_builder.readers.pairs import Pair, PairRules, Reject, Truncated
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import TransportError, open_plain
 
 BATCH = 64
 
 
-def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Break]:
+def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Truncated]:
     """The pairs of these rows of a parquet file."""
     with _open_parquet(path) as table:
         schema = table.schema_arrow
@@ -81,7 +81,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
 
 def _rows(
     table: pq.ParquetFile, piece: Piece, columns: Columns, notes: Counter[str] | None = None
-) -> Iterator[Row | Break]:
+) -> Iterator[Row | Truncated]:
     start, stop = piece.items or (0, table.metadata.num_rows)
     wanted = _useful_columns(table.schema_arrow, columns)
     number = 0
@@ -102,7 +102,7 @@ def _rows(
         except TransportError:
             raise
         except (pa.ArrowException, OSError) as error:
-            yield Break(reason=f"breaks off at row {at}: {error}", offset=at)
+            yield Truncated(reason=f"breaks off at row {at}: {error}", offset=at)
             return
 
 

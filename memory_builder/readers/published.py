@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from memory_builder.base.arguments import shortened
 from memory_builder.base.log import logger
 from memory_builder.base.types import Modality
 from memory_builder.errors import SourceError
@@ -55,7 +56,9 @@ class Published:
     """Where each of these is: modality or ``metadata`` → path, for messages."""
 
 
-def find_published(root: str, keys: Modality = "image", *, committed: Collection[str] | None = None) -> list[Source]:
+def find_published(
+    root: str, modality: Modality = "image", *, committed: Collection[str] | None = None
+) -> list[Source]:
     """The shards of a folder of embeddings, in order of their files' names.
 
     Args:
@@ -69,9 +72,9 @@ def find_published(root: str, keys: Modality = "image", *, committed: Collection
     fs, path = open_filesystem(root)
     base = uri_of(fs, path)
     if path.rstrip("/").endswith(".lance"):
-        return _lance_sources(base, keys)
+        return _lance_sources(base, modality)
     if fs.isfile(path):
-        return [_flat_source(fs, posixpath.dirname(path), posixpath.basename(path), keys)]
+        return [_flat_source(fs, posixpath.dirname(path), posixpath.basename(path), modality)]
     kinds = _folders(fs, path)
     names = sorted(posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path))
     if kinds.keys() & {*MODALITIES}:
@@ -83,8 +86,8 @@ def find_published(root: str, keys: Modality = "image", *, committed: Collection
         if taken:
             _say_passed_over(root, [name for name in names if name not in taken])
             if suffix == ".lance":
-                return [source for name in taken for source in _lance_sources(f"{base}/{name}", keys)]
-            return [_flat_source(fs, path, name, keys) for name in taken]
+                return [source for name in taken for source in _lance_sources(f"{base}/{name}", modality)]
+            return [_flat_source(fs, path, name, modality) for name in taken]
     raise SourceError(f"no embeddings at {root}: {EXPECTED}")
 
 
@@ -130,13 +133,13 @@ def read_published(uri: str) -> Published:
     root, piece = split_uri(uri)
     fs, path = open_filesystem(root)
     if root.endswith(".lance"):
-        return _of_table(read_lance(root, piece.items), cast(Modality, piece.keys), root)
+        return _of_table(read_lance(root, piece.items), cast(Modality, piece.modality), root)
     if piece.vectors is not None:
         file = f"{path}/{piece.vectors}"
         if file.endswith(".npy"):
-            modality = cast(Modality, piece.keys)
+            modality = cast(Modality, piece.modality)
             return Published({modality: _load(fs, file)}, None, {modality: file})
-        return _of_table(_read_table(fs, file), cast(Modality, piece.keys), file)
+        return _of_table(_read_table(fs, file), cast(Modality, piece.modality), file)
     files = {
         kind: listed[piece.embeddings]["name"]
         for kind, listed in _folders(fs, path).items()
@@ -176,9 +179,9 @@ def metadata_columns(uri: str) -> list[str] | None:
     return None if table is None else table.column_names
 
 
-def _of_table(table: pa.Table, keys: Modality, place: str) -> Published:
-    vectors, rest = split_vectors(table, keys, place)
-    return Published(vectors, rest, dict.fromkeys((*vectors, "metadata"), place))
+def _of_table(table: pa.Table, modality: Modality, path: str) -> Published:
+    vectors, rest = split_vectors(table, modality, path)
+    return Published(vectors, rest, dict.fromkeys((*vectors, "metadata"), path))
 
 
 def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
@@ -261,7 +264,7 @@ def _folder_sources(
     for kind, files in kinds.items():
         if missing := sorted(names - files.keys()):
             raise SourceError(
-                f"{root} has no {FOLDERS[kind][0]} for {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}, "
+                f"{root} has no {FOLDERS[kind][0]} for {shortened(missing)}, "
                 "which its other folders have: fetch them, or move the others away"
             )
     sources = []
@@ -272,9 +275,9 @@ def _folder_sources(
     return sources
 
 
-def _flat_source(fs: Any, path: str, name: str, keys: Modality) -> Source:
+def _flat_source(fs: Any, path: str, name: str, modality: Modality) -> Source:
     info = fs.info(f"{path}/{name}")
-    uri = join_uri(uri_of(fs, path), Piece(vectors=name, keys=modality_of(name, keys)))
+    uri = join_uri(uri_of(fs, path), Piece(vectors=name, modality=modality_of(name, modality)))
     return Source(uri=uri, bytes=info["size"] or 0, etag=_etag([info]))
 
 
@@ -303,12 +306,12 @@ def _read_table(fs: Any, file: str) -> pa.Table:
         raise SourceError(f"{file} is no readable parquet file ({error}): fetch it again") from None
 
 
-def _lance_sources(root: str, keys: Modality) -> list[Source]:
+def _lance_sources(root: str, modality: Modality) -> list[Source]:
     dataset = open_lance(root)
     n_rows = dataset.count_rows()
     return [
         Source(
-            uri=join_uri(root, Piece(vectors="", items=(start, min(start + ROWS_A_SHARD, n_rows)), keys=keys)),
+            uri=join_uri(root, Piece(vectors="", items=(start, min(start + ROWS_A_SHARD, n_rows)), modality=modality)),
             bytes=0,
             etag=str(dataset.version),
         )

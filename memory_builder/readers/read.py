@@ -1,7 +1,7 @@
 """Shards → pairs: tars, parquet files, listings and folders of pictures, each read as a stream.
 
 ``read_pairs`` never gives up on a shard because of one bad pair: that is yielded as a Reject with its reason, and where
-a shard breaks off a Break says so.
+a shard breaks off a Truncated says so.
 """
 
 from collections import Counter
@@ -10,10 +10,10 @@ from collections.abc import Callable, Generator, Iterator
 from memory_builder.errors import SourceError, TransportFailedError
 from memory_builder.readers import folder, listing, parquet, webdataset
 from memory_builder.readers.columns import Row
-from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.fetch import Missing, PictureRef, read_pictures
 from memory_builder.readers.file_kinds import kind_of
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.readers.pairs import CAPTION, UNCHANGED, Break, Pair, PairRules, Reject, Require
+from memory_builder.readers.pairs import CAPTION, UNCHANGED, Pair, PairRules, Reject, Require, Truncated
 from memory_builder.readers.shard_uri import split_uri
 from memory_builder.readers.transport import TransportError
 from memory_builder.readers.webdataset import MembersApartError
@@ -23,7 +23,7 @@ DUPLICATE_KEY = "duplicate key"
 __all__ = [
     "CAPTION",
     "UNCHANGED",
-    "Break",
+    "Truncated",
     "MembersApartError",
     "Pair",
     "PairRules",
@@ -47,8 +47,8 @@ def read_pairs(
     gather: bool = False,
     notes: Counter[str] | None = None,
     allow_hosts: tuple[str, ...] = (),
-) -> Generator[Pair | Reject | Break, None, None]:
-    """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Break, last.
+) -> Generator[Pair | Reject | Truncated, None, None]:
+    """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Truncated, last.
 
     Args:
         uri: a tar, parquet file, listing or folder, or a piece of one (``memory_builder.uris``).
@@ -80,7 +80,7 @@ def read_pairs(
     seen: set[str] = set()
     try:
         for item in _read(uri, rules, gather=gather):
-            if isinstance(item, Break):
+            if isinstance(item, Truncated):
                 yield item
                 return
             is_again = item.key in seen and not pictures_only
@@ -97,7 +97,7 @@ def read_pairs(
         raise SourceError(f"reading shard {uri} failed: {error}") from error
 
 
-def _read(uri: str, rules: PairRules, *, gather: bool) -> Iterator[Pair | Reject | Break]:
+def _read(uri: str, rules: PairRules, *, gather: bool) -> Iterator[Pair | Reject | Truncated]:
     path, piece = split_uri(uri)
     if piece.folder is not None:
         return folder.read(path, piece, rules)
@@ -120,7 +120,7 @@ def read_member(uri: str, member: str, policy: LinkPolicy, image_key: str | None
     Raises:
         SourceError: the shard or the member is gone, may not be read, or what is needed to fetch it is not installed.
     """
-    ((_, picture),) = read_pictures(uri, [Place(member)], policy, image_key)
+    ((_, picture),) = read_pictures(uri, [PictureRef(member)], policy, image_key)
     if isinstance(picture, Missing):
         raise SourceError(f"{member} of {uri} cannot be had any more: {picture.reason}")
     return picture

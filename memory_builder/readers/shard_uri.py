@@ -30,7 +30,7 @@ class Piece:
     """What stands behind ``img_emb_`` in the file's name."""
     vectors: str | None = None
     """A file of vectors, an array or a table, in that folder."""
-    keys: str | None = None
+    modality: str | None = None
     """The modality of such vectors."""
     rejects: int | None = None
     """Ordinal of the shard whose rejects are tried again."""
@@ -56,20 +56,20 @@ def join_uri(path: str, piece: Piece) -> str:
 
 def split_uri(uri: str) -> tuple[str, Piece]:
     """The reverse of ``join_uri``."""
-    found = _PART.search(uri)
-    if found is None:
+    match = _PART.search(uri)
+    if match is None:
         return uri.removesuffix(_WHOLE) if _PART.search(uri.rstrip(_WHOLE)) else uri, Piece()
-    given = dict(item.split("=", 1) for item in found[1].split("&"))
+    given = dict(item.split("=", 1) for item in match[1].split("&"))
     piece = Piece(
         folder=unquote(given["folder"]) if "folder" in given else None,
         items=_range(given["items"]) if "items" in given else None,
         bytes=_range(given["bytes"]) if "bytes" in given else None,
         embeddings=unquote(given["embeddings"]) if "embeddings" in given else None,
         vectors=unquote(given["vectors"]) if "vectors" in given else None,
-        keys=given.get("keys"),
+        modality=given.get("keys"),
         rejects=int(given["rejects"]) if "rejects" in given else None,
     )
-    return uri[: found.start()], piece
+    return uri[: match.start()], piece
 
 
 def _range(text: str) -> tuple[int, int]:

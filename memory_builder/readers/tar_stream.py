@@ -97,10 +97,10 @@ def _passes_over(tar: tarfile.TarFile, file: BinaryIO, wants: Callable[[str], bo
     """Pass over one member if its header is plain and whole and it is not wanted: ten times as fast as tarfile."""
     file.seek(tar.offset - 1)
     block = file.read(1 + tarfile.BLOCKSIZE)[1:]  # the byte before it is the last of the member that came before
-    found = None if tar.pax_headers else _skim(block, tar)  # global headers may say otherwise
-    if found is None or wants(found[0]):
+    skipped = None if tar.pax_headers else _skim(block, tar)  # global headers may say otherwise
+    if skipped is None or wants(skipped[0]):
         return False
-    after = tar.offset + tarfile.BLOCKSIZE * (1 - (-found[1] // tarfile.BLOCKSIZE))
+    after = tar.offset + tarfile.BLOCKSIZE * (1 - (-skipped[1] // tarfile.BLOCKSIZE))
     if after >= MAX_TAR_BYTES:
         return False
     tar.offset = after

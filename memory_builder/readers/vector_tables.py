@@ -21,7 +21,7 @@ def modality_of(name: str, otherwise: Modality) -> Modality:
 
 
 def split_vectors(
-    table: pa.Table, keys: Modality, place: str
+    table: pa.Table, modality: Modality, path: str
 ) -> tuple[dict[Modality, npt.NDArray[Any]], pa.Table | None]:
     """A table's columns of lists of floats as arrays [n, width] by modality, and its other columns.
 
@@ -34,13 +34,13 @@ def split_vectors(
         SourceError: it has no such column, or several of one modality, or vectors of several widths.
     """
     columns = [column.name for column in table.schema if _is_vector(column.type)]
-    named = {modality_of(name, keys): name for name in columns}
+    named = {modality_of(name, modality): name for name in columns}
     if not columns or len(named) != len(columns):
         raise SourceError(
-            f"{place} has {len(columns) or 'no'} columns of vectors{': ' * bool(columns)}{', '.join(columns)}: "
+            f"{path} has {len(columns) or 'no'} columns of vectors{': ' * bool(columns)}{', '.join(columns)}: "
             "expected one, or one called after image and one after text"
         )
-    vectors = {modality: _matrix(table[name], f"{place}, column {name}") for modality, name in named.items()}
+    vectors = {modality: _matrix(table[name], f"{path}, column {name}") for modality, name in named.items()}
     rest = table.drop_columns(columns)
     return vectors, rest if rest.num_columns else None
 
@@ -50,14 +50,14 @@ def _is_vector(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
-def _matrix(column: pa.ChunkedArray, place: str) -> npt.NDArray[Any]:
+def _matrix(column: pa.ChunkedArray, path: str) -> npt.NDArray[Any]:
     """Lists of one length → [n, width]; a row that is null is zero."""
     lists = column.combine_chunks()
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     present = np.asarray(lists.is_valid())
     lengths = {*np.asarray(pc.list_value_length(lists.filter(pa.array(present)))).tolist()}
     if len(lengths) > 1:
-        raise SourceError(f"{place} holds vectors of several widths ({', '.join(map(str, sorted(lengths)[:5]))})")
+        raise SourceError(f"{path} holds vectors of several widths ({', '.join(map(str, sorted(lengths)[:5]))})")
     flat = np.asarray(lists.filter(pa.array(present)).flatten())
     width = lengths.pop() if lengths else 0
     out = np.zeros((len(lists), width), flat.dtype if len(flat) else np.float32)

@@ -11,7 +11,7 @@ from typing import IO, BinaryIO
 
 from memory_builder.errors import SourceError
 from memory_builder.readers.file_kinds import IMAGE_SUFFIXES, SUFFIXES
-from memory_builder.readers.pairs import Break, Files, Pair, PairRules, Reject, pairs_of_files, printable
+from memory_builder.readers.pairs import Files, Pair, PairRules, Reject, Truncated, pairs_of_files, printable
 from memory_builder.readers.sidecar_table import read_table_beside
 from memory_builder.readers.tar_stream import Cut, Member, read_members, split_name
 from memory_builder.readers.transport import SPOOL_BYTES, open_stream
@@ -37,8 +37,8 @@ def table_beside(uri: str) -> str:
     return next((uri.removesuffix(suffix) for suffix in SUFFIXES["tar"] if uri.endswith(suffix)), uri) + ".parquet"
 
 
-def read(uri: str, rules: PairRules, *, gather: bool = False) -> Iterator[Pair | Reject | Break]:
-    """A Pair or Reject for every picture met, and for every key without one; at most one Break, last.
+def read(uri: str, rules: PairRules, *, gather: bool = False) -> Iterator[Pair | Reject | Truncated]:
+    """A Pair or Reject for every picture met, and for every key without one; at most one Truncated, last.
 
     Args:
         uri: the tar.
@@ -51,7 +51,7 @@ def read(uri: str, rules: PairRules, *, gather: bool = False) -> Iterator[Pair |
     table = read_table_beside(table_beside(uri), rules.notes)
     with open_stream(uri) as file:
         for group in _gathered(uri, file, rules) if gather else _neighbours(uri, file, rules):
-            if isinstance(group, Break):
+            if isinstance(group, Truncated):
                 table.note(rules.notes, is_whole=False)
                 yield group if group.offset else replace(group, reason=f"not a tar ({group.reason})")
                 return
@@ -75,11 +75,11 @@ def read_wanted(uri: str, members: Collection[str]) -> Iterator[tuple[str, bytes
     """
     left = set(members)
     with open_stream(uri) as file:
-        for found in read_members(file, lambda name: printable(name) in left):
-            if isinstance(found, Member) and not found.fault:
-                name = printable(found.name)
+        for member in read_members(file, lambda name: printable(name) in left):
+            if isinstance(member, Member) and not member.fault:
+                name = printable(member.name)
                 left.discard(name)
-                yield name, found.data
+                yield name, member.data
             if not left:
                 return
 
@@ -100,7 +100,7 @@ def _wants(rules: PairRules) -> Callable[[str], bool] | None:
     return lambda name: printable(_key_and_suffix(name)[0]) in stems
 
 
-def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Break]:
+def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Truncated]:
     """The files of each key as long as they stand together; a key that comes again with other files raises."""
     group: Files | None = None
     suffixes: set[str] = set()
@@ -111,7 +111,7 @@ def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | 
             # A group that may go on past the break is part of what is unknown.
             if group is not None and member.next_key not in (None, group.key):
                 yield group
-            yield Break(reason=member.reason, offset=member.offset)
+            yield Truncated(reason=member.reason, offset=member.offset)
             return
         if group is None or key != group.key or _is_again(group, suffix, suffixes, member.name):
             if group is not None:
@@ -147,7 +147,7 @@ class _Kept:
     """How many times the key came again."""
 
 
-def _gathered(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Break]:
+def _gathered(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Truncated]:
     """The files of each key, wherever they stand; of two files of one name and suffix the first."""
     fs, _ = open_filesystem(uri)
     limit = None if is_local(fs) else MAX_GATHERED_BYTES
@@ -156,7 +156,7 @@ def _gathered(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Br
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
         for member in read_members(file, _wants(rules)):
             if isinstance(member, Cut):
-                cut = Break(reason=member.reason, offset=member.offset)
+                cut = Truncated(reason=member.reason, offset=member.offset)
                 break
             key, _ = _key_and_suffix(member.name)
             kept = keys.setdefault(key, _Kept())

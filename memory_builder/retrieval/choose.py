@@ -28,7 +28,7 @@ VECTORS_AT_ONCE = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class AllHits:
     """All hits, as columns."""
 
     labels: npt.NDArray[np.int64]
@@ -37,11 +37,11 @@ class Found:
     modes: npt.NDArray[np.int8]
     """Places in MODES."""
 
-    def at(self, kept: npt.NDArray[np.bool_]) -> "Found":
-        return Found(self.labels[kept], self.ids[kept], self.scores[kept], self.modes[kept])
+    def at(self, kept: npt.NDArray[np.bool_]) -> "AllHits":
+        return AllHits(self.labels[kept], self.ids[kept], self.scores[kept], self.modes[kept])
 
 
-def read_found(store: Store, blocks: Sequence[Block]) -> Found:
+def read_all_hits(store: Store, blocks: Sequence[Block]) -> AllHits:
     """The hits of all blocks, in their order."""
     done = done_blocks(store)
     columns: list[tuple[npt.NDArray[np.int64], Ids, Scores]] = []
@@ -52,7 +52,7 @@ def read_found(store: Store, blocks: Sequence[Block]) -> Found:
         columns.append((labels.astype(np.int64), ids, scores))
         modes.append(np.full(len(ids), MODES.index(block.mode), np.int8))
     labels, ids, scores = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Found(labels, ids, scores, np.concatenate(modes))
+    return AllHits(labels, ids, scores, np.concatenate(modes))
 
 
 def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
@@ -65,11 +65,11 @@ def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
 
 def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: RetrieveConfig) -> Chosen:
     """Choose the subset's rows, and write down which, and why."""
-    every = read_found(store, blocks)
-    found = every.at(_reach(every, config.ask.least_scores()))
-    several = len(np.unique(found.modes)) > 1
-    values = comparable(found.scores, found.modes) if several else found.scores
-    claims = best_claims(found.labels, found.ids, values)
+    every = read_all_hits(store, blocks)
+    hits = every.at(_reach(every, config.ask.least_scores()))
+    several = len(np.unique(hits.modes)) > 1
+    values = comparable(hits.scores, hits.modes) if several else hits.scores
+    claims = best_claims(hits.labels, hits.ids, values)
     rows, _ = row_scores(claims)
     facts = memory.metadata(rows, ["has_image", "caption", "sha256"])
     complete = facts["has_image"].to_numpy() & facts["caption"].is_valid().to_numpy()
@@ -83,7 +83,7 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
     pieces = _pieces(np.unique(chosen.rows), config.shard_pairs)
     record = Chosen(
         n_hits=len(every.ids),
-        n_below=len(every.ids) - len(found.ids),
+        n_below=len(every.ids) - len(hits.ids),
         n_rows=len(rows),
         n_incomplete=int((~complete).sum()),
         n_same_bytes=int((complete & ~distinct).sum()),
@@ -91,17 +91,17 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
         pieces=[len(piece) for piece in pieces],
     )
     with store.writing(SELECTION) as path:
-        _write_pieces(path, pieces, chosen, found, config.strip)
+        _write_pieces(path, pieces, chosen, hits, config.strip)
     write_record(store, RECORD, record)
     return record
 
 
-def _reach(found: Found, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
+def _reach(hits: AllHits, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
     """bool[n]: whether each hit reaches the least score of its mode."""
     bars = np.full(len(MODES), -np.inf, np.float32)
     for mode, score in least.items():
         bars[MODES.index(mode)] = score
-    reached: npt.NDArray[np.bool_] = found.scores >= bars[found.modes]
+    reached: npt.NDArray[np.bool_] = hits.scores >= bars[hits.modes]
     return reached
 
 
@@ -109,8 +109,8 @@ def _vectors(memory: Memory, rows: Ids) -> npt.NDArray[np.float16]:
     """f16[n, d] of the pictures."""
     vectors = np.empty((len(rows), memory.description.d), np.float16)
     for start in range(0, len(rows), VECTORS_AT_ONCE):
-        some = slice(start, start + VECTORS_AT_ONCE)
-        vectors[some] = memory.vectors(rows[some], "image")
+        block = slice(start, start + VECTORS_AT_ONCE)
+        vectors[block] = memory.vectors(rows[block], "image")
     return vectors
 
 
@@ -126,7 +126,7 @@ def _pieces(rows: Ids, at_most: int) -> list[Ids]:
     return [np.concatenate(piece) for piece in pieces]
 
 
-def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, found: Found, strip: int) -> None:
+def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, hits: AllHits, strip: int) -> None:
     shown = np.unique(chosen.rows[place_in_class(chosen.labels) < strip])
     by_row = chosen.at(np.lexsort((chosen.labels, -chosen.scores, chosen.rows)))
     starts = np.concatenate([np.flatnonzero(np.diff(by_row.rows, prepend=-1)), [len(by_row)]])
@@ -135,18 +135,18 @@ def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, found: Foun
         for piece in pieces:
             ends = starts[first : first + len(piece) + 1]
             here = slice(int(ends[0]), int(ends[-1]))
-            table = _piece_table(piece, by_row.at(np.arange(here.start, here.stop)), ends - ends[0], found, shown)
+            table = _piece_table(piece, by_row.at(np.arange(here.start, here.stop)), ends - ends[0], hits, shown)
             writer.write_table(table, row_group_size=max(1, len(piece)))
             first += len(piece)
 
 
-def _piece_table(rows: Ids, claims: Claims, offsets: npt.NDArray[np.int64], found: Found, shown: Ids) -> pa.Table:
+def _piece_table(rows: Ids, claims: Claims, offsets: npt.NDArray[np.int64], hits: AllHits, shown: Ids) -> pa.Table:
     """Claims ordered by row, of which row i has those from offsets[i] to offsets[i + 1]."""
-    names = pa.array(MODES, pa.string()).take(pa.array(found.modes[claims.hits]))
+    names = pa.array(MODES, pa.string()).take(pa.array(hits.modes[claims.hits]))
     lists = {
         "labels": pa.array(claims.labels.astype(np.int32)),
         "modes": names,
-        "scores": pa.array(found.scores[claims.hits]),
+        "scores": pa.array(hits.scores[claims.hits]),
         "values": pa.array(claims.scores),
     }
     columns = {

@@ -25,7 +25,7 @@ def key_side(mode: Mode) -> Modality:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class AskConfig:
+class QueryConfig:
     """What is looked for, and how much of it."""
 
     mode: tuple[Literal["t2i", "t2t", "i2i", "i2t", "both"], ...] = ("t2i",)
@@ -78,7 +78,7 @@ class AskConfig:
 class RetrieveConfig:
     """Everything that decides what is in a subset, beside its memory, classes and evaluation sets."""
 
-    ask: AskConfig = field(default_factory=AskConfig)
+    ask: QueryConfig = field(default_factory=QueryConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     leaks: Thresholds = field(default_factory=Thresholds)
     dedup: float | None = None

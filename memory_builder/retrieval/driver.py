@@ -123,14 +123,14 @@ def write_subset(request: Request, runner: Runner) -> Summary:
         memory.snapshot.view(key_side(mode), memory.store.root)
     blocks = blocks_of(request.classes, request.templates, request.config.ask)
     excluded = find_excluded(request.exclude)
-    _settle(store, _description(request, memory, excluded))
+    _create_or_compare(store, _description(request, memory, excluded))
     store.sweep()
     root = memory.store.root
     state = memory.snapshot
     search = SearchTask(memory=root, out=store.root, encoder=request.encoder, ask=request.config.ask, snapshot=state)
     chosen = read_chosen(store)
-    found = whole_blocks(store) if chosen is None else done_blocks(store)
-    pending = [block for block in blocks if block.number not in found]
+    searched = whole_blocks(store) if chosen is None else done_blocks(store)
+    pending = [block for block in blocks if block.number not in searched]
     _finish_stage(Stage(name="search", task=search, runner=runner, unit="blocks"), pending, len(blocks))
     if excluded:
         _read_excluded(request, memory, store, excluded, runner)
@@ -214,7 +214,7 @@ def _description(request: Request, memory: Memory, excluded: Sequence[Excluded])
     }
 
 
-def _settle(store: Store, description: dict[str, Any]) -> None:
+def _create_or_compare(store: Store, description: dict[str, Any]) -> None:
     """Write what is asked for; where something lies already, check that it was the same."""
     description = json.loads(json.dumps(description))
     decisive = {name: value for name, value in description.items() if name not in NAMED}
@@ -223,14 +223,14 @@ def _settle(store: Store, description: dict[str, Any]) -> None:
         store.create(DESCRIPTION, record_bytes(record, ensure_ascii=False))
     except FileExistsError:
         fix = "remove it and run the same again with the settings it was begun with, or use another --out"
-        there = store.read_json(DESCRIPTION, fix=fix) or {}
-        if there.get("config_hash") != record["config_hash"]:
-            differing = [name for name in decisive if there.get(name) != decisive[name]]
-            told = ", ".join(
-                f"{name} ({_brief(there.get(name))} there, {_brief(decisive[name])} asked)" for name in differing
+        existing = store.read_json(DESCRIPTION, fix=fix) or {}
+        if existing.get("config_hash") != record["config_hash"]:
+            differing = [name for name in decisive if existing.get(name) != decisive[name]]
+            changes = ", ".join(
+                f"{name} ({_brief(existing.get(name))} there, {_brief(decisive[name])} asked)" for name in differing
             )
             raise ConfigMismatchError(
-                f"{store.root} was asked for otherwise: {told}. Use the same settings and state of the memory, or "
+                f"{store.root} was asked for otherwise: {changes}. Use the same settings and state of the memory, or "
                 "another --out"
             ) from None
 

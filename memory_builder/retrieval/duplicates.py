@@ -20,9 +20,9 @@ def first_of_each(hashes: Sequence[str | None]) -> Mask:
     """bool[n]: whether no row before has the same content hash; rows without one are kept."""
     seen: set[str] = set()
     kept = np.ones(len(hashes), np.bool_)
-    for place, digest in enumerate(hashes):
+    for row, digest in enumerate(hashes):
         if digest is not None:
-            kept[place] = digest not in seen
+            kept[row] = digest not in seen
             seen.add(digest)
     return kept
 
@@ -36,10 +36,10 @@ def without_near_duplicates(vectors: Vectors | Scores, threshold: float) -> Mask
     index = _index(vectors)
     for start in range(0, len(vectors), BLOCK):
         block = np.ascontiguousarray(vectors[start : start + BLOCK], np.float32)
-        limits, _, found = index.range_search(block, float(np.nextafter(np.float32(threshold), np.float32(-1))))
-        for place in range(start, start + len(block)):
-            others = found[limits[place - start] : limits[place - start + 1]]
-            kept[place] = not kept[others[others < place]].any()
+        limits, _, alike = index.range_search(block, float(np.nextafter(np.float32(threshold), np.float32(-1))))
+        for row in range(start, start + len(block)):
+            others = alike[limits[row - start] : limits[row - start + 1]]
+            kept[row] = not kept[others[others < row]].any()
     return kept
 
 

@@ -15,7 +15,7 @@ from memory_builder.base.runner import available_threads
 from memory_builder.base.types import split_ids
 from memory_builder.memory import Memory
 from memory_builder.model.images import DAMAGE, FORMATS, decode_image, thumbnail
-from memory_builder.readers.fetch import CHANGED, Missing, Place, read_pictures
+from memory_builder.readers.fetch import CHANGED, Missing, PictureRef, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.retrieval.chosen import Pair, claims_of
 from memory_builder.retrieval.copies.glyph import glyph_of
@@ -55,7 +55,7 @@ def _fetch(piece: pa.Table, memory: Memory, policy: LinkPolicy) -> Iterator[_Fet
     first = 0
     for of_source in np.split(ids, np.flatnonzero(np.diff(split_ids(ids)[0])) + 1):
         rows = memory.metadata(of_source).to_pylist()
-        places = [Place.of(row) for row in rows]
+        places = [PictureRef.of(row) for row in rows]
         source = memory.source(int(of_source[0]))
         for which, picture in _in_order(read_pictures(source, places, policy, memory.image_key)):
             row_id = int(of_source[which])
@@ -63,11 +63,11 @@ def _fetch(piece: pa.Table, memory: Memory, policy: LinkPolicy) -> Iterator[_Fet
         first += len(of_source)
 
 
-def _in_order(found: Iterator[tuple[int, bytes | Missing]]) -> Iterator[tuple[int, bytes | Missing]]:
+def _in_order(pictures: Iterator[tuple[int, bytes | Missing]]) -> Iterator[tuple[int, bytes | Missing]]:
     """By place; what comes before its turn waits. A shard holds its pairs in the order of their rows."""
     waiting: dict[int, bytes | Missing] = {}
     turn = 0
-    for which, picture in found:
+    for which, picture in pictures:
         waiting[which] = picture
         while turn in waiting:
             yield turn, waiting.pop(turn)

@@ -40,12 +40,12 @@ class PieceRecord:
 
 def done_pieces(store: Store) -> dict[int, PieceRecord]:
     """The tars that are committed and as long as they were, with what was told of them."""
-    there = set(store.list(""))
+    files = set(store.list(""))
 
     def is_whole(record: PieceRecord) -> bool:
         name = shard_name(record.number)
         return (
-            f"{name}.tar" in there
+            f"{name}.tar" in files
             and store.size(f"{name}.tar") == record.n_bytes
             and is_table(store, f"{LEFT_OUT}/{name}.parquet", OUT, 1 << 32)
             and is_table(store, f"{STRIPS}/{name}.parquet", STRIP, 1 << 32)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from memory_builder.errors import UsageError
 from memory_builder.model.templates import fill
 from memory_builder.retrieval.classes import Class
-from memory_builder.retrieval.config import AskConfig, Mode, query_side
+from memory_builder.retrieval.config import Mode, QueryConfig, query_side
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +31,7 @@ class Block:
     queries: tuple[Query, ...]
 
 
-def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: AskConfig) -> list[Block]:
+def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: QueryConfig) -> list[Block]:
     """All queries, in blocks of at most ``block_queries``.
 
     Raises:
@@ -40,16 +40,16 @@ def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: AskCon
     blocks: list[Block] = []
     n_queries = 0
     for mode in config.modes:
-        asked = list(_asked(classes, templates, mode, config.average))
-        if not asked:
+        inputs = list(_asked(classes, templates, mode, config.average))
+        if not inputs:
             raise UsageError(f"--mode {mode} asks with pictures, and no class has any: name them in the class file")
         queries = [
-            Query(number=n_queries + i, label=c.label, name=c.name, asked=some) for i, (c, some) in enumerate(asked)
+            Query(number=n_queries + i, label=c.label, name=c.name, asked=block) for i, (c, block) in enumerate(inputs)
         ]
         n_queries += len(queries)
         for start in range(0, len(queries), config.block_queries):
-            some = tuple(queries[start : start + config.block_queries])
-            blocks.append(Block(number=len(blocks), mode=mode, queries=some))
+            block = tuple(queries[start : start + config.block_queries])
+            blocks.append(Block(number=len(blocks), mode=mode, queries=block))
     return blocks
 
 

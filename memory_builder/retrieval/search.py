@@ -17,7 +17,7 @@ from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.block_records import done_records
-from memory_builder.retrieval.config import AskConfig, key_side, query_side
+from memory_builder.retrieval.config import QueryConfig, key_side, query_side
 from memory_builder.retrieval.queries import Block, Query
 from memory_builder.search.hits import Hits
 from memory_builder.search.queries import query_vectors
@@ -65,7 +65,7 @@ class SearchTask:
     out: str
     encoder: EncoderConfig | None
     """Where the memory's model is now, if not where it was."""
-    ask: AskConfig
+    ask: QueryConfig
     snapshot: Snapshot
     """The state that is searched."""
     wants_gpu: bool = False
@@ -75,7 +75,7 @@ class SearchTask:
         return partial(search_block, memory=memory, store=Store(self.out), ask=self.ask)
 
 
-def search_block(block: Block, *, memory: Memory, store: Store, ask: AskConfig) -> BlockRecord:
+def search_block(block: Block, *, memory: Memory, store: Store, ask: QueryConfig) -> BlockRecord:
     """Search one block and commit its hits."""
     started = time.perf_counter()
     keys = key_side(block.mode)
@@ -140,13 +140,13 @@ def read_block(store: Store, record: BlockRecord) -> pa.Table:
 
 def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:
     """f32[q, d] unit rows: what each query asks with, the mean where that is several."""
-    asked = [one for query in queries for one in query.asked]
-    distinct = {one: i for i, one in enumerate(dict.fromkeys(asked))}
+    inputs = [one for query in queries for one in query.asked]
+    distinct = {one: i for i, one in enumerate(dict.fromkeys(inputs))}
     given: Any = list(distinct) if side == "text" else [_picture(path) for path in distinct]
     encoder = lambda: memory.encoder  # noqa: E731, asked for only when needed
     texts, images = (given, None) if side == "text" else (None, given)
     _, vectors = query_vectors(texts, images, None, encoder=encoder, d=memory.description.d)
-    vectors = vectors[[distinct[one] for one in asked]]
+    vectors = vectors[[distinct[one] for one in inputs]]
     sizes = np.array([len(query.asked) for query in queries])
     if (sizes == 1).all():
         return vectors
@@ -157,8 +157,8 @@ def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores
 
 def _picture(path: str) -> bytes:
     try:
-        fs, place = open_filesystem(path)
-        data: bytes = fs.cat_file(place)
+        fs, at = open_filesystem(path)
+        data: bytes = fs.cat_file(at)
     except (OSError, ValueError, ImportError) as error:
         raise UsageError(f"example picture {path} of --classes cannot be read: {error}") from None
     return data
@@ -166,19 +166,19 @@ def _picture(path: str) -> bytes:
 
 def hits_table(block: Block, hits: Hits, memory: Memory) -> pa.Table:
     """The hits there are (no -1), by query and rank, with the rows' keys."""
-    found = hits.ids != NO_ROW
-    places, ranks = np.nonzero(found)
-    ids: npt.NDArray[np.int64] = hits.ids[found]
+    is_hit = hits.ids != NO_ROW
+    queries_of_hits, ranks = np.nonzero(is_hit)
+    ids: npt.NDArray[np.int64] = hits.ids[is_hit]
     queries = block.queries
-    asked = [query.asked[0] if len(query.asked) == 1 else f"mean of {len(query.asked)}" for query in queries]
+    inputs = [query.asked[0] if len(query.asked) == 1 else f"mean of {len(query.asked)}" for query in queries]
     columns = {
-        "query": np.array([query.number for query in queries], np.int32)[places],
-        "label": np.array([query.label for query in queries], np.int32)[places],
-        "class": pa.array([query.name for query in queries], pa.string()).take(pa.array(places)),
+        "query": np.array([query.number for query in queries], np.int32)[queries_of_hits],
+        "label": np.array([query.label for query in queries], np.int32)[queries_of_hits],
+        "class": pa.array([query.name for query in queries], pa.string()).take(pa.array(queries_of_hits)),
         "mode": pa.array([block.mode], pa.string()).take(pa.array(np.zeros(len(ids), np.int64))),
-        "asked": pa.array(asked, pa.string()).take(pa.array(places)),
+        "asked": pa.array(inputs, pa.string()).take(pa.array(queries_of_hits)),
         "rank": ranks.astype(np.int32),
-        "score": hits.scores[found],
+        "score": hits.scores[is_hit],
         "id": ids,
         "key": memory.rows(ids, ["key"])["key"].combine_chunks(),
     }

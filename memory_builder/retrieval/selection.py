@@ -51,8 +51,8 @@ class Claims:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def at(self, places: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "Claims":
-        return Claims(self.labels[places], self.rows[places], self.scores[places], self.hits[places])
+    def at(self, rows: npt.NDArray[np.int64] | npt.NDArray[np.bool_]) -> "Claims":
+        return Claims(self.labels[rows], self.rows[rows], self.scores[rows], self.hits[rows])
 
 
 def best_claims(labels: Labels, rows: Ids, scores: Scores) -> Claims:
@@ -88,12 +88,12 @@ def comparable(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
 
     Cosines of captions and of pictures with one text lie far apart; a union by cosine would be one by captions.
     """
-    places = np.zeros(len(scores), np.float32)
+    ranks = np.zeros(len(scores), np.float32)
     for mode in np.unique(modes):
         here = modes == mode
         ordered = np.sort(scores[here])
-        places[here] = np.searchsorted(ordered, scores[here], side="right") / len(ordered)
-    return places
+        ranks[here] = np.searchsorted(ordered, scores[here], side="right") / len(ordered)
+    return ranks
 
 
 def _to_the_best(claims: Claims) -> Claims:

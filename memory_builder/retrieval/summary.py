@@ -125,12 +125,12 @@ def final_claims(store: Store, n_pieces: int) -> pa.Table:
         left = read_parquet(store.read(f"{LEFT_OUT}/{shard_name(number)}.parquet"))["id"].to_numpy()
         piece = piece.filter(pa.array(~np.isin(piece["id"].to_numpy(), left)))
         lists = [piece[name].combine_chunks() for name in ("labels", "scores", "values")]
-        labels, scores, values = (np.asarray(some.flatten()) for some in lists)
+        labels, scores, values = (np.asarray(column.flatten()) for column in lists)
         sizes = np.asarray(lists[0].value_lengths()) if len(piece) else np.zeros(0, np.int64)
-        for column, some in zip(
+        for column, array in zip(
             columns, (labels, np.repeat(piece["id"].to_numpy(), sizes), scores, values), strict=True
         ):
-            column.append(some)
+            column.append(array)
     labels, ids, scores, values = (np.concatenate(column) for column in columns)
     order = np.lexsort((ids, -values, labels))
     table = {"label": labels[order], "id": ids[order], "score": scores[order], "value": values[order]}
@@ -139,6 +139,6 @@ def final_claims(store: Store, n_pieces: int) -> pa.Table:
 
 def _added(counts: Iterable[dict[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
-    for some in counts:
-        total.update(some)
+    for counter in counts:
+        total.update(counter)
     return dict(sorted(total.items()))

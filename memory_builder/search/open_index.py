@@ -14,7 +14,7 @@ from memory_builder.ann.inverted_lists import Codes, read_list
 from memory_builder.ann.kmeans import transformed
 from memory_builder.ann.parts import PART_AGAIN, PartRecord, open_trained, part_record, read_faiss, trained_record
 from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
-from memory_builder.catalog.row_bitmap import RowSet
+from memory_builder.catalog.row_bitmap import RowBitmap
 from memory_builder.catalog.rows import Rows, are_rows
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
 from memory_builder.search.filtered import is_few, is_selective, score_all, widen
@@ -26,7 +26,7 @@ RERANK_BYTES = 64 << 20
 OVER_QUERIES = 3
 
 
-ScanCodes = Callable[[Scores, int, int, RowSet | None], tuple[Scores, Ids]]
+ScanCodes = Callable[[Scores, int, int, RowBitmap | None], tuple[Scores, Ids]]
 """As ``OpenIndex.scan_codes``."""
 
 
@@ -130,10 +130,10 @@ class OpenIndex:
 
     def centroids(self, lists: Ids) -> Scores:
         """i64[n] lists → f32[n, d'] their centroids, in the space that ``probe`` gives queries in."""
-        found: Scores = faiss.downcast_index(self._ivf.quantizer).reconstruct_batch(lists)
-        return found
+        vectors: Scores = faiss.downcast_index(self._ivf.quantizer).reconstruct_batch(lists)
+        return vectors
 
-    def candidates(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+    def candidates(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
         """f32[q, d] unit rows → scores f32[q, k] by code, ids i64[q, k], best first; short results padded with -1.
 
         Only rows of ``allowed``, where it is given.
@@ -144,9 +144,9 @@ class OpenIndex:
                 return self.scan_codes(queries, k, nprobe)
             if is_selective(allowed, k, self.n_rows):
                 return self.scan_codes(queries, k, nprobe, allowed)
-            return widen(lambda some, width: self.scan_codes(some, width, nprobe), queries, k, self.n_rows, allowed)
+            return widen(lambda block, width: self.scan_codes(block, width, nprobe), queries, k, self.n_rows, allowed)
 
-    def scan_codes(self, queries: Scores, k: int, nprobe: int, allowed: RowSet | None = None) -> tuple[Scores, Ids]:
+    def scan_codes(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
         """``candidates`` in one pass over the lists, which looks at the id of every code where rows are told."""
         if self._remote_scan is not None:
             return self._remote_scan(queries, k, nprobe, allowed)
@@ -163,7 +163,13 @@ class OpenIndex:
         return best.D, best.I
 
     def search(
-        self, queries: Scores, k: int, params: SearchParams, rows: Rows, keys: Modality, allowed: RowSet | None = None
+        self,
+        queries: Scores,
+        k: int,
+        params: SearchParams,
+        rows: Rows,
+        modality: Modality,
+        allowed: RowBitmap | None = None,
     ) -> tuple[Scores, Ids]:
         """f32[q, d] unit rows → scores f32[q, k], ids i64[q, k], best first; padded with -1 and -inf.
 
@@ -171,25 +177,25 @@ class OpenIndex:
         bounded: queries are taken in blocks whose candidates' vectors fit into RERANK_BYTES.
         """
         if queries.shape[1] != self._trained.d:
-            there = f"is of vectors of width {self._trained.d}, the memory's have {queries.shape[1]}"
-            raise CorruptMemoryError(f"{self._place}/trained.faiss {there}", REPAIR)
+            problem = f"is of vectors of width {self._trained.d}, the memory's have {queries.shape[1]}"
+            raise CorruptMemoryError(f"{self._place}/trained.faiss {problem}", REPAIR)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), NO_ROW, np.int64)
         wanted = min(k * max(1, params.refine), self.n_rows if allowed is None else len(allowed))
         if wanted and allowed is not None and is_few(allowed, self.n_rows, rows):
-            best_scores, best = score_all(queries, k, rows, keys, allowed)
+            best_scores, best = score_all(queries, k, rows, modality, allowed)
             scores[:, : best.shape[1]], ids[:, : best.shape[1]] = best_scores, best
             return scores, ids
         rerank = bool(params.refine) and not self.has_exact_codes
         block = max(1, RERANK_BYTES // (4 * rows.d * max(1, wanted))) if rerank else max(1, len(queries))
         for start in range(0, len(queries) if wanted else 0, block):
             here = slice(start, start + block)
-            found_scores, found = self.candidates(queries[here], wanted, params.nprobe, allowed)
-            if not are_rows(found[found != NO_ROW], rows.commits).all():
+            candidate_scores, candidates = self.candidates(queries[here], wanted, params.nprobe, allowed)
+            if not are_rows(candidates[candidates != NO_ROW], rows.commits).all():
                 raise CorruptMemoryError(f"a part of {self._place} names rows that the memory does not have", REPAIR)
             if rerank:
-                found_scores = exact_scores(queries[here], found, rows, keys)
-            best_scores, best = best_of(found_scores, found, k)
+                candidate_scores = exact_scores(queries[here], candidates, rows, modality)
+            best_scores, best = best_of(candidate_scores, candidates, k)
             scores[here, : best.shape[1]], ids[here, : best.shape[1]] = best_scores, best
         return scores, ids
 
@@ -242,11 +248,11 @@ def _open_part(store: Store, folder: str, record: PartRecord, trained: Any) -> A
             f"{store.root}/{path} has {size:,} bytes, its record says {record.bytes:,}", PART_AGAIN
         )
     part = read_faiss(store.fetch(path), f"{store.root}/{path}", faiss.IO_FLAG_MMAP)
-    there, expected = shape_of(part), shape_of(trained) | {"rows": record.n_rows}
-    wrong = [f"{name} {there.get(name)}, not {value}" for name, value in expected.items() if there.get(name) != value]
-    if wrong or there.keys() != expected.keys():
-        told = wrong[0] if wrong else "it is of another kind"
-        raise CorruptMemoryError(f"{store.root}/{path} is not a part of this index ({told})", PART_AGAIN)
+    shape, expected = shape_of(part), shape_of(trained) | {"rows": record.n_rows}
+    wrong = [f"{name} {shape.get(name)}, not {value}" for name, value in expected.items() if shape.get(name) != value]
+    if wrong or shape.keys() != expected.keys():
+        problem = wrong[0] if wrong else "it is of another kind"
+        raise CorruptMemoryError(f"{store.root}/{path} is not a part of this index ({problem})", PART_AGAIN)
     return part
 
 

@@ -40,15 +40,15 @@ def query_vectors(
     if vectors is not None:
         return None, _unit_rows(vectors, d)
     side = "text" if text is not None else "image"
-    asked: Any = text if text is not None else image
-    several = isinstance(asked, Sequence) and not isinstance(asked, str | bytes)
-    queries = list(asked) if several else [asked]
+    given: Any = text if text is not None else image
+    several = isinstance(given, Sequence) and not isinstance(given, str | bytes)
+    queries = list(given) if several else [given]
     if not queries:
         raise UsageError(f"no {side} to search with: the list is empty")
     if side == "text" and not all(isinstance(query, str) for query in queries):
         raise UsageError(f"text queries are strings, not {queries!r:.100}")
     model = encoder()
-    encode: Callable[[Any], Any] = model.encode_texts if side == "text" else lambda some: _encode(model, some)
+    encode: Callable[[Any], Any] = model.encode_texts if side == "text" else lambda pictures: _encode(model, pictures)
     batches = [encode(queries[i : i + BATCH]) for i in range(0, len(queries), BATCH)]
     return side, np.concatenate(batches).astype(np.float32)
 

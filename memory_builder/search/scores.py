@@ -13,8 +13,8 @@ def best_of(scores: Scores, ids: Ids, k: int) -> tuple[Scores, Ids]:
     return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)
 
 
-def exact_scores(queries: Scores, ids: Ids, rows: Rows, keys: Modality) -> Scores:
+def exact_scores(queries: Scores, ids: Ids, rows: Rows, modality: Modality) -> Scores:
     """f32[q, d], i64[q, c] → f32[q, c] inner products with the stored vectors; anything for id -1."""
-    vectors = rows.vectors(ids.ravel(), keys).reshape(*ids.shape, rows.d)  # f32[q, c, d]
+    vectors = rows.vectors(ids.ravel(), modality).reshape(*ids.shape, rows.d)  # f32[q, c, d]
     scores: Scores = np.einsum("qd,qcd->qc", queries, vectors, optimize=True)
     return scores

@@ -17,7 +17,7 @@ import sqlglot
 from sqlglot import exp
 from sqlglot.tokens import TokenType
 
-from memory_builder.catalog.row_bitmap import Mask, RowSet
+from memory_builder.catalog.row_bitmap import Mask, RowBitmap
 from memory_builder.catalog.rows import Rows
 from memory_builder.errors import UsageError
 
@@ -66,29 +66,29 @@ class _Value:
         return replace(self, expression=self.expression.cast(pa.float64(), safe=False), is_float=True)
 
 
-def matching_rows(rows: Rows, where: str) -> RowSet:
+def matching_rows(rows: Rows, where: str) -> RowBitmap:
     """The committed rows that fulfil a filter, deleted or not. Reads its columns of every shard's metadata.
 
     Raises:
         UsageError: the filter cannot be; the message names what in it, and what can.
     """
     if not rows.commits:
-        return RowSet([])
-    found = parse(where, rows.schema())
+        return RowBitmap([])
+    filter_ = parse(where, rows.schema())
 
     def mask(ordinal: int) -> tuple[int, Mask]:
-        table = rows.shard_metadata(ordinal, found.columns)
+        table = rows.shard_metadata(ordinal, filter_.columns)
         n_rows = rows.commits[ordinal].n_written
         table = table.append_column(_ROW, pa.array(np.arange(n_rows)))
         kept = np.zeros(n_rows, np.bool_)
-        kept[table.filter(found.expression)[_ROW].to_numpy()] = True
+        kept[table.filter(filter_.expression)[_ROW].to_numpy()] = True
         return ordinal, kept
 
     def masks() -> Iterator[tuple[int, Mask]]:
         with ThreadPoolExecutor(READERS) as threads:
             yield from ((ordinal, kept) for ordinal, kept in threads.map(mask, rows.commits) if kept.any())
 
-    return RowSet(masks())
+    return RowBitmap(masks())
 
 
 def parse(where: str, schema: pa.Schema) -> Filter:

@@ -45,12 +45,12 @@ class PageCache:
     def _find(self, path: str, wanted: Sequence[int], file_bytes: int) -> dict[int, bytes]:
         """The wanted pages, ascending: those that are kept, and the others fetched."""
         with self._lock:
-            found = {page: self._pages[path, page] for page in wanted if (path, page) in self._pages}
-            for page in found:
+            cached = {page: self._pages[path, page] for page in wanted if (path, page) in self._pages}
+            for page in cached:
                 self._pages.move_to_end((path, page))
-        ranges = list(join_ranges((page for page in wanted if page not in found), REQUEST_BYTES // PAGE_BYTES))
+        ranges = list(join_ranges((page for page in wanted if page not in cached), REQUEST_BYTES // PAGE_BYTES))
         if not ranges:
-            return found
+            return cached
         starts, ends = (
             [first * PAGE_BYTES for first, _ in ranges],
             [min((last + 1) * PAGE_BYTES, file_bytes) for _, last in ranges],
@@ -58,12 +58,12 @@ class PageCache:
         pieces = self._store.read_ranges(path, starts, ends)
         for (first, last), piece in zip(ranges, pieces, strict=True):
             for page in range(first, last + 1):
-                found[page] = piece[(page - first) * PAGE_BYTES : (page - first + 1) * PAGE_BYTES]
+                cached[page] = piece[(page - first) * PAGE_BYTES : (page - first + 1) * PAGE_BYTES]
         with self._lock:
-            self._pages |= {(path, page): data for page, data in found.items()}
+            self._pages |= {(path, page): data for page, data in cached.items()}
             while len(self._pages) > self._n_kept:
                 self._pages.popitem(last=False)
-        return found
+        return cached
 
 
 def join_ranges(pages: Iterable[int], gap: int) -> Iterator[tuple[int, int]]:

@@ -120,8 +120,8 @@ def decode_value(kind: type[Kind], value: Any, *, where: str, fix: str = REPAIR)
 
 def _reasons(error: ValidationError) -> str:
     wrong = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ")[:200] for one in wrong[:SHOWN]]
-    return "; ".join(told) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
+    messages = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}".removeprefix(": ")[:200] for one in wrong[:SHOWN]]
+    return "; ".join(messages) + (f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else "")
 
 
 def read_record(store: Store, path: str, kind: type[Kind], *, fix: str = REPAIR) -> Kind | None:
@@ -197,18 +197,18 @@ def decode_table(
     if not data.startswith(b"PAR1"):  # pyarrow looks at the end alone
         raise CorruptMemoryError(f"{where} is damaged (it is no parquet file)", fix)
     with reading(where, fix), pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-        there = file.schema_arrow
+        stored = file.schema_arrow
         wrong = [
             column.name
             for column in schema
-            if (column.name in there.names or column.name not in optional)
-            and (there.names.count(column.name) != 1 or there.field(column.name).type != column.type)
+            if (column.name in stored.names or column.name not in optional)
+            and (stored.names.count(column.name) != 1 or stored.field(column.name).type != column.type)
         ]
         if wrong or file.metadata.num_rows > max_rows:
             what = f"column {wrong[0]} is missing or of another type" if wrong else f"{file.metadata.num_rows:,} rows"
             raise CorruptMemoryError(f"{where} is damaged ({what})", fix)
         # In this thread alone; see ``formats.read_parquet``.
-        table = file.read([column.name for column in schema if column.name in there.names], use_threads=False)
+        table = file.read([column.name for column in schema if column.name in stored.names], use_threads=False)
         table.validate(full=True)  # pyarrow itself looks at neither UTF-8 nor offsets
         return table
 

@@ -46,8 +46,8 @@ class Store:
 
     def __init__(self, root: "str | Path | Store", **options: Any) -> None:
         self.options: dict[str, Any] = root.options | options if isinstance(root, Store) else options
-        place = root.root if isinstance(root, Store) else str(root)
-        self.fs, self.path = open_filesystem(place, **self.options)
+        path = root.root if isinstance(root, Store) else str(root)
+        self.fs, self.path = open_filesystem(path, **self.options)
         self.path = self.path.rstrip("/")
         self.is_local = is_local(self.fs)
         self.root: str = uri_of(self.fs, self.path)
@@ -350,7 +350,7 @@ class Store:
                 file.unlink(missing_ok=True)
 
     @contextmanager
-    def _telling(self, place: str) -> Iterator[None]:
+    def _telling(self, path: str) -> Iterator[None]:
         """What goes wrong with storage as such, rather than with a file's being there, is told in words that help."""
         try:
             yield
@@ -360,11 +360,11 @@ class Store:
             again = "then run the same command again; it goes on where it stopped"
             if error.errno in FULL:
                 raise StorageFullError(
-                    f"no room to write {place} ({error.strerror}): free some or raise the limit, {again}"
+                    f"no room to write {path} ({error.strerror}): free some or raise the limit, {again}"
                 ) from error
             tries = "" if self.is_local else f" in {ATTEMPTS} tries"
             raise StorageError(
-                f"cannot use {place}{tries} ({type(error).__name__}: {error}): see to it, {again}"
+                f"cannot use {path}{tries} ({type(error).__name__}: {error}): see to it, {again}"
             ) from error
 
     def _temporary(self) -> Path:

@@ -18,7 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from memory_builder.catalog.commits import Commit, write_commit
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.manifest import FORMAT_VERSION, Manifest
 from memory_builder.catalog.paths import shard_name
@@ -205,7 +205,7 @@ def test_opening_a_memory_costs_the_same_for_ten_shards_and_for_ten_thousand() -
 def calls_to_open(n_shards: int) -> Counter[str]:
     """What opening a folded memory of so many shards asks of the filesystem."""
     store = Store(f"counted://memory-{n_shards}")
-    settle_description(store, described())
+    create_memory(store, described())
     for ordinal in range(n_shards):
         store.put(f"commits/{shard_name(ordinal)}.json", commit_of(ordinal, f"/in/{ordinal}.tar").to_json())
     Manifest.read(store).fold(store)
@@ -250,13 +250,13 @@ def test_the_config_hash_ignores_order_and_nothing_else() -> None:
 
 def test_a_memory_keeps_the_description_it_was_made_with(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    settle_description(store, described(batch_size=256))
-    settle_description(store, described(batch_size=256))
+    create_memory(store, described(batch_size=256))
+    create_memory(store, described(batch_size=256))
     assert read_description(store) == described(batch_size=256)
     before = (tmp_path / "memory.json").read_bytes()
     there, asked = described(batch_size=256).config_hash, described(batch_size=128, require="text").config_hash
     with pytest.raises(ConfigMismatchError) as error:
-        settle_description(store, described(batch_size=128, require="text"))
+        create_memory(store, described(batch_size=128, require="text"))
     for said in (there, asked, "batch_size: 256 there, 128 asked", "require: None there, 'text' asked", str(tmp_path)):
         assert said in str(error.value)
     assert (tmp_path / "memory.json").read_bytes() == before
@@ -281,7 +281,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, file: str) -> None:
 
 def whole_memory(root: Path) -> Store:
     store = Store(root)
-    settle_description(store, described())
+    create_memory(store, described())
     extend_plan(store, [source("a")])
     write_commit(store, commit_of(0))
     Manifest.read(store).fold(store)
@@ -327,8 +327,8 @@ def test_a_damaged_description_without_a_copy_is_told_with_what_helps(tmp_path: 
     with pytest.raises(CorruptMemoryError, match=r"memory\.json is damaged .* run the embed or import command"):
         Memory.open(tmp_path)
     with pytest.raises(ConfigMismatchError, match=r"memory\.json is lost"):
-        settle_description(store, described())
-    settle_description(store, replace(described(), config_hash=commit_of(0).config_hash))
+        create_memory(store, described())
+    create_memory(store, replace(described(), config_hash=commit_of(0).config_hash))
     assert len(Memory.open(tmp_path)) == 10
 
 

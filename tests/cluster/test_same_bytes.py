@@ -12,7 +12,7 @@ from memory_builder.export.faiss_ondisk import merge
 from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.classes import Class
-from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.config import QueryConfig, RetrieveConfig
 from memory_builder.retrieval.driver import Request, write_subset
 from memory_builder.storage.store import Store
 
@@ -55,7 +55,7 @@ def test_index(memories):
 
 
 def test_subset(memories, sample, tmp_path):
-    config = RetrieveConfig(ask=AskConfig(per_query=60, block_queries=2), shard_pairs=100, dedup=0.95)
+    config = RetrieveConfig(ask=QueryConfig(per_query=60, block_queries=2), shard_pairs=100, dedup=0.95)
     classes = tuple(Class(label=i, name=name) for i, name in enumerate(["cat", "umbrella", "bus", "key", "cat"]))
     summaries = []
     for name, runner in (("local", LocalRunner()), ("ray", RayRunner(cpus_per_worker=1))):

@@ -69,7 +69,7 @@ def embed_tar(tmp_path: Path, encoder: Encoder) -> Callable[..., Embedded]:
             encoder=encoder,
             store=store,
             config=EmbedConfig(**config),
-            hash_of_config="0" * 16,
+            config_hash="0" * 16,
             decode_threads=decode_threads,
         )
         return Embedded(store, commit)
@@ -310,7 +310,7 @@ def test_a_shard_that_changed_or_went_since_it_was_planned_is_refused(tmp_path: 
     store = Store(tmp_path / "memory")
 
     def embed() -> None:
-        embed_shard(shard, encoder=encoder, store=store, config=EmbedConfig(), hash_of_config="")
+        embed_shard(shard, encoder=encoder, store=store, config=EmbedConfig(), config_hash="")
 
     os.utime(tmp_path / "in.tar", (1, 1))
     with pytest.raises(SourceError, match="changed since it was planned"):

@@ -20,7 +20,7 @@ from PIL import Image
 from helpers.service import serving_at
 from memory_builder import Memory
 from memory_builder.catalog.trusted import link_policy
-from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.fetch import Missing, PictureRef, read_pictures
 
 PICTURE = io.BytesIO()
 Image.new("RGB", (40, 30), "red").save(PICTURE, "PNG")
@@ -194,7 +194,7 @@ def test_an_own_memory_that_a_stranger_changed_names_what_lies_in_its_own_folder
         (row,) = opened.metadata([0], ["member", "url", "sha256", "has_image"]).to_pylist()
         policy = link_policy(opened.commits.values())
         assert policy.sources
-        ((_, picture),) = read_pictures(opened.source(0), [Place.of(row)], policy)
+        ((_, picture),) = read_pictures(opened.source(0), [PictureRef.of(row)], policy)
         assert isinstance(picture, Missing) or picture == b"TOP SECRET", member  # which no service shows: no picture
     assert len(Inside.seen) == before
 

@@ -10,7 +10,7 @@ import pytest
 
 from memory_builder.base.runner import LocalRunner
 from memory_builder.base.types import Ids, row_ids
-from memory_builder.catalog.dense_ids import Kept
+from memory_builder.catalog.dense_ids import DenseIds
 from memory_builder.cli import main
 from memory_builder.errors import UsageError
 from memory_builder.export.faiss_ondisk import merge
@@ -65,7 +65,7 @@ def test_plain_faiss_finds_in_it_what_the_memory_finds(memory: Memory, tmp_path:
     assert (ids == ours.ids).mean() > 0.99
     faiss.extract_index_ivf(index).nprobe = 16
     everything = index.search(queries[:1], N)[1][0]
-    kept = Kept(dict.fromkeys(range(6), 200), np.array([3, 5, (2 << 32) + 7, (5 << 32) + 199]))
+    kept = DenseIds(dict.fromkeys(range(6), 200), np.array([3, 5, (2 << 32) + 7, (5 << 32) + 199]))
     assert sorted(everything[everything >= 0].tolist()) == np.concatenate(list(kept.by_shard())).tolist()
 
 
@@ -128,7 +128,7 @@ def test_what_cannot_be_merged(tmp_path: Path, write_memory: Any, clustered: Any
 
 @pytest.mark.parametrize("deleted", [[], [0], [2, (4 << 32) + 1], [(4 << 32), (4 << 32) + 1, (4 << 32) + 2]])
 def test_kept_rows_are_numbered_in_order_of_their_ids(deleted: list[int]) -> None:
-    kept = Kept({4: 3, 0: 3, 7: 2}, np.array(deleted, np.int64))
+    kept = DenseIds({4: 3, 0: 3, 7: 2}, np.array(deleted, np.int64))
     ids: Ids = np.concatenate([row_ids(ordinal, np.arange(n)) for ordinal, n in ((0, 3), (4, 3), (7, 2))])
     left = ids[kept.has(ids)]
     assert left.tolist() == [i for i in ids.tolist() if i not in deleted]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import metadata_table
@@ -83,7 +83,7 @@ def write_memory(
         config={"fingerprint": fingerprint},
         config_hash=content_hash({"fingerprint": fingerprint}),
     )
-    settle_description(store, description)
+    create_memory(store, description)
     starts = range(0, n, shard_rows)
     sources = [Source(uri=f"/synthetic/{start:09d}.tar", bytes=1, etag="1") for start in starts]
     for shard, start in zip(extend_plan(store, sources), starts, strict=True):
@@ -113,7 +113,7 @@ def write_memory(
             metadata=table,
             rejects=[],
             partial=None,
-            hash_of_config=description.config_hash,
+            config_hash=description.config_hash,
             seconds={"total": 0.0},
         )
     if fold:

@@ -65,9 +65,11 @@ def test_info_draws_the_curves(root: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_curve_of_an_older_memory_lacks_what_was_not_measured() -> None:
     kept = point(5_000, 1.0)
-    (row,) = curve_rows(Curve(side="text", keys="image", points=(kept,), chosen=kept))
+    (row,) = curve_rows(Curve(query_modality="text", modality="image", points=(kept,), chosen=kept))
     assert (row["work"], row["@100"], row["p50 ms"]) == ("5 kB", "", "")
-    assert b"nprobe 1" in plot([Curve(side="text", keys="image", points=(kept,), chosen=kept)], "m", ".svg")
+    assert b"nprobe 1" in plot(
+        [Curve(query_modality="text", modality="image", points=(kept,), chosen=kept)], "m", ".svg"
+    )
 
 
 def test_pictures(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -176,7 +176,7 @@ def test_a_trial_is_made_of_what_is_left(store: Store, sides: Any) -> None:
         train_threads=1,
         seed=0,
         device="cpu",
-        leaving_out=read_snapshot(store),
+        deleted_as_of=read_snapshot(store),
     )
     n = len(left(sides[0]))
     assert run_trial(task, "IVF4,Flat").n_rows == n - n // 20

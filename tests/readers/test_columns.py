@@ -16,9 +16,9 @@ import pytest
 from helpers.tars import good_pairs, picture, tar_bytes
 from memory_builder.errors import SourceError
 from memory_builder.readers.discover import current_etag, find_sources
-from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.fetch import Missing, PictureRef, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.readers.read import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.readers.read import Pair, Reject, Truncated, read_member, read_pairs
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, split_uri
 
 OWN = LinkPolicy(follows_named=True)
@@ -31,13 +31,13 @@ PICTURES = [picture(seed) for seed in range(5)]
 CAPTIONS = [f"picture {i}" for i in range(5)]
 
 
-def read(where: str | Path, **options: Any) -> tuple[list[Pair], list[tuple[str, str]], list[Break]]:
+def read(where: str | Path, **options: Any) -> tuple[list[Pair], list[tuple[str, str]], list[Truncated]]:
     """Pairs, rejects and breaks of every shard found there."""
     items = [item for source in find_sources([str(where)]) for item in read_pairs(source.uri, **options)]
     return (
         [item for item in items if isinstance(item, Pair)],
         [(item.key, item.reason) for item in items if isinstance(item, Reject)],
-        [item for item in items if isinstance(item, Break)],
+        [item for item in items if isinstance(item, Truncated)],
     )
 
 
@@ -204,7 +204,7 @@ def test_a_link_that_nothing_installed_can_follow_is_refused_with_what_is_lackin
     assert [pair.caption for pair in pairs] == ["y"]
     ((_, lacking),) = rejects
     assert "install gcsfs" in lacking
-    assert dict(read_pictures(str(table), [Place("gs://bucket/x.png")], OWN)) == {0: Missing(lacking)}
+    assert dict(read_pictures(str(table), [PictureRef("gs://bucket/x.png")], OWN)) == {0: Missing(lacking)}
     with pytest.raises(SourceError, match="install gcsfs"):
         read_member(str(table), "gs://bucket/x.png", OWN)
 

@@ -12,7 +12,7 @@ from memory_builder.errors import SourceError
 from memory_builder.readers import listing
 from memory_builder.readers.delimited import SEVERAL_LINES, STRAY_QUOTE
 from memory_builder.readers.listing import open_listing
-from memory_builder.readers.read import Break, Pair, Reject, read_pairs
+from memory_builder.readers.read import Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 
 
@@ -21,7 +21,7 @@ def captions(path: Path, text: str | bytes) -> tuple[list[str | None], list[str]
     path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape"))
     notes: Counter[str] = Counter()
     items = list(read_pairs(str(path), require="text", notes=notes))
-    assert not [item for item in items if isinstance(item, Break)]
+    assert not [item for item in items if isinstance(item, Truncated)]
     kept = [item.caption for item in items if isinstance(item, Pair)]
     return kept, [item.reason for item in items if isinstance(item, Reject)], +notes
 

@@ -20,7 +20,7 @@ from memory_builder.errors import SourceError
 from memory_builder.readers import tar_stream
 from memory_builder.readers.discover import current_etag, find_sources
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.readers.read import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.readers.read import Pair, Reject, Truncated, read_member, read_pairs
 
 OWN = LinkPolicy(follows_named=True)
 """Of what a test names itself."""
@@ -39,7 +39,7 @@ class Read:
         self.items = list(read_pairs(str(uri), **options))
         self.pairs = {item.key: item for item in self.items if isinstance(item, Pair)}
         self.reasons = [(item.key, item.reason) for item in self.items if isinstance(item, Reject)]
-        self.broken = [item.reason for item in self.items if isinstance(item, Break)]
+        self.broken = [item.reason for item in self.items if isinstance(item, Truncated)]
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_a_tar_that_breaks_off_keeps_what_came_before(shard: Callable[..., Path]
     read = Read(shard(content))
     assert set(read.pairs) == kept
     assert len(read.broken) == 1
-    assert isinstance(read.items[-1], Break)
+    assert isinstance(read.items[-1], Truncated)
     assert says in read.broken[0]
     assert read.broken[0].startswith(("breaks off at byte ", "not a tar (breaks off at byte 0: "))
 

@@ -23,7 +23,7 @@ from helpers.tars import good_pairs, tar_bytes
 from memory_builder.errors import SourceError, TransportFailedError
 from memory_builder.readers.discover import find_sources
 from memory_builder.readers.link_policy import LinkPolicy
-from memory_builder.readers.read import Break, Pair, Reject, read_member, read_pairs
+from memory_builder.readers.read import Pair, Reject, Truncated, read_member, read_pairs
 
 OWN = LinkPolicy(follows_named=True)
 
@@ -157,7 +157,7 @@ def test_whatever_a_files_read_raises_is_an_error_of_its_storage(
     items: list[Any] = []
     with pytest.raises(TransportFailedError):
         items.extend(read_pairs(f"failing://{name}"))
-    assert not [item for item in items if isinstance(item, Break)]
+    assert not [item for item in items if isinstance(item, Truncated)]
 
 
 PACKS: dict[str, Callable[[bytes], bytes]] = {
@@ -191,18 +191,18 @@ def test_a_compressed_tar_that_is_damaged_breaks_off_and_keeps_what_came_before(
     path = tmp_path / "shard.tar"
     path.write_bytes(whole[: len(whole) * 2 // 3])
     items = list(read_pairs(str(path), require="text"))
-    assert isinstance(items[-1], Break)
+    assert isinstance(items[-1], Truncated)
     assert 0 < sum(isinstance(item, Pair) for item in items) < 300
     path.write_bytes(whole[:20] + b"\xff" * 40 + whole[60:])
     broken = list(read_pairs(str(path), require="text"))
-    assert isinstance(broken[-1], Break)
+    assert isinstance(broken[-1], Truncated)
     assert not [item for item in broken if isinstance(item, Reject)]
 
 
 def test_a_file_that_is_no_tar_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(gzip.compress(b"hello" * 1000))
     (item,) = read_pairs(str(tmp_path / "a.tar"))
-    assert isinstance(item, Break)
+    assert isinstance(item, Truncated)
     assert item.reason.startswith("not a tar")
 
 

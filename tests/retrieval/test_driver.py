@@ -25,7 +25,7 @@ from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.classes import Class
-from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.config import QueryConfig, RetrieveConfig
 from memory_builder.retrieval.driver import Request, write_subset
 from memory_builder.retrieval.selection import SelectConfig
 from memory_builder.retrieval.summary import Summary
@@ -43,7 +43,7 @@ def ask(icon_memory: Path, tmp_path: Path) -> Ask:
     def run(memory: Path = icon_memory, out: Path = tmp_path / "subset", **given: Any) -> tuple[Path, Summary]:
         fields = {"memory": str(memory), "out": str(out), "classes": CLASSES, "templates": ("{c} icon", "a {c}")}
         config = RetrieveConfig(
-            ask=AskConfig(**{"per_query": 20, "block_queries": 3} | given.pop("looking", {})),
+            ask=QueryConfig(**{"per_query": 20, "block_queries": 3} | given.pop("looking", {})),
             select=SelectConfig(**given.pop("choosing", {})),
             shard_pairs=given.pop("shard_pairs", 40),
             dedup=given.pop("dedup", None),

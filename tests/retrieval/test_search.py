@@ -13,7 +13,7 @@ from memory_builder.errors import UsageError
 from memory_builder.model.templates import read_templates
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.classes import Class, read_captions
-from memory_builder.retrieval.config import AskConfig, RetrieveConfig
+from memory_builder.retrieval.config import QueryConfig, RetrieveConfig
 from memory_builder.retrieval.driver import Request
 from memory_builder.retrieval.queries import blocks_of
 from memory_builder.retrieval.tar_writer import TarWriter
@@ -22,10 +22,10 @@ CLASSES = [Class(label=0, name="cat", synonyms=("kitty",), images=("a.png",)), C
 
 
 def test_modes_are_united_in_a_fixed_order_and_each_has_its_least_score() -> None:
-    both = AskConfig(mode=("i2i", "both"), min_score=("t2i=0.2", "i2i=0.5"))
+    both = QueryConfig(mode=("i2i", "both"), min_score=("t2i=0.2", "i2i=0.5"))
     assert both.modes == ("t2i", "t2t", "i2i")
     assert both.least_scores() == {"t2i": 0.2, "i2i": 0.5}
-    assert AskConfig(mode=("t2t",), min_score=("0.4",)).least_scores() == {"t2t": 0.4}
+    assert QueryConfig(mode=("t2t",), min_score=("0.4",)).least_scores() == {"t2t": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_modes_are_united_in_a_fixed_order_and_each_has_its_least_score() -> Non
 )
 def test_what_cannot_be_asked_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="--"):
-        AskConfig(**wrong)
+        QueryConfig(**wrong)
 
 
 @pytest.mark.parametrize("wrong", [{"dedup": 0.0}, {"dedup": 1.5}, {"shard_pairs": 0}, {"support": 0}])
@@ -51,7 +51,7 @@ def test_what_cannot_be_made_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_every_name_meets_every_template_and_blocks_hold_one_mode() -> None:
-    ask = AskConfig(mode=("t2i", "i2i"), block_queries=4)
+    ask = QueryConfig(mode=("t2i", "i2i"), block_queries=4)
     blocks = blocks_of(CLASSES, ("{c}", "a {c}"), ask)
     assert [(block.number, block.mode, len(block.queries)) for block in blocks] == [
         (0, "t2i", 4),
@@ -68,7 +68,7 @@ def test_every_name_meets_every_template_and_blocks_hold_one_mode() -> None:
         (5, 1, ("a cat",)),
         (6, 0, ("a.png",)),
     ]
-    averaged = blocks_of(CLASSES, ("{c}", "a {c}"), AskConfig(average=True))
+    averaged = blocks_of(CLASSES, ("{c}", "a {c}"), QueryConfig(average=True))
     assert [query.asked for query in averaged[0].queries] == [("cat", "a cat", "kitty", "a kitty"), ("cat", "a cat")]
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from memory_builder.base.runner import LocalRunner
-from memory_builder.catalog.row_bitmap import RowSet
+from memory_builder.catalog.row_bitmap import RowBitmap
 from memory_builder.catalog.rows import Rows
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.indexing.config import IndexConfig
@@ -197,7 +197,7 @@ def test_damaged_metadata_is_named(tmp_path: Path, write_memory: Write, clustere
 
 @given(st.dictionaries(st.integers(0, 2**21 - 1), st.lists(st.booleans(), min_size=1, max_size=40), max_size=5))
 def test_a_row_set_is_a_set_of_rows(shards: dict[int, list[bool]]) -> None:
-    rows = RowSet((ordinal, np.array(mask)) for ordinal, mask in sorted(shards.items()))
+    rows = RowBitmap((ordinal, np.array(mask)) for ordinal, mask in sorted(shards.items()))
     ids = [(ordinal << 32) | row for ordinal, mask in sorted(shards.items()) for row, is_in in enumerate(mask) if is_in]
     assert (rows.ids().tolist(), len(rows)) == (ids, len(ids))
     asked = np.array([-1, *ids, *((o << 32) | r for o in [*shards, 7] for r in range(50))], np.int64)

@@ -14,7 +14,7 @@ import pytest
 
 import memory_builder as mb
 from memory_builder.base.runner import LocalRunner
-from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.description import read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import read_numbered_snapshot, read_snapshot
@@ -121,7 +121,7 @@ def test_a_memory_json_without_content_is_written_by_the_next_run(
     refuse_links(monkeypatch)
     description = read_description(write_memory(tmp_path / "other", *clustered(20, 8, 0)))
     crash_between_name_and_content(tmp_path, "memory.json")
-    settle_description(Store(tmp_path), description)
+    create_memory(Store(tmp_path), description)
     assert read_description(Store(tmp_path)) == description
 
 

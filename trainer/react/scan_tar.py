@@ -16,7 +16,7 @@ from memory_builder.base.prefetch import map_ahead
 from memory_builder.base.runner import available_threads
 from memory_builder.model.images import BadImageError, decode_image
 from memory_builder.readers.pairs import printable
-from memory_builder.readers.read import Break, Pair, Reject, read_pairs
+from memory_builder.readers.read import Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.tar_stream import DAMAGE, MAX_TAR_BYTES
 from memory_builder.storage.filesystem import open_filesystem
 
@@ -67,7 +67,7 @@ def _rows(uri: str, shard: int, rejects: Counter[str]) -> Iterator[dict[str, Any
             }
 
 
-def _checked(item: Pair | Reject | Break) -> Pair | Reject | Break:
+def _checked(item: Pair | Reject | Truncated) -> Pair | Reject | Truncated:
     """The item itself, or a reject if its picture cannot be decoded."""
     if isinstance(item, Pair):
         try:

@@ -24,7 +24,7 @@ NOTHING = -1000.0
 
 
 @dataclass(frozen=True, slots=True)
-class Signs:
+class ImageSignatures:
     """What is known of n pictures."""
 
     vectors: Vectors
@@ -75,13 +75,13 @@ class Compared:
         signs: of m pictures.
     """
 
-    def __init__(self, signs: Signs) -> None:
+    def __init__(self, signs: ImageSignatures) -> None:
         self._signs = signs
         self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # as it is, mirrored
         self._miniatures = [signs.miniatures, signs.miniatures[:, :, ::-1]]
         self._coarse = coarse(signs.glyphs)
 
-    def evidence(self, signs: Signs, *, least: float, without: Groups | None = None) -> Evidence:
+    def evidence(self, signs: ImageSignatures, *, least: float, without: Groups | None = None) -> Evidence:
         """The strongest evidence of each kind for each picture.
 
         Args:
@@ -110,10 +110,10 @@ class Compared:
                 near[name].add(scores, start)
         return self._look_closely(signs, near, least)
 
-    def _look_closely(self, signs: Signs, near: dict[str, "_Nearest"], least: float) -> Evidence:
+    def _look_closely(self, signs: ImageSignatures, near: dict[str, "_Nearest"], least: float) -> Evidence:
         """Lay each picture on those that come near to it in one way or another."""
-        others = np.concatenate([found.places for found in near.values()], axis=1)  # i64[n, c]
-        allowed = np.concatenate([found.scores for found in near.values()], axis=1) > NOTHING
+        others = np.concatenate([nearest.places for nearest in near.values()], axis=1)  # i64[n, c]
+        allowed = np.concatenate([nearest.scores for nearest in near.values()], axis=1) > NOTHING
         pictures = np.repeat(np.arange(len(signs)), others.shape[1])
         flat = others.ravel()
         pixels = stretched_correlation(signs.glyphs[pictures], self._signs.glyphs[flat], least=least)
@@ -143,8 +143,8 @@ class _Nearest:
     def add(self, scores: Floats, start: int) -> None:
         """f32[n, b] of the places from ``start`` on."""
         count = self.scores.shape[1]
-        some = min(count, scores.shape[1])
-        places = np.argpartition(-scores, some - 1, axis=1)[:, :some]
+        width = min(count, scores.shape[1])
+        places = np.argpartition(-scores, width - 1, axis=1)[:, :width]
         values = np.concatenate([self.scores, np.take_along_axis(scores, places, 1)], axis=1)
         places = np.concatenate([self.places, start + places], axis=1)
         order = np.lexsort((places, -values))[:, :count]

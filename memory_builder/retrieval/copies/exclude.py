@@ -23,11 +23,11 @@ from memory_builder.model.images import BadImageError, decode_image
 from memory_builder.readers.discover import find_sources
 from memory_builder.readers.file_kinds import describe_passed_over, kind_of
 from memory_builder.readers.folder import file_info
-from memory_builder.readers.read import Break, Pair, Reject, read_pairs
+from memory_builder.readers.read import Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.shard import Source
 from memory_builder.readers.splits import TAR_MARK, is_named_as_split, is_to_learn_from
 from memory_builder.retrieval.block_records import done_records
-from memory_builder.retrieval.copies.compare import Compared, Signs
+from memory_builder.retrieval.copies.compare import Compared, ImageSignatures
 from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
 from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
 from memory_builder.storage.filesystem import open_filesystem
@@ -70,11 +70,11 @@ def find_excluded(named: Sequence[str]) -> list[Excluded]:
         SourceError: there is nothing at one of them.
         UsageError: a set has a train split alone, or it is not clear whether it has splits.
     """
-    found: dict[str, Source] = {}
+    sources: dict[str, Source] = {}
     for name in named:
         for source in find_sources(_splits(name) or [name]):
-            found.setdefault(source.uri, source)
-    return [Excluded(number=i, uri=s.uri, etag=s.etag) for i, s in enumerate(found.values())]
+            sources.setdefault(source.uri, source)
+    return [Excluded(number=i, uri=s.uri, etag=s.etag) for i, s in enumerate(sources.values())]
 
 
 def _splits(name: str) -> list[str]:
@@ -178,10 +178,10 @@ def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> Excluded
 
 
 def _pairs(uri: str) -> Iterator[Pair | Reject]:
-    for found in read_pairs(uri, require="image", pictures_only=True):
-        if isinstance(found, Break):
-            raise SourceError(f"evaluation set {uri} {found.reason}: fetch it again")
-        yield found
+    for item in read_pairs(uri, require="image", pictures_only=True):
+        if isinstance(item, Truncated):
+            raise SourceError(f"evaluation set {uri} {item.reason}: fetch it again")
+        yield item
 
 
 def _prepare(pair: Pair | Reject, *, encoder: Encoder) -> _Picture | None:
@@ -212,9 +212,9 @@ class Evaluation:
         if not names:
             return None
         kept = [_read_kept(store, name) for name in names]
-        keys = pa.concat_tables([some.keys for some in kept])
+        keys = pa.concat_tables([shard.keys for shard in kept])
         vectors, glyphs, miniatures = (
-            np.concatenate(arrays) for arrays in zip(*(some.arrays for some in kept), strict=True)
+            np.concatenate(arrays) for arrays in zip(*(shard.arrays for shard in kept), strict=True)
         )
         if not len(keys):
             return None
@@ -223,7 +223,7 @@ class Evaluation:
             uris=keys["uri"].to_pylist(),
             keys=keys["key"].to_pylist(),
             by_bytes={digest: i for i, digest in reversed(list(enumerate(hashes)))},
-            compared=Compared(Signs(vectors, glyphs, miniatures)),
+            compared=Compared(ImageSignatures(vectors, glyphs, miniatures)),
         )
 
 

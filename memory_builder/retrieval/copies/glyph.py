@@ -121,18 +121,18 @@ def stretched_correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats
                 moved = tall @ _stretch(*columns).T
                 deviation = np.einsum("nij,nij->n", moved, moved) - moved.sum(axis=(1, 2)) ** 2 / SIDE**2
                 lengths = np.sqrt(np.maximum(deviation, (LEAST_DEVIATION * SIDE) ** 2))
-                found = np.abs(np.einsum("nij,nij->n", units, moved)) / lengths
-                best[retry] = np.maximum(best[retry], found)
+                correlations = np.abs(np.einsum("nij,nij->n", units, moved)) / lengths
+                best[retry] = np.maximum(best[retry], correlations)
     return best
 
 
 def _stretch(first: int, last: int) -> Floats:
     """f32[32, 32] that stretches what is left without these lines over all 32, by linear interpolation."""
-    places = np.linspace(first, SIDE - 1 - last, SIDE)
-    below = np.minimum(places.astype(np.int64), SIDE - 2)
+    positions = np.linspace(first, SIDE - 1 - last, SIDE)
+    below = np.minimum(positions.astype(np.int64), SIDE - 2)
     weights = np.zeros((SIDE, SIDE), np.float32)
-    weights[np.arange(SIDE), below] = 1 - (places - below)
-    weights[np.arange(SIDE), below + 1] += (places - below).astype(np.float32)
+    weights[np.arange(SIDE), below] = 1 - (positions - below)
+    weights[np.arange(SIDE), below + 1] += (positions - below).astype(np.float32)
     return weights
 
 
@@ -143,11 +143,11 @@ def hashes(glyphs: Glyphs) -> Hashes:
     low = np.einsum("ai,nij,bj->nab", cosines, glyphs.astype(np.float32), cosines, optimize=True)
     low = low.reshape(len(glyphs), LOW * LOW)
     bits = low > np.median(low[:, 1:], axis=1, keepdims=True)  # the first is the mean brightness
-    found: Hashes = np.packbits(bits, axis=1).view(np.uint64).ravel()
-    return found
+    packed: Hashes = np.packbits(bits, axis=1).view(np.uint64).ravel()
+    return packed
 
 
-def bits_apart(some: Hashes, others: Hashes) -> npt.NDArray[np.uint8]:
+def bits_apart(ours: Hashes, others: Hashes) -> npt.NDArray[np.uint8]:
     """u64[n], u64[m] → u8[n, m] bits that differ."""
-    apart: npt.NDArray[np.uint8] = np.bitwise_count(some[:, None] ^ others[None])
+    apart: npt.NDArray[np.uint8] = np.bitwise_count(ours[:, None] ^ others[None])
     return apart

@@ -9,7 +9,7 @@ import pyarrow as pa
 from memory_builder.memory import Memory
 from memory_builder.readers.fetch import Missing
 from memory_builder.retrieval.chosen import Pair
-from memory_builder.retrieval.copies.compare import Signs
+from memory_builder.retrieval.copies.compare import ImageSignatures
 from memory_builder.retrieval.copies.exclude import Evaluation
 from memory_builder.retrieval.copies.thresholds import Thresholds
 from memory_builder.retrieval.pieces import OUT
@@ -43,8 +43,8 @@ def left_out(
         for pair in pairs
         if isinstance(pair.picture, Missing)
     }
-    there = [pair for pair in pairs if pair.id not in missing]
-    return missing | (_leaks(there, memory, evaluation, limits) if evaluation and there else {})
+    present = [pair for pair in pairs if pair.id not in missing]
+    return missing | (_leaks(present, memory, evaluation, limits) if evaluation and present else {})
 
 
 def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits: Thresholds) -> dict[int, LeftOut]:
@@ -52,12 +52,12 @@ def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits
     vectors = memory.vectors(ids, "image").astype(np.float16)
     glyphs = np.stack([pair.glyph for pair in pairs if pair.glyph is not None])
     miniatures = np.stack([pair.miniature for pair in pairs if pair.miniature is not None])
-    found = evaluation.compared.evidence(Signs(vectors, glyphs, miniatures), least=limits.leak_pixels)
-    speaks = found.speaks(limits)
+    evidence = evaluation.compared.evidence(ImageSignatures(vectors, glyphs, miniatures), least=limits.leak_pixels)
+    speaks = evidence.speaks(limits)
     leaks: dict[int, LeftOut] = {}
     for i, pair in enumerate(pairs):
         same = evaluation.by_bytes.get(pair.sha256)
-        others = {kind: int(found.others[kind][i]) for kind in speaks if speaks[kind][i]}
+        others = {kind: int(evidence.others[kind][i]) for kind in speaks if speaks[kind][i]}
         others = others if same is None else {BYTES: same} | others
         if others:
             which = next(iter(others.values()))
@@ -67,7 +67,7 @@ def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits
                 evidence=tuple(others),
                 set=evaluation.uris[which],
                 set_key=evaluation.keys[which],
-                values={kind: float(values[i]) for kind, values in found.values.items()},
+                values={kind: float(values[i]) for kind, values in evidence.values.items()},
                 thumbnail=pair.thumbnail,
             )
     return leaks

@@ -16,7 +16,7 @@ from memory_builder.model.encoder import Encoder
 from memory_builder.model.images import decode_image
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.copies import compare
-from memory_builder.retrieval.copies.compare import Compared, Groups, Signs
+from memory_builder.retrieval.copies.compare import Compared, Groups, ImageSignatures
 from memory_builder.retrieval.copies.glyph import bits_apart, correlation, glyph_of, hashes, inside_borders
 from memory_builder.retrieval.copies.miniature import levels_apart, miniature_of
 from memory_builder.retrieval.copies.thresholds import Thresholds
@@ -48,10 +48,10 @@ CHANGES: dict[str, Change] = {
 }
 
 
-def signs(pictures: list[Image.Image], encoder: Encoder) -> Signs:
+def signs(pictures: list[Image.Image], encoder: Encoder) -> ImageSignatures:
     vectors = encoder.encode_images(np.stack([encoder.preprocess(picture) for picture in pictures]))
     glyphs, miniatures = (np.stack(list(map(of, pictures))) for of in (glyph_of, miniature_of))
-    return Signs(vectors, glyphs, miniatures)
+    return ImageSignatures(vectors, glyphs, miniatures)
 
 
 @pytest.fixture(scope="module")

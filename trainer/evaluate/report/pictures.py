@@ -11,7 +11,7 @@ from memory_builder.catalog.trusted import link_policy
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.memory import Memory
 from memory_builder.model.images import BadImageError, decode_image, thumbnail
-from memory_builder.readers.fetch import Missing, Place, read_pictures
+from memory_builder.readers.fetch import Missing, PictureRef, read_pictures
 from memory_builder.readers.link_policy import LinkPolicy
 from trainer.evaluate.report.entries import Group
 from trainer.evaluate.sets.datasets import open_dataset
@@ -74,7 +74,7 @@ class Pictures:
     def _read_shard(self, memory: Memory, root: str, ids: Ids, policy: LinkPolicy) -> None:
         """Read the pictures of these rows of one shard."""
         rows = memory.metadata(ids, ["member", "url", "sha256", "has_image"]).to_pylist()
-        places = [Place.of(row) for row in rows]
+        places = [PictureRef.of(row) for row in rows]
         for which, picture in read_pictures(memory.source(int(ids[0])), places, policy, memory.image_key):
             row_id = int(ids[which])
             try:
