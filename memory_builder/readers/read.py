@@ -23,12 +23,12 @@ DUPLICATE_KEY = "duplicate key"
 __all__ = [
     "CAPTION",
     "UNCHANGED",
-    "Truncated",
     "MembersApartError",
     "Pair",
     "PairRules",
     "Reject",
     "Require",
+    "Truncated",
     "read_member",
     "read_pairs",
 ]
@@ -48,7 +48,7 @@ def read_pairs(
     notes: Counter[str] | None = None,
     allow_hosts: tuple[str, ...] = (),
 ) -> Generator[Pair | Reject | Truncated, None, None]:
-    """Stream a shard; one Pair or Reject for every pair met, keys distinct but for rejects, at most one Truncated, last.
+    """Stream a shard: one Pair or Reject for each pair; keys are distinct but for rejects; at most one Truncated, last.
 
     Args:
         uri: a tar, parquet file, listing or folder, or a piece of one (``memory_builder.uris``).
