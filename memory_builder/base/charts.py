@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from html import escape
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -73,6 +74,8 @@ class Label:
 
 
 Shape = Line | Dot | Bar | Label
+Mark = Literal["dot", "dashes", "ring"]
+"""What stands before a name in the legend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,8 +172,9 @@ def line_chart(
     Args:
         ring: a point to mark, and what it is.
     """
-    keys = [(one.name, one.colour) for one in series] + ([(ring[2], "ink")] if ring else [])
-    legend, top = _legend(keys, ring is not None) if len(keys) > 1 else ([], TOP)
+    keys: list[tuple[str, str, Mark]] = [(one.name, one.colour, "dashes" if one.dashed else "dot") for one in series]
+    keys += [(ring[2], "ink", "ring")] if ring else []
+    legend, top = _legend(keys) if len(keys) > 1 else ([], TOP)
     place = _placer(x, y, top)
     shapes = [*_frame(title, x, y, top), *legend]
     for one in series:
@@ -215,7 +219,7 @@ def interval_chart(
     """Intervals below each other in per cent, from shares: a row a label, in it an interval a name."""
     axis = number_axis(0, max(one[2] for _, row in rows for one in row if one), x, scale=100)
     left = min(170, 16 + max(LETTER * 12 * len(label) for label, _ in rows))
-    legend, top = _legend([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)], first=26)
+    legend, top = _legend([(name, COLOURS[i % len(COLOURS)], "dot") for i, name in enumerate(names)], first=26)
     tall = 11 * len(names) + 9
     bottom = top + tall * len(rows)
 
@@ -270,16 +274,17 @@ def _title(text: str) -> Label:
     return Label(0, 8, text, 0, "ink", True, 13)
 
 
-def _legend(keys: Sequence[tuple[str, str]], ring: bool = False, first: float = TOP) -> tuple[list[Shape], float]:
-    """A dot and a name for each, in as many rows as they need; and where the plot begins below them."""
+def _legend(keys: Sequence[tuple[str, str, Mark]], first: float = TOP) -> tuple[list[Shape], float]:
+    """A mark and a name for each, in as many rows as they need; and where the plot begins below them."""
     shapes: list[Shape] = []
     x, y = 0.0, first
-    for i, (name, colour) in enumerate(keys):
+    for name, colour, mark in keys:
         wide = 26 + LETTER * 12 * len(name)
         if x and x + wide > WIDTH:
             x, y = 0.0, y + ROW
-        filled = not (ring and i == len(keys) - 1)
-        shapes += [Dot(x + 5, y, 4, colour, filled), Label(x + 14, y, name, 0, "ink")]
+        dashes = Line(((x, y), (x + 12, y)), colour, 2, dashed=True)
+        shapes.append(dashes if mark == "dashes" else Dot(x + 5, y, 4, colour, filled=mark == "dot"))
+        shapes.append(Label(x + 15, y, name, 0, "ink"))
         x += wide
     return shapes, y + ROW + 6
 
