@@ -256,9 +256,9 @@ def use_subset(root: Path) -> None:
 def use_run(root: Path) -> None:
     """What reads a run: training when it goes on, loading and reports."""
     from trainer.evaluate.results import read_predictions, read_results
-    from trainer.loop.checkpoint import chosen_state, is_finished, read_tensors
-    from trainer.loop.metrics_log import Log
-    from trainer.loop.run_config import read_run, refuse_begun_otherwise
+    from trainer.loop.checkpoint import find_checkpoint, is_finished, read_tensors
+    from trainer.loop.metrics_log import MetricsLog
+    from trainer.loop.run_config import read_run, refuse_other_settings
 
     run = Store(root)
 
@@ -267,16 +267,16 @@ def use_run(root: Path) -> None:
             read_predictions(run, str(result["file"]))
 
     def tensors() -> None:
-        state = chosen_state(run)
+        state = find_checkpoint(run)
         for name in state.checksums:
             read_tensors(run, state, name)
 
     steps: list[Callable[[], object]] = [
         lambda: read_run(run, "react"),
-        lambda: refuse_begun_otherwise(run, {"react": {}}),
+        lambda: refuse_other_settings(run, {"react": {}}),
         lambda: is_finished(run),
         tensors,
-        lambda: Log(run, 1, 2, 8).close(),
+        lambda: MetricsLog(run, 1, 2, 8).close(),
         results,
     ]
     _all(steps)

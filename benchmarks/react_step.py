@@ -32,9 +32,9 @@ from memory_builder.model.images import decode_image
 from memory_builder.storage.store import Store
 from trainer.loop.config import OptimizerConfig
 from trainer.loop.gradient_cache import Batch, compute_gradients
-from trainer.loop.optimizer import make_optimizer, take_step
-from trainer.react.array_cache import KeptRows
-from trainer.react.augment import Look, augmented
+from trainer.loop.train_state import make_optimizer, take_step
+from trainer.react.array_cache import ArrayCache
+from trainer.react.augment import AugmentConfig, augmented
 from trainer.react.config import GatedConfig, ReactConfig
 from trainer.react.gated import NAME
 from trainer.react.learner import ReactLearner
@@ -63,8 +63,8 @@ class EmbedsCaptions(ReactLearner):
 
     def embed(self, batch: Batch) -> tuple[Tensor, ...]:
         with torch.no_grad():
-            text = self.model.encode_text(batch["tokens"])
-        return super().embed({"image": batch["image"], "text": text})
+            text = self.model.encode_text(batch["text_tokens"])
+        return super().embed({"pixels": batch["pixels"], "text_embeddings": text})
 
 
 class Official(EmbedsCaptions):
@@ -102,10 +102,12 @@ def contenders(config: Config, device: torch.device) -> dict[str, tuple[ReactLea
         learner.__dict__ |= plain.__dict__
         learner._from_pixels = learner._whole_image
         learners[name] = learner
-    batches: dict[str, Batch] = {name: {"image": pixels, "text": text, "tokens": tokens} for name in learners}
-    lower = plain.frozen_images(pixels)
+    batches: dict[str, Batch] = {
+        name: {"pixels": pixels, "text_embeddings": text, "text_tokens": tokens} for name in learners
+    }
+    lower = plain.frozen_outputs(pixels)
     found = {name: (learner, batches[name]) for name, learner in learners.items()}
-    return found | {"text and lower layers cached": (plain, {"image": lower, "text": text})}
+    return found | {"text and lower layers cached": (plain, {"image_tokens": lower, "text_embeddings": text})}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,10 +162,10 @@ def pipeline(n: int = 64) -> dict[str, float]:
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
     Image.fromarray(noise).resize((512, 384), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
-    look = Look(size=224, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
+    look = AugmentConfig(size=224, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
     resize = open_clip.image_transform(224, is_train=False).transforms[0]
     with TemporaryDirectory() as folder:
-        rows = KeptRows(Store(Path(folder)), "rows", n, n)
+        rows = ArrayCache(Store(Path(folder)), "rows", n, n)
         rows.fill("lower layers", lambda places: np.zeros((len(places), 50, 768), np.float16))
         works: dict[str, Callable[[int], object]] = {
             "augmented (react)": lambda i: augmented(buffer.getvalue(), look, 0, i),

@@ -24,7 +24,7 @@ from memory_builder.base.runner import LocalRunner
 from memory_builder.model.templates import read_templates
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig
-from memory_builder.retrieval.driver import Request, retrieve
+from memory_builder.retrieval.driver import Request, write_subset
 from memory_builder.retrieval.pieces import done_pieces
 from memory_builder.retrieval.queries import blocks_of
 from memory_builder.retrieval.search import block_vectors, hits_table
@@ -147,7 +147,7 @@ def write(config: Retrieve, memory: Memory) -> None:
         templates=templates[:1],
         config=RetrieveConfig(ask=AskConfig(per_query=config.pairs // CLASSES)),
     )
-    summary = retrieve(request, LocalRunner())
+    summary = write_subset(request, LocalRunner())
     records = done_pieces(Store(out))
     ours = sum(record.seconds["total"] for record in records.values())
     sources = [Path(commit.uri) for commit in memory.commits.values()]

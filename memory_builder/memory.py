@@ -102,6 +102,37 @@ class Memory:
         )
 
     @staticmethod
+    def from_vectors(
+        root: str | Path,
+        *,
+        images: npt.ArrayLike | None = None,
+        texts: npt.ArrayLike | None = None,
+        metadata: pa.Table | Mapping[str, Sequence[Any]] | None = None,
+        encoder: EncoderConfig | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> "Memory":
+        """Write embeddings as a memory at ``root``, index them, and open it.
+
+        Args:
+            root: the memory's folder, a local path or an fsspec URL.
+            images, texts: f[n, d] embeddings, of which row i belongs to pair i; at least one of them.
+            metadata: columns of n values: key, caption and url are known, others become metadata columns.
+            encoder: the model that made them; without it, the memory can be searched with vectors alone.
+            storage_options: of the filesystem, for fsspec.
+
+        Raises:
+            UsageError: arrays or columns do not have the same number of rows, or no array is given.
+            EncoderError: the model makes vectors of another width.
+        """
+        from memory_builder.embedding.from_vectors import write_vectors
+        from memory_builder.indexing.driver import index
+
+        store = Store(root, **(storage_options or {}))
+        write_vectors(store, images=images, texts=texts, metadata=metadata, encoder=encoder)
+        index(store)
+        return Memory.open(root, encoder=encoder, storage_options=storage_options)
+
+    @staticmethod
     def _read(
         store: Store,
         encoder: EncoderConfig | None,

@@ -5,9 +5,10 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
-from helpers.bundled import ROOT
+from helpers.bundled import MODEL, ROOT
 
 # A room may import those on the lines above its own, and on its own line only itself.
 LAYERS = [
@@ -23,7 +24,7 @@ LAYERS = [
     {"memory_builder.maintenance", "trainer.react", "trainer.reco"},
     {"trainer.evaluate", "cluster"},
     {"memory_builder.demo", "memory_builder.commands"},
-    {"memory_builder.cli"},
+    {"memory_builder.cli", "memory_builder.customise", "memory_builder.serving", "memory_builder.ray_runner"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 MODULES = {
@@ -103,6 +104,38 @@ def test_nothing_heavy_is_imported_for_help_and_local_commands_never_import_ray(
     done = subprocess.run([sys.executable, "-c", code, memory], capture_output=True, text=True, check=True)
     said = [line for line in done.stdout.splitlines() if line.startswith("after ")]
     assert said == ["after help []", "after all [0, 0, 0] []"]
+
+
+def test_encoding_imports_neither_torchs_compiler_nor_timm_until_a_timm_tower_is_made() -> None:
+    code = (
+        "import sys\n"
+        "from memory_builder.model.encoder import Encoder, EncoderConfig\n"
+        "from memory_builder.model.open_clip_import import import_open_clip\n"
+        "encoder = Encoder(EncoderConfig(model=sys.argv[1]))\n"
+        "assert encoder.encode_texts(['a cat']).shape == (1, encoder.d)\n"
+        "print('before', sorted({'torch._dynamo', 'timm'} & set(sys.modules)))\n"
+        "tower = import_open_clip().create_model('vit_medium_patch16_gap_256').visual\n"
+        "print('after', type(tower).__name__, 'timm' in sys.modules)\n"
+        "import torch, torchvision\n"
+        "box = torch.tensor([[0, 1.0, 1.0, 5.0, 5.0]])\n"
+        "print('roi', list(torchvision.ops.roi_align(torch.rand(1, 1, 8, 8), box, (2, 2)).shape))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, MODEL], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["before []", "after TimmModel True", "roi [1, 1, 2, 2]"]
+
+
+def test_a_search_by_vector_imports_neither_torch_nor_pandas(tmp_path) -> None:
+    memory = shutil.copytree(ROOT / "tests" / "fixtures" / "memory-v1", tmp_path / "memory")
+    np.save(tmp_path / "query.npy", np.ones((1, 192), np.float32))
+    code = (
+        "import sys\n"
+        "from memory_builder.cli import main\n"
+        "assert main(['search', sys.argv[1], '--vector', sys.argv[2], '-k', '3', '--json']) == 0\n"
+        "print('imported', sorted({'torch', 'pandas', 'open_clip', 'ray', 'PIL.Image'} & set(sys.modules)))\n"
+    )
+    arguments = [sys.executable, "-c", code, memory, tmp_path / "query.npy"]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "imported ['PIL.Image']"
 
 
 def test_public_names() -> None:

@@ -18,9 +18,9 @@ import tyro
 from deal import TIERS
 from study import Variant, do_once, named, run_once, sets_in, slug, tables, write_tables
 
-from trainer.evaluate.config import Setting
+from trainer.evaluate.config import EvalConfig
 from trainer.evaluate.tasks.frozen import evaluate_zero_shot
-from trainer.react.load import Choice
+from trainer.react.load import CheckpointRef
 
 RIVALS = ("zero-shot", "priming", "cache", "wise-head", "name-centroid")
 DEFAULT = "locked image"
@@ -117,7 +117,7 @@ def ask(config: ReactStudy, run: Path, share: float) -> Path:
     """Ask a run about every set; return the folder of its answers."""
     out = run.with_name(f"{run.name}-answers-{share:g}")
     for dataset in sets_in(config.benchmark):
-        setting = Setting(encoder=Choice(run=str(run), share=share), dataset=dataset, out=out)
+        setting = EvalConfig(encoder=CheckpointRef(run=str(run), wise_alpha=share), dataset=dataset, out=out)
         answer = partial(evaluate_zero_shot, setting)
         do_once(out / f"{dataset.name}.done", f"{run} at {share} about {dataset}", answer)
     return out

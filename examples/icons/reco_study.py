@@ -38,11 +38,11 @@ from study import (
 from without import memory_without
 
 from memory_builder.base.charts import COLOURS, Series, line_chart, names_axis, number_axis
-from trainer.evaluate.config import Setting
+from trainer.evaluate.config import EvalConfig
 from trainer.evaluate.numbers.intervals import interval
 from trainer.evaluate.numbers.metrics import class_sums
-from trainer.evaluate.tasks.retrieval import Positives
 from trainer.evaluate.with_memory.reco_task import Refinement, encoder_of, evaluate_reco
+from trainer.loop.config import Positives
 
 METHODS = ("reco-image", "reco-text", "reco-both")
 RIVALS = ("zero-shot", "mean-fusion", "knn")
@@ -152,7 +152,7 @@ def ask(config: RecoStudy, variant: RecoVariant, run: Path, seed: int) -> Path:
     out = config.out / slug(variant.name) / f"{seed}-answers"
     memory = shrunk(config, variant.memory_percent) if variant.memory_percent < 100 else config.memory
     for dataset in sets_in(config.benchmark, SETS + CAPTIONED):
-        setting = Setting(encoder=encoder_of(str(run)), dataset=dataset, out=out, features=config.out)
+        setting = EvalConfig(encoder=encoder_of(str(run)), dataset=dataset, out=out, features=config.out)
         positives: Positives = "caption" if dataset.name in CAPTIONED else "own"
         answer = partial(evaluate_reco, setting, Refinement(run=str(run), memory=str(memory)), positives)
         do_once(out / f"{dataset.name}.done", f"{run} with {memory} about {dataset}", answer)

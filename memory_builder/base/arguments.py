@@ -1,7 +1,7 @@
-"""Arguments as callers give them."""
+"""Arguments as callers give them: one or several, a modality under either name, numbers within a range."""
 
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
@@ -26,3 +26,15 @@ def one_modality(modality: Modality | None, keys: Modality | None) -> Modality:
     if chosen not in ("image", "text"):
         raise UsageError(f"modality {chosen!r}: expected image or text")
     return chosen
+
+
+def check(config: Any, wanted: str, fits: Callable[[Any], bool], *names: str) -> None:
+    """Refuse values out of range; None passes. ``fits`` is false for NaN.
+
+    Raises:
+        UsageError: names the flag, its value, and the range.
+    """
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not fits(value):
+            raise UsageError(f"--{name.replace('_', '-')} {value}: {wanted}")

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 
-from memory_builder.base.log import logger, warn_once
+from memory_builder.base.log import logger
 
 
 class Progress:
@@ -57,6 +57,3 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02d}m" if hours else f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
-
-
-say, warn = logger.info, warn_once

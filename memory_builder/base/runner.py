@@ -9,10 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import ClassVar, Literal, Protocol, TypeVar
 
+from memory_builder.base.arguments import check
 from memory_builder.base.prefetch import map_ahead
+from memory_builder.errors import UsageError
 
 ITEMS_ON_A_GPU = 2
 """While one shard is on the GPU, another is read or written."""
@@ -103,3 +106,22 @@ def run_one(runner: Runner, task: Task[Item, Result], item: Item) -> Result:
     if isinstance(result, Exception):
         raise result
     return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunnerConfig:
+    """Run in this process or on a Ray cluster."""
+
+    RAY_ONLY: ClassVar[tuple[str, ...]] = ("address", "cpus_per_worker")
+    runner: Literal["local", "ray"] = "local"
+    """local: in this process. ray: on workers of a Ray cluster."""
+    address: str | None = None
+    """Ray cluster to join, as for ray.init (default: RAY_ADDRESS; without it a cluster starts on this machine)."""
+    cpus_per_worker: int | None = None
+    """CPUs, and so threads, of each Ray worker (default: as many as leave room for all workers)."""
+
+    def __post_init__(self) -> None:
+        for name in self.RAY_ONLY:
+            if self.runner == "local" and getattr(self, name) is not None:
+                raise UsageError(f"--{name.replace('_', '-')} needs --runner ray")
+        check(self, "at least 1", lambda value: value >= 1, "cpus_per_worker")

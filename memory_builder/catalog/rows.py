@@ -21,7 +21,7 @@ from memory_builder.catalog.metadata import FIXED_FIELDS, LOOKUP_FIELDS, LOOKUP_
 from memory_builder.catalog.origins import path_of
 from memory_builder.catalog.paths import lookup_path, metadata_path, vectors_path
 from memory_builder.errors import REPAIR, CorruptMemoryError, UsageError
-from memory_builder.storage.formats import read_npy, read_npy_header
+from memory_builder.storage.formats import arrow_array, read_npy, read_npy_header, string_array
 from memory_builder.storage.page_cache import REQUEST_BYTES, PageCache
 from memory_builder.storage.records import UNREADABLE, reading
 from memory_builder.storage.store import Store
@@ -112,13 +112,13 @@ class Rows:
         flat = np.asarray(ids, np.int64).ravel()
         quick = [name for name in columns if name in LOOKUP_FIELDS]
         slow = [name for name in columns if name not in (*LOOKUP_FIELDS, PATH)]
-        table = self._looked_up(flat, quick) if quick else pa.table({"id": pa.array(flat, pa.int64())})
+        table = self._looked_up(flat, quick) if quick else pa.table({"id": arrow_array(flat)})
         if len(quick) == len(columns) or not self.commits:
             return table
         metadata = self.metadata(flat, [*slow, *(["member"] if PATH in columns and "member" not in slow else [])])
         made = {name: table[name] for name in table.column_names} | {name: metadata[name] for name in slow}
         if PATH in columns:
-            made[PATH] = pa.array(self._paths(flat, metadata["member"].to_pylist()), pa.string())
+            made[PATH] = string_array(self._paths(flat, metadata["member"].to_pylist()))
         return pa.table({name: made[name] for name in ("id", *columns)})
 
     def _paths(self, ids: Ids, members: list[str | None]) -> list[str | None]:
@@ -134,7 +134,7 @@ class Rows:
             places.append(where)
         schema = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in columns])
         found = _in_order(pa.Table.from_batches(batches, schema=schema), places, len(flat))
-        return found.add_column(0, "id", pa.array(flat, pa.int64()))
+        return found.add_column(0, "id", arrow_array(flat))
 
     def metadata(self, ids: Ids, columns: Sequence[str] | None = None) -> pa.Table:
         """i64[n] → n rows of every metadata column (or these); the row of id -1 is null.
@@ -144,7 +144,7 @@ class Rows:
         flat = np.asarray(ids, np.int64).ravel()
         tables, places = [], []
         for ordinal, where, rows in self.by_shard(flat):
-            tables.append(self.shard_metadata(ordinal, columns).take(pa.array(rows)))
+            tables.append(self.shard_metadata(ordinal, columns).take(arrow_array(rows)))
             places.append(where)
         if not tables:  # any shard knows the columns
             tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
@@ -230,7 +230,7 @@ class Rows:
         """
         batch = self._lookup(ordinal).select(list(columns))
         if all(_are_offsets_sound(column, rows) for column in batch.columns):
-            taken = batch.take(pa.array(rows))
+            taken = batch.take(arrow_array(rows))
             with suppress(pa.ArrowInvalid):
                 taken.validate(full=True)
                 return taken
@@ -304,4 +304,4 @@ def _in_order(found: pa.Table, places: Sequence[Ids], n: int) -> pa.Table:
     position = np.full(n, -1)
     if places:
         position[np.concatenate(places)] = np.arange(found.num_rows)
-    return found.take(pa.array(position, mask=position < 0))
+    return found.take(arrow_array(position, valid=position >= 0))

@@ -1,22 +1,21 @@
 """The defaults of ``embed`` and ``import`` into a memory that exists: its own settings."""
 
+from typing import Any
+
 import tyro
 
-from memory_builder.commands.embed import Embed
-from memory_builder.commands.import_ import Import
 from memory_builder.embedding.settings import config_of, default_encoder, existing_description
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
 
 
-def memory_defaults(arguments: list[str]) -> Embed | Import | None:
-    """The command as the memory that it names was made by; None for other commands and memories that are not there.
+def memory_defaults(kind: Any, arguments: list[str]) -> Any:
+    """The command ``kind`` with the settings that its --memory was made with; None where there is no such memory.
 
     The model is taken from there only where none is given.
     """
-    command = arguments[0] if arguments else ""
-    root = _value_of("--memory", arguments) if command in ("embed", "import") else None
+    root = _value_of("--memory", arguments)
     if root is None:
         return None
     try:
@@ -26,11 +25,11 @@ def memory_defaults(arguments: list[str]) -> Embed | Import | None:
         config = config_of(description)
     except (MemoryBuilderError, OSError, ValueError, TypeError, ImportError):  # the command itself says what is wrong
         return None
-    given = _value_of("--model", arguments)
-    encoder = default_encoder(description, root) if given is None else EncoderConfig(model=given)
-    if command == "embed":
-        return None if encoder is None else Embed(source=(), memory=root, encoder=encoder, config=config)
-    return Import(
+    model = _value_of("--model", arguments)
+    encoder = default_encoder(description, root) if model is None else EncoderConfig(model=model)
+    if kind.__name__ == "Embed":
+        return None if encoder is None else kind(source=(), memory=root, encoder=encoder, config=config)
+    return kind(
         root=tyro.MISSING,
         memory=root,
         model=encoder.model if encoder else None,

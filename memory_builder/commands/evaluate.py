@@ -1,4 +1,4 @@
-"""Commands that measure: evaluate and report. The one door to the trainer's evaluation."""
+"""``memory-builder evaluate`` and ``memory-builder report``."""
 
 import json
 from collections.abc import Sequence
@@ -14,52 +14,50 @@ from memory_builder.errors import UsageError
 from memory_builder.model.encoder import EncoderConfig, named_encoder, say_loading
 
 if TYPE_CHECKING:
-    from trainer.evaluate.config import Setting
+    from trainer.evaluate.config import EvalConfig
     from trainer.evaluate.numbers.metrics import Figures
     from trainer.evaluate.results import Result
-    from trainer.react.load import Choice
+    from trainer.react.load import CheckpointRef
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """What all tasks ask for."""
+    """Model, set and folder of the results."""
 
     dataset: Path
-    """The set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
+    """Test set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
     out: str | None = None
-    """Folder for results, which go to its eval/, and for embeddings of sets, a local path or an fsspec URL; the one of
-    --run unless given."""
+    """Folder of the results (its eval/) and of embedded sets, a local path or fsspec URL (default: that of --run)."""
     features: str | None = None
-    """Folder for embeddings of sets, likewise, for several runs of one model to share; in --out unless given."""
+    """Folder of embedded sets, which several runs of one model may share (default: in --out)."""
     model: str | None = None
-    """An open_clip model name, or local-dir:FOLDER. Evaluated in fp32. With --run, where that run's frozen model is, if
-    it is from elsewhere or has moved."""
+    """open_clip model name, or local-dir:FOLDER; evaluated in fp32. With --run: where the run's frozen model is now."""
     pretrained: str | None = None
-    """A pretrained tag or a weights file of --model."""
+    """Pretrained tag or weights file of --model."""
     run: str | None = None
-    """Folder of a run of train react, for its customised model; for reco, of a run of train reco."""
+    """Folder of a run of train react, to evaluate its customised model; for reco, of a run of train reco."""
     step: int | None = None
-    """A checkpoint of --run; its newest unless given."""
+    """Step of the checkpoint of --run (default: the newest)."""
     ema: bool = False
-    """The moving average that --run kept, instead of its parameters."""
-    share: float = 1.0
-    """Of what --run learnt: 0 is the frozen model, 1 the customised one, between them their mixture (WiSE-FT)."""
+    """Evaluate the moving average of --run instead of its parameters."""
+    wise_alpha: Annotated[float, arg(aliases=["--share"])] = 1.0
+    """WiSE-FT interpolation weight: 0 = frozen model, 1 = customised model."""
     split: str = "test"
-    """The split that is measured."""
+    """Split of --dataset to evaluate."""
     batch_size: int = 64
-    """Pictures a forward pass."""
+    """Pictures of a forward pass."""
     json: bool = False
-    """One JSON object a result."""
+    """Print one JSON object for each result."""
 
-    def setting(self, choosing: "DevOptions | None" = None, train_split: str = "train") -> "Setting":
-        """As the trainer takes it."""
-        from trainer.evaluate.config import Setting
+    def config(self, choosing: "DevOptions | None" = None, train_split: str = "train") -> "EvalConfig":
+        """The configuration of the trainer."""
+        from trainer.evaluate.config import EvalConfig
 
         choosing = choosing or DevOptions()
         out = self.out or self.run
         if not out:
-            raise UsageError("--out is missing: a folder for results")
-        return Setting(
+            raise UsageError("--out is missing: name a folder for the results")
+        return EvalConfig(
             encoder=self._model(),
             dataset=self.dataset,
             out=out,
@@ -72,7 +70,7 @@ class EvaluateOptions:
         )
 
     def say_loading(self) -> None:
-        """Tell which model is going to be loaded, before the trainer is imported."""
+        """Print which model is loaded, before importing the trainer."""
         named = named_encoder(self.model, None)
         if named is not None:
             say_loading(named.model)
@@ -80,31 +78,34 @@ class EvaluateOptions:
             say_loading_of_run(self.run)
 
     def check_pretrained(self) -> None:
-        """Raises UsageError where it would have no effect."""
+        """Refuse --pretrained without --model, where it has no effect."""
         if self.model is None and self.pretrained is not None:
-            raise UsageError("--pretrained is for --model: a run knows its own weights")
+            raise UsageError("--pretrained needs --model; a run records its weights")
 
-    def _model(self) -> "EncoderConfig | Choice":
+    def _model(self) -> "EncoderConfig | CheckpointRef":
         if self.model is None and self.run is None:
             raise UsageError("name either --model or --run, the folder of a run of train react")
         self.check_pretrained()
         if self.run is None:
-            if self.step is not None or self.ema or self.share != 1:
-                raise UsageError("--step, --ema and --share are for --run")
+            if self.step is not None or self.ema or self.wise_alpha != 1:
+                raise UsageError("--step, --ema and --wise-alpha need --run")
             return EncoderConfig(model=str(self.model), pretrained=self.pretrained)
-        from trainer.react.load import Choice
+        from trainer.react.load import CheckpointRef
 
         moved = named_encoder(self.model, self.pretrained)
-        return Choice(run=self.run, step=self.step, ema=self.ema, share=self.share, encoder=moved)
+        return CheckpointRef(run=self.run, step=self.step, ema=self.ema, wise_alpha=self.wise_alpha, encoder=moved)
 
-    def tell(self, results: "Sequence[Result]") -> int:
-        """Print the results; the exit code."""
+    def print_results(self, results: "Sequence[Result]") -> int:
+        """Print the results; returns the exit code."""
         if self.json:
             for result in results:
                 print(json.dumps(result.line()))
             return 0
         for result in results:
-            rows = [_row("all", result.figures), *(_row(tier, some) for tier, some in result.figures.tiers.items())]
+            rows = [
+                _row("all", result.figures),
+                *(_row(tier, of_tier) for tier, of_tier in result.figures.tiers.items()),
+            ]
             shots = f", {result.config['shots']} shots" if "shots" in result.config else ""
             print_table(f"{result.method}{shots} on {result.dataset['name']} {self.split}", tuple(rows[0]), rows)
             if result.figures.remark:
@@ -113,56 +114,56 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShot:
-    """Classify by class names alone; multilabel sets too."""
+class EvaluateZeroShot:
+    """Evaluate classification by class names alone, also on multilabel sets."""
 
     options: OmitArgPrefixes[EvaluateOptions]
 
     def run(self) -> int:
         from trainer.evaluate.tasks.frozen import evaluate_zero_shot
 
-        return self.options.tell(evaluate_zero_shot(self.options.setting()))
+        return self.options.print_results(evaluate_zero_shot(self.options.config()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Retrieval:
-    """Find pictures by their captions and captions by their pictures."""
+class EvaluateRetrieval:
+    """Evaluate retrieval of pictures by captions and of captions by pictures."""
 
     options: OmitArgPrefixes[EvaluateOptions]
     positives: Literal["own", "caption"] = "own"
-    """own: a picture's own captions are right. caption: so are equal captions of other pictures."""
+    """Positives of a picture: its own captions, or also equal captions of other pictures."""
 
     def run(self) -> int:
         from trainer.evaluate.tasks.frozen import evaluate_retrieval
 
-        return self.options.tell(evaluate_retrieval(self.options.setting(), self.positives))
+        return self.options.print_results(evaluate_retrieval(self.options.config(), self.positives))
 
 
 @dataclass(frozen=True, kw_only=True)
 class DevOptions:
-    """Where settings are chosen, never on what is measured."""
+    """Dev set to choose hyperparameters on."""
 
     dev: Path | None = None
-    """A set of its own to choose settings on; without it published defaults are used."""
+    """Set to choose hyperparameters on (default: published hyperparameters)."""
     dev_split: str | None = None
-    """The split of --dev that is answered, test unless given; without --dev, of --dataset."""
+    """Split of --dev (default: test); without --dev a split of --dataset."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LearnOptions:
-    """What is learnt from."""
+    """Training pictures."""
 
     train_split: str = "train"
-    """The split to learn from, of --dataset and of --dev."""
+    """Split of --dataset, and of --dev, to train on."""
     shots: tuple[str, ...] = ("1", "2", "4", "8", "16", "all")
-    """Pictures of each class, one result for each number."""
+    """Numbers of pictures of each class, with a result for each."""
     n_seeds: int = 3
-    """Draws of pictures, averaged."""
+    """Number of draws of pictures, over which metrics are averaged."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearProbe:
-    """Train a head on frozen features from a few pictures of each class, started from the class names."""
+class EvaluateLinearProbe:
+    """Evaluate a linear head on frozen features, trained on a few pictures of each class."""
 
     options: OmitArgPrefixes[EvaluateOptions]
     choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
@@ -173,74 +174,74 @@ class LinearProbe:
         from trainer.evaluate.tasks.shots import ShotOptions
 
         shots = ShotOptions(shots=self.learning.shots, n_seeds=self.learning.n_seeds)
-        setting = self.options.setting(self.choosing, self.learning.train_split)
-        return self.options.tell(evaluate_linear_probe(setting, shots))
+        config = self.options.config(self.choosing, self.learning.train_split)
+        return self.options.print_results(evaluate_linear_probe(config, shots))
 
 
 @dataclass(frozen=True, kw_only=True)
-class FewShot:
-    """Fine-tune the image tower, or its last layers, on a few pictures of each class."""
+class EvaluateFewShot:
+    """Evaluate the image tower fine-tuned on a few pictures of each class."""
 
     options: OmitArgPrefixes[EvaluateOptions]
     choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
     learning: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
     last_layers: int | None = None
-    """Transformer blocks that learn, with what follows them; the whole tower unless given."""
+    """Number of last transformer blocks to train (default: the whole tower)."""
 
     def run(self) -> int:
         from trainer.evaluate.tasks.few_shot import evaluate_few_shot
         from trainer.evaluate.tasks.shots import ShotOptions
 
         shots = ShotOptions(shots=self.learning.shots, n_seeds=self.learning.n_seeds)
-        setting = self.options.setting(self.choosing, self.learning.train_split)
-        return self.options.tell(evaluate_few_shot(setting, shots, self.last_layers))
+        config = self.options.config(self.choosing, self.learning.train_split)
+        return self.options.print_results(evaluate_few_shot(config, shots, self.last_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Baselines:
-    """What a memory is worth without training: kNN, priming, cache, WiSE head, mean fusion, and controls."""
+class EvaluateBaselines:
+    """Evaluate training-free methods that use a memory: kNN, priming, cache, WiSE head, mean fusion, and controls."""
 
     memory: str
     """Folder of the memory, built with --model."""
     options: OmitArgPrefixes[EvaluateOptions]
     choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
     pixels: bool = True
-    """Also the pixel nearest neighbour, which decodes every picture of the memory that names a class."""
+    """Also evaluate the pixel nearest neighbour, which decodes the memory's pictures whose captions name a class."""
 
     def run(self) -> int:
         from trainer.evaluate.with_memory.baseline_task import evaluate_baselines
 
-        return self.options.tell(
-            evaluate_baselines(self.options.setting(self.choosing), self.memory, pixels=self.pixels)
+        return self.options.print_results(
+            evaluate_baselines(self.options.config(self.choosing), self.memory, pixels=self.pixels)
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reco:
-    """What a fusion that train reco made is worth: pictures refined from a memory, texts, and both, beside neither."""
+class EvaluateReco:
+    """Evaluate a run of train reco: images, texts, both or none refined with neighbours from a memory."""
 
     memory: str
-    """Folder of the memory to look things up in; any that was built with the run's frozen model."""
+    """Folder of the memory to search, built with the run's frozen model."""
     options: OmitArgPrefixes[EvaluateOptions]
     k: Annotated[int | None, arg(aliases=["-k"])] = None
-    """Neighbours, if not as many as in training."""
+    """Number of neighbours (default: as in training)."""
     order: Literal["average-then-refine", "refine-then-average"] = "average-then-refine"
-    """Of a class's prompts: one look-up with their mean, or one with each."""
+    """Refine the mean of a class's prompts with one search, or each prompt and then average."""
     positives: Literal["own", "caption"] = "own"
-    """Of captioned pictures, as for retrieval."""
+    """Positives of a retrieval set, as for evaluate retrieval."""
 
     def run(self) -> int:
         from trainer.evaluate.with_memory.reco_task import Refinement, encoder_of, evaluate_reco
 
         options = self.options
-        if options.run is None or options.share != 1:
-            raise UsageError("name --run, the folder of a run of train reco; --share is for runs of train react")
+        if options.run is None or options.wise_alpha != 1:
+            raise UsageError("name --run, the folder of a run of train reco; --wise-alpha is for runs of train react")
         options.check_pretrained()
         refinement = Refinement(
             run=options.run, memory=self.memory, k=self.k, order=self.order, step=options.step, ema=options.ema
         )
         model = encoder_of(options.run) if options.model is None else None
-        setting = replace(
+        config = replace(
             options,
             out=options.out or options.run,
             run=None,
@@ -248,23 +249,23 @@ class Reco:
             ema=False,
             model=model.model if model else options.model,
             pretrained=model.pretrained if model else options.pretrained,
-        ).setting()
-        return options.tell(evaluate_reco(setting, refinement, self.positives))
+        ).config()
+        return options.print_results(evaluate_reco(config, refinement, self.positives))
 
 
 Task = (
-    Annotated[ZeroShot, subcommand("zero-shot")]
-    | Annotated[LinearProbe, subcommand("linear-probe")]
-    | Annotated[FewShot, subcommand("few-shot")]
-    | Annotated[Retrieval, subcommand("retrieval")]
-    | Annotated[Baselines, subcommand("baselines")]
-    | Annotated[Reco, subcommand("reco")]
+    Annotated[EvaluateZeroShot, subcommand("zero-shot")]
+    | Annotated[EvaluateLinearProbe, subcommand("linear-probe")]
+    | Annotated[EvaluateFewShot, subcommand("few-shot")]
+    | Annotated[EvaluateRetrieval, subcommand("retrieval")]
+    | Annotated[EvaluateBaselines, subcommand("baselines")]
+    | Annotated[EvaluateReco, subcommand("reco")]
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Measure a model on a set of pictures, with intervals over its classes."""
+    """Evaluate a model on a set of pictures, with confidence intervals over its classes."""
 
     task: OmitSubcommandPrefixes[OmitArgPrefixes[Task]]
 
@@ -275,7 +276,7 @@ class Evaluate:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Write what runs have found as one HTML page that needs no network."""
+    """Write the results of runs as one HTML page that needs no network."""
 
     run_folders: Annotated[tuple[str, ...], Positional, arg(metavar="RUN…")]
     """Folders that evaluate wrote to with --out."""

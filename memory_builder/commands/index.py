@@ -26,11 +26,11 @@ class Index:
     on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
-        from memory_builder.indexing.driver import index, present_keys
+        from memory_builder.indexing.driver import index, present_modalities
         from memory_builder.maintenance.info import read_info
 
         started = time.monotonic()
-        keys: tuple[Modality, ...] = present_keys(Store(self.memory)) if self.keys == "both" else (self.keys,)
+        keys: tuple[Modality, ...] = present_modalities(Store(self.memory)) if self.keys == "both" else (self.keys,)
         index(self.memory, keys=keys, config=self.config, runner=self.on.start())
         print_indexes(read_info(Store(self.memory)).indexes)
         print(duration(time.monotonic() - started))

@@ -72,12 +72,14 @@ def shown() -> Iterator[None]:
         yield
         return
     handler: logging.Handler = Bars() if sys.stderr.isatty() else Lines()
-    before = logger.level
+    before, propagated = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # libraries configure the root logger, which would show each line again
     logger.addHandler(handler)
     try:
         yield
     finally:
         logger.removeHandler(handler)
         logger.setLevel(before)
+        logger.propagate = propagated
         handler.close()

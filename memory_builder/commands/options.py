@@ -1,12 +1,14 @@
 """What several commands ask for: where the work is done, and the model. The one door to the cluster's workers."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from tyro.conf import UseAppendAction
 
-from memory_builder.base.runner import LocalRunner, Runner
-from memory_builder.errors import UsageError
+from memory_builder.base.runner import (
+    LocalRunner,
+    Runner,
+    RunnerConfig,
+)
 from memory_builder.model.encoder import EncoderConfig, named_encoder, say_loading
 from memory_builder.storage.store import Store
 
@@ -15,25 +17,21 @@ FAILED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunnerOptions:
-    """Where the work is done."""
-
-    runner: Literal["local", "ray"] = "local"
-    """local: in this process. ray: on the actors of a Ray cluster."""
-    address: str | None = None
-    """Ray cluster to join, as for ray.init; without one that of RAY_ADDRESS, else one is started on this machine."""
-    cpus_per_worker: int | None = None
-    """CPUs, and so threads, of each worker on Ray."""
+class RunnerOptions(RunnerConfig):
+    """Run in this process or on a Ray cluster."""
 
     def start(self) -> Runner:
-        """The runner itself."""
-        if self.runner == "local":
-            if self.address is not None or self.cpus_per_worker is not None:
-                raise UsageError("--address and --cpus-per-worker need --runner ray")
-            return LocalRunner()
-        from cluster.runner import RayRunner
+        """The runner that these flags name."""
+        return start_runner(self)
 
-        return RayRunner(address=self.address, cpus_per_worker=self.cpus_per_worker)
+
+def start_runner(config: RunnerConfig) -> Runner:
+    """A local runner, or one on a Ray cluster."""
+    if config.runner == "local":
+        return LocalRunner()
+    from cluster.runner import RayRunner
+
+    return RayRunner(address=config.address, cpus_per_worker=config.cpus_per_worker)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +60,8 @@ class MovedModel:
 
 def say_loading_of_run(run: str) -> None:
     """Tell which model a run of train needs; whether that may be loaded, or is there at all, is seen when it is."""
-    from trainer.loop.run_config import read_record
+    from trainer.loop.run_config import read_run_config
 
-    record = read_record(Store(run))
+    record = read_run_config(Store(run))
     if record is not None and isinstance(record.get("encoder"), dict):
         say_loading(str(record["encoder"].get("model")))

@@ -48,7 +48,7 @@ class Retrieve:
     def run(self) -> int:
         from memory_builder.model.templates import read_templates
         from memory_builder.retrieval.classes import read_captions, read_classes
-        from memory_builder.retrieval.driver import Request, retrieve
+        from memory_builder.retrieval.driver import Request, write_subset
 
         if (self.classes is None) == (self.captions is None):
             raise UsageError("give either --classes or --captions")
@@ -65,7 +65,7 @@ class Retrieve:
             local_roots=self.links.local_root,
             allow_hosts=self.links.allow_host,
         )
-        summary = retrieve(request, self.on.start())
+        summary = write_subset(request, self.on.start())
         if self.json:
             print(json.dumps(summary.line(), ensure_ascii=False))
         else:

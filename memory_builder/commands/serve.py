@@ -13,7 +13,6 @@ from memory_builder.commands.options import LinkOptions, MovedModel
 from memory_builder.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
-    from cluster.session import ServiceConfig
     from memory_builder.model.encoder import EncoderConfig
     from memory_builder.readers.link_policy import LinkPolicy
 
@@ -77,7 +76,11 @@ class Serve:
             server_names=self.server_name,
         )
         if self.replicas is None:
-            return self._run_here(config)
+            from memory_builder.serving import WaitLimits, serve
+
+            limits = WaitLimits(head_s=self.head_s, body_s=self.body_s, answer_s=self.answer_s)
+            serve(self.memory, host=self.host, port=self.port, config=config, limits=limits, on_listening=self._tell)
+            return 0
         if self.port == 0:
             raise UsageError("--port 0: replicas need a port of which you know the number")
         from cluster.replicas import deployed
@@ -107,25 +110,6 @@ class Serve:
 
         commits = () if self.replicas is None else Memory.open(self.memory).commits.values()
         return link_policy(commits, local_roots=self.links.local_root, allow_hosts=self.links.allow_host)
-
-    def _run_here(self, config: "ServiceConfig") -> int:
-        import socket
-
-        from cluster.protocol import WaitLimits, server
-        from cluster.service import create_app
-
-        limits = WaitLimits(head_s=self.head_s, body_s=self.body_s, answer_s=self.answer_s)
-        with socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET) as listening:
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listening.bind((self.host, self.port))
-            except OSError as error:
-                raise UsageError(f"cannot listen at --host {self.host} --port {self.port}: {error.strerror}") from None
-            app = create_app(config)
-            listening.listen()  # who asks as soon as it is told waits in line
-            self._tell(listening.getsockname()[1])
-            server(app, limits).run(sockets=[listening])
-        return 0
 
     def _tell(self, port: int) -> None:
         print(f"serving {self.memory} at http://{self.host}:{port}", file=sys.stderr, flush=True)

@@ -1,75 +1,71 @@
-"""The command that trains a fusion: ``train reco``."""
+"""``memory-builder train reco``."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from memory_builder.commands.console import print_table
-from memory_builder.commands.options import RunnerOptions
-from trainer.loop.config import LoopConfig, OptimizerConfig, Where
-from trainer.reco.config import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig, Positives
+from memory_builder.commands.console import print_embedded, print_table
+from memory_builder.commands.options import start_runner
+from trainer.loop.config import LoopConfig, OptimizerConfig, Positives, TrainRunnerConfig
+from trainer.reco.config import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig
 
 if TYPE_CHECKING:
     from trainer.reco.training_pairs import StoredNeighbours
 
 
-def _as_published() -> LoopConfig:
+def _published_loop() -> LoopConfig:
     return LoopConfig(epochs=EPOCHS, optimizer=OptimizerConfig(weight_decay=WEIGHT_DECAY))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reco:
-    """Train a fusion that refines a frozen CLIP's embeddings with what a memory returns. Run it again to go on."""
+class TrainReco:
+    """Train RECO: a fusion of a frozen CLIP's embeddings with neighbours from a memory. Run it again to resume."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
-    """Folder of the memory that is asked; both its sides indexed."""
+    """Folder of the memory to search, with an image and a text index."""
     train: str
-    """What is trained on: a memory built with the same model, or pairs to embed, as for embed."""
+    """Training pairs: a memory built with the same model, or sources as for embed."""
     out: str
-    """Folder of the run: checkpoints, metrics, neighbours, and what evaluate finds."""
+    """Folder of the run, for checkpoints, metrics, neighbours and results of evaluate."""
     fusion: OmitArgPrefixes[FusionConfig] = field(default_factory=FusionConfig)
-    found: OmitArgPrefixes[NeighbourConfig] = field(default_factory=NeighbourConfig)
+    neighbour_config: OmitArgPrefixes[NeighbourConfig] = field(default_factory=NeighbourConfig)
     clusters: str | None = None
-    """Parquet file with columns key and cluster: which pictures are one artwork."""
+    """Parquet file with columns key and cluster, where pictures of one artwork share a cluster."""
     positives: Positives = "own"
-    """Right answers to a picture: its own caption, or all equal captions."""
-    loop: OmitArgPrefixes[LoopConfig] = field(default_factory=_as_published)
+    """Positives of a picture: its own caption, or all equal captions."""
+    loop: OmitArgPrefixes[LoopConfig] = field(default_factory=_published_loop)
     neighbours: str | None = None
-    """Where neighbours are kept, for several runs to share; in --out unless given."""
-    on: OmitArgPrefixes[Where] = field(default_factory=Where)
+    """Folder of the stored neighbours, which several runs may share (default: in --out)."""
+    runner: OmitArgPrefixes[TrainRunnerConfig] = field(default_factory=TrainRunnerConfig)
 
     def run(self) -> int:
         from trainer.loop.launch import run_job
         from trainer.reco.job import RecoJob, RecoPlan
-        from trainer.reco.training_pairs import neighbours_begun_with
+        from trainer.reco.training_pairs import neighbours_of_run
 
         plan = RecoPlan(
             memory=self.memory,
             train=self.train,
             clusters=self.clusters,
-            neighbours=self.found,
+            neighbours=self.neighbour_config,
             fusion=self.fusion,
             loop=self.loop,
             positives=self.positives,
         )
-        if plan.settle(self.out):
-            found = neighbours_begun_with(self.out) or self._find()
-            print_table("rows found for the training pairs, and dropped", ("what", "rows"), _counted(found.counts))
-            run_job(RecoJob(plan=plan, out=self.out, found=found), self.on)
+        if plan.check_unfinished(self.out):
+            neighbours = neighbours_of_run(self.out) or self._find()
+            rows = [{"what": name, "rows": f"{n:,}"} for name, n in neighbours.counts.items()]
+            print_table("rows retrieved for the training pairs, and dropped by reason", ("what", "rows"), rows)
+            run_job(RecoJob(plan=plan, out=self.out, neighbours=neighbours), self.runner)
         print(f"run: {self.out}")
         return 0
 
     def _find(self) -> "StoredNeighbours":
-        """Embed the training pairs and look up their neighbours, as far as that is not done."""
+        """Embed the training pairs and search their neighbours, unless both are stored."""
         from trainer.reco.training_pairs import embed_training_pairs, find_neighbours
 
-        on = RunnerOptions(runner=self.on.runner, address=self.on.address, cpus_per_worker=self.on.cpus_per_worker)
-        runner = on.start()
-        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner)
+        runner = start_runner(self.runner)
+        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner, print_embedded)
         folder = self.neighbours or f"{self.out}/neighbours"
-        return find_neighbours(self.memory, train, folder, self.found, self.clusters, runner)
-
-
-def _counted(counts: dict[str, int]) -> list[dict[str, object]]:
-    return [{"what": name, "rows": f"{n:,}"} for name, n in counts.items()]
+        return find_neighbours(self.memory, train, folder, self.neighbour_config, self.clusters, runner)

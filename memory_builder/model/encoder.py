@@ -22,6 +22,7 @@ from memory_builder.base.log import logger
 from memory_builder.base.types import Pixels, Vectors
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.model_files import LOCAL_DIR, refuse_code, refuse_code_in
+from memory_builder.model.open_clip_import import import_open_clip
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,7 @@ class Encoder:
         say_loading(config.model)
         import torch
 
+        import_open_clip()
         from memory_builder.model.unpadded_text import trimming
 
         self.config = config

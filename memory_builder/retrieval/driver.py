@@ -4,17 +4,20 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from memory_builder.base.runner import Item, Result, Runner
+from memory_builder.base.arguments import several
+from memory_builder.base.runner import Item, LocalRunner, Result, Runner
 from memory_builder.base.stage import Stage
 from memory_builder.catalog.trusted import encoder_of, link_policy
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, RetrieveError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
+from memory_builder.model.templates import read_templates
 from memory_builder.retrieval.choose import choose, write_all_hits
 from memory_builder.retrieval.chosen import Chosen, read_chosen
-from memory_builder.retrieval.classes import Class
+from memory_builder.retrieval.classes import Class, read_classes
 from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, key_side
 from memory_builder.retrieval.copies.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
 from memory_builder.retrieval.page import write_page
@@ -34,7 +37,7 @@ NAMED = ("memory", "model", "pretrained")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What is asked for, of which memory, and where it goes."""
+    """The arguments of one subset."""
 
     memory: str
     out: str
@@ -52,8 +55,61 @@ class Request:
     """See ``LinkPolicy``; likewise the roots."""
 
 
-def retrieve(request: Request, runner: Runner) -> Summary:
-    """Write a subset, or what of it is not there yet.
+def retrieve(
+    memory: Memory | str,
+    *,
+    classes: Sequence[str | Class] | Path,
+    out: str,
+    templates: str | Sequence[str] = "{c}",
+    exclude: str | Sequence[str] = (),
+    config: RetrieveConfig | None = None,
+    encoder: EncoderConfig | None = None,
+    runner: Runner | None = None,
+    max_missing: float = MAX_MISSING,
+    local_roots: Sequence[str] = (),
+    allow_hosts: Sequence[str] = (),
+) -> Summary:
+    """Retrieve the pairs most relevant to ``classes`` and write them as a training subset (REACT, stage 1).
+
+    Args:
+        memory: an open memory, or its folder.
+        classes: class names, or a file of them as ``--classes`` takes it.
+        out: folder of the subset, a local path or an fsspec URL.
+        templates: prompts around the class names: a built-in set (imagenet, …), a file, one prompt, or several.
+        exclude: evaluation sets whose pictures, and copies of them, are left out.
+        config: how many pairs are retrieved, and which are kept.
+        encoder: where the memory's model is now, if it has moved.
+        runner: where the work is done; in this process, unless given.
+        max_missing: share of the chosen pairs whose pictures may be gone.
+        local_roots, allow_hosts: what links of a memory from elsewhere may lead to; see ``LinkPolicy``.
+
+    Raises:
+        UsageError: an argument is wrong.
+        IndexBuildError: the memory lacks an index that is searched.
+        ConfigMismatchError: ``out`` holds a subset of other settings, or of another state of the memory.
+        RetrieveError: work failed; the same call tries it again. Or too much is missing.
+    """
+    if isinstance(classes, Path):
+        listed = read_classes(classes)
+    else:
+        listed = [c if isinstance(c, Class) else Class(label=label, name=c) for label, c in enumerate(classes)]
+    request = Request(
+        memory=memory if isinstance(memory, str) else memory.store.root,
+        out=out,
+        classes=tuple(listed),
+        templates=read_templates(templates) if isinstance(templates, str) else tuple(templates),
+        exclude=several(exclude),
+        config=config or RetrieveConfig(),
+        encoder=encoder,
+        max_missing=max_missing,
+        local_roots=tuple(local_roots),
+        allow_hosts=tuple(allow_hosts),
+    )
+    return write_subset(request, runner or LocalRunner())
+
+
+def write_subset(request: Request, runner: Runner) -> Summary:
+    """Write a subset, or the part of it that is not written yet.
 
     Raises:
         UsageError: something cannot be as asked.

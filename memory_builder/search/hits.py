@@ -13,7 +13,7 @@ from memory_builder.base.log import warn_once
 from memory_builder.base.types import NO_ROW, Ids, Scores
 from memory_builder.catalog.metadata import LOOKUP_FIELDS, PATH
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError, UsageError
-from memory_builder.model.images import BadImageError, decode_image, thumbnail
+from memory_builder.storage.formats import arrow_array
 
 if TYPE_CHECKING:
     from memory_builder.search.searchable import Searchable
@@ -64,7 +64,7 @@ class Hits:
         is_hit = self.ids != NO_ROW
         queries, _ = np.nonzero(is_hit)
         ids = self.ids[is_hit]
-        table = {"query": pa.array(queries), "id": pa.array(ids, pa.int64()), "score": pa.array(self.scores[is_hit])}
+        table = {"query": arrow_array(queries), "id": arrow_array(ids), "score": arrow_array(self.scores[is_hit])}
         if "similarity" in names:
             table["similarity"] = table["score"]
         stored = [name for name in dict.fromkeys(names) if name not in OWN_COLUMNS]
@@ -113,6 +113,8 @@ class Hits:
         return f"{self._thumbnail(hit['id'])}<br>{hit['score']:.3f}<br>{caption}"
 
     def _thumbnail(self, row_id: int) -> str:
+        from memory_builder.model.images import BadImageError, decode_image, thumbnail
+
         assert self.memory is not None
         try:
             small = thumbnail(decode_image(self.memory.picture(row_id)), THUMBNAIL_PIXELS)

@@ -13,7 +13,7 @@ from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig
-from memory_builder.retrieval.driver import Request, retrieve
+from memory_builder.retrieval.driver import Request, write_subset
 from memory_builder.storage.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -61,7 +61,7 @@ def test_subset(memories, sample, tmp_path):
     for name, runner in (("local", LocalRunner()), ("ray", RayRunner(cpus_per_worker=1))):
         out = str(tmp_path / name)
         asked = {"memory": str(memories["local"]), "out": out, "classes": classes, "templates": ("{c}", "a {c}")}
-        summaries.append(retrieve(Request(**asked, exclude=(sample[1],), config=config), runner))
+        summaries.append(write_subset(Request(**asked, exclude=(sample[1],), config=config), runner))
     assert summaries[0] == summaries[1]
     assert summaries[0].decontaminated > 0
     assert summaries[0].tars == 2

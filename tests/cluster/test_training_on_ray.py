@@ -18,8 +18,8 @@ from memory_builder.errors import LossError, UsageError, WorkerError
 from memory_builder.indexing.config import IndexConfig
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
-from trainer.loop.checkpoint import read_states
-from trainer.loop.config import LoopConfig, Where
+from trainer.loop.checkpoint import read_checkpoints
+from trainer.loop.config import LoopConfig, TrainRunnerConfig
 from trainer.loop.distributed import world
 from trainer.loop.launch import run_job
 from trainer.react.config import DataConfig, GatedConfig, ReactConfig
@@ -83,7 +83,7 @@ def reco(out):
         mb.index(memory, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
     found = find_neighbours(memory, memory, "neighbours", config, None, RayRunner())
     plan = RecoPlan(memory=memory, train=memory, neighbours=config, fusion=FusionConfig(k=3), loop=LOOP)
-    return RecoJob(plan=plan, out=out, found=found)
+    return RecoJob(plan=plan, out=out, neighbours=found)
 
 
 def losses(run):
@@ -108,20 +108,20 @@ def folder(tmp_path, monkeypatch):
 
 def test_two_workers_one_of_which_dies_train_as_two_that_live_and_as_this_process(folder):
     two = react("two", DyingReact, mark=str(folder / "died"))
-    on = Where(runner="ray", workers=2, max_failures=1)
+    on = TrainRunnerConfig(runner="ray", workers=2, max_failures=1)
     assert run_job(two, on)
     assert (folder / "died").exists()
-    assert sorted(read_states(Store(two.out))) == ["00000002", "00000004"]
+    assert sorted(read_checkpoints(Store(two.out))) == ["00000002", "00000004"]
     assert not run_job(two, on)  # finished: no worker is started
     assert run_job(replace(two, out="living"), on)  # the file stands: none is killed
     assert (folder / "living" / LAST).read_bytes() == (folder / "two" / LAST).read_bytes()
-    run_job(react("one"), Where())
+    run_job(react("one"), TrainRunnerConfig())
     assert trained_alike(folder / "one", folder / "two")
 
 
 def test_reco_on_two_workers_trains_as_in_this_process(folder):
-    assert run_job(reco("two"), Where(runner="ray", workers=2))
-    run_job(reco("one"), Where())
+    assert run_job(reco("two"), TrainRunnerConfig(runner="ray", workers=2))
+    run_job(reco("one"), TrainRunnerConfig())
     assert trained_alike(folder / "one", folder / "two")
 
 
@@ -131,7 +131,7 @@ class Elsewhere:
 
     out: str
 
-    def settle(self):
+    def check_unfinished(self):
         return True
 
     def work(self, _):
@@ -140,7 +140,7 @@ class Elsewhere:
 
 def test_workers_that_left_no_checkpoint_here_have_failed(tmp_path):
     with pytest.raises(WorkerError, match="run lacks the last checkpoint: --out must name a folder that this machine"):
-        run_job(Elsewhere(out=str(tmp_path / "run")), Where(runner="ray", workers=1, cpus_per_worker=1))
+        run_job(Elsewhere(out=str(tmp_path / "run")), TrainRunnerConfig(runner="ray", workers=1, cpus_per_worker=1))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +150,7 @@ class Failing:
     out: str
     tries: str
 
-    def settle(self):
+    def check_unfinished(self):
         return True
 
     def work(self, _):
@@ -162,7 +162,7 @@ class Failing:
 def test_an_error_that_no_new_try_mends_is_told_at_once_and_workers_without_gpus_see_none(tmp_path):
     job = Failing(out=str(tmp_path / "run"), tries=str(tmp_path / "tries"))
     with pytest.raises(LossError, match="the loss of step 1 is nan"):
-        run_job(job, Where(runner="ray", workers=1, cpus_per_worker=1))
+        run_job(job, TrainRunnerConfig(runner="ray", workers=1, cpus_per_worker=1))
     assert (tmp_path / "tries").read_text() == "0 "
     assert not Store(job.out).list("failures")
 
@@ -170,4 +170,4 @@ def test_an_error_that_no_new_try_mends_is_told_at_once_and_workers_without_gpus
 def test_more_workers_than_this_machine_has_room_for_are_refused(tmp_path):
     job = Failing(out=str(tmp_path / "run"), tries=str(tmp_path / "tries"))
     with pytest.raises(UsageError, match="--workers 20: this machine has room for 2 of 20 workers of 1 CPUs"):
-        run_job(job, Where(runner="ray", workers=20))
+        run_job(job, TrainRunnerConfig(runner="ray", workers=20))

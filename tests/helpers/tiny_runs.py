@@ -80,7 +80,7 @@ def bytes_of(run):
 
 KILLED = """
 import os, signal, pickle, sys
-import trainer.loop as loop
+import trainer.loop.loop as loop
 job, step = pickle.load(open(sys.argv[1], "rb"))
 take = loop.take_step
 taken = 0

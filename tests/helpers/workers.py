@@ -23,7 +23,7 @@ from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import pack
 from trainer.loop.distributed import World, world
 from trainer.loop.gradient_cache import compute_gradients
-from trainer.react.array_cache import KeptRows
+from trainer.react.array_cache import ArrayCache
 from trainer.react.learner import ReactLearner
 from trainer.react.subset import open_subset, scan_tars
 
@@ -62,11 +62,12 @@ def gradients(model: str, config: dict, micro_batch: int | None, has_groups: boo
                 some.fill_(0.4)
     generator = torch.Generator().manual_seed(1)
     batch = {
-        "image": torch.randint(0, 256, (N_PAIRS, 32, 32, 3), dtype=torch.uint8, generator=generator),
-        "text": normalize(torch.randn(N_PAIRS, 16, generator=generator), dim=-1),
+        "pixels": torch.randint(0, 256, (N_PAIRS, 32, 32, 3), dtype=torch.uint8, generator=generator),
+        "text_embeddings": normalize(torch.randn(N_PAIRS, 16, generator=generator), dim=-1),
     }
-    if learner.config.learns_texts:
-        batch["text"] = torch.randint(1, 400, (N_PAIRS, 16), generator=generator)
+    if learner.config.trains_texts:
+        del batch["text_embeddings"]
+        batch["text_tokens"] = torch.randint(1, 400, (N_PAIRS, 16), generator=generator)
     if has_groups:
         batch["group"] = torch.arange(N_PAIRS) // 3 - 1
     here, share = world(), N_PAIRS // world().size
@@ -77,7 +78,7 @@ def gradients(model: str, config: dict, micro_batch: int | None, has_groups: boo
 
 def fill_parts(folder: Path) -> None:
     """Every worker reads what all have filled."""
-    rows = KeptRows(Store(folder), "rows", 10, 3)
+    rows = ArrayCache(Store(folder), "rows", 10, 3)
     rows.fill("rows", lambda places: places.astype(np.float32)[:, None])
     assert rows.read(np.array([9, 0, 4]))[:, 0].tolist() == [9, 0, 4]
 

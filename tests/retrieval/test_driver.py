@@ -26,7 +26,7 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.classes import Class
 from memory_builder.retrieval.config import AskConfig, RetrieveConfig
-from memory_builder.retrieval.driver import Request, retrieve
+from memory_builder.retrieval.driver import Request, write_subset
 from memory_builder.retrieval.selection import SelectConfig
 from memory_builder.retrieval.summary import Summary
 from memory_builder.retrieval.write import pair_key
@@ -49,7 +49,7 @@ def ask(icon_memory: Path, tmp_path: Path) -> Ask:
             dedup=given.pop("dedup", None),
         )
         runner = given.pop("runner", LocalRunner())
-        return out, retrieve(Request(**fields | {"config": config} | given), runner)
+        return out, write_subset(Request(**fields | {"config": config} | given), runner)
 
     return run
 

@@ -1,5 +1,5 @@
-"""How good a model is on a set of pictures, with and without what a memory knows.
+"""Evaluation of a model on sets of pictures, with and without a memory.
 
-Sets are folders (``datasets``), embedded once (``features``) and shared by all tasks. A number never stands without an
-interval (``intervals``), and no setting is ever chosen on the set it is measured on.
+Sets are folders (``datasets``), embedded once (``features``) and shared by all tasks. Every metric has a confidence
+interval (``intervals``), and hyperparameters are never chosen on the test set.
 """

@@ -1,4 +1,4 @@
-"""``RUN/eval/NAME.json``: one result of one method with all it rests on, and its answers beside it for paired tests."""
+"""``RUN/eval/NAME.json``: a result of one method with its settings; its predictions are in a parquet file beside it."""
 
 import json
 import re
@@ -24,7 +24,7 @@ FOLDER = "eval"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """One line of the output and one file of the run."""
+    """Metrics of one method on one set, with the settings that they depend on."""
 
     task: str
     method: str
@@ -34,25 +34,25 @@ class Result:
     dataset: dict[str, Any]
     """root, split, kind, digest, number of classes, templates."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Hyperparameters, and what they were chosen on."""
+    """Hyperparameters, and the set that they were chosen on."""
     memory: dict[str, Any] = field(default_factory=dict)
     """root, rows, snapshot, and memory rows by class where they were counted."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Controls and tests that belong to this result: each a plain dictionary."""
+    """Controls and paired tests, each a plain dictionary."""
     asked: dict[str, Any] = field(default_factory=dict)
-    """What the command named that changes the figures and is not in ``name``: ``memory``, ``k``, ``dev`` and so on."""
+    """Arguments of the command that change the metrics and are not in ``name``: ``memory``, ``k``, ``dev`` …"""
 
     @property
     def name(self) -> str:
-        """The file's name, unless it is another command's; see ``write_result``."""
+        """File name, unless a result with other arguments has it; see ``_file_name``."""
         shots = f"-{self.config['shots']}" if "shots" in self.config else ""
-        place = sha256(self.dataset["root"].encode())[:6]  # two sets may be folders of one name
-        return f"{self.task}-{self.method}{shots}-{self.dataset['name']}-{place}-{self.dataset['split']}".replace(
+        root = sha256(self.dataset["root"].encode())[:6]  # two sets may be folders of one name
+        return f"{self.task}-{self.method}{shots}-{self.dataset['name']}-{root}-{self.dataset['split']}".replace(
             "/", "_"
         )
 
     def line(self) -> dict[str, Any]:
-        """What ``--json`` prints."""
+        """The fields that ``--json`` prints."""
         labelled = {"method": self.method} if self.method != self.task else {}
         shots = {"shots": self.config["shots"]} if "shots" in self.config else {}
         figures = {name: part for name, part in asdict(self.figures).items() if name != "n_classes" and part != {}}
@@ -60,8 +60,8 @@ class Result:
 
 
 def describe_dataset(dataset: Dataset, n_captions: int = 0) -> dict[str, Any]:
-    """What a result says of the set it was measured on; the number of captions only where there are any."""
-    told = {
+    """The ``dataset`` field of a result; the number of captions only if there are any."""
+    description = {
         "name": dataset.root.resolve().name,
         "root": str(dataset.root.resolve()),
         "split": dataset.split,
@@ -72,26 +72,26 @@ def describe_dataset(dataset: Dataset, n_captions: int = 0) -> dict[str, Any]:
         "templates": list(dataset.templates),
         "tiers": list(dataset.tiers),
     }
-    return told | ({"n_captions": n_captions} if n_captions else {})
+    return description | ({"n_captions": n_captions} if n_captions else {})
 
 
 def describe_model(towers: "Towers") -> dict[str, str]:
-    """What a result says of its model."""
+    """The ``model`` field of a result."""
     return {"name": towers.name, "fingerprint": towers.fingerprint}
 
 
 def describe_memory(memory: "Memory") -> dict[str, Any]:
-    """What a result says of the memory it rests on, and of its state then."""
+    """The ``memory`` field of a result: root, rows and snapshot."""
     return {"root": memory.store.root, "rows": len(memory), "snapshot": memory.snapshot.number}
 
 
 def write_result(run: Store, result: Result, predictions: pa.Table | None = None) -> None:
-    """Write over what the same command wrote, beside what another did.
+    """Write a result, replacing one with the same arguments.
 
-    Predictions go under a name of their own, which the record, written next, tells; only then do those before them go.
-    So a record stands beside its own answers wherever this breaks off.
+    First the predictions are written under a name with their hash, then the record that holds this name, then the old
+    predictions are removed. So a record and its predictions always match, wherever this is interrupted.
     """
-    name = _own_name(run, result)
+    name = _file_name(run, result)
     old, new = _predictions_name(run, name), None
     if predictions is not None:
         data = parquet_bytes(predictions)
@@ -103,50 +103,50 @@ def write_result(run: Store, result: Result, predictions: pa.Table | None = None
 
 
 def _predictions_name(run: Store, name: str) -> str | None:
-    """What a record calls its predictions; older ones do not say, and have them under their own name."""
+    """File name of a result's predictions; older results do not hold it, and use their own name."""
     own = re.escape(name)
-    told = (run.read_sound_json(f"{FOLDER}/{name}.json") or {}).get("predictions", f"{name}.predictions.parquet")
-    is_own = isinstance(told, str) and re.fullmatch(rf"{own}([.][0-9a-f]{{12}})?[.]predictions[.]parquet", told)
-    return str(told) if is_own else None
+    file = (run.read_sound_json(f"{FOLDER}/{name}.json") or {}).get("predictions", f"{name}.predictions.parquet")
+    is_own = isinstance(file, str) and re.fullmatch(rf"{own}([.][0-9a-f]{{12}})?[.]predictions[.]parquet", file)
+    return str(file) if is_own else None
 
 
-def _own_name(run: Store, result: Result) -> str:
-    """Where it lies already, or goes: what an older record does not know of itself is taken to be as asked."""
+def _file_name(run: Store, result: Result) -> str:
+    """File name of a result: that of a file with equal arguments; arguments missing from older files count as equal."""
     beside = f"{result.name}-{content_hash(result.asked)[:6]}"
-    told = told_of(run.read_sound_json(f"{FOLDER}/{result.name}.json") or {})
-    is_own = all(told.get(name, value) == value for name, value in result.asked.items())
+    recorded = recorded_settings(run.read_sound_json(f"{FOLDER}/{result.name}.json") or {})
+    is_own = all(recorded.get(name, value) == value for name, value in result.asked.items())
     return result.name if is_own and not run.exists(f"{FOLDER}/{beside}.json") else beside
 
 
-def told_of(result: dict[str, Any]) -> dict[str, Any]:
-    """What a record says it was asked for; older ones know less."""
+def recorded_settings(result: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that a result was made with; older results hold fewer."""
     try:
         memory = {"memory": result["memory"]["root"]} if result.get("memory") else {}
         return {**memory, **result.get("config", {}), **result.get("asked", {})}
-    except (TypeError, LookupError):  # a damaged record, which is written over
+    except (TypeError, LookupError):  # a damaged record, which is replaced
         return {}
 
 
 def predictions_table(keys: Sequence[str], rounds: Sequence[Answers], **columns: Any) -> pa.Table:
-    """A row a picture: key, label, and for every seed the rank of the right class and the first answers.
+    """One row for each picture: key, label, and for each seed the rank of the true class and the top predictions.
 
     Args:
-        keys: n keys.
-        rounds: the answers of each seed, on the same pictures.
+        keys: n picture keys.
+        rounds: the predictions of each seed, on the same pictures.
         columns: further columns of n values.
     """
     table = {"key": list(keys), "label": rounds[0].labels}
-    for seed, found in enumerate(rounds):
-        table[f"rank_{seed}"] = found.rank
-        table[f"top_{seed}"] = pa.array(list(found.top), pa.list_(pa.int64()))
+    for seed, answers in enumerate(rounds):
+        table[f"rank_{seed}"] = answers.rank
+        table[f"top_{seed}"] = pa.array(list(answers.top), pa.list_(pa.int64()))
     return pa.table(table | columns)
 
 
 def read_results(run: Store) -> list[dict[str, Any]]:
-    """All results of a run, by name.
+    """All results of a run, sorted by file name.
 
     Raises:
-        CorruptMemoryError: a record is not what this version writes.
+        CorruptMemoryError: a record lacks fields that every version writes.
     """
     results = []
     for name in sorted(run.list(FOLDER)):
@@ -160,6 +160,6 @@ def read_results(run: Store) -> list[dict[str, Any]]:
 
 
 def read_predictions(run: Store, name: str) -> pa.Table | None:
-    """The answers beside a result, or None if it has none."""
+    """The predictions of a result, or None if it has none."""
     file = _predictions_name(run, name)
     return read_parquet(run.read(f"{FOLDER}/{file}")) if file and run.exists(f"{FOLDER}/{file}") else None

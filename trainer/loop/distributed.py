@@ -1,6 +1,6 @@
-"""The workers that train together, as torch.distributed knows them: rank, size, and what they tell each other.
+"""The process group of a training: rank, size, barrier, and the collectives that the loss needs.
 
-Without an initialised process group there is one worker, and nothing is sent.
+Without an initialised process group there is one worker.
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """Which worker this is, of how many."""
+    """Rank of this worker, and the number of workers."""
 
     rank: int
     size: int
@@ -25,26 +25,24 @@ class World:
 
 
 def world() -> World:
-    """This worker's place."""
+    """Rank and size of this process in torch.distributed."""
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World(0, 1)
 
 
 def wait_for_all() -> None:
-    """Return when every worker has come here."""
+    """Barrier: return when every worker has called it."""
     if world().size > 1:
         dist.barrier()
 
 
 def gather(ours: Tensor) -> Tensor:
-    """[b, …] → [b · workers, …] in order of rank; differentiable, and every worker's loss reaches every row.
+    """All-gather with gradient: [b, …] → [b · workers, …] in order of rank.
 
-    The gradient of our rows is the sum of what all workers ask of them: with each worker's share of the loss, that of
-    the whole batch on one worker.
+    The gradient of ``ours`` is the sum over all workers. As each worker computes its part of the loss, that is the
+    gradient of the whole batch on one worker.
     """
-    if world().size == 1:
-        return ours
     gathered: Tensor = _Gather.apply(ours)
     return gathered
 
@@ -65,7 +63,7 @@ class _Gather(torch.autograd.Function):
         return total[start : start + ctx.n]
 
 
-def add_up(tensors: Iterable[Tensor]) -> None:
+def all_reduce(tensors: Iterable[Tensor]) -> None:
     """Replace each tensor by its sum over all workers, with one message."""
     if world().size == 1:
         return

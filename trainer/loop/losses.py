@@ -1,7 +1,7 @@
-"""Contrastive losses over the pairs of all workers.
+"""Contrastive losses over the global batch.
 
-Each worker computes the rows of its own pairs against everyone's; the sum over workers is the loss of the whole batch,
-and so is the sum of their gradients.
+Each worker computes the logits of its own pairs against the pairs of all workers. The sum over workers is the loss of
+the global batch, and the sum of the workers' gradients is its gradient.
 """
 
 import math
@@ -18,62 +18,65 @@ MAX_LOGIT_SCALE = math.log(100)
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Embeddings of this worker's pairs beside those of everyone's."""
+    """Embeddings of this worker's pairs, and those of all workers."""
 
     ours: tuple[Tensor, ...]
-    """Each [b, d], unit rows; what they are, the learner knows."""
+    """Each [b, d], unit rows, in the order of ``Learner.embed``."""
     everyones: tuple[Tensor, ...]
-    """Each [n, d], ours among them."""
+    """Each [n, d], those of all workers in order of rank."""
     group: Tensor | None = None
-    """i64[b]: pairs of one group are right answers to each other; NO_GROUP: only the pair itself."""
+    """i64[b]: pairs of one group are positives of each other; NO_GROUP: the pair alone."""
     groups: Tensor | None = None
-    """i64[n], everyone's."""
+    """i64[n], those of all workers."""
 
     @property
-    def place(self) -> Tensor:
-        """i64[b] where our rows stand among everyone's."""
+    def own_rows(self) -> Tensor:
+        """i64[b] rows of this worker's pairs among those of all workers."""
         first = self.ours[0]
         return torch.arange(len(first), device=first.device) + world().rank * len(first)
 
 
 def gather_all(ours: tuple[Tensor, ...], group: Tensor | None = None) -> Gathered:
     """Exchange embeddings, and groups if there are any, with all workers."""
+    if world().size == 1:
+        return Gathered(ours, ours, group, group)
     everyones = tuple(gather(embedding) for embedding in ours)
     return Gathered(ours, everyones, group, None if group is None else gather(group))
 
 
 def info_nce(gathered: Gathered, a: int, b: int, scale: Tensor) -> Tensor:
-    """This worker's share of the symmetric InfoNCE between embeddings ``a`` and ``b`` of ``gathered``.
+    """This worker's part of the symmetric InfoNCE between embeddings ``a`` and ``b``.
 
-    With groups a pair has several right answers, each with an equal share of the probability (UniCL, Yang et al. 2022).
+    With groups a pair has several positives, each with an equal part of the target probability (UniCL, Yang et al.
+    2022).
 
     Args:
         gathered: embeddings of all workers.
-        a, b: which of them.
+        a, b: indices of the two embeddings, such as images and texts.
         scale: factor of the cosines.
     """
     n = len(gathered.everyones[a])
-    one = scale * gathered.ours[a] @ gathered.everyones[b].T  # [rows of ours, n]
-    if world().size == 1:  # alone, the other way round is the same matrix: half of the loss's work
-        other, rows = one, 0
-    else:
-        other, rows = scale * gathered.ours[b] @ gathered.everyones[a].T, 1
-    all_answers = torch.logsumexp(one, dim=1).sum() + torch.logsumexp(other, dim=rows).sum()
-    return (all_answers - _right_answers(gathered, a, b, scale, one, other if rows else other.T)) / (2 * n)
-
-
-def _right_answers(gathered: Gathered, a: int, b: int, scale: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """The logits of the right answers both ways, summed: of the pair itself, or the mean of its group's."""
+    logits_ab = scale * gathered.ours[a] @ gathered.everyones[b].T  # [rows of ours, n]
+    # One worker alone has the logits of b against a in the transpose: half of the loss's work.
+    logits_ba = None if world().size == 1 else scale * gathered.ours[b] @ gathered.everyones[a].T
+    normalisers_ab = torch.logsumexp(logits_ab, dim=1).sum()
+    normalisers_ba = (torch.logsumexp(logits_ab, 0) if logits_ba is None else torch.logsumexp(logits_ba, 1)).sum()
     if gathered.group is None or gathered.groups is None:
-        return 2 * scale * (gathered.ours[a] * gathered.ours[b]).sum()
-    place = gathered.place
-    right = (gathered.group[:, None] == gathered.groups[None, :]) & (gathered.group != NO_GROUP)[:, None]
-    right[torch.arange(len(place), device=place.device), place] = True
-    share = right / right.sum(dim=1, keepdim=True)  # [rows of ours, n], rows add up to 1
-    return (share * (one + other)).sum()
+        positives = 2 * scale * (gathered.ours[a] * gathered.ours[b]).sum()
+    else:
+        targets = _target_probabilities(gathered.group, gathered.groups, gathered.own_rows)
+        positives = (targets * (logits_ab + (logits_ab.T if logits_ba is None else logits_ba))).sum()
+    return (normalisers_ab + normalisers_ba - positives) / (2 * n)
+
+
+def _target_probabilities(group: Tensor, groups: Tensor, own_rows: Tensor) -> Tensor:
+    """[rows of ours, n]: equal probabilities of each row's positives."""
+    is_positive = (group[:, None] == groups[None, :]) & (group != NO_GROUP)[:, None]
+    is_positive[torch.arange(len(own_rows), device=own_rows.device), own_rows] = True
+    return is_positive / is_positive.sum(dim=1, keepdim=True)
 
 
 def clamp_logit_scale(logit_scale: nn.Parameter) -> None:
-    """Keep the temperature where CLIP keeps it: cosines are multiplied by 1 to 100."""
+    """Clamp the temperature as CLIP does: the factor of the cosines stays between 1 and 100."""
     with torch.no_grad():
         logit_scale.clamp_(0, MAX_LOGIT_SCALE)

@@ -1,25 +1,23 @@
-"""``RUN/config.json``: what was asked for and of which model, written once; a run goes on only as it began."""
+"""``RUN/config.json``: settings and frozen model of a run; a checkpoint is resumed with the same settings only."""
 
 import json
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from memory_builder.base.progress import warn
+from memory_builder.base.log import warn_once
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, UsageError
 from memory_builder.storage.records import decode_value, partial_record, reading
 from memory_builder.storage.store import Store
 
 NAME = "config.json"
-
-
-FIX = "run the same training again, which writes it anew, or remove it and train into another --out"
+FIX = "run the same training again, which rewrites it, or remove it and train into another --out"
 
 
 @partial_record
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Encoding:
-    """The frozen model of a run."""
+class FrozenModel:
+    """The frozen model of a run, as its record names it."""
 
     model: str
     pretrained: str | None = None
@@ -27,100 +25,91 @@ class Encoding:
 
 @partial_record
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Begun:
-    """``config.json``, as far as every reader needs it."""
+class RunRecord:
+    """``config.json``: the fields that every reader needs."""
 
     kind: Literal["react", "reco"]
     fingerprint: str
-    encoder: Encoding
+    encoder: FrozenModel
 
 
-def read_record(run: Store) -> dict[str, Any] | None:
-    """What lies there, or None.
+def read_run_config(run: Store) -> dict[str, Any] | None:
+    """The record of a run, or None if the folder has none.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the record is damaged.
     """
     record = run.read_json(NAME, fix=FIX)
     if record is not None:
-        decode_value(Begun, record, where=f"{run.root}/{NAME}", fix=FIX)
+        decode_value(RunRecord, record, where=f"{run.root}/{NAME}", fix=FIX)
     return record
 
 
 def reading_settings(run: Store) -> AbstractContextManager[None]:
-    """Settings that cannot be made of what lies there are its fault, and are said of it."""
+    """Context in which an error while decoding settings names ``config.json`` as damaged."""
     return reading(f"{run.root}/{NAME}", FIX)
 
 
 def read_run(run: Store, kind: str) -> dict[str, Any]:
-    """The record of a run that must be there.
+    """The record of a run of ``train react`` or ``train reco``.
 
     Raises:
-        UsageError: there is none, or it is of another kind.
+        UsageError: the folder holds no run, or one of the other kind.
     """
-    record = read_record(run)
+    record = read_run_config(run)
     if record is None or record.get("kind") != kind:
-        there = "no run" if record is None else f"a run of train {record.get('kind')}"
-        raise UsageError(f"{run.root} holds {there}: name the --out folder of memory-builder train {kind}")
+        content = "no run" if record is None else f"a run of train {record.get('kind')}"
+        raise UsageError(f"{run.root} holds {content}: name the --out folder of memory-builder train {kind}")
     return record
 
 
-def refuse_other(run: Store, record: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Compare what lies there with what is asked for, by the names of the latter.
+def refuse_other_settings(run: Store, settings: dict[str, Any]) -> None:
+    """Compare the settings with those of a run that has a checkpoint; before its first, settings may still change.
 
     Raises:
-        ConfigMismatchError: they differ.
-    """
-    asked = json.loads(json.dumps(asked))
-    there, here = _flat({name: record.get(name) for name in asked}), _flat(asked)
-    differing = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
-    if differing:
-        told = ", ".join(f"{name} ({there.get(name)} there, {here.get(name)} asked)" for name in differing)
-        raise ConfigMismatchError(f"{run.root} was trained otherwise: {told}. Use the same settings or another --out")
-
-
-def refuse_begun_otherwise(run: Store, asked: dict[str, Any]) -> None:
-    """``refuse_other``, for a run that has a checkpoint; before its first, settings may still be mended.
-
-    Raises:
-        ConfigMismatchError: the run was begun with other settings.
+        ConfigMismatchError: the run has other settings.
     """
     record = _sound_record(run)
     if not _has_checkpoint(run):
         return
     if record is None:
-        warn(
-            f"{run.root}/{NAME} is missing or damaged: that the settings are those the run was begun with is not known"
+        warn_once(f"{run.root}/{NAME} is missing or damaged: whether the run has the same settings is not known")
+        return
+    wanted = _flat(json.loads(json.dumps(settings)))
+    stored = _flat({name: record.get(name) for name in settings})
+    differing = sorted(name for name in stored.keys() | wanted.keys() if stored.get(name) != wanted.get(name))
+    if differing:
+        values = ", ".join(f"{name} ({stored.get(name)} then, {wanted.get(name)} now)" for name in differing)
+        raise ConfigMismatchError(
+            f"{run.root} was trained with other settings: {values}. Use the same settings or another --out"
         )
-    else:
-        refuse_other(run, record, asked)
 
 
 def _sound_record(run: Store) -> dict[str, Any] | None:
     with suppress(CorruptMemoryError):
-        return read_record(run)
+        return read_run_config(run)
     return None
 
 
-def settle_record(run: Store, record: dict[str, Any]) -> None:
-    """Write it, in the place of another with which nothing was learnt.
+def create_or_compare_config(run: Store, record: dict[str, Any]) -> None:
+    """Write the record of a run, or compare it with that of a run that has a checkpoint.
 
     Raises:
-        ConfigMismatchError: the run was begun with another.
+        ConfigMismatchError: see ``refuse_other_settings``.
     """
-    refuse_begun_otherwise(run, record)
-    data = json.dumps(record, indent=1).encode()
+    refuse_other_settings(run, record)
     if not _has_checkpoint(run) or _sound_record(run) is None:
-        run.put(NAME, data)
+        run.put(NAME, json.dumps(record, indent=1).encode())
 
 
 def _has_checkpoint(run: Store) -> bool:
-    from trainer.loop.checkpoint import last_state  # imports torch, and what a run began with is read before that
+    from trainer.loop.checkpoint import newest_checkpoint  # imports torch; settings are compared before that
 
-    return last_state(run) is not None
+    return newest_checkpoint(run) is not None
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
     if not isinstance(value, dict):
         return {name: value}
-    return {key: leaf for part, some in value.items() for key, leaf in _flat(some, f"{name}.{part}".strip(".")).items()}
+    return {key: leaf for part, own in value.items() for key, leaf in _flat(own, f"{name}.{part}".strip(".")).items()}

@@ -1,4 +1,4 @@
-"""Rows computed once and kept: a folder of .npy parts, filled by all workers, memory-mapped by whoever reads."""
+"""A disk cache of array rows: .npy parts that the workers fill together and memory-map."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -13,44 +13,44 @@ from memory_builder.storage.store import Store
 from trainer.loop.distributed import wait_for_all, world
 
 OPEN_FILES = 256
-"""Of a folder, of which a run reads two; each holds a descriptor, of which 1,024 is a common limit."""
+"""Parts mapped at a time; each holds a file descriptor, and 1,024 is a common limit. A run reads two caches."""
 
 Array = npt.NDArray[np.generic]
 
 
-class KeptRows:
-    """n rows in parts of ``rows_per_part``."""
+class ArrayCache:
+    """n rows of an array on disk, in parts of ``rows_per_part``."""
 
     def __init__(self, store: Store, folder: str, n: int, rows_per_part: int) -> None:
         self._store, self._folder, self.n, self._rows = store, folder, n, rows_per_part
         self._part = lru_cache(OPEN_FILES)(self._map)
 
-    def fill(self, what: str, compute: Callable[[Ids], Array]) -> None:
-        """Compute the parts that are not there, each by one of the workers; all return when all are there.
+    def fill(self, title: str, compute: Callable[[Ids], Array]) -> None:
+        """Compute the missing parts, shared among the workers; returns on all of them when every part is written.
 
         Args:
-            what: for the line that tells of it.
-            compute: i64[m] places → [m, …], the same whoever computes it.
+            title: title of the progress lines.
+            compute: i64[m] row numbers → [m, …], the same on every worker.
         """
         here, n_parts = world(), -(-self.n // self._rows)
         mine = range(here.rank, n_parts, here.size)
         missing = [part for part in mine if not self._store.exists(self._name(part))]
-        progress = Progress(what, n_planned=len(mine), n_done=len(mine) - len(missing), unit="parts")
+        progress = Progress(title, n_planned=len(mine), n_done=len(mine) - len(missing), unit="parts")
         for part in missing:
-            places = np.arange(part * self._rows, min(self.n, (part + 1) * self._rows))
-            self._store.put(self._name(part), npy_bytes(compute(places)))
-            progress.advance(n_pairs=len(places))
+            numbers = np.arange(part * self._rows, min(self.n, (part + 1) * self._rows))
+            self._store.put(self._name(part), npy_bytes(compute(numbers)))
+            progress.advance(n_pairs=len(numbers))
         wait_for_all()
 
-    def read(self, places: Ids) -> Array:
-        """[m, …], the rows at i64[m] places."""
-        parts, rows = np.divmod(places, self._rows)
+    def read(self, numbers: Ids) -> Array:
+        """i64[m] row numbers → [m, …]."""
+        parts, rows = np.divmod(numbers, self._rows)
         first = self._part(int(parts[0]))
-        found = np.empty((len(places), *first.shape[1:]), first.dtype)
+        result = np.empty((len(numbers), *first.shape[1:]), first.dtype)
         for part in np.unique(parts):
-            here = parts == part
-            found[here] = self._part(int(part))[rows[here]]
-        return found
+            in_part = parts == part
+            result[in_part] = self._part(int(part))[rows[in_part]]
+        return result
 
     def _map(self, part: int) -> Array:
         return read_npy(self._store.fetch(self._name(part)), mapped=True)

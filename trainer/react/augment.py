@@ -1,7 +1,7 @@
-"""Pictures as training sees them: as they are, or cropped, turned and recoloured at random as REACT was trained.
+"""REACT's image augmentation (timm), reproducible for each picture and epoch.
 
-The random transform draws from the generators of Python, numpy and torch, which belong to a process. Each picture's
-are set from (seed, epoch, pair) first, so whoever transforms it in whatever order, the result is the same.
+The transform draws from the global generators of Python, numpy and torch. They are seeded with (seed, epoch, pair)
+before each picture, so the result does not depend on the process or the order.
 """
 
 import multiprocessing
@@ -24,8 +24,8 @@ from trainer.react.config import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Look:
-    """What the published transform needs to know of a model."""
+class AugmentConfig:
+    """Input size and normalisation of a model, and the seed of its augmentation."""
 
     size: int
     mean: tuple[float, ...]
@@ -33,14 +33,14 @@ class Look:
     seed: int
 
 
-def augmented(picture: bytes, look: Look, epoch: int, pair: int) -> npt.NDArray[np.float32]:
-    """An encoded picture → f32[3, size, size], normalised; not for threads.
+def augmented(picture: bytes, config: AugmentConfig, epoch: int, pair: int) -> npt.NDArray[np.float32]:
+    """An encoded picture → f32[3, size, size], augmented and normalised. Not thread-safe.
 
     The settings are those of the official repository: crop 8 to 100 %, flip, RandAugment rand-m9-mstd0.5-inc1, random
     erasing 0.25. They name a colour jitter of 0.4 too, which timm leaves out beside RandAugment.
     """
-    transform = _transform(look)
-    entropy = np.random.SeedSequence((look.seed, epoch, pair)).generate_state(3)
+    transform = _transform(config)
+    entropy = np.random.SeedSequence((config.seed, epoch, pair)).generate_state(3)
     random.seed(int(entropy[0]))
     np.random.seed(entropy[1])
     torch.manual_seed(int(entropy[2]))
@@ -49,11 +49,11 @@ def augmented(picture: bytes, look: Look, epoch: int, pair: int) -> npt.NDArray[
 
 
 @lru_cache(maxsize=1)
-def _transform(look: Look) -> Any:
+def _transform(config: AugmentConfig) -> Any:
     from timm.data.transforms_factory import create_transform
 
     return create_transform(
-        input_size=look.size,
+        input_size=config.size,
         is_training=True,
         scale=(0.08, 1.0),
         ratio=(3 / 4, 4 / 3),
@@ -64,29 +64,29 @@ def _transform(look: Look) -> Any:
         re_prob=0.25,
         re_mode="pixel",
         re_count=1,
-        mean=look.mean,
-        std=look.std,
+        mean=config.mean,
+        std=config.std,
     )
 
 
 @contextmanager
 def readers(augmentation: Augmentation, n: int) -> Iterator[Executor]:
-    """Threads, or where random generators are drawn from, processes; they end with the block, or with this process."""
+    """A pool of threads, or of processes where augmentation uses global generators; closed with the block."""
     if augmentation == "none":
         with ThreadPoolExecutor(n) as threads:
             yield threads
         return
     context = multiprocessing.get_context("forkserver")  # a fork of a process with threads may hang
     context.set_forkserver_preload([__name__])
-    with ProcessPoolExecutor(n, mp_context=context, initializer=_begin) as processes:
+    with ProcessPoolExecutor(n, mp_context=context, initializer=_start_reader) as processes:
         try:
             yield processes
         finally:
             processes.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin() -> None:
-    """In a new process: one thread, and an end when the one that started it is gone, killed or not."""
+def _start_reader() -> None:
+    """Set up a reader process: one thread of torch, and an exit as soon as its parent is gone, killed or not."""
     torch.set_num_threads(1)
     parent = multiprocessing.parent_process()
 

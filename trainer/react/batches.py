@@ -1,10 +1,10 @@
-"""Batches of a subset's pairs: pictures, or what the frozen layers make of them, beside captions."""
+"""Batches of a subset's pairs: pictures, or outputs of frozen layers, with their captions."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,61 +14,66 @@ from memory_builder.base.runner import available_threads
 from memory_builder.base.types import Ids
 from memory_builder.model.images import decode_image
 from trainer.loop.gradient_cache import Batch
-from trainer.loop.sampler import Slice
+from trainer.loop.sampler import BatchIndices
 from trainer.react.array_cache import Array
-from trainer.react.augment import Look, augmented, readers
+from trainer.react.augment import AugmentConfig, augmented, readers
 from trainer.react.config import Augmentation
-from trainer.react.subset import Place, read_picture
+from trainer.react.subset import ImageLocation, read_picture
 
 CHUNK = 16
-"""Pictures handed to a reader at a time."""
+"""Pictures of one task of a reader."""
 AHEAD = 2
-"""Batches that are read ahead."""
-
-
+"""Batches read ahead."""
+ImageInput = Literal["pixels", "normalised_pixels", "image_tokens", "image_embeddings"]
+"""Key and content of a batch's images: u8[b, h, w, 3]; f32[b, 3, h, w]; [b, tokens, width], the outputs of the frozen
+blocks; [b, d], the outputs of a frozen tower."""
+TextInput = Literal["text_tokens", "text_embeddings"]
+"""Key and content of a batch's captions: i64[b, n], or [b, d], the outputs of a frozen tower."""
 Read = Callable[[], Array]
-"""Work for a reader, to be sent to a process where readers are processes."""
+"""Task of a reader; picklable where readers are processes."""
 
 
-def plain_images(places: Sequence[Place], resize: Any) -> Array:
-    """u8[m, h, w, 3] as the model's own preprocessing leaves them."""
-    return np.stack([resize(decode_image(read_picture(place))) for place in places])
+def plain_images(locations: Sequence[ImageLocation], resize: Any) -> Array:
+    """u8[m, h, w, 3]: pictures with the model's own preprocessing."""
+    return np.stack([resize(decode_image(read_picture(location))) for location in locations])
 
 
-def random_images(places: Sequence[Place], look: Look, epoch: int) -> Array:
+def augmented_images(locations: Sequence[ImageLocation], config: AugmentConfig, epoch: int) -> Array:
     """f32[m, 3, h, w]; see ``augmented``."""
-    return np.stack([augmented(read_picture(place), look, epoch, place.pair) for place in places])
+    return np.stack([augmented(read_picture(location), config, epoch, location.pair) for location in locations])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairSource:
-    """A ``trainer.loop.Source``."""
+    """A ``trainer.loop.loop.BatchSource`` of a subset's pairs."""
 
     n_pairs: int
-    images: Callable[[int, Ids], Read]
-    """(epoch, i64[m] pairs) → what reads their pictures, [m, …]."""
+    image_input: ImageInput
+    read_images: Callable[[int, Ids], Read]
+    """(epoch, i64[m] pairs) → a task that returns their images, [m, …]."""
+    text_input: TextInput
     texts: Callable[[Ids], Tensor]
-    """i64[m] pairs → their captions' embeddings or tokens."""
+    """i64[m] pairs → their captions, [m, …]."""
     groups: Ids | None
-    """i64[n] which pairs are right answers to each other."""
+    """i64[n] group of each pair: pairs of one group are positives of each other."""
     augmentation: Augmentation
     n_readers: int | None = None
 
-    def batches(self, slices: Iterable[Slice]) -> Iterator[Batch]:
-        """Yield batches with ``image``, ``text`` and, with groups, ``group``; a few are read ahead by all readers."""
+    def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
+        """Yield batches with images, captions and, if there are groups, ``group``; readers work ahead."""
         with readers(self.augmentation, self.n_readers or available_threads()) as pool:
-            queue: deque[tuple[Slice, list[Future[Array]]]] = deque()
-            for current in slices:
+            queue: deque[tuple[BatchIndices, list[Future[Array]]]] = deque()
+            for current in indices:
                 chunks = [current.pairs[at : at + CHUNK] for at in range(0, len(current.pairs), CHUNK)]
-                queue.append((current, [pool.submit(self.images(current.epoch, chunk)) for chunk in chunks]))
+                queue.append((current, [pool.submit(self.read_images(current.epoch, chunk)) for chunk in chunks]))
                 if len(queue) > AHEAD:
                     yield self._batch(*queue.popleft())
             while queue:
                 yield self._batch(*queue.popleft())
 
-    def _batch(self, current: Slice, images: list[Future[Array]]) -> Batch:
-        image = np.concatenate([future.result() for future in images])
-        batch = {"image": torch.from_numpy(image), "text": self.texts(current.pairs)}
+    def _batch(self, current: BatchIndices, chunks: list[Future[Array]]) -> Batch:
+        images = torch.from_numpy(np.concatenate([chunk.result() for chunk in chunks]))
+        batch: dict[str, Tensor] = {self.image_input: images, self.text_input: self.texts(current.pairs)}
         if self.groups is not None:
             batch["group"] = torch.from_numpy(self.groups[current.pairs])
         return batch

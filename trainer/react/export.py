@@ -1,8 +1,8 @@
-"""A customised model as a plain one: a deeper ViT that open_clip and what is built on it load by themselves.
+"""Export of a customised model as a plain, deeper ViT that open_clip and programs built on it load by themselves.
 
-A gated block is a residual attention block: tanh α goes into the attention's output projection and tanh β into the
-MLP's last layer. A narrower attention has fewer heads, the missing ones are zero; so are the missing columns of a
-narrower MLP, and, should the gated ones be wider, of the frozen blocks' MLPs.
+A gated block becomes a residual attention block: tanh α is multiplied into the attention's output projection, tanh β
+into the MLP's last layer. A narrower attention is padded with heads of zeros, a narrower MLP with columns of zeros;
+wider gated MLPs pad the frozen blocks' MLPs alike.
 """
 
 import copy
@@ -25,15 +25,15 @@ WEIGHTS = "open_clip_model.safetensors"
 
 
 def export_plain(model: Any, name: str, out: Path) -> None:
-    """Write a ``local-dir:`` folder of a customised model; ``name`` is that of the frozen one.
+    """Write a ``local-dir:`` folder of a customised model; ``name`` names the frozen one.
 
     Raises:
-        EncoderError: the model's gated blocks cannot be written as blocks of its own kind.
-        UsageError: something lies there already.
+        EncoderError: the image tower cannot be made deeper.
+        UsageError: the folder holds a model already.
     """
     if (out / CONFIG).exists() or (out / WEIGHTS).exists():
         raise UsageError(f"{out} holds a model already: name another --out")
-    model, config = copy.deepcopy(model), _described(model, name)
+    model, config = copy.deepcopy(model), _model_description(model, name)
     blocks = _blocks(model)
     if any(hasattr(block, NAME) for block in blocks):
         deeper, ratio = deepen(blocks)
@@ -46,18 +46,18 @@ def export_plain(model: Any, name: str, out: Path) -> None:
 
 
 def export_released(model: Any, out: Path) -> None:
-    """Write the whole customised model under the names of the checkpoints that REACT's authors released.
+    """Write the whole customised model with the tensor names of the checkpoints that REACT's authors released.
 
     Raises:
-        EncoderError: they have no names for this kind of tower, or none for a part of its gated blocks.
-        UsageError: something lies there already, or the name is not one of safetensors.
+        EncoderError: those checkpoints have no such tower, or no such gated blocks.
+        UsageError: the file exists, or its name does not end in .safetensors.
     """
     if out.suffix != ".safetensors" or out.exists():
-        raise UsageError(f"--out {out}: a new file that ends in .safetensors")
+        raise UsageError(f"--out {out}: expected a new file whose name ends in .safetensors")
     for gated in filter(None, (getattr(block, NAME, None) for block in _blocks(model))):
         if not (gated.has_attention and gated.has_mlp and gated.attn.out_proj.in_features == gated.ln_1.weight.numel()):
             raise EncoderError(
-                "released checkpoints have gated blocks of both branches and of the tower's own width, these were made "
+                "released checkpoints have gated blocks with both branches and the tower's width; this run was trained "
                 "with --branches or --bottleneck: leave out --as react"
             )
     store = Store(str(out.parent))
@@ -66,14 +66,10 @@ def export_released(model: Any, out: Path) -> None:
 
 
 def deepen(blocks: list[Any]) -> tuple[list[ResidualAttentionBlock], float]:
-    """The blocks with every gated block as one of them before its own, and the ratio of all their MLPs.
-
-    Raises:
-        EncoderError: the blocks are not open_clip's plain ones.
-    """
+    """Turn every gated block into a plain block before its frozen one; returns all blocks, and their MLP ratio."""
     gated = [getattr(block, NAME, None) for block in blocks]
     widths = [block.mlp.c_fc.out_features for block in blocks]
-    widths += [some.mlp.c_fc.out_features for some in gated if some is not None and some.has_mlp]
+    widths += [own.mlp.c_fc.out_features for own in gated if own is not None and own.has_mlp]
     deeper = []
     for block, before in zip(blocks, gated, strict=True):
         plain = copy.deepcopy(block)
@@ -86,10 +82,10 @@ def deepen(blocks: list[Any]) -> tuple[list[ResidualAttentionBlock], float]:
     return deeper, mlp_ratio_of(max(widths), blocks[0].ln_1.normalized_shape[0])
 
 
-def _described(model: Any, name: str) -> dict[str, Any]:
-    """What open_clip reads beside the weights."""
+def _model_description(model: Any, name: str) -> dict[str, Any]:
+    """open_clip's ``open_clip_config.json``."""
     architecture = model_config(name)
-    if any(isinstance(module, QuickGELU) for module in model.modules()):  # OpenAI's weights bring it along
+    if any(isinstance(module, QuickGELU) for module in model.modules()):  # as OpenAI's weights set it
         architecture |= {"quick_gelu": True}
     return {"model_cfg": architecture, "preprocess_cfg": open_clip.get_model_preprocess_cfg(model)}
 
@@ -99,19 +95,21 @@ def _blocks(model: Any) -> list[Any]:
     if not isinstance(visual, VisionTransformer):
         if any(f".{NAME}." in name for name, _ in model.named_parameters()):
             raise EncoderError(
-                f"gated blocks in a {type(visual.trunk).__name__} of timm cannot be exported: its depth belongs to its "
-                "name. Evaluate the run itself with --run"
+                f"gated blocks in a {type(visual.trunk).__name__} of timm cannot be exported: its name fixes its "
+                "depth. Evaluate the run itself with --run"
             )
         return []
     blocks = list(visual.transformer.resblocks)
     if not all(type(block) is ResidualAttentionBlock for block in blocks):
-        raise EncoderError("this model's blocks are not open_clip's plain ones: evaluate the run itself with --run")
+        raise EncoderError(
+            "the image tower has blocks unlike open_clip's ResidualAttentionBlock: evaluate the run itself with --run"
+        )
     return blocks
 
 
 @torch.no_grad()
 def _plain_block(gated: GatedBlock, like: ResidualAttentionBlock, mlp_width: int) -> ResidualAttentionBlock:
-    """A gated block as an open_clip block of full width; a branch it lacks, or a scale of ``like``, does nothing."""
+    """A gated block as an open_clip block of full width; a missing branch becomes zeros, a layer scale ones."""
     block = copy.deepcopy(like)
     for parameter in block.parameters():
         parameter.zero_()
@@ -139,7 +137,7 @@ def _plain_block(gated: GatedBlock, like: ResidualAttentionBlock, mlp_width: int
 
 @torch.no_grad()
 def _widen(mlp: Any, width: int) -> None:
-    """Give an MLP more hidden units that do nothing."""
+    """Pad an MLP with hidden units of zero weights."""
     missing = width - mlp.c_fc.out_features
     if missing:
         weight, bias, after = mlp.c_fc.weight, mlp.c_fc.bias, mlp.c_proj.weight

@@ -1,4 +1,4 @@
-"""REACT's gated block: attention and an MLP before a frozen block, behind gates that start closed.
+"""REACT's gated block: attention and an MLP before a frozen block, scaled by gates that start at zero.
 
 Liu et al., Learning Customized Visual Models with Retrieval-Augmented Knowledge (CVPR 2023), section 3.2:
 ``x + tanh(α)·MHA(LN x)``, then ``x + tanh(β)·MLP(LN x)``, then the frozen block. With α = β = 0 the model is the frozen
@@ -18,13 +18,13 @@ from trainer.react.towers import Geometry, ImageTower, geometry, open_tower
 
 NAME = "gated_attn_block"
 GATES = ("alpha_attn", "alpha_dense")
-"""What each branch of a gated block is multiplied by the tanh of."""
+"""Gates of the attention and of the MLP branch: each branch is scaled by the tanh of its gate."""
 
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention that may be narrower than its input; at full width, ``nn.MultiheadAttention``.
 
-    It goes one way in every mode, unlike torch's own, whose result depends on whether a gradient is wanted.
+    It computes the same with and without gradient, unlike torch's own.
     """
 
     def __init__(self, d: int, width: int, heads: int) -> None:
@@ -46,13 +46,13 @@ class SelfAttention(nn.Module):
 
 
 class GatedBlock(nn.Module):
-    """The two gated branches. [b, n, width] → [b, n, width]."""
+    """A gated attention branch and a gated MLP branch. [b, n, width] → [b, n, width]."""
 
     def __init__(self, of: Geometry, config: GatedConfig) -> None:
         super().__init__()
         inner, head = config.bottleneck or of.width, of.width // of.heads
         if not 0 < inner <= of.width or inner % head:
-            raise UsageError(f"--bottleneck {inner}: a multiple of a head's width {head}, up to {of.width}")
+            raise UsageError(f"--bottleneck {inner}: a multiple of the head width {head}, up to {of.width}")
         if config.branches != "mlp":
             self.ln_1 = of.norm(of.width, eps=of.eps)
             self.attn = SelfAttention(of.width, inner, inner // head)
@@ -68,7 +68,7 @@ class GatedBlock(nn.Module):
         self.has_attention, self.has_mlp = config.branches != "mlp", config.branches != "attention"
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same tokens, changed as far as the gates are open."""
+        """Add both branches, each scaled by the tanh of its gate, to the tokens."""
         if self.has_attention:
             x = x + self.alpha_attn.tanh() * self.attn(self.ln_1(x))
         if self.has_mlp:
@@ -77,14 +77,14 @@ class GatedBlock(nn.Module):
 
 
 def insert_gated_blocks(model: Any, config: GatedConfig, name: str = "the model") -> ImageTower:
-    """Put gated blocks before the last blocks of an open_clip model's image tower, in place; returns the tower.
+    """Insert gated blocks before the last blocks of an open_clip model's image tower, in place; returns the tower.
 
-    Each hangs on the frozen block it precedes and runs before it, so that open_clip and timm call their own blocks as
-    ever and no frozen tensor changes its name.
+    Each is a submodule of the frozen block that it precedes and runs in that block's forward pre-hook, so open_clip
+    and timm call their blocks unchanged and no frozen tensor changes its name.
 
     Raises:
         EncoderError: the tower is no ViT.
-        UsageError: it has fewer blocks than ``last_k``, or the bottleneck does not fit it.
+        UsageError: the tower has fewer blocks than ``last_k``, or the bottleneck does not fit its heads.
     """
     tower = open_tower(model.visual, name)
     for block in tower.blocks[config.first(len(tower.blocks)) :]:
@@ -92,22 +92,22 @@ def insert_gated_blocks(model: Any, config: GatedConfig, name: str = "the model"
         block.add_module(
             NAME, GatedBlock(geometry(block, name), config).to(device=like.device, dtype=like.dtype).eval()
         )
-        block.register_forward_pre_hook(_through_gates)
+        block.register_forward_pre_hook(_run_gated_block)
     return tower
 
 
-def _through_gates(block: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _run_gated_block(block: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return (getattr(block, NAME)(arguments[0]), *arguments[1:])
 
 
 def mlp_ratio_of(mlp_width: int, width: int) -> float:
-    """The ratio that gives an MLP this width; open_clip, as we do, cuts what it asks for down to a whole number."""
+    """The ratio that gives an MLP this width; open_clip truncates ratio · width to a whole number."""
     ratio = mlp_width / width
     return ratio if int(ratio * width) == mlp_width else (mlp_width + 0.5) / width
 
 
 def gates(model: Any) -> dict[str, float]:
-    """tanh of every gate, by its parameter's name: how far each branch is open."""
+    """tanh of every gate by parameter name: the scale of each branch."""
     return {
         name: float(parameter.detach().tanh())
         for name, parameter in model.named_parameters()

@@ -1,4 +1,4 @@
-"""``train react`` as work to be done: everything a worker needs to know, and the work itself."""
+"""``train react`` as a job: its settings, and the work of each worker."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,16 +10,16 @@ from memory_builder.catalog.trusted import remember_model
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.storage.store import Store
-from trainer.loop.checkpoint import is_finished, last_state
+from trainer.loop.checkpoint import is_finished, newest_checkpoint
 from trainer.loop.config import LoopConfig, decisive
 from trainer.loop.distributed import wait_for_all, world
 from trainer.loop.launch import make_absolute
-from trainer.loop.loop import Report, order_of, train
-from trainer.loop.run_config import refuse_begun_otherwise, settle_record
-from trainer.loop.sampler import share_of
+from trainer.loop.loop import Report, make_sampler, train
+from trainer.loop.run_config import create_or_compare_config, refuse_other_settings
+from trainer.loop.sampler import local_batch_size
 from trainer.react.config import DataConfig, ReactConfig
 from trainer.react.learner import ReactLearner
-from trainer.react.precompute import Prepared
+from trainer.react.precompute import Precompute
 from trainer.react.subset import Subset, check_encoder, open_subset, prepare_pairs, scan_tars
 from trainer.react.towers import frozen_digest
 from trainer.react.warm_start import start_from
@@ -29,7 +29,7 @@ KIND = "react"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReactJob:
-    """A ``trainer.run.Job``."""
+    """A ``trainer.loop.launch.Job`` of REACT training."""
 
     subset: str
     out: str
@@ -38,36 +38,36 @@ class ReactJob:
     data: DataConfig = field(default_factory=DataConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
     start_from: str | None = None
-    """A run, or a checkpoint released by REACT's authors, whose parameters to begin with."""
+    """A run, or a checkpoint released by REACT's authors, to load initial parameters from."""
     cache: str | None = None
-    """Where what is computed once is kept, for several runs to share; in the run's folder unless given."""
+    """Folder for scanned pairs, caption embeddings and outputs of frozen layers (default: in ``out``)."""
     any_encoder: bool = False
 
     def __post_init__(self) -> None:
         if self.react.gates_only and self.start_from is None:
-            raise UsageError("--gates-only needs --start-from: gates over random blocks learn nothing of use")
+            raise UsageError("--gates-only needs --start-from: gates over random blocks are of no use")
         make_absolute(self, "subset", "out", "start_from", "cache")
 
-    def settle(self) -> bool:
-        """Before any worker starts: whether there is anything left to do.
+    def check_unfinished(self) -> bool:
+        """Refuse settings that do not fit the run's folder; False if the run has taken its last step.
 
         Raises:
-            SourceError: there is no such subset.
-            ConfigMismatchError: the folder holds another run.
+            SourceError: no such subset.
+            ConfigMismatchError: the folder holds a run with other settings.
         """
         torch.set_num_threads(available_threads())  # faiss, in this process, may have set another number
         run, subset = Store(self.out), open_subset(self.subset)
-        refuse_begun_otherwise(run, self._asked(subset))
+        refuse_other_settings(run, self._settings(subset))
         return not is_finished(run)
 
     def work(self, report: Report) -> None:
-        """Train, as one of the workers of torch.distributed, or alone.
+        """Train on one worker, in a process group if there are several.
 
         Raises:
-            RequestError: model, subset and settings do not go together.
-            MemoryBuilderError: see ``trainer.loop.train``.
+            RequestError: model, subset and settings do not fit each other.
+            MemoryBuilderError: see ``trainer.loop.loop.train``.
         """
-        share_of(self.loop.batch_size, world())  # refused here, not after hours of reading
+        local_batch_size(self.loop.batch_size, world())  # refused here, not after hours of reading
         run, subset = Store(self.out), open_subset(self.subset)
         cache = Store(self.cache or f"{run.root}/cache")
         encoder = Encoder(EncoderConfig(model=self.encoder.model, pretrained=self.encoder.pretrained, precision="fp32"))
@@ -78,20 +78,23 @@ class ReactJob:
             wait_for_all()
         run.sweep()
         pairs = prepare_pairs(subset, cache)
-        order_of(self.loop, len(pairs))
+        make_sampler(self.loop, len(pairs))
         if world().is_first:
             remember_model(self.encoder)
-            settle_record(run, self._asked(subset) | {"kind": KIND, "fingerprint": encoder.fingerprint})
+            identity = {"kind": KIND, "fingerprint": encoder.fingerprint}
+            create_or_compare_config(run, self._settings(subset) | identity)
             wait_for_all()
         learner = self.learner(encoder)
-        if self.start_from is not None:  # a run that goes on began there: its start may be another by now
-            source = self.start_from if last_state(run) is None else self.out
+        if self.start_from is not None:  # a resumed run has its own checkpoint; ``start_from`` may have changed since
+            source = self.start_from if newest_checkpoint(run) is None else self.out
             start_from(source, learner, encoder.fingerprint)
         frozen = frozen_digest(encoder.model)
-        prepared = Prepared(encoder=encoder, learner=learner, pairs=pairs, cache=cache, data=self.data, loop=self.loop)
+        precompute = Precompute(
+            encoder=encoder, learner=learner, pairs=pairs, cache=cache, data=self.data, loop=self.loop
+        )
         train(
             learner,
-            prepared.source(),
+            precompute.source(),
             self.loop,
             run,
             learning_rate=self.react.learning_rate,
@@ -102,14 +105,14 @@ class ReactJob:
             raise MemoryBuilderError(f"{run.root}: frozen tensors changed while training; this is a bug, report it")
 
     def learner(self, encoder: Encoder) -> ReactLearner:
-        """The encoder's model with what learns in it, the same for every worker."""
+        """The encoder's model with its trained parameters, initialised alike on every worker."""
         if self.loop.precision == "fp64":
             encoder.model.double()
         torch.manual_seed(self.loop.seed)
         return ReactLearner(encoder.model, self.react, self.encoder.model)
 
-    def _asked(self, subset: Subset) -> dict[str, Any]:
-        """The settings that decide what comes out."""
-        asked = {"react": asdict(self.react), "data": decisive(self.data), "loop": decisive(self.loop)}
+    def _settings(self, subset: Subset) -> dict[str, Any]:
+        """The settings that the trained parameters depend on."""
+        settings = {"react": asdict(self.react), "data": decisive(self.data), "loop": decisive(self.loop)}
         encoder = {"model": self.encoder.model, "pretrained": self.encoder.pretrained}
-        return asked | {"encoder": encoder, "subset_digest": subset.digest, "start_from": self.start_from}
+        return settings | {"encoder": encoder, "subset_digest": subset.digest, "start_from": self.start_from}

@@ -1,7 +1,7 @@
-"""One tar of a subset → a table of its usable pairs, with the place of every picture, so that any can be read at once.
+"""One tar of a subset → a table of its usable pairs, with offset and size of every picture for random access.
 
-What cannot be used is counted, by reason, and left out for good: every picture is decoded here, so that no step of
-training finds one that cannot be.
+Pairs that cannot be used are counted by reason and left out. Every picture is decoded here, so that no training step
+meets a damaged one.
 """
 
 import tarfile
@@ -21,7 +21,7 @@ from memory_builder.readers.tar_stream import DAMAGE, MAX_TAR_BYTES
 from memory_builder.storage.filesystem import open_filesystem
 
 AHEAD = 256
-"""Pictures that are decoded ahead of the one that is noted."""
+"""Pictures decoded ahead."""
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
@@ -35,14 +35,14 @@ SCHEMA = pa.schema(
 
 
 def scan_tar(uri: str, shard: int) -> tuple[pa.Table, Counter[str]]:
-    """The usable pairs of a tar in its order, as ``SCHEMA`` says, and how many are not usable for what reason.
+    """The usable pairs of a tar in its order (``SCHEMA``), and the number of rejects by reason.
 
     Args:
-        uri: of the tar.
-        shard: its number in the subset.
+        uri: URL of the tar.
+        shard: number of the tar in the subset.
 
     Raises:
-        SourceError: it cannot be read.
+        SourceError: the tar cannot be read.
     """
     rejects: Counter[str] = Counter()
     rows = list(_rows(uri, shard, rejects))
@@ -50,34 +50,35 @@ def scan_tar(uri: str, shard: int) -> tuple[pa.Table, Counter[str]]:
 
 
 def _rows(uri: str, shard: int, rejects: Counter[str]) -> Iterator[dict[str, Any]]:
-    places = _places(uri)
+    locations = _locations(uri)
     with ThreadPoolExecutor(available_threads()) as threads:
-        for found in map_ahead(_checked, read_pairs(uri), threads, AHEAD):
-            if not isinstance(found, Pair):
-                rejects[found.reason] += 1
+        for pair in map_ahead(_checked, read_pairs(uri), threads, AHEAD):
+            if not isinstance(pair, Pair):
+                rejects[pair.reason] += 1
                 continue
-            offset, size = places[found.member or ""]
+            offset, size = locations[pair.member or ""]
             yield {
-                "key": found.key,
+                "key": pair.key,
                 "shard": shard,
                 "offset": offset,
                 "bytes": size,
-                "caption": found.caption,
-                "class": class_of(found.fields),
+                "caption": pair.caption,
+                "class": class_of(pair.fields),
             }
 
 
-def _checked(found: Pair | Reject | Break) -> Pair | Reject | Break:
-    if isinstance(found, Pair):
+def _checked(item: Pair | Reject | Break) -> Pair | Reject | Break:
+    """The item itself, or a reject if its picture cannot be decoded."""
+    if isinstance(item, Pair):
         try:
-            decode_image(found.image or b"")
+            decode_image(item.image or b"")
         except BadImageError as error:
-            return Reject(key=found.key, reason=str(error))
-    return found
+            return Reject(key=item.key, reason=str(error))
+    return item
 
 
 def class_of(fields: Mapping[str, Any]) -> str | None:
-    """The class that a pair was retrieved for, or that its json names; other people's json may hold anything there."""
+    """The class that a pair was retrieved for, or the ``class`` of its .json, which may hold any value."""
     claims = fields.get("claims")
     if isinstance(claims, list) and claims and all(isinstance(claim, dict) and "class" in claim for claim in claims):
         fields = claims[0]
@@ -87,17 +88,17 @@ def class_of(fields: Mapping[str, Any]) -> str | None:
     return printable(str(value))
 
 
-def _places(uri: str) -> dict[str, tuple[int, int]]:
-    """Member → (offset, bytes) in a tar, as far as its headers can be read; of two of one name the first."""
-    places: dict[str, tuple[int, int]] = {}
+def _locations(uri: str) -> dict[str, tuple[int, int]]:
+    """Member → (offset, bytes) in a tar, up to the first damaged header; the first of two members of one name."""
+    locations: dict[str, tuple[int, int]] = {}
     fs, path = open_filesystem(uri)
     with fs.open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for info in tar:
-                    if not info.offset < tar.offset < MAX_TAR_BYTES:  # as read_members: no file goes on there
+                    if not info.offset < tar.offset < MAX_TAR_BYTES:  # as read_members: no tar goes on there
                         break
-                    places.setdefault(printable(info.name), (info.offset_data, info.size))
+                    locations.setdefault(printable(info.name), (info.offset_data, info.size))
         except DAMAGE:
-            pass  # read_pairs says what is wrong with it
-    return places
+            pass  # read_pairs raises for it
+    return locations

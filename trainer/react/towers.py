@@ -1,8 +1,8 @@
-"""A frozen open_clip model: its image tower cut into blocks, what learns in it, and proof that the rest does not.
+"""Image towers of open_clip as lists of blocks, freezing of parameters, and a digest of the frozen tensors.
 
-Every part of a model always runs in evaluation mode, the parts that learn too: no tower here needs dropout or batch
-statistics, and a frozen part that is not in evaluation mode is not frozen. torch's attention takes another path (about
-1e-6 away) where nothing needs a gradient, so outputs are compared bit for bit within one mode only.
+Frozen and trained parts alike run in evaluation mode: no tower here needs dropout or batch statistics, and a frozen
+part outside evaluation mode is not frozen. torch's attention takes another path (about 1e-6 away) if nothing needs a
+gradient, so outputs are compared bit for bit within one mode only.
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from memory_builder.errors import EncoderError
-from trainer.loop.optimizer import Parameters
+from trainer.loop.train_state import Parameters
 
 
 class ImageTower(Protocol):
-    """A ViT in two halves: ``upper(lower(pixels, k), k)`` is the tower's own output for every k."""
+    """A ViT in two halves: ``upper(lower(pixels, k), k)`` equals the tower's own output for every k."""
 
     @property
     def blocks(self) -> list[Any]:
@@ -30,16 +30,20 @@ class ImageTower(Protocol):
         ...
 
     def lower(self, pixels: Tensor, n_blocks: int) -> Tensor:
-        """[b, 3, h, w] → [b, tokens, width], what the first ``n_blocks`` blocks make of it."""
+        """[b, 3, h, w] → [b, tokens, width]: patch embedding and the first ``n_blocks`` blocks."""
         ...
 
     def upper(self, x: Tensor, n_blocks: int, checkpointing: bool = False) -> Tensor:
-        """[b, tokens, width] → [b, d]: the blocks after the first ``n_blocks``, and what follows them."""
+        """[b, tokens, width] → [b, d]: the blocks after the first ``n_blocks``, pooling and projection.
+
+        A gated block has no call here: it runs in a forward pre-hook of the frozen block that it precedes
+        (``gated.insert_gated_blocks``).
+        """
         ...
 
 
 class OpenClipTower:
-    """open_clip's own ViT."""
+    """An open_clip ViT."""
 
     def __init__(self, visual: Any) -> None:
         self._visual = visual
@@ -47,16 +51,16 @@ class OpenClipTower:
 
     def lower(self, pixels: Tensor, n_blocks: int) -> Tensor:
         """See ``ImageTower``."""
-        return _through(self.blocks[:n_blocks], self._visual._embeds(pixels), False)
+        return _run_blocks(self.blocks[:n_blocks], self._visual._embeds(pixels), False)
 
     def upper(self, x: Tensor, n_blocks: int, checkpointing: bool = False) -> Tensor:
         """See ``ImageTower``."""
-        pooled, _ = self._visual._pool(_through(self.blocks[n_blocks:], x, checkpointing))
+        pooled, _ = self._visual._pool(_run_blocks(self.blocks[n_blocks:], x, checkpointing))
         return pooled if self._visual.proj is None else pooled @ self._visual.proj  # type: ignore[no-any-return]
 
 
 class TimmTower:
-    """A ViT of timm: SigLIP, MobileCLIP, ViTamin, …"""
+    """A timm ViT: SigLIP, MobileCLIP, ViTamin, …"""
 
     def __init__(self, visual: Any) -> None:
         self._visual, self._trunk = visual, visual.trunk
@@ -65,24 +69,24 @@ class TimmTower:
     def lower(self, pixels: Tensor, n_blocks: int) -> Tensor:
         """See ``ImageTower``."""
         x = self._trunk._pos_embed(self._trunk.patch_embed(pixels))
-        return _through(self.blocks[:n_blocks], self._trunk.norm_pre(x), False)
+        return _run_blocks(self.blocks[:n_blocks], self._trunk.norm_pre(x), False)
 
     def upper(self, x: Tensor, n_blocks: int, checkpointing: bool = False) -> Tensor:
         """See ``ImageTower``."""
-        x = self._trunk.norm(_through(self.blocks[n_blocks:], x, checkpointing))
+        x = self._trunk.norm(_run_blocks(self.blocks[n_blocks:], x, checkpointing))
         return self._visual.head(self._trunk.forward_head(x))  # type: ignore[no-any-return]
 
 
 class EvaTower:
-    """An EVA or Perception Encoder of timm: blocks that are told where each token stands."""
+    """A timm EVA or Perception Encoder, whose blocks take rotary position embeddings."""
 
     def __init__(self, visual: Any) -> None:
         self._visual, self._trunk = visual, visual.trunk
         self.blocks = list(self._trunk.blocks)
 
     @cached_property
-    def _places(self) -> list[Any]:
-        """The rotary embedding that each block takes; it depends on the picture's size alone."""
+    def _rotary(self) -> list[Any]:
+        """The rotary embedding of each block; it depends on the input size alone."""
         height, width = self._visual.image_size
         weight = next(self._trunk.patch_embed.parameters())
         blank = torch.zeros(1, 3, height, width, device=weight.device, dtype=weight.dtype)
@@ -95,26 +99,26 @@ class EvaTower:
         """See ``ImageTower``."""
         x, _ = self._trunk._pos_embed(self._trunk.patch_embed(pixels))
         x = self._trunk.norm_pre(x)
-        for block, rope in zip(self.blocks[:n_blocks], self._places, strict=False):
+        for block, rope in zip(self.blocks[:n_blocks], self._rotary, strict=False):
             x = block(x, rope=rope)
         return x  # type: ignore[no-any-return]
 
     def upper(self, x: Tensor, n_blocks: int, checkpointing: bool = False) -> Tensor:
         """See ``ImageTower``."""
-        for block, rope in zip(self.blocks[n_blocks:], self._places[n_blocks:], strict=True):
+        for block, rope in zip(self.blocks[n_blocks:], self._rotary[n_blocks:], strict=True):
             x = checkpoint(block, x, rope=rope, use_reentrant=False) if checkpointing else block(x, rope=rope)
         return self._visual.head(self._trunk.forward_head(self._trunk.norm(x)))  # type: ignore[no-any-return]
 
 
 def open_tower(visual: Any, name: str = "the model") -> ImageTower:
-    """The blocks of an image tower.
+    """Open an image tower as blocks.
 
     Args:
         visual: open_clip's ``model.visual``.
-        name: of the model, for the error.
+        name: name of the model, for the error.
 
     Raises:
-        EncoderError: it is no ViT, or one with tokens dropped or pooled in a way of its own.
+        EncoderError: the tower is no ViT, or a ViT with a ``forward`` of its own.
     """
     trunk = getattr(visual, "trunk", None)
     if isinstance(visual, VisionTransformer):
@@ -132,22 +136,22 @@ def open_tower(visual: Any, name: str = "the model") -> ImageTower:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Geometry:
-    """What a new block takes over from the frozen block it stands before."""
+    """Sizes and layer types of a block, which its gated block copies."""
 
     width: int
     heads: int
     mlp_width: int
     activation: Any
-    """A module to be copied: QuickGELU, GELU, …"""
+    """Module to copy: QuickGELU, GELU, …"""
     norm: type[nn.LayerNorm]
     eps: float
 
 
 def geometry(block: Any, name: str = "the model") -> Geometry:
-    """Measure a block of open_clip or timm.
+    """Read the geometry of an open_clip or timm block.
 
     Raises:
-        EncoderError: it is not of a known shape.
+        EncoderError: the block has an unknown layout.
     """
     norm = getattr(block, "ln_1", None) or getattr(block, "norm1", None)
     mlp = getattr(block, "mlp", None)
@@ -155,7 +159,7 @@ def geometry(block: Any, name: str = "the model") -> Geometry:
     linears = [] if mlp is None else [module for module in mlp.modules() if isinstance(module, nn.Linear)]
     heads = getattr(getattr(block, "attn", None), "num_heads", None)
     if not isinstance(norm, nn.LayerNorm) or not linears or activation is None or heads is None:
-        raise EncoderError(f"{type(block).__name__}, a block of {name}, has an unknown shape: no gated block fits it")
+        raise EncoderError(f"{type(block).__name__}, a block of {name}, has an unknown layout: no gated block fits it")
     return Geometry(
         width=norm.normalized_shape[0],
         heads=heads,
@@ -166,33 +170,33 @@ def geometry(block: Any, name: str = "the model") -> Geometry:
     )
 
 
-def freeze_but(model: Any, learns: set[str]) -> Parameters:
-    """Let only the named parameters learn; returns them, in the model's order.
+def freeze_but(model: Any, trained: set[str]) -> Parameters:
+    """Freeze all parameters but the named ones; returns these, in the model's order.
 
     Raises:
-        ValueError: there is no such parameter.
+        ValueError: the model has no such parameter.
     """
     parameters = dict(model.named_parameters())
-    if missing := learns - parameters.keys():
+    if missing := trained - parameters.keys():
         raise ValueError(f"no such parameters: {sorted(missing)}")
     for name, parameter in parameters.items():
-        parameter.requires_grad_(name in learns)
+        parameter.requires_grad_(name in trained)
     model.eval()
-    return {name: parameter for name, parameter in parameters.items() if name in learns}
+    return {name: parameter for name, parameter in parameters.items() if name in trained}
 
 
 def frozen_digest(model: Any) -> str:
-    """SHA-256 over every tensor that does not learn, buffers too, as hex: equal before and after, or it did."""
-    learns = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    """SHA-256 (hex) of all frozen tensors, buffers too, to prove that training did not change them."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        if name not in learns:
+        if name not in trained:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _through(blocks: list[Any], x: Tensor, checkpointing: bool) -> Tensor:
+def _run_blocks(blocks: list[Any], x: Tensor, checkpointing: bool) -> Tensor:
     for block in blocks:
         x = checkpoint(block, x, use_reentrant=False) if checkpointing else block(x)
     return x

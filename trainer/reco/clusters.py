@@ -1,4 +1,4 @@
-"""Which pictures are prints of one artwork, where that is known: a table of keys and clusters."""
+"""Clusters of pictures that show the same artwork: a table of pair keys and clusters."""
 
 from dataclasses import dataclass
 
@@ -16,25 +16,24 @@ NO_CLUSTER = -1
 
 @dataclass(frozen=True, slots=True)
 class Clusters:
-    """Pairs' keys and the artwork of each."""
+    """Pair keys, and the cluster of each."""
 
     keys: pa.Array
     """n distinct strings."""
     numbers: Ids
-    """i64[n]; equal for prints of one artwork."""
+    """i64[n], equal for pictures of one artwork."""
 
     def of(self, keys: pa.ChunkedArray | pa.Array) -> Ids:
-        """Keys → i64[m] the artwork of each; -1 where it is not known."""
-        places = pc.index_in(keys, value_set=self.keys)
-        where = np.asarray(pc.fill_null(places, NO_CLUSTER), np.int64)
-        return np.append(self.numbers, NO_CLUSTER)[where]
+        """Pair keys → i64[m] clusters; -1 for an unknown key."""
+        rows = np.asarray(pc.fill_null(pc.index_in(keys, value_set=self.keys), NO_CLUSTER), np.int64)
+        return np.append(self.numbers, NO_CLUSTER)[rows]
 
 
 def read_clusters(path: str | None) -> Clusters:
-    """A parquet file with columns ``key`` and ``cluster``; without a file nothing is known.
+    """Read a parquet file with columns ``key`` and ``cluster``; no file gives no clusters.
 
     Raises:
-        UsageError: there is no such file, or it has no such columns.
+        UsageError: no such file, or no such columns in it.
     """
     if path is None:
         return Clusters(pa.array([], pa.string()), np.zeros(0, np.int64))
@@ -46,6 +45,6 @@ def read_clusters(path: str | None) -> Clusters:
         ) from None
     keys = table["key"].combine_chunks().cast(pa.string())
     if table["cluster"].null_count or keys.null_count or len(pc.unique(keys)) != len(keys):
-        raise UsageError(f"--clusters {path}: every row needs a key of its own and a cluster")
+        raise UsageError(f"--clusters {path}: every row needs a distinct key, and a cluster")
     numbers = pc.index_in(table["cluster"], value_set=pc.unique(table["cluster"]))
     return Clusters(keys, np.asarray(numbers, np.int64))

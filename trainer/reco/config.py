@@ -1,4 +1,4 @@
-"""What ``memory-builder train reco`` can be told: settings alone, imported by the command without torch."""
+"""Settings of ``memory-builder train reco``. Imports no torch, so that the command starts at once."""
 
 from dataclasses import dataclass, field
 from math import inf
@@ -9,33 +9,32 @@ from tyro.conf import arg
 from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
 
-SIDES: tuple[Modality, ...] = ("image", "text")
-Positives = Literal["own", "caption"]
-RATE, WEIGHT_DECAY, EPOCHS = 1e-3, 1e-5, 10
-"""As published."""
+MODALITIES: tuple[Modality, ...] = ("image", "text")
+LEARNING_RATE, WEIGHT_DECAY, EPOCHS = 1e-3, 1e-5, 10
+"""Published settings."""
 SPARE = 40
-"""Rows searched beyond those that are used, as some are dropped."""
+"""Rows searched beyond those needed, as some are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FusionConfig:
-    """How a query and its neighbours become one embedding; the same for both sides, with weights of their own."""
+    """Architecture of the fusion, the same for images and texts, which have separate weights."""
 
     fusion: Literal["transformer", "cross-attention", "mean"] = "transformer"
-    """transformer: self-attention over query and neighbours. cross-attention: the query looks at its neighbours alone.
-    mean: of the neighbours, mixed with the query by one learnt share."""
+    """transformer: self-attention over query and neighbours. cross-attention: the query attends to its neighbours only.
+    mean: the neighbours' mean, interpolated with the query by one learned weight."""
     k: Annotated[int, arg(aliases=["-k"])] = 10
-    """Neighbours; 0 trains the same weights without retrieval, as a control."""
+    """Number of neighbours. 0 trains the same weights without retrieval, as a control."""
     heads: int = 8
-    """Attention heads."""
+    """Number of attention heads."""
     mlp_ratio: float = 1.0
-    """Width of the layer's MLP, in widths of the embedding."""
+    """MLP width of the layer as a multiple of the embedding's width."""
     norm: Literal["post", "pre"] = "post"
-    """Where the layer normalises: after each half, as torch does unless told, or before."""
+    """Layer normalisation after (post, torch's default) or before (pre) attention and MLP."""
     residual: bool = False
-    """Add the query to what the layer returns."""
+    """Add the query to the output of the layer."""
     rank_embeddings: bool = False
-    """Tell the layer the query's and each neighbour's rank; without, neighbours are a set."""
+    """Add a learned embedding of the rank to the query and each neighbour; without, neighbours are a set."""
 
     def __post_init__(self) -> None:
         if self.k < 0 or self.heads < 1 or not 0 < self.mlp_ratio < inf:
@@ -46,47 +45,49 @@ class FusionConfig:
             raise UsageError(f"--fusion {self.fusion} needs neighbours: -k at least 1")
         of_a_layer = (self.heads, self.mlp_ratio, self.norm, self.rank_embeddings)
         if self.fusion == "mean" and of_a_layer != (8, 1.0, "post", False):
-            raise UsageError("--heads, --mlp-ratio, --norm, --rank-embeddings are of a layer: --fusion mean has none")
+            raise UsageError(
+                "--heads, --mlp-ratio, --norm, --rank-embeddings are for a layer, and --fusion mean has none"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LookupConfig:
-    """What is searched, and what of the rows found is fused. The paper's: uni-modal search, cross-modal fusion."""
+    """Modalities of search and fusion. Default: uni-modal search and cross-modal fusion, as in the paper."""
 
     image_search: Modality = "image"
-    """An image looks among the memory's images or texts."""
+    """Search the memory's images or texts with an image."""
     image_fuse: Modality = "text"
-    """An image is refined with the texts or the images of the rows it finds."""
+    """Fuse an image with the texts or the images of the rows retrieved for it."""
     text_search: Modality = "text"
-    """A text looks among the memory's images or texts."""
+    """Search the memory's images or texts with a text."""
     text_fuse: Modality = "image"
-    """A text is refined with the texts or the images of the rows it finds."""
+    """Fuse a text with the texts or the images of the rows retrieved for it."""
 
-    def search(self, side: Modality) -> Modality:
-        """Where this side searches."""
-        return self.image_search if side == "image" else self.text_search
+    def search(self, query_modality: Modality) -> Modality:
+        """The modality that queries of this modality search."""
+        return self.image_search if query_modality == "image" else self.text_search
 
-    def fuse(self, side: Modality) -> Modality:
-        """What this side is refined with."""
-        return self.image_fuse if side == "image" else self.text_fuse
+    def fuse(self, query_modality: Modality) -> Modality:
+        """The modality that queries of this modality are fused with."""
+        return self.image_fuse if query_modality == "image" else self.text_fuse
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighbourConfig:
-    """Which neighbours a training pair gets."""
+    """Neighbours of the training pairs."""
 
     lookup: LookupConfig = field(default_factory=LookupConfig)
     looked_up: int = 10
-    """Neighbours stored for each side of a pair; runs that share them may use fewer."""
+    """Number of neighbours stored for the image and for the text of a pair; runs that share them may use fewer."""
     spare: int = SPARE
-    """Rows searched beyond those, as some are dropped."""
+    """Rows searched beyond --looked-up, as some are dropped."""
     exclude: bool = True
-    """Drop rows that are the pair itself, its picture, or its artwork. --no-exclude only to measure what that does."""
+    """Drop rows that are the pair itself, show the same picture, or the same artwork. --no-exclude: for ablations."""
     apart: str | None = None
-    """Also drop rows whose value in this metadata column is the pair's own, such as the site or the artist: at test
-    time what is found comes from elsewhere."""
+    """Metadata column, such as the site or the artist: also drop rows that share the pair's value in it, as at test
+    time retrieved rows come from other sites."""
     near_duplicate: float = 0.95
-    """Where no clusters are known: cosine of two pictures from which they count as one artwork."""
+    """For pictures without a cluster: cosine from which two pictures count as the same artwork."""
 
     def __post_init__(self) -> None:
         if self.looked_up < 1 or self.spare < 0:
@@ -98,10 +99,10 @@ class NeighbourConfig:
 
 
 def check_enough(fusion: FusionConfig, neighbours: NeighbourConfig) -> None:
-    """Refuse a fusion of more neighbours than are looked up.
+    """Refuse a fusion of more neighbours than are stored.
 
     Raises:
-        UsageError
+        UsageError: -k is more than --looked-up.
     """
     if fusion.k > neighbours.looked_up:
         raise UsageError(f"-k {fusion.k}: more than --looked-up {neighbours.looked_up}")

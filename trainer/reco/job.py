@@ -1,4 +1,4 @@
-"""``train reco`` as work to be done: what was asked for, and the training of workers on neighbours that were found."""
+"""``train reco`` as a job: its settings, and the training of each worker on stored neighbours."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,13 +11,13 @@ from memory_builder.catalog.metadata import FIXED_FIELDS
 from memory_builder.errors import UsageError
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import is_finished
-from trainer.loop.config import LoopConfig, decisive
+from trainer.loop.config import LoopConfig, Positives, decisive
 from trainer.loop.distributed import world
 from trainer.loop.launch import make_absolute
-from trainer.loop.loop import Report, order_of, train
-from trainer.loop.run_config import refuse_begun_otherwise, settle_record
+from trainer.loop.loop import Report, make_sampler, train
+from trainer.loop.run_config import create_or_compare_config, refuse_other_settings
 from trainer.reco.clusters import read_clusters
-from trainer.reco.config import RATE, FusionConfig, NeighbourConfig, Positives, check_enough
+from trainer.reco.config import LEARNING_RATE, FusionConfig, NeighbourConfig, check_enough
 from trainer.reco.fusion import Reco
 from trainer.reco.learner import RecoLearner, TableSource
 from trainer.reco.neighbour_table import NeighbourTable
@@ -28,14 +28,14 @@ KIND = "reco"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecoPlan:
-    """What was asked for: with the neighbours that are found, all that decides what comes out."""
+    """Settings of a RECO training; with the stored neighbours they determine the trained parameters."""
 
     memory: str
-    """The memory that is asked."""
+    """The memory to search."""
     train: str
-    """What is trained on: a memory, or pairs."""
+    """The training pairs: a memory, or pairs to embed."""
     clusters: str | None = None
-    """Parquet file of keys and artwork clusters."""
+    """Parquet file of pair keys and artwork clusters."""
     neighbours: NeighbourConfig = field(default_factory=NeighbourConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -45,31 +45,33 @@ class RecoPlan:
         check_enough(self.fusion, self.neighbours)
         make_absolute(self, "memory", "train", "clusters")
 
-    def settle(self, out: str) -> bool:
-        """Before hours of embedding and looking up: refuse what cannot be; whether there is anything left to do.
+    def check_unfinished(self, out: str) -> bool:
+        """Refuse settings that do not fit, before hours of embedding; False if the run has taken its last step.
 
         Raises:
-            UsageError: the settings do not go together, or not with the memory, its model or its columns.
-            ConfigMismatchError: the folder holds another run.
+            UsageError: the settings do not fit each other, or the memory, its model or its columns.
+            ConfigMismatchError: the folder holds a run with other settings.
         """
         description = read_description(Store(self.memory))
         if not description.fingerprint:
             raise UsageError(
-                f"{self.memory} was imported without a model, so nothing can be refined with it: import it again "
-                "with --model"
+                f"{self.memory} was imported without a model, so RECO cannot encode queries for it: import it "
+                "again with --model"
             )
         apart = self.neighbours.apart
         known = {name for name, _ in FIXED_FIELDS} | description.columns.keys()
         if apart is not None and apart not in known:
-            raise UsageError(f"--apart {apart}: {self.memory} has no such column, only {', '.join(sorted(known))}")
+            raise UsageError(
+                f"--apart {apart}: {self.memory} has no such column; its columns: {', '.join(sorted(known))}"
+            )
         read_clusters(self.clusters)
         with torch.device("meta"):
             Reco(self.fusion, description.d)
-        refuse_begun_otherwise(Store(out), self.record())
+        refuse_other_settings(Store(out), self.record())
         return not is_finished(Store(out))
 
     def record(self) -> dict[str, Any]:
-        """What is written of it, and of which model it is."""
+        """The settings and the frozen model, as ``config.json`` holds them."""
         description = read_description(Store(self.memory))
         return {
             "kind": KIND,
@@ -88,48 +90,48 @@ class RecoPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RecoJob:
-    """A ``trainer.run.Job``."""
+    """A ``trainer.loop.launch.Job`` of RECO training."""
 
     plan: RecoPlan
     out: str
-    found: StoredNeighbours
+    neighbours: StoredNeighbours
 
     def __post_init__(self) -> None:
         make_absolute(self, "out")
 
-    def settle(self) -> bool:
-        """Before any worker starts: whether there is anything left to do.
+    def check_unfinished(self) -> bool:
+        """Refuse settings that do not fit the run's folder; False if the run has taken its last step.
 
         Raises:
-            ConfigMismatchError: the folder holds another run.
+            ConfigMismatchError: the folder holds a run with other settings.
         """
         run = Store(self.out)
-        refuse_begun_otherwise(run, self._record())
+        refuse_other_settings(run, self._record())
         return not is_finished(run)
 
     def work(self, report: Report) -> None:
-        """Train, as one of the workers of torch.distributed, or alone.
+        """Train on one worker, in a process group if there are several.
 
         Raises:
-            MemoryBuilderError: see ``trainer.loop.train``.
+            MemoryBuilderError: see ``trainer.loop.loop.train``.
         """
         torch.set_num_threads(available_threads())  # faiss, in this process, may have set another number
         run, device = Store(self.out), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        table, loop = NeighbourTable(Store(self.found.folder), self.found.ordinals), self.plan.loop
+        table, loop = NeighbourTable(Store(self.neighbours.folder), self.neighbours.ordinals), self.plan.loop
         source = TableSource(table=table, positives=self.plan.positives)
-        order_of(loop, source.n_pairs)
+        make_sampler(loop, source.n_pairs)
         record = self._record()
         if world().is_first:
             run.sweep()
-            settle_record(run, record)
+            create_or_compare_config(run, record)
         learner = RecoLearner(self.reco(record["d"], device))
-        train(learner, source, loop, run, learning_rate=RATE, device=device, report=report)
+        train(learner, source, loop, run, learning_rate=LEARNING_RATE, device=device, report=report)
 
     def reco(self, d: int, device: torch.device) -> Reco:
-        """The fusions of embeddings of that width as they are before the first step, the same for every worker."""
+        """The fusions of embeddings of width d, initialised alike on every worker."""
         torch.manual_seed(self.plan.loop.seed)
         dtype = torch.float64 if self.plan.loop.precision == "fp64" else torch.float32
         return Reco(self.plan.fusion, d).to(device, dtype)
 
     def _record(self) -> dict[str, Any]:
-        return self.plan.record() | {"table": {"folder": self.found.folder, "counts": self.found.counts}}
+        return self.plan.record() | {"table": {"folder": self.neighbours.folder, "counts": self.neighbours.counts}}

@@ -1,7 +1,7 @@
-"""RECO's training: both sides' fusions learn from stored embeddings and neighbours, the CLIP they refine stays away.
+"""RECO's training: the fusions of images and of texts, from stored embeddings and neighbours, without the frozen CLIP.
 
 Iscen et al., Retrieval-Enhanced Contrastive Vision-Text Models (ICLR 2024), section 3.3: refined images are aligned
-with refined texts, and each with the other side as it was, so that either side can be refined alone.
+with refined texts, and each with the unrefined embeddings of the other modality, so that either can be refined alone.
 """
 
 from collections.abc import Iterable, Iterator
@@ -14,23 +14,23 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from memory_builder.base.prefetch import map_ahead
+from trainer.loop.config import Positives
 from trainer.loop.gradient_cache import Batch
 from trainer.loop.losses import Gathered, clamp_logit_scale, info_nce
-from trainer.loop.optimizer import Parameters
-from trainer.loop.sampler import Slice
-from trainer.reco.config import Positives
+from trainer.loop.sampler import BatchIndices
+from trainer.loop.train_state import Parameters
 from trainer.reco.fusion import Reco, is_missing
 from trainer.reco.neighbour_table import NeighbourTable
 
 IMAGE, TEXT, REFINED_IMAGE, REFINED_TEXT = range(4)
 TERMS = ((REFINED_IMAGE, REFINED_TEXT), (REFINED_IMAGE, TEXT), (IMAGE, REFINED_TEXT))
-"""What is aligned with what."""
+"""Pairs of embeddings that the loss aligns."""
 AHEAD = 2
-"""Batches that are read ahead."""
+"""Batches read ahead."""
 
 
 class RecoLearner:
-    """A ``trainer.step.Learner`` of batches ``vectors``: f16[b, 2 + 2 k, d], as the table holds them."""
+    """A ``trainer.loop.gradient_cache.Learner`` of batches ``vectors``: f16[b, 2 + 2 k, d], see ``vectors_path``."""
 
     def __init__(self, reco: Reco) -> None:
         self.reco = reco
@@ -55,17 +55,17 @@ class RecoLearner:
         return torch.stack([info_nce(gathered, a, b, scale) for a, b in TERMS]).sum()
 
     def after_step(self) -> None:
-        """Keep the temperature in its bounds."""
+        """Clamp the temperature."""
         clamp_logit_scale(self.reco.logit_scale)
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """The temperature."""
         return {"logit_scale": float(self.reco.logit_scale.detach().exp())}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TableSource:
-    """A ``trainer.loop.Source``."""
+    """A ``trainer.loop.loop.BatchSource`` of stored neighbours."""
 
     table: NeighbourTable
     positives: Positives
@@ -74,13 +74,13 @@ class TableSource:
     def n_pairs(self) -> int:
         return len(self.table)
 
-    def batches(self, slices: Iterable[Slice]) -> Iterator[Batch]:
-        """Yield batches with ``vectors`` and, if equal captions are right answers to each other, ``group``."""
+    def batches(self, indices: Iterable[BatchIndices]) -> Iterator[Batch]:
+        """Yield batches with ``vectors`` and, if equal captions are positives of each other, ``group``."""
         with ThreadPoolExecutor(AHEAD) as threads:
-            yield from map_ahead(partial(_read, self), slices, threads, AHEAD)
+            yield from map_ahead(partial(_read, self), indices, threads, AHEAD)
 
 
-def _read(source: TableSource, current: Slice) -> Batch:
+def _read(source: TableSource, current: BatchIndices) -> Batch:
     batch = {"vectors": torch.from_numpy(source.table.read(current.pairs))}
     if source.positives == "caption":
         batch["group"] = torch.from_numpy(source.table.captions[current.pairs])

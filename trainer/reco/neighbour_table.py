@@ -1,7 +1,7 @@
-"""The pairs that RECO trains on, with what each finds in a memory: looked up once, shard by shard, beside the run.
+"""RECO's training pairs with their neighbours: searched once, shard by shard, and stored with the run.
 
-A pair's own two vectors and its neighbours lie together, so that training reads one stretch of a local file for each
-pair and asks no memory.
+The two vectors of a pair and those of its neighbours are contiguous, so training reads one range of a local file for
+each pair and searches no memory.
 """
 
 import hashlib
@@ -27,29 +27,30 @@ from memory_builder.storage.store import Store
 from trainer.loop.config import NO_GROUP
 from trainer.loop.launch import make_absolute
 from trainer.reco.clusters import Clusters, read_clusters
-from trainer.reco.config import SIDES, NeighbourConfig
-from trainer.reco.lookup import Pairs, column_of, neighbours_of
+from trainer.reco.config import MODALITIES, NeighbourConfig
+from trainer.reco.lookup import TrainingPairs, column_of, neighbours_of
 
 QUERIES = 1_024
-"""Pairs looked up at a time."""
+"""Pairs searched at a time."""
 OPEN_FILES = 512
-"""Of vectors; each holds a descriptor, of which 1,024 is a common limit."""
+"""Vector files mapped at a time; each holds a file descriptor, and 1,024 is a common limit."""
 
 Vectors = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighbourTask:
-    """A worker that looks up the neighbours of one shard of the training pairs at a time."""
+    """A task that searches the neighbours of one shard of the training pairs at a time."""
 
     memory: str
+    """The memory to search."""
     train: str
     """The memory that holds the embeddings of the training pairs."""
     folder: str
-    """Where they are stored."""
+    """Folder of the stored neighbours."""
     config: NeighbourConfig
     state: str
-    """The ``neighbours_hash`` that what is found is stored for."""
+    """The ``neighbours_hash`` of the memories and settings."""
     clusters: str | None = None
     wants_gpu: bool = False
 
@@ -60,13 +61,13 @@ class NeighbourTask:
         """Open both memories.
 
         Raises:
-            ConcurrentWriterError: they, or the clusters, are not in that state any more.
+            ConcurrentWriterError: a memory or the clusters have changed since the hash was taken.
         """
         memory, train = Memory.open(self.memory), Memory.open(self.train)
         if neighbours_hash(memory, train, self.config, self.clusters) != self.state:
             raise ConcurrentWriterError(
-                f"{memory.store.root}, {train.store.root} or the clusters were changed during the look-up of neighbours"
-                "; run the command again: it looks them up in what is there now"
+                f"{memory.store.root}, {train.store.root} or the clusters changed during the search for neighbours; "
+                "run the command again, which searches the current state"
             )
         return partial(
             find_shard,
@@ -81,27 +82,27 @@ class NeighbourTask:
 def find_shard(
     ordinal: int, *, store: Store, memory: Memory, train: Memory, config: NeighbourConfig, clusters: Clusters
 ) -> Counter[str]:
-    """Look up one shard of training pairs: write what each finds, then the record. One that is recorded is left alone.
+    """Search the neighbours of one shard and write them, then its record; a shard with a record is left as it is.
 
-    Rows that are deleted, or lack a picture or a caption and so cannot be trained on, are left out.
+    Rows that are deleted, or lack a picture or a caption, are left out.
     """
-    there = read_record(store, ordinal)
-    if there is not None:
-        return there
+    stored = read_shard_record(store, ordinal)
+    if stored is not None:
+        return stored
     in_memory = train.store.root == memory.store.root
     pairs, captions = _training_pairs(train, ordinal, clusters, in_memory, config.apart)
     n, counts = len(pairs.ids), Counter(pairs=len(pairs.ids))
-    ids = np.empty((n, len(SIDES), config.looked_up), np.int64)
+    ids = np.empty((n, len(MODALITIES), config.looked_up), np.int64)
     with store.writing(vectors_path(ordinal)) as file:
         vectors = _npy_to_fill(file, (n, 2 + 2 * config.looked_up, train.description.d))
         for start in range(0, n, QUERIES):
-            some = slice(start, start + QUERIES)
-            vectors[some, 0], vectors[some, 1] = pairs.images[some], pairs.texts[some]
-            for place, side in enumerate(SIDES):
-                found, dropped = neighbours_of(memory, pairs.at(some), side, config, clusters)
-                first = 2 + place * config.looked_up
-                ids[some, place], vectors[some, first : first + config.looked_up] = found.ids, found.vectors
-                counts.update({f"{side} {reason}": count for reason, count in dropped.items()})
+            block = slice(start, start + QUERIES)
+            vectors[block, 0], vectors[block, 1] = pairs.images[block], pairs.texts[block]
+            for i, modality in enumerate(MODALITIES):
+                neighbours, dropped = neighbours_of(memory, pairs.at(block), modality, config, clusters)
+                first = 2 + i * config.looked_up
+                ids[block, i], vectors[block, first : first + config.looked_up] = neighbours.ids, neighbours.vectors
+                counts.update({f"{modality} {reason}": count for reason, count in dropped.items()})
         vectors.flush()
         del vectors
     store.put(ids_path(ordinal), npy_bytes(ids))
@@ -113,42 +114,42 @@ def find_shard(
 
 def _training_pairs(
     train: Memory, ordinal: int, clusters: Clusters, in_memory: bool, apart: str | None
-) -> tuple[Pairs, Ids]:
-    """(pairs of a shard that have both sides, i64[n] a number for each caption)."""
+) -> tuple[TrainingPairs, Ids]:
+    """(pairs of a shard that have picture and caption, i64[n] hashes of their captions)."""
     ids = train.row_ids(ordinal)
     images, texts = train.vectors(ids, "image"), train.vectors(ids, "text")
-    whole = np.flatnonzero(images.any(axis=1) & texts.any(axis=1))
-    table = train.rows(ids[whole])
-    pairs = Pairs(
-        ids=ids[whole],
-        images=unit_rows(images[whole]),
-        texts=unit_rows(texts[whole]),
+    complete = np.flatnonzero(images.any(axis=1) & texts.any(axis=1))
+    table = train.rows(ids[complete])
+    pairs = TrainingPairs(
+        ids=ids[complete],
+        images=unit_rows(images[complete]),
+        texts=unit_rows(texts[complete]),
         clusters=clusters.of(table["key"]),
         in_memory=in_memory,
-        apart=None if apart is None else column_of(train.metadata(ids[whole], [apart]), apart),
+        apart=None if apart is None else column_of(train.metadata(ids[complete], [apart]), apart),
     )
-    return pairs, np.array([caption_number(caption) for caption in table["caption"].to_pylist()], np.int64)
+    return pairs, np.array([caption_hash(caption) for caption in table["caption"].to_pylist()], np.int64)
 
 
-def caption_number(caption: str | None) -> int:
-    """The same for the same text: 63 bits of its hash. Published embeddings may come without their captions."""
+def caption_hash(caption: str | None) -> int:
+    """63 bits of the SHA-256 of a caption; NO_GROUP without one, as in some published embeddings."""
     if not caption:
         return NO_GROUP
     return int.from_bytes(hashlib.sha256(caption.encode()).digest()[:8], "big") >> 1
 
 
 def vectors_path(ordinal: int) -> str:
-    """f16[n, 2 + 2 k, d]: a pair's image and text, what its image finds, what its text finds; zero where too few."""
+    """f16[n, 2 + 2 k, d]: image, text, k neighbours of the image, k neighbours of the text; zeros pad."""
     return f"vectors/{shard_name(ordinal)}.npy"
 
 
 def ids_path(ordinal: int) -> str:
-    """i64[n, 2, k]: the rows found, by image and by text; -1 where too few."""
+    """i64[n, 2, k]: row ids of the neighbours of the image and of the text; -1 pads."""
     return f"ids/{shard_name(ordinal)}.npy"
 
 
 def pairs_path(ordinal: int) -> str:
-    """n rows: ``row``, the pair's own row id, and ``caption``, a number for its text, or -1 without."""
+    """n rows: ``row``, the pair's own row id, and ``caption``, the hash of its text, or -1 without."""
     return f"pairs/{shard_name(ordinal)}.parquet"
 
 
@@ -158,17 +159,17 @@ def _record_path(ordinal: int) -> str:
 
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
-    """What makes a shard's neighbours exist."""
+class ShardRecord:
+    """Record of the stored neighbours of a shard, written last."""
 
     counts: dict[str, Count]
     bytes: dict[str, Count]
-    """Of its files."""
+    """Sizes of its files."""
 
 
-def read_record(store: Store, ordinal: int) -> Counter[str] | None:
-    """What was counted in a shard that is stored, whole; None if it is to be looked up."""
-    record = read_sound_record(store, _record_path(ordinal), Stored)
+def read_shard_record(store: Store, ordinal: int) -> Counter[str] | None:
+    """The counts of a shard whose neighbours are stored completely, else None."""
+    record = read_sound_record(store, _record_path(ordinal), ShardRecord)
     if record is None or record.bytes.keys() != {vectors_path(ordinal), ids_path(ordinal), pairs_path(ordinal)}:
         return None
     for path, size in record.bytes.items():
@@ -177,15 +178,15 @@ def read_record(store: Store, ordinal: int) -> Counter[str] | None:
     return Counter(record.counts)
 
 
-def read_records(store: Store) -> dict[int, Counter[str]]:
-    """Shard → what was counted in it, of all that are stored, whole."""
+def read_shard_records(store: Store) -> dict[int, Counter[str]]:
+    """Shard → counts, of all shards whose neighbours are stored completely."""
     ordinals = sorted(int(name.partition(".")[0]) for name in record_names(store, "records"))
-    found = ((ordinal, read_record(store, ordinal)) for ordinal in ordinals)
-    return {ordinal: counts for ordinal, counts in found if counts is not None}
+    records = ((ordinal, read_shard_record(store, ordinal)) for ordinal in ordinals)
+    return {ordinal: counts for ordinal, counts in records if counts is not None}
 
 
 def neighbours_hash(memory: Memory, train: Memory, config: NeighbourConfig, clusters: str | None) -> str:
-    """What the stored neighbours depend on: the state of both memories, and the settings."""
+    """Hash of all that stored neighbours depend on: the state of both memories, and the settings."""
     return content_hash(
         {
             "memory": asdict(memory.snapshot) | {"root": memory.store.root},
@@ -205,25 +206,25 @@ class NeighbourTable:
         tables = [read_parquet(store.read(pairs_path(ordinal))) for ordinal in self._ordinals]
         self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
         self.captions: Ids = np.concatenate([np.asarray(table["caption"]) for table in tables])
-        """i64[n] equal for equal captions; NO_GROUP where there is none."""
+        """i64[n] caption hashes; NO_GROUP without a caption."""
         self._vectors = lru_cache(OPEN_FILES)(self._map)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def read(self, places: Ids) -> Vectors:
-        """i64[b] → f16[b, 2 + 2 k, d]; see ``vectors_path``."""
-        shards = np.searchsorted(self._starts, places, side="right") - 1
-        found: Vectors | None = None
+    def read(self, pairs: Ids) -> Vectors:
+        """i64[b] pairs → f16[b, 2 + 2 k, d]; see ``vectors_path``."""
+        shards = np.searchsorted(self._starts, pairs, side="right") - 1
+        vectors: Vectors | None = None
         for shard in np.unique(shards):
-            here = np.flatnonzero(shards == shard)
-            rows = self._vectors(int(shard))[places[here] - self._starts[shard]]
-            if found is None:
-                found = np.empty((len(places), *rows.shape[1:]), np.float16)
-            found[here] = rows
-        if found is None:
-            raise ValueError("no places to read")
-        return found
+            in_shard = np.flatnonzero(shards == shard)
+            rows = self._vectors(int(shard))[pairs[in_shard] - self._starts[shard]]
+            if vectors is None:
+                vectors = np.empty((len(pairs), *rows.shape[1:]), np.float16)
+            vectors[in_shard] = rows
+        if vectors is None:
+            raise ValueError("no pairs to read")
+        return vectors
 
     def _map(self, shard: int) -> Vectors:
         path = vectors_path(self._ordinals[shard])
@@ -234,5 +235,5 @@ class NeighbourTable:
 
 
 def _npy_to_fill(file: Path, shape: Sequence[int]) -> np.memmap[tuple[int, ...], np.dtype[np.float16]]:
-    """A .npy file on disk, to be filled a block at a time."""
+    """A new .npy file, memory-mapped for writing block by block."""
     return np.lib.format.open_memmap(str(file), mode="w+", dtype=np.float16, shape=tuple(shape))

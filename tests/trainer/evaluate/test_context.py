@@ -10,8 +10,8 @@ from memory_builder.cli import main
 from memory_builder.commands.evaluate import DevOptions, EvaluateOptions
 from memory_builder.errors import UsageError
 from memory_builder.model.encoder import EncoderConfig
-from trainer.evaluate.config import Setting
-from trainer.evaluate.context import open_setting
+from trainer.evaluate.config import EvalConfig
+from trainer.evaluate.context import open_context
 
 
 def test_dev_split_alone_is_another_split_of_the_set_that_is_measured(shapes, evaluate, tmp_path):
@@ -23,8 +23,8 @@ def test_dev_split_alone_is_another_split_of_the_set_that_is_measured(shapes, ev
         DevOptions(dev=Path("dev"), dev_split="val"): (Path("dev"), "val"),
     }
     for choosing, expected in cases.items():
-        setting = options.setting(choosing)
-        assert (setting.dev, setting.dev_split) == expected
+        config = options.config(choosing)
+        assert (config.dev, config.dev_split) == expected
     ran = evaluate("linear-probe", "--dataset", shapes, "--dev-split", "test", "--out", tmp_path)
     assert (ran.code, "is the set that is measured" in ran.err) == (2, True), ran.err
 
@@ -33,14 +33,14 @@ def test_dev_split_alone_is_another_split_of_the_set_that_is_measured(shapes, ev
 def test_weights_beside_a_run_are_refused(task, tmp_path, capsys):
     given = ["--run", str(tmp_path), "--dataset", str(tmp_path), "--pretrained", "openai"]
     assert main(["evaluate", *task, *given]) == 2
-    assert "--pretrained is for --model" in capsys.readouterr().err
+    assert "--pretrained needs --model" in capsys.readouterr().err
 
 
 def test_what_dev_learns_from_may_not_hold_what_is_measured(shapes, model_dir, tmp_path):
     dev = classification_set(tmp_path / "dev", splits={"test": 3}, first_seed=500)
     shutil.copytree(shapes / "test", dev / "train")
     encoder = EncoderConfig(model=f"local-dir:{model_dir}")
-    opened = open_setting(Setting(encoder=encoder, dataset=shapes, out=tmp_path / "run", dev=dev))
+    opened = open_context(EvalConfig(encoder=encoder, dataset=shapes, out=tmp_path / "run", dev=dev))
     with pytest.raises(UsageError, match=rf"train: 72 of the 72 pictures of {shapes} test are in {dev} train"):
         opened.train(opened.dev)
     assert len(opened.train(opened.test)) == 60

@@ -5,7 +5,7 @@ from dataclasses import asdict
 import pytest
 
 from memory_builder.errors import UsageError
-from trainer.loop.config import LoopConfig, OptimizerConfig, Where
+from trainer.loop.config import LoopConfig, OptimizerConfig, TrainRunnerConfig
 from trainer.react.config import DataConfig, GatedConfig, ReactConfig
 from trainer.reco.config import FusionConfig, NeighbourConfig
 
@@ -42,9 +42,9 @@ def test_a_value_that_cannot_be_meant_is_refused_by_its_flag(kind, name, values)
 
 def test_workers_are_at_least_one():
     with pytest.raises(UsageError, match="--workers 0: at least 1"):
-        Where(runner="ray", workers=0)
+        TrainRunnerConfig(runner="ray", workers=0)
     with pytest.raises(UsageError, match="--max-failures -1: at least 0"):
-        Where(runner="ray", max_failures=-1)
+        TrainRunnerConfig(runner="ray", max_failures=-1)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from helpers.bundled import HELPERS
 from helpers.tiny_runs import write_subset
 from memory_builder.errors import UsageError
 from trainer.loop.distributed import World
-from trainer.loop.sampler import Order
+from trainer.loop.sampler import BatchSampler
 
 WORKERS = HELPERS / "workers.py"
 
@@ -25,19 +25,19 @@ def test_one_two_and_four_workers_find_the_same_loss_and_gradients(tiny, icons, 
 
 
 def test_a_step_trains_on_the_same_pairs_whatever_the_number_of_workers():
-    order = Order(n_pairs=30, batch_size=8, epochs=2, seed=3)
+    order = BatchSampler(n_pairs=30, batch_size=8, epochs=2, seed=3)
     assert order.n_steps == 6
-    alone = [some.pairs.tolist() for some in order.slices(World(0, 1))]
+    alone = [some.pairs.tolist() for some in order.indices(World(0, 1))]
     for size in (2, 4):
-        shared = [[some.pairs.tolist() for some in order.slices(World(rank, size))] for rank in range(size)]
+        shared = [[some.pairs.tolist() for some in order.indices(World(rank, size))] for rank in range(size)]
         assert [list(chain(*step)) for step in zip(*shared, strict=True)] == alone
-    assert [some.pairs.tolist() for some in order.slices(World(0, 1), start=4)] == alone[4:]
+    assert [some.pairs.tolist() for some in order.indices(World(0, 1), start=4)] == alone[4:]
     first_epoch = np.concatenate(alone[:3])
     assert len(set(first_epoch.tolist())) == 24
     assert sorted(alone[0]) != sorted(alone[3])
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused():
-    order = Order(n_pairs=30, batch_size=8, epochs=1, seed=0)
+    order = BatchSampler(n_pairs=30, batch_size=8, epochs=1, seed=0)
     with pytest.raises(UsageError, match="--batch-size 8 cannot be shared equally by 3 workers"):
-        next(order.slices(World(0, 3)))
+        next(order.indices(World(0, 3)))

@@ -118,7 +118,7 @@ def test_bottleneck_and_branches_make_smaller_blocks(small_model):
     ("config", "message"),
     [
         ({"last_k": 7}, r"--last-k 7: the image tower has 6 blocks; 0 takes all"),
-        ({"last_k": 6, "bottleneck": 50}, r"--bottleneck 50: a multiple of a head's width 32, up to 192"),
+        ({"last_k": 6, "bottleneck": 50}, r"--bottleneck 50: a multiple of the head width 32, up to 192"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(small_model, config, message):

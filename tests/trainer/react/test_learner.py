@@ -11,7 +11,7 @@ from memory_builder.errors import EncoderError, UsageError
 from trainer.loop.config import OptimizerConfig
 from trainer.loop.gradient_cache import compute_gradients
 from trainer.loop.losses import MAX_LOGIT_SCALE
-from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.loop.train_state import make_optimizer, take_step
 from trainer.react.config import ReactConfig
 from trainer.react.gated import NAME, gates
 from trainer.react.learner import ReactLearner
@@ -26,12 +26,12 @@ def learner_of(encoder, **config):
     return ReactLearner(encoder.model, react_config(**config))
 
 
-def batch(n=8):
+def batch(text_tokens=None, n=8):
     generator = torch.Generator().manual_seed(1)
-    return {
-        "image": torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator),
-        "text": normalize(torch.randn(n, 16, generator=generator), dim=-1),
-    }
+    pixels = torch.randint(0, 256, (n, 32, 32, 3), dtype=torch.uint8, generator=generator)
+    embeddings = normalize(torch.randn(n, 16, generator=generator), dim=-1)
+    texts = {"text_embeddings": embeddings} if text_tokens is None else {"text_tokens": text_tokens}
+    return {"pixels": pixels} | texts
 
 
 def captions(n=8):
@@ -86,7 +86,7 @@ def test_what_is_frozen_keeps_every_byte_and_what_is_not_learns(tiny_encoder, mo
     model = encoder.model
     learner = learner_of(encoder, mode=mode)
     frozen, before = frozen_digest(model), copies(learner)
-    data = batch() | ({"text": torch.randint(1, 400, (8, 16))} if learner.config.learns_texts else {})
+    data = batch(torch.randint(1, 400, (8, 16)) if learner.config.trains_texts else None)
     config = OptimizerConfig()
     optimizer = make_optimizer(learner.parameters, config)
     for _ in range(n_steps):
@@ -122,7 +122,7 @@ def test_cached_layers_and_checkpointing_give_the_same_gradients(tiny_encoder):
                 learner.parameters[name].copy_(some)
         data = batch()
         if cached:
-            data["image"] = learner.frozen_images(data["image"])
+            data["image_tokens"] = learner.frozen_outputs(data.pop("pixels"))
         losses.append(compute_gradients(learner, data, None, nullcontext))
         gradients.append([some.grad for some in learner.parameters.values()])
     assert losses[0] == losses[1] == losses[2]
@@ -138,7 +138,7 @@ def test_a_text_tower_that_learns_is_checkpointed_with_the_same_gradients(tiny_e
     for checkpointing in (False, True):
         learner = learner_of(tiny_encoder(), mode=mode, activation_checkpointing=checkpointing)
         assert not calls
-        losses.append(compute_gradients(learner, batch() | {"text": captions()}, None, nullcontext))
+        losses.append(compute_gradients(learner, batch(captions()), None, nullcontext))
         gradients.append([some.grad for some in learner.parameters.values()])
     assert calls == list(learner.model.transformer.resblocks)
     assert losses[0] == losses[1]
@@ -158,9 +158,9 @@ def test_captions_are_read_without_their_padding_for_the_same_gradients(tiny_enc
         encoder = tiny_encoder()
         encoder.model.double()
         learner = learner_of(encoder, mode="full")
-        learner._from_tokens = learner._from_tokens if trims else learner.model.encode_text
+        learner._from_text = learner._from_text if trims else learner.model.encode_text
         learner.model.transformer.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
-        loss = compute_gradients(learner, batch() | {"text": captions()}, None, nullcontext)
+        loss = compute_gradients(learner, batch(captions()), None, nullcontext)
         found.append([loss, *(some.grad for some in learner.parameters.values())])
     assert lengths == [8, 16]
     for one, other in zip(*found, strict=True):
@@ -197,7 +197,8 @@ def test_it_can_be_compiled_through_gates_and_all(tiny_encoder, monkeypatch):
         open_gates(learner)
     assert not torch.allclose(plain.embed(batch())[0], closed, atol=1e-3)
     assert torch.allclose(plain.embed(batch())[0], compiled.embed(batch())[0], atol=1e-6)
-    cached = batch() | {"image": plain.frozen_images(batch()["image"])}
+    cached = batch()
+    cached["image_tokens"] = plain.frozen_outputs(cached.pop("pixels"))
     assert torch.allclose(plain.embed(cached)[0], compiled.embed(cached)[0], atol=1e-6)
 
 
@@ -206,6 +207,6 @@ def test_a_text_tower_that_learns_is_compiled(tiny_encoder, monkeypatch):
     backend = lambda graph, _: graphs.append(graph) or graph.forward  # noqa: E731
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     plain, compiled = (learner_of(tiny_encoder(), mode="locked-image", compile=some) for some in (False, True))
-    data = {"image": batch()["text"], "text": captions()}
+    data = {"image_embeddings": batch()["text_embeddings"], "text_tokens": captions()}
     assert torch.allclose(plain.embed(data)[1], compiled.embed(data)[1], atol=1e-6)
     assert graphs

@@ -30,7 +30,7 @@ def released(tiny_encoder, tmp_path):
 def test_blocks_that_the_released_checkpoints_do_not_have_are_not_written(tiny_encoder, tmp_path, config):
     model = tiny_encoder().model
     insert_gated_blocks(model, GatedConfig(last_k=1, **config))
-    with pytest.raises(EncoderError, match=r"made with --branches or --bottleneck: leave out --as react"):
+    with pytest.raises(EncoderError, match=r"trained with --branches or --bottleneck: leave out --as react"):
         export_released(model, tmp_path / "react.safetensors")
     assert not (tmp_path / "react.safetensors").exists()
 

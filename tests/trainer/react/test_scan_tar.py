@@ -117,7 +117,7 @@ def test_a_header_that_claims_an_impossible_size_ends_its_tar_and_is_counted(ico
             tar.offset += tarfile.BLOCKSIZE
     pairs = prepare_pairs(open_subset(str(folder)), Store(tmp_path / "cache"))
     assert len(pairs) == 4
-    assert [read_picture(place) for place in pairs.places(np.arange(4))] == [some["png"] for some in icons[:4]]
+    assert [read_picture(place) for place in pairs.locations(np.arange(4))] == [some["png"] for some in icons[:4]]
     (reason,) = pairs.rejects
     assert f"a member claims {size} bytes" in reason
 

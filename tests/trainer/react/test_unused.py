@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from helpers.tiny_runs import PREPROCESS, TINY, react_config
 from memory_builder.errors import EncoderError
 from memory_builder.model.encoder import EncoderConfig
-from trainer.loop.config import OptimizerConfig, Where
+from trainer.loop.config import OptimizerConfig, TrainRunnerConfig
 from trainer.loop.gradient_cache import compute_gradients
 from trainer.loop.launch import run_job
-from trainer.loop.optimizer import make_optimizer, take_step
+from trainer.loop.train_state import make_optimizer, take_step
 from trainer.react.config import ReactConfig
 from trainer.react.learner import ReactLearner
-from trainer.react.load import Choice, load_customised
+from trainer.react.load import CheckpointRef, load_run
 from trainer.react.towers import frozen_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,11 +55,13 @@ def test_a_decoder_that_no_embedding_depends_on_neither_learns_nor_decays(coca, 
     decoder = {name: some.detach().clone() for name, some in model.named_parameters() if "text_decoder" in name}
     assert decoder
     assert not decoder.keys() & learner.parameters.keys()
-    texts = torch.randint(1, 400, (4, 15)) if learner.config.learns_texts else torch.randn(4, 16)
+    texts = {"text_embeddings": torch.randn(4, 16)}
+    if learner.config.trains_texts:
+        texts = {"text_tokens": torch.randint(1, 400, (4, 15))}
     config = OptimizerConfig()
     optimizer = make_optimizer(learner.parameters, config)
     for _ in range(2):
-        compute_gradients(learner, {"image": torch.randn(4, 3, 32, 32), "text": texts}, None, nullcontext)
+        compute_gradients(learner, texts | {"normalised_pixels": torch.randn(4, 3, 32, 32)}, None, nullcontext)
         assert all(some.grad.any() for some in learner.parameters.values())  # and nothing else is left out
         take_step(optimizer, learner.parameters, config, 1e-3)
     assert frozen_digest(model) == frozen
@@ -69,10 +71,10 @@ def test_a_decoder_that_no_embedding_depends_on_neither_learns_nor_decays(coca, 
 
 def test_a_run_holds_what_learnt_and_is_that_model(coca, job, tmp_path):
     asked = job(tmp_path / "run", encoder=EncoderConfig(model=coca), react={"mode": "full"}, max_steps=2)
-    assert run_job(asked, Where())
+    assert run_job(asked, TrainRunnerConfig())
     held = load_file(tmp_path / "run/checkpoints/00000002/trainable.safetensors")
     assert {name.split(".")[0] for name in held} == {"visual", "text", "logit_scale"}
-    state = load_customised(Choice(run=str(tmp_path / "run"))).encoder.model.state_dict()
+    state = load_run(CheckpointRef(run=str(tmp_path / "run"))).encoder.model.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in held.items())
 
 

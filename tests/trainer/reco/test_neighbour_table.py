@@ -18,9 +18,9 @@ from memory_builder.indexing.driver import index as index_memory
 from memory_builder.memory import Memory
 from memory_builder.storage.store import Store
 from trainer.loop.config import NO_GROUP
-from trainer.loop.sampler import Slice
+from trainer.loop.sampler import BatchIndices
 from trainer.reco.clusters import read_clusters
-from trainer.reco.config import SIDES, LookupConfig, NeighbourConfig
+from trainer.reco.config import MODALITIES, LookupConfig, NeighbourConfig
 from trainer.reco.learner import TableSource
 from trainer.reco.lookup import SAME_PICTURE, look_up
 from trainer.reco.neighbour_table import (
@@ -76,7 +76,7 @@ def stored(folder, memory, side):
     tables = [pq.read_table(Path(folder) / pairs_path(o)) for o in memory.commits]
     ids = np.concatenate([np.load(Path(folder) / ids_path(o)) for o in memory.commits])
     vectors = np.concatenate([np.load(Path(folder) / vectors_path(o)) for o in memory.commits])
-    place = SIDES.index(side)
+    place = MODALITIES.index(side)
     rows = np.concatenate([np.array(table["row"]) for table in tables])
     return rows, ids[:, place], vectors[:, 2 + place * K : 2 + (place + 1) * K]
 
@@ -87,7 +87,7 @@ def everything(memory):
     return ids, memory.vectors(ids, "image"), memory.vectors(ids, "text")
 
 
-@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("side", MODALITIES)
 def test_every_row_finds_what_brute_force_finds_and_nothing_it_must_not(memory, clusters, tmp_path, side):
     counts = find(memory, tmp_path, NeighbourConfig(looked_up=K), clusters)
     ids, images, texts = everything(memory)
@@ -186,7 +186,7 @@ def test_what_changes_while_neighbours_are_looked_up_is_not_stored_as_it_was_bef
         config = NeighbourConfig(looked_up=K)
         return find_neighbours(roots["memory"], roots["train"], str(tmp_path / "found"), config, clusters, runner)
 
-    with pytest.raises(ConcurrentWriterError, match="were changed during the look-up of neighbours; run the command"):
+    with pytest.raises(ConcurrentWriterError, match="changed during the search for neighbours; run the command"):
         found_by(Meanwhile(change))
     assert not list((tmp_path / "found").rglob("records/*.json"))
     assert found_by(LocalRunner()).counts["pairs"] == N - 40 - 3 * (changed == "train")
@@ -257,7 +257,7 @@ def test_rows_without_a_caption_have_equal_captions_with_none(tmp_path, clustere
     found = find_neighbours(root, root, str(tmp_path / "found"), NeighbourConfig(looked_up=K), None, LocalRunner())
     table = NeighbourTable(Store(found.folder), found.ordinals)
     assert len(table) == 40
-    (batch,) = TableSource(table=table, positives="caption").batches([Slice(0, np.arange(6))])
+    (batch,) = TableSource(table=table, positives="caption").batches([BatchIndices(0, np.arange(6))])
     assert batch["group"][:4].tolist() == [NO_GROUP] * 4
     assert batch["group"][4] == batch["group"][5] != NO_GROUP
 

@@ -15,12 +15,12 @@ from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.formats import parquet_bytes
 from memory_builder.storage.store import Store
-from trainer.loop.checkpoint import read_states
-from trainer.loop.config import LoopConfig, Where
+from trainer.loop.checkpoint import read_checkpoints
+from trainer.loop.config import LoopConfig, TrainRunnerConfig
 from trainer.loop.launch import run_job
 from trainer.reco.config import FusionConfig, NeighbourConfig
 from trainer.reco.job import RecoJob, RecoPlan
-from trainer.reco.training_pairs import embed_training_pairs, find_neighbours, neighbours_begun_with
+from trainer.reco.training_pairs import embed_training_pairs, find_neighbours, neighbours_of_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -52,7 +52,7 @@ def test_training_pairs_of_another_source_are_not_mixed_in(memory, icons, tmp_pa
     embedded()
     shutil.rmtree(tmp_path / "pairs")
     write_subset(tmp_path / "pairs", icons[20:])
-    with pytest.raises(ConfigMismatchError, match=r"no longer so, in .*pairs, such as"):
+    with pytest.raises(ConfigMismatchError, match=r"pairs does not hold, or holds changed, such as"):
         embedded()
     with pytest.raises(ConfigMismatchError, match=r"or name another --out"):
         embed_training_pairs(memory, str(tmp_path / "before"), str(tmp_path / "run/train"), LocalRunner())
@@ -94,55 +94,57 @@ def plan(memory, tmp_path):
 
 def test_a_run_goes_on_with_the_neighbours_that_it_began_with(plan, tmp_path, capsys):
     out = str(tmp_path / "run")
-    assert plan.settle(out)
-    assert neighbours_begun_with(out) is None
+    assert plan.check_unfinished(out)
+    assert neighbours_of_run(out) is None
     found = find_neighbours(plan.memory, plan.train, f"{out}/neighbours", plan.neighbours, None, LocalRunner())
-    run_job(RecoJob(plan=plan, out=out, found=found), Where())
+    run_job(RecoJob(plan=plan, out=out, neighbours=found), TrainRunnerConfig())
     whole = bytes_of(tmp_path / "run")
     Memory.open(plan.memory).delete(ids=[1])
-    assert not plan.settle(out)
+    assert not plan.check_unfinished(out)
     assert "is finished: 4 steps" in capsys.readouterr().err
-    last = list(read_states(Store(out)))[-1]
+    last = list(read_checkpoints(Store(out)))[-1]
     shutil.rmtree(tmp_path / "run" / "checkpoints" / last)
-    assert plan.settle(out)
-    assert neighbours_begun_with(out) == found
-    run_job(RecoJob(plan=plan, out=out, found=found), Where())
+    assert plan.check_unfinished(out)
+    assert neighbours_of_run(out) == found
+    run_job(RecoJob(plan=plan, out=out, neighbours=found), TrainRunnerConfig())
     assert bytes_of(tmp_path / "run") == whole
     next((tmp_path / "run" / "neighbours").glob("*/records/*.json")).unlink()
-    assert neighbours_begun_with(out) is None
+    assert neighbours_of_run(out) is None
 
 
 def test_a_run_of_other_pairs_or_artwork_is_refused_by_name(plan, memory, tmp_path):
     out = str(tmp_path / "run")
     found = find_neighbours(plan.memory, plan.train, f"{out}/neighbours", plan.neighbours, None, LocalRunner())
-    run_job(RecoJob(plan=plan, out=out, found=found), Where())
+    run_job(RecoJob(plan=plan, out=out, neighbours=found), TrainRunnerConfig())
     clusters = tmp_path / "clusters.parquet"
     clusters.write_bytes(parquet_bytes(pa.table({"key": ["0"], "cluster": [0]})))
     told = {"memory": plan.memory, "neighbours": plan.neighbours, "fusion": plan.fusion, "loop": plan.loop}
-    with pytest.raises(ConfigMismatchError, match=r"was trained otherwise: train \("):
-        RecoPlan(train=memory, **told).settle(out)
-    with pytest.raises(ConfigMismatchError, match=r"was trained otherwise: clusters_sha256 \(None there"):
-        RecoPlan(train=plan.train, clusters=str(clusters), **told).settle(out)
+    with pytest.raises(ConfigMismatchError, match=r"was trained with other settings: train \("):
+        RecoPlan(train=memory, **told).check_unfinished(out)
+    with pytest.raises(ConfigMismatchError, match=r"was trained with other settings: clusters_sha256 \(None then"):
+        RecoPlan(train=plan.train, clusters=str(clusters), **told).check_unfinished(out)
 
 
 def test_what_cannot_be_is_refused_before_anything_is_embedded(tmp_path, write_memory, clustered):
     memory, out, images = str(tmp_path / "memory"), str(tmp_path / "run"), clustered(40, 16, seed=0)[0]
     write_memory(memory, images, images, shard_rows=20, columns={"site": "string"})
 
-    def settle(**told):
-        return RecoPlan(memory=memory, train=memory, **told).settle(out)
+    def check_unfinished(**told):
+        return RecoPlan(memory=memory, train=memory, **told).check_unfinished(out)
 
-    assert settle()
-    assert settle(neighbours=NeighbourConfig(apart="site"))
+    assert check_unfinished()
+    assert check_unfinished(neighbours=NeighbourConfig(apart="site"))
     with pytest.raises(UsageError, match="--heads 7 does not divide the embedding's width 16"):
-        settle(fusion=FusionConfig(heads=7))
+        check_unfinished(fusion=FusionConfig(heads=7))
     with pytest.raises(UsageError, match="-k 11: more than --looked-up 10"):
-        settle(fusion=FusionConfig(k=11))
-    with pytest.raises(UsageError, match=r"--apart artist: .*memory has no such column, only caption, .*, site, "):
-        settle(neighbours=NeighbourConfig(apart="artist"))
+        check_unfinished(fusion=FusionConfig(k=11))
+    with pytest.raises(
+        UsageError, match=r"--apart artist: .*memory has no such column; its columns: caption, .*, site, "
+    ):
+        check_unfinished(neighbours=NeighbourConfig(apart="artist"))
     with pytest.raises(UsageError, match=r"--clusters .*none\.parquet cannot be read"):
-        settle(clusters=str(tmp_path / "none.parquet"))
+        check_unfinished(clusters=str(tmp_path / "none.parquet"))
     write_memory(tmp_path / "unknown", images, images, fingerprint="", model="")
     with pytest.raises(UsageError, match=r"unknown was imported without a model.*import it again with --model"):
-        RecoPlan(memory=str(tmp_path / "unknown"), train=memory).settle(out)
+        RecoPlan(memory=str(tmp_path / "unknown"), train=memory).check_unfinished(out)
     assert not (tmp_path / "run").exists()

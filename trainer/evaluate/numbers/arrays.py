@@ -1,4 +1,4 @@
-"""Names for the arrays that evaluation passes around."""
+"""Array types of evaluation, and scores that are equal for equal rows."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,25 +10,25 @@ Labels = npt.NDArray[np.int64]
 
 
 def finite(rows: Floats, model: str, what: str) -> Floats:
-    """The same rows. NaN compares as nothing does, so a model that gives it would seem to be always right.
+    """Return the rows unchanged. NaN compares false with everything, so a model with NaN would seem always right.
 
     Raises:
-        EncoderError: some are not finite.
+        EncoderError: some rows are not finite.
     """
     bad = ~np.isfinite(rows).all(axis=1)
     if bad.any():
         raise EncoderError(
-            f"{model} makes {bad.sum():,} of {len(rows):,} {what} into vectors that are not finite: its weights are "
+            f"{model} gives embeddings that are not finite for {bad.sum():,} of {len(rows):,} {what}: its weights are "
             "damaged or have diverged. Evaluate another model, or an earlier checkpoint with --step"
         )
     return rows
 
 
-class Keys:
-    """Rows to be scored against queries, such that equal rows have equal scores.
+class ScoredRows:
+    """Rows to score against queries, with equal scores for equal rows.
 
-    A matrix product may give bit-equal rows scores that differ in the last bit, by where they stand in the matrix; then
-    of two captions with the same text one is better. Each distinct row is scored once.
+    In a matrix product the scores of equal rows may differ in the last bit, depending on their position; of two
+    captions with the same text one would win. So each distinct row is scored once.
     """
 
     def __init__(self, rows: Floats) -> None:
@@ -44,13 +44,13 @@ class Keys:
 
 
 def _distinct(rows: Floats) -> tuple[Labels, Labels]:
-    """The first of each distinct row, i64[m], and which of these every row is, i64[n]."""
+    """(i64[m] index of the first of each distinct row, i64[n] distinct row of every row)."""
     weights = np.random.default_rng(0).integers(1, 1 << 63, rows.shape[1], np.uint64) | np.uint64(1)
     sums = np.zeros(len(rows), np.uint64)
     for column, weight in enumerate(weights):
         sums += (rows[:, column] + np.float32(0)).view(np.uint32).astype(np.uint64) * weight  # -0 + 0 is 0
     _, first, inverse = np.unique(sums, return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse] != np.arange(len(rows)))
-    if np.array_equal(rows[first[inverse[again]]], rows[again], equal_nan=True):
+    repeated = np.flatnonzero(first[inverse] != np.arange(len(rows)))
+    if np.array_equal(rows[first[inverse[repeated]]], rows[repeated], equal_nan=True):
         return first, inverse
     return np.arange(len(rows)), np.arange(len(rows))

@@ -1,7 +1,7 @@
-"""How far a number would move with other classes: bootstrap over classes, and the paired one between two methods.
+"""Confidence intervals by bootstrap over classes, and paired tests of two methods.
 
-A benchmark's classes are a sample of those one could have asked for, and pictures of one class rise and fall together:
-drawing pictures alone would make intervals too narrow. Percentile intervals of Efron & Tibshirani, An Introduction to
+A benchmark's classes are a sample of all possible classes, and pictures of one class are correlated: resampling
+pictures alone would make intervals too narrow. Percentile intervals of Efron & Tibshirani, An Introduction to
 the Bootstrap (1993), chapter 13.
 """
 
@@ -17,22 +17,22 @@ Reals = npt.NDArray[np.float64]
 N_RESAMPLES = 2_000
 LEVEL = 0.95
 FEW = 20
-"""With fewer classes than this, percentile intervals hold the truth less often than they say."""
+"""With fewer classes than this, percentile intervals cover the true value less often than their level."""
 TOO_FEW = f"Intervals over fewer than {FEW} classes (in retrieval, pictures) are too narrow; over one there is none."
 CHUNK = 1 << 24
-"""Draws held at a time."""
-KEPT = 1 << 22
-"""Draws of so many at most are kept for the next metric over as many classes: drawing takes longer than the rest."""
+"""Resampled weights in memory at a time."""
+CACHED = 1 << 22
+"""Most weights to cache for the next metric over the same number of classes: drawing them takes the longest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sums:
-    """What each class adds to a metric that is a quotient: Σ of ``hits`` over Σ of ``counts``."""
+    """A metric as a quotient of sums over classes: Σ ``hits`` / Σ ``counts``."""
 
     hits: Reals
-    """f64[g]: pictures that are right, by class; or the class's own score where every class counts the same."""
+    """f64[g]: correct pictures of each class, or its score if all classes have equal weight."""
     counts: Reals
-    """f64[g]: pictures by class; or ones."""
+    """f64[g]: pictures of each class, or ones."""
 
     def __post_init__(self) -> None:
         if self.hits.shape != self.counts.shape or self.hits.ndim != 1 or not len(self.hits):
@@ -47,28 +47,28 @@ class Sums:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Difference:
-    """One method against another on the same pictures."""
+    """Difference of two methods on the same pictures."""
 
     value: float
     low: float
     high: float
     p: float
-    """Two-sided: twice the share of resamples on the other side of zero, at least 2 / (resamples + 1). With one class
-    this and the bounds are NaN: it says nothing of others."""
+    """Two-sided p: twice the fraction of resamples on the other side of zero, at least 2 / (resamples + 1). NaN, like
+    the bounds, with one class."""
 
 
 def interval(sums: Sums, *, n_resamples: int = N_RESAMPLES) -> tuple[float, float]:
-    """The percentile interval of ``sums.value`` over classes drawn with replacement; NaN for one class."""
+    """Percentile interval of ``sums.value``, resampling classes with replacement; NaN for one class."""
     if len(sums.hits) == 1:
         return math.nan, math.nan
     return _percentiles(_resampled(sums, n_resamples))
 
 
 def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES) -> Difference:
-    """a - b, with the same classes drawn for both.
+    """Paired bootstrap of a - b, with the same resampled classes for both.
 
     Raises:
-        ValueError: they do not stand for the same classes.
+        ValueError: a and b have other classes.
     """
     if a.counts.shape != b.counts.shape or not np.array_equal(a.counts, b.counts):
         raise ValueError("a paired test needs the same classes with the same pictures in both")
@@ -84,18 +84,18 @@ def paired_difference(a: Sums, b: Sums, *, n_resamples: int = N_RESAMPLES) -> Di
 
 def _resampled(sums: Sums, n_resamples: int) -> Reals:
     """f64[n_resamples] values of the metric."""
-    is_small = len(sums.hits) * n_resamples <= KEPT
-    weights = (_kept_weights if is_small else _weights)(len(sums.hits), n_resamples)
+    is_small = len(sums.hits) * n_resamples <= CACHED
+    weights = (_cached_weights if is_small else _weights)(len(sums.hits), n_resamples)
     return np.concatenate([(w @ sums.hits) / (w @ sums.counts) for w in weights])
 
 
 @lru_cache(maxsize=4)
-def _kept_weights(n_groups: int, n_resamples: int) -> tuple[Reals, ...]:
+def _cached_weights(n_groups: int, n_resamples: int) -> tuple[Reals, ...]:
     return tuple(_weights(n_groups, n_resamples))
 
 
 def _weights(n_groups: int, n_resamples: int) -> Iterator[Reals]:
-    """How often each class is drawn: f64[some, g], a few resamples at a time. The same for the same g."""
+    """Number of draws of each class: f64[r, g] for r resamples at a time. The same for the same g."""
     rng = np.random.default_rng(0)
     step = max(1, CHUNK // n_groups)
     even = np.full(n_groups, 1 / n_groups)

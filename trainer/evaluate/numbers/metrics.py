@@ -1,4 +1,4 @@
-"""Metrics of a classification, each with its interval over classes, for all classes and for each tier."""
+"""Classification metrics with intervals over classes, for all classes and for each tier."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -6,38 +6,38 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from trainer.evaluate.numbers.arrays import Floats, Keys, Labels
+from trainer.evaluate.numbers.arrays import Floats, Labels, ScoredRows
 from trainer.evaluate.numbers.intervals import FEW, TOO_FEW, Sums, interval
 
 SCALE = 100
-"""Logits a cosine of 1 gives: CLIP's own, at which its temperature is clamped."""
+"""Factor of the cosines: the bound at which CLIP clamps its temperature."""
 CHUNK = 1_024
-"""Pictures scored at a time, at most."""
+"""Most pictures scored at a time."""
 SCORES = 1 << 26
-"""Scores held at a time: fewer pictures where there are many classes. At the peak eight bytes each, 0.5 GB."""
-KEPT = 5
-"""Answers kept for each picture."""
+"""Most scores in memory at a time, eight bytes each: 0.5 GB. Limits the pictures if there are many classes."""
+TOP = 5
+"""Top predictions stored for each picture."""
 NO_ANSWER = -1
-"""Stands among them for what a method does not say."""
+"""Pads the top predictions of a method that abstains."""
 Score = Callable[[slice], Floats]
-"""Some of the pictures → f32[b, c] the greater the likelier."""
+"""Slice of the pictures → f32[b, c] scores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answers:
-    """What a method says of every picture of a classification set."""
+    """Predictions of a method for every picture of a classification set."""
 
     labels: Labels
-    """i64[n] the truth."""
+    """i64[n] true labels."""
     rank: Labels
-    """i64[n] how many classes it puts before the right one; 0 is right."""
+    """i64[n] number of classes ranked before the true one; 0 is correct."""
     top: Labels
-    """i64[n, ≤ 5] its first answers, best first; -1 where it says nothing more."""
+    """i64[n, ≤ 5] top predictions, best first; -1 pads."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Figures:
-    """Numbers with their 95 % intervals."""
+    """Metrics with their 95 % intervals."""
 
     n: int
     """Pictures."""
@@ -50,33 +50,33 @@ class Figures:
 
     @property
     def remark(self) -> str:
-        """What a reader of the intervals must know."""
-        return TOO_FEW if min(some.n_classes for some in (self, *self.tiers.values())) < FEW else ""
+        """A caution about the intervals, or an empty string."""
+        return TOO_FEW if min(figures.n_classes for figures in (self, *self.tiers.values())) < FEW else ""
 
 
 def answers(score: Score, labels: Labels, n_classes: int, *, may_abstain: bool = False) -> Answers:
-    """Ask a method about all pictures; of classes with one score, that with the smaller label comes first.
+    """Rank the classes of all pictures by a method's scores; of equal scores the smaller label comes first.
 
     Args:
-        score: the method; of a class that scores -inf or NaN it says nothing, and a right one comes last.
-        labels: i64[n] the truth.
+        score: the method. A score of -inf or NaN abstains from the class; a true class with one ranks last.
+        labels: i64[n] true labels.
         n_classes: c.
-        may_abstain: the method says nothing of some classes, by one score for them all. Then every class with the right
-            one's score comes before it: what is not said is not right by luck.
+        may_abstain: the method gives one score to all classes it abstains from. Then the true class ranks behind every
+            class of the same score, so that it is not correct by luck.
     """
-    rank, top = np.zeros(len(labels), np.int64), np.zeros((len(labels), min(KEPT, n_classes)), np.int64)
+    rank, top = np.zeros(len(labels), np.int64), np.zeros((len(labels), min(TOP, n_classes)), np.int64)
     step = min(CHUNK, max(1, SCORES // n_classes))
     for start in range(0, len(labels), step):
         part = slice(start, min(start + step, len(labels)))
-        scores = np.array(score(part))  # a copy, to be changed
-        scores[np.isnan(scores)] = -np.inf  # else nothing would come before a right class of NaN
+        scores = np.array(score(part))  # a copy, which is changed below
+        scores[np.isnan(scores)] = -np.inf  # else no class would rank before a true class of NaN
         rank[part] = _ranks(scores, labels[part][:, None], may_abstain)
-        top[part] = _first_answers(scores)
+        top[part] = _top_classes(scores)
     return Answers(labels=labels, rank=rank, top=top)
 
 
 def _ranks(scores: Floats, truth: Labels, may_abstain: bool) -> Labels:
-    """f32[b, c], i64[b, 1] → i64[b] how many classes come before the right one."""
+    """f32[b, c], i64[b, 1] true labels → i64[b] number of classes ranked before the true one."""
     own, classes = np.take_along_axis(scores, truth, 1), np.arange(scores.shape[1])
     before = scores == own
     before &= np.where(may_abstain | np.isneginf(own), classes != truth, classes < truth)
@@ -85,37 +85,37 @@ def _ranks(scores: Floats, truth: Labels, may_abstain: bool) -> Labels:
     return ranks
 
 
-def _first_answers(left: Floats) -> Labels:
+def _top_classes(scores: Floats) -> Labels:
     """f32[b, c] → i64[b, ≤ 5] the best classes, best first; of equal ones the smaller label. -1 for scores of -inf.
 
-    What is found becomes -inf.
+    Overwrites the best scores with -inf.
     """
-    rows, found = np.arange(len(left)), []
-    for _ in range(min(KEPT, left.shape[1])):
-        best = left.argmax(axis=1)
-        found.append(np.where(np.isneginf(left[rows, best]), NO_ANSWER, best))
-        left[rows, best] = -np.inf
-    return np.stack(found, axis=1)
+    rows, top = np.arange(len(scores)), []
+    for _ in range(min(TOP, scores.shape[1])):
+        best = scores.argmax(axis=1)
+        top.append(np.where(np.isneginf(scores[rows, best]), NO_ANSWER, best))
+        scores[rows, best] = -np.inf
+    return np.stack(top, axis=1)
 
 
 def linear(images: Floats, classifier: Floats) -> Score:
-    """Logits of unit rows: SCALE × cosine; classes of one vector, as those of one name, have equal ones."""
-    classes = Keys(classifier)
+    """Logits of unit rows: SCALE × cosine. Classes of the same name have equal logits."""
+    classes = ScoredRows(classifier)
     return lambda part: classes.scores(SCALE * images[part])
 
 
 def class_sums(hits: npt.NDArray[np.floating | np.bool_], labels: Labels, classes: Labels | None = None) -> Sums:
-    """n pictures' hits → sums for each class that has pictures, or each of these."""
+    """Hits of n pictures → sums over the pictures of each class, or of each given class."""
     classes = np.unique(labels) if classes is None else classes
-    place = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
-    kept = classes[place] == labels
-    counts = np.bincount(place[kept], minlength=len(classes)).astype(np.float64)
-    sums = np.bincount(place[kept], weights=hits[kept], minlength=len(classes)).astype(np.float64)
+    index = np.searchsorted(classes, labels).clip(max=len(classes) - 1)
+    in_classes = classes[index] == labels
+    counts = np.bincount(index[in_classes], minlength=len(classes)).astype(np.float64)
+    sums = np.bincount(index[in_classes], weights=hits[in_classes], minlength=len(classes)).astype(np.float64)
     return Sums(hits=sums[counts > 0], counts=counts[counts > 0])
 
 
 def classification_figures(rounds: Sequence[Answers], tiers: Sequence[str], n_classes: int) -> Figures:
-    """top1, top5 (from five classes on) and mean_per_class of one set of answers, or the mean of several seeds'."""
+    """top1, top5 (from five classes on) and mean_per_class of predictions, or their mean over seeds."""
     labels = rounds[0].labels
     right = {"top1": np.mean([each.rank < 1 for each in rounds], axis=0)}
     if n_classes >= 5:
@@ -136,7 +136,7 @@ def _of_pictures(right: dict[str, npt.NDArray[np.float64]], labels: Labels) -> F
 
 
 def figures_of(sums: dict[str, Sums], n: int) -> Figures:
-    """Every quotient with its interval; n pictures."""
+    """Metrics and intervals of quotients over n pictures."""
     return Figures(
         n=n,
         n_classes=len(next(iter(sums.values())).hits),
@@ -148,12 +148,12 @@ def figures_of(sums: dict[str, Sums], n: int) -> Figures:
 def multilabel_figures(
     scores: Floats, present: npt.NDArray[np.bool_], tiers: Sequence[str]
 ) -> tuple[Figures, dict[str, npt.NDArray[np.float64]]]:
-    """mAP and 11-point mAP over the classes that some picture shows, and both by class (NaN where none does).
+    """mAP and 11-point mAP over the classes that occur, and both by class (NaN for a class that does not).
 
     Args:
         scores: f32[n, c].
-        present: bool[n, c] the truth.
-        tiers: of each class, or none.
+        present: bool[n, c] true labels.
+        tiers: tier of each class, or none.
     """
     from sklearn.metrics import average_precision_score
 
@@ -171,8 +171,8 @@ def multilabel_figures(
 
 
 def _of_classes(by_class: dict[str, npt.NDArray[np.float64]], inside: npt.NDArray[np.bool_], n: int) -> Figures:
-    kept = {name: values[inside & ~np.isnan(values)] for name, values in by_class.items()}
-    sums = {name: Sums(hits=values, counts=np.ones(len(values))) for name, values in kept.items()}
+    occurring = {name: values[inside & ~np.isnan(values)] for name, values in by_class.items()}
+    sums = {name: Sums(hits=values, counts=np.ones(len(values))) for name, values in occurring.items()}
     return figures_of(sums, n)
 
 
@@ -181,5 +181,5 @@ def eleven_points(present: npt.NDArray[np.bool_], scores: Floats) -> float:
     from sklearn.metrics import precision_recall_curve
 
     precision, recall, _ = precision_recall_curve(present, scores)
-    precision, recall = precision[:-1], recall[:-1]  # its last point is no answer but where the curve is drawn to
+    precision, recall = precision[:-1], recall[:-1]  # sklearn appends a last point that no threshold gives
     return float(np.mean([precision[recall >= tenth / 10].max() for tenth in range(11)]))

@@ -1,4 +1,4 @@
-"""Two methods on the same pictures: how far apart they are, and how far other classes would move that."""
+"""Paired comparison of two methods on the same pictures."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,21 +10,21 @@ from trainer.evaluate.numbers.intervals import Difference, paired_difference
 from trainer.evaluate.numbers.metrics import Answers, class_sums
 
 
-def compared(found: Answers, other: Answers, tiers: Sequence[str]) -> dict[str, Any]:
-    """The paired difference of top-1, for all classes and for each tier; None for what one class cannot tell."""
-    compared = {"all": np.ones(len(found.labels), np.bool_)}
-    compared |= {tier: np.array([named == tier for named in tiers])[found.labels] for tier in dict.fromkeys(tiers)}
+def compare_top1(a: Answers, b: Answers, tiers: Sequence[str]) -> dict[str, Any]:
+    """Paired difference of top-1 (a - b), for all classes and for each tier; None for bounds over one class."""
+    parts = {"all": np.ones(len(a.labels), np.bool_)}
+    parts |= {tier: np.array([named == tier for named in tiers])[a.labels] for tier in dict.fromkeys(tiers)}
     return {
-        name: _told(
+        name: _without_nan(
             paired_difference(
-                class_sums(found.rank[inside] == 0, found.labels[inside]),
-                class_sums(other.rank[inside] == 0, other.labels[inside]),
+                class_sums(a.rank[inside] == 0, a.labels[inside]),
+                class_sums(b.rank[inside] == 0, b.labels[inside]),
             )
         )
-        for name, inside in compared.items()
+        for name, inside in parts.items()
         if inside.any()
     }
 
 
-def _told(difference: Difference) -> dict[str, float | None]:
+def _without_nan(difference: Difference) -> dict[str, float | None]:
     return {name: None if np.isnan(value) else value for name, value in asdict(difference).items()}  # JSON has no NaN

@@ -13,7 +13,7 @@ from memory_builder.storage.store import Store
 from trainer.evaluate.numbers.arrays import Labels
 from trainer.evaluate.numbers.intervals import Difference, Reals, paired_difference
 from trainer.evaluate.numbers.metrics import class_sums
-from trainer.evaluate.results import read_predictions, read_results, told_of
+from trainer.evaluate.results import read_predictions, read_results, recorded_settings
 
 METHODS = ("zero-shot", "knn", "priming", "cache", "wise-head", "mean-fusion", "knn-name", "name-centroid", "pixel")
 """In the order of the report; others follow."""
@@ -167,7 +167,7 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
 
 
 def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
-    told, own = [told_of(other.result) for other in alike], told_of(entry.result)
+    told, own = [recorded_settings(other.result) for other in alike], recorded_settings(entry.result)
     names = dict.fromkeys(name for other in alike for name in other.result.get("asked", {}))
     said = []
     for name in names:

@@ -1,7 +1,7 @@
-"""Evaluation sets as folders: what a folder says of itself, and its pictures as a stream.
+"""Evaluation sets on disk: opening a split, and streaming its pictures.
 
-Two layouts are known: CLIP_benchmark's webdataset folders (``tar_sets``) and a folder of pictures for each class
-(``picture_folders``). What a folder does not say, or says in a way that cannot be meant, is refused when it is opened.
+Two layouts are supported: CLIP_benchmark's webdataset folders (``tar_sets``), and a folder of pictures for each class
+(``picture_folders``). Missing or contradictory descriptions are refused when a set is opened.
 """
 
 from collections.abc import Iterator
@@ -30,19 +30,19 @@ class Dataset:
     kind: Kind
     layout: Literal["tars", "folders"]
     files: tuple[Path, ...]
-    """Its tars, or its classes' folders in order of their labels."""
+    """The tars, or the class folders in order of the labels."""
     classes: tuple[str, ...] = ()
-    """Class names by label; none for retrieval."""
+    """Class names in order of the labels; none for retrieval."""
     templates: tuple[str, ...] = ()
-    """Prompts with ``{c}`` where the class name goes; none for retrieval."""
+    """Prompt templates with ``{c}`` for the class name; none for retrieval."""
     tiers: tuple[str, ...] = ()
-    """A tier for each class, or none at all."""
+    """A tier for each class, or no tiers."""
 
     def examples(self, only: frozenset[str] | None = None) -> Iterator[Example]:
-        """The pictures in order, those of these keys if any are named.
+        """Read the pictures in order, or those of the given keys.
 
         Raises:
-            SourceError: a file is damaged, a picture has no label or one that no class has. Says which.
+            SourceError: a file is damaged, or a picture has no valid label.
         """
         read = tar_sets.read if self.layout == "tars" else picture_folders.read
         for example in read(self.files, self.kind, len(self.classes)):
@@ -51,29 +51,29 @@ class Dataset:
 
     @property
     def labelled_by(self) -> tuple[str, ...]:
-        """What each label stands for, in order: the class, or its folder, whose name classnames.txt may replace."""
+        """The meaning of each label: the class name, or the class folder, whose name classnames.txt may replace."""
         return self.classes if self.layout == "tars" else tuple(folder.name for folder in self.files)
 
     def digest(self) -> str:
-        """Hex that changes with the set: its texts, and the size and time of every file. No picture is read."""
+        """SHA-256 (hex) of class names, templates, and sizes and times of all files. No picture is read."""
         files = [path for file in self.files for path in _below(file)]
         stats = [(str(path.relative_to(self.root)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         return sha256(repr((self.kind, self.split, self.classes, self.templates, stats)).encode())
 
 
 def open_dataset(root: str | Path, split: str = "test") -> Dataset:
-    """One split of the set in a folder.
+    """Open one split of an evaluation set.
 
     Args:
-        root: the set's folder.
-        split: the folder below it. A set of class folders without splits is its own ``test``.
+        root: folder of the set.
+        split: folder of the split below it. A set of class folders without splits is its own ``test``.
 
     Raises:
-        SourceError: the folder, the split or a file that says what the labels mean is missing or cannot be meant.
+        SourceError: the folder, the split, or a file that defines the labels is missing or invalid.
     """
     root = Path(root)
     if not root.is_dir():
-        raise SourceError(f"{root} is no folder: name a set's folder, the one above its splits")
+        raise SourceError(f"{root} is no folder: name the folder of a set, which holds its splits")
     folder = root / split
     if tar_sets.is_one(folder):
         kind = _kind(root)
@@ -101,7 +101,7 @@ def _of_folders(root: Path, split: str) -> Dataset:
         splits = sorted(path.name for path in root.iterdir() if path.is_dir())
         raise SourceError(
             f"{root} has no split {split!r}: expected {split}/nshards.txt with numbered tars, or {split}/CLASS/ "
-            f"folders of pictures; there is {', '.join(splits) or 'nothing'}. Name another with --split"
+            f"folders of pictures; its folders: {', '.join(splits) or 'none'}. Name another with --split"
         )
     classes = tuple(folder.name for folder in folders)
     if (root / CLASSNAMES).exists():
@@ -137,9 +137,9 @@ def _templates(lines: tuple[str, ...]) -> tuple[str, ...]:
     for line in lines:
         around = line.replace("{c}", "")
         if "{" in around or "}" in around:  # CLIP_benchmark fills them by str.format
-            raise SourceError(f"{TEMPLATES}: prompt {line!r} cannot be filled: only {{c}} stands for a name")
+            raise SourceError(f"{TEMPLATES}: prompt {line!r} cannot be filled: {{c}} is the only placeholder")
         if around == line:
-            raise SourceError(f"{TEMPLATES}: prompt {line!r} has no place for the class name: write {{c}} there")
+            raise SourceError(f"{TEMPLATES}: prompt {line!r} has no {{c}} for the class name: add it")
     return lines
 
 
@@ -159,7 +159,7 @@ def _required_lines(path: Path, holds: str) -> tuple[str, ...]:
 
 
 def _lines(path: Path) -> tuple[str, ...]:
-    """The lines, stripped. A blank one in the middle would shift all labels behind it, so it is refused."""
+    """The stripped lines of a file. A blank line would shift all labels after it, so it is refused."""
     lines = [line.strip() for line in read_text(path).rstrip().splitlines()]
     if not lines or not lines[0]:
         raise SourceError(f"{path} is empty: write a line for each class")

@@ -1,4 +1,4 @@
-"""One picture of an evaluation set with what is true of it."""
+"""One picture of an evaluation set with its ground truth."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,12 +9,12 @@ KINDS: tuple[Kind, ...] = ("classification", "multilabel", "retrieval")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Example:
-    """A picture, and its label, labels or captions."""
+    """A picture with its label, labels or captions."""
 
     key: str
-    """Distinct within its split."""
+    """Unique within the split."""
     image: bytes
-    """The encoded file."""
+    """The encoded picture."""
     labels: tuple[int, ...] = ()
     """One for classification, any number for multilabel."""
     captions: tuple[str, ...] = ()

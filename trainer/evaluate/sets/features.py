@@ -1,7 +1,7 @@
-"""A set's pictures and captions as vectors: made once for a model and a set, kept in the run's folder, shared by tasks.
+"""Embedded evaluation sets: computed once for a model and a set, stored in the run's folder, shared by all tasks.
 
 A folder ``eval/features/HASH`` holds ``images.npy``, ``texts.npy``, ``examples.parquet`` and, written last,
-``record.json``; the hash covers the model's fingerprint, the set's digest and the batch size, which floats depend on.
+``record.json``; the hash covers the model's fingerprint, the set's digest, and the batch size (for the last bits).
 """
 
 import json
@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memory_builder.base.log import logger
 from memory_builder.base.prefetch import map_ahead
-from memory_builder.base.progress import say
 from memory_builder.base.runner import available_threads
 from memory_builder.base.types import Pixels
 from memory_builder.errors import SourceError
@@ -32,19 +32,19 @@ if TYPE_CHECKING:
     from trainer.evaluate.sets.towers import Towers  # open_clip takes seconds to import
 
 FOLDER = "eval/features"
-TOLD_EVERY = 5_000
-"""Pictures between two lines of progress."""
+SHOWN_EVERY = 5_000
+"""Pictures between progress lines."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Embedded:
-    """A set as vectors."""
+    """An embedded evaluation set."""
 
     dataset: Dataset
     images: Floats
     """f32[n, d] unit rows."""
     texts: Floats
-    """f32[m, d] unit rows: the captions of all pictures, in order; m = 0 but for retrieval."""
+    """f32[m, d] unit rows: the captions of all pictures in order; m = 0 except for retrieval."""
     examples: pa.Table
     """n rows: key, sha256 of the picture, labels, captions."""
 
@@ -58,12 +58,12 @@ class Embedded:
 
     @property
     def labels(self) -> Labels:
-        """i64[n] the label of each picture of a classification set."""
+        """i64[n] labels of a classification set."""
         return np.array([labels[0] for labels in self.examples["labels"].to_pylist()], np.int64)
 
     @property
     def present(self) -> npt.NDArray[np.bool_]:
-        """bool[n, c] which classes each picture of a multilabel set shows."""
+        """bool[n, c] labels of a multilabel set."""
         present = np.zeros((len(self), len(self.dataset.classes)), np.bool_)
         for i, labels in enumerate(self.examples["labels"].to_pylist()):
             present[i, labels] = True
@@ -71,26 +71,26 @@ class Embedded:
 
     @property
     def captions(self) -> list[list[str]]:
-        """The captions of each picture of a retrieval set."""
+        """Captions of each picture of a retrieval set."""
         captions: list[list[str]] = self.examples["captions"].to_pylist()
         return captions
 
 
 def embed_dataset(dataset: Dataset, towers: "Towers", run: Store, batch_size: int = 64) -> Embedded:
-    """The set as this model sees it; read from the run's folder if it lies there.
+    """Embed a set, or read its embeddings from the run's folder.
 
     Raises:
-        SourceError: a sample is not understood or its picture cannot be decoded.
-        EncoderError: the model makes vectors that are not finite.
+        SourceError: a sample is invalid, or its picture cannot be decoded.
+        EncoderError: an embedding is not finite.
     """
-    described = {"fingerprint": towers.fingerprint, "dataset": dataset.digest(), "batch_size": batch_size}
-    folder = f"{FOLDER}/{sha256(json.dumps(described).encode())[:16]}"
+    settings = {"fingerprint": towers.fingerprint, "dataset": dataset.digest(), "batch_size": batch_size}
+    folder = f"{FOLDER}/{sha256(json.dumps(settings).encode())[:16]}"
     if run.exists(f"{folder}/record.json"):
-        found = _read(dataset, run, folder)
-        if np.isfinite(found.images).all() and np.isfinite(found.texts).all():  # as was not always seen to
-            return found
+        embedded = _read(dataset, run, folder)
+        if np.isfinite(embedded.images).all() and np.isfinite(embedded.texts).all():  # older versions did not check
+            return embedded
     _embed(dataset, towers, run, folder, batch_size)
-    run.put(f"{folder}/record.json", json.dumps(described).encode())
+    run.put(f"{folder}/record.json", json.dumps(settings).encode())
     return _read(dataset, run, folder)
 
 
@@ -112,8 +112,8 @@ def _embed(dataset: Dataset, towers: "Towers", run: Store, folder: str, batch_si
         if captions:
             texts.append(towers.encode_texts(captions))
         rows += [_row(example) for example in examples]
-        if len(rows) // TOLD_EVERY > (len(rows) - len(examples)) // TOLD_EVERY:
-            say(f"{dataset.root} {dataset.split}: {len(rows):,} pictures embedded")
+        if len(rows) // SHOWN_EVERY > (len(rows) - len(examples)) // SHOWN_EVERY:
+            logger.info(f"{dataset.root} {dataset.split}: {len(rows):,} pictures embedded")
     schema = pa.schema(
         [
             ("key", pa.string()),
@@ -130,7 +130,7 @@ def _embed(dataset: Dataset, towers: "Towers", run: Store, folder: str, batch_si
 def picture_batches(
     dataset: Dataset, towers: "Towers", batch_size: int, only: frozenset[str] | None = None
 ) -> Iterator[tuple[list[Example], Pixels]]:
-    """(examples, u8[b, h, w, 3]), decoded in threads two batches ahead, whatever the size of the set."""
+    """Batches of (examples, u8[b, h, w, 3]), decoded in threads two batches ahead."""
     with ThreadPoolExecutor(available_threads()) as threads:
         decoded = map_ahead(
             partial(_decoded, dataset=dataset, towers=towers), dataset.examples(only), threads, 2 * batch_size
@@ -144,8 +144,8 @@ def _decoded(example: Example, *, dataset: Dataset, towers: "Towers") -> tuple[E
         return example, towers.pixels(example.image)
     except BadImageError as error:
         raise SourceError(
-            f"{dataset.root} {dataset.split}: picture {example.key} cannot be used ({error}): mend it, or take it out "
-            "with its label"
+            f"{dataset.root} {dataset.split}: picture {example.key} cannot be decoded ({error}): repair it, or remove "
+            "it with its label"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A folder of pictures for each class, labels in order of the folders' names: torchvision's ImageFolder."""
+"""Class folders of pictures, labels in order of the folder names, as torchvision's ImageFolder."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,11 +10,11 @@ from trainer.evaluate.sets.examples import Example, Kind
 
 
 def class_folders(folder: Path) -> tuple[Path, ...]:
-    """The folders directly below that hold pictures, in order; none if this is no such folder.
+    """The class folders of a split in order, or none if it has no such layout.
 
     Raises:
-        SourceError: a class among others has no picture; left out, it would shift the labels. Or the pictures lie in
-            no class's folder.
+        SourceError: a class folder has no picture (left out, it would shift the labels), or pictures lie outside of
+            class folders.
     """
     if not folder.is_dir():
         return ()
@@ -22,17 +22,17 @@ def class_folders(folder: Path) -> tuple[Path, ...]:
     filled = [path for path in below if _pictures(path)]
     if filled and len(filled) != len(below):
         empty = next(path for path in below if path not in filled)
-        raise SourceError(f"{empty} holds no picture: put some there or remove the class")
+        raise SourceError(f"{empty} holds no picture: add some or remove the class")
     if not filled and _holds_pictures(folder):
         raise SourceError(
-            f"{folder} holds pictures itself: put them into a folder for each class below it, or name another split "
-            "with --split"
+            f"{folder} holds pictures outside of class folders: move them into a folder for each class, or name "
+            "another split with --split"
         )
     return tuple(filled)
 
 
 def unsplit_class_folders(root: Path) -> tuple[Path, ...]:
-    """Those of a set without splits; none if what lies there are splits, or may be."""
+    """The class folders of a set without splits, or none if the folders may be splits."""
     if any(path.is_dir() and is_named_as_split(path.name) for path in root.iterdir()):
         return ()
     folders = class_folders(root)
@@ -40,7 +40,7 @@ def unsplit_class_folders(root: Path) -> tuple[Path, ...]:
 
 
 def read(folders: Sequence[Path], kind: Kind, n_classes: int) -> Iterator[Example]:
-    """The pictures, class by class; the key is the path from the class folder on."""
+    """Read the pictures class by class; the key is the path from the class folder on."""
     if kind != "classification" or len(folders) != n_classes:
         raise SourceError(f"{folders[0].parent}: {len(folders)} folders cannot be a {kind} set of {n_classes} classes")
     for label, folder in enumerate(folders):
@@ -53,7 +53,7 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _holds_pictures(folder: Path) -> bool:
-    """Whether some lie in it itself."""
+    """Whether pictures lie directly in the folder."""
     return any(_is_picture(path) for path in folder.iterdir())
 
 

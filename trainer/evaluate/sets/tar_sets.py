@@ -1,6 +1,6 @@
 """CLIP_benchmark's webdataset folders: ``SPLIT/nshards.txt`` and ``SPLIT/0.tar`` …
 
-A sample is what its tar holds under one name: a picture and ``.cls`` (its label), ``.npy`` (a 0 or 1 for each class) or
+A sample is the files of one stem in a tar: a picture and ``.cls`` (its label), ``.npy`` (a 0 or 1 for each class) or
 ``.txt`` (a caption a line).
 """
 
@@ -17,23 +17,23 @@ from trainer.evaluate.sets.examples import Example, Kind
 from trainer.evaluate.sets.texts import read_text
 
 PICTURES = ("webp", "png", "jpg", "jpeg")
-"""In this order, where a sample has several."""
+"""Suffixes of pictures, in order of preference."""
 
 
 def is_one(folder: Path) -> bool:
-    """Whether a split's folder is meant to be one of tars."""
+    """Whether a split's folder holds tars."""
     return (folder / TAR_MARK).exists() or any(folder.glob("*.tar"))
 
 
 def shards(folder: Path) -> tuple[Path, ...]:
-    """The tars that ``nshards.txt`` promises.
+    """The tars that ``nshards.txt`` counts.
 
     Raises:
-        SourceError: it is missing or no number, or so is one of the tars.
+        SourceError: ``nshards.txt`` is missing or no number, or a tar is missing.
     """
     path = folder / TAR_MARK
     if not path.exists():
-        raise SourceError(f"{path} is missing: write the number of tars, which are named 0.tar, 1.tar …")
+        raise SourceError(f"{path} is missing: write the number of tars, named 0.tar, 1.tar …")
     text = read_text(path).strip()
     if not text.isdecimal() or int(text) < 1:
         raise SourceError(f"{path} says {text!r}: expected the number of tars, at least 1")
@@ -41,38 +41,38 @@ def shards(folder: Path) -> tuple[Path, ...]:
     missing = [tar.name for tar in tars if not tar.is_file()]
     if missing:
         raise SourceError(
-            f"{folder} lacks {len(missing)} of the {text} tars that {TAR_MARK} promises, {missing[0]} first: fetch the "
-            "set again"
+            f"{folder} lacks {len(missing)} of the {text} tars that {TAR_MARK} counts, {missing[0]} first: download "
+            "the set again"
         )
     return tars
 
 
 def read(tars: Sequence[Path], kind: Kind, n_classes: int) -> Iterator[Example]:
-    """The samples of the tars in order. Raises SourceError at the first that is not understood."""
+    """Read the samples of the tars in order. Raises SourceError at the first invalid one."""
     n_read = 0
     seen: set[str] = set()
     for tar in tars:
         for key, files in _samples(tar):
             where = f"{tar}: {key}"
             if key in seen:
-                raise SourceError(f"{where} occurs twice in the set: names must be distinct")
+                raise SourceError(f"{where} occurs twice in the set: names must be unique")
             seen.add(key)
             n_read += 1
             yield _example(key, files, kind, n_classes, where)
     if not n_read:
-        raise SourceError(f"{tars[0].parent} holds no sample: expected pictures in its tars")
+        raise SourceError(f"{tars[0].parent} has no samples: expected pictures in its tars")
 
 
 def _samples(tar: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(name, its files by suffix); the files of a sample are neighbours."""
+    """(stem, its files by suffix); the files of a sample are adjacent in the tar."""
     key = ""
     files: dict[str, bytes] = {}
     with tar.open("rb") as file:
         for member in read_members(file):
             if isinstance(member, Cut):
-                raise SourceError(f"{tar} breaks off at byte {member.offset:,} ({member.reason}): fetch it again")
+                raise SourceError(f"{tar} is truncated at byte {member.offset:,} ({member.reason}): download it again")
             if member.fault:
-                raise SourceError(f"{tar}: {member.name} cannot be read ({member.fault}): fetch it again")
+                raise SourceError(f"{tar}: {member.name} cannot be read ({member.fault}): download it again")
             stem, suffix = split_name(member.name)
             if stem != key and files:
                 yield key, files
@@ -115,7 +115,7 @@ def _class(files: dict[str, bytes], n_classes: int, where: str) -> tuple[int, ..
 def _classes(files: dict[str, bytes], n_classes: int, where: str) -> tuple[int, ...]:
     data = _needed(files, "npy", where, "a 0 or 1 for each class")
     try:
-        present = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # np.load opens other formats too
+        present = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)  # np.load reads pickles and zips too
     except (ValueError, EOFError, OSError) as error:
         raise SourceError(f"{where}.npy is no array of numbers ({error}): save it again with numpy.save") from None
     if present.shape != (n_classes,) or not np.isin(present, (0, 1)).all():
@@ -129,7 +129,7 @@ def _classes(files: dict[str, bytes], n_classes: int, where: str) -> tuple[int, 
 def _needed(files: dict[str, bytes], suffix: str, where: str, holds: str) -> bytes:
     if suffix not in files:
         raise SourceError(
-            f"{where} has no .{suffix} ({holds}); there is {', '.join(sorted(files))}. "
-            "dataset_type.txt says what a set holds: classification, multilabel or retrieval"
+            f"{where} has no .{suffix} ({holds}), only {', '.join(sorted(files))}. "
+            "dataset_type.txt names the kind of the set: classification, multilabel or retrieval"
         )
     return files[suffix]

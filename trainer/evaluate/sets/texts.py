@@ -1,4 +1,4 @@
-"""The small text files of a set."""
+"""Text files of an evaluation set."""
 
 from pathlib import Path
 
@@ -6,10 +6,10 @@ from memory_builder.errors import SourceError
 
 
 def read_text(path: Path) -> str:
-    """A file's text, with or without a byte-order mark.
+    """Read a file, with or without a byte-order mark.
 
     Raises:
-        SourceError: it is not UTF-8.
+        SourceError: the file is not UTF-8.
     """
     try:
         return path.read_text("utf-8-sig")

@@ -1,4 +1,4 @@
-"""The two towers of a model in full precision, as CLIP_benchmark runs them: the model is measured, not float16."""
+"""Image and text tower of a model in fp32, as CLIP_benchmark runs them."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import decode_image
 from memory_builder.model.templates import fill
 from trainer.evaluate.numbers.arrays import Floats, finite
-from trainer.react.load import Choice, load_customised
+from trainer.react.load import CheckpointRef, load_run
 
 PROMPTS = 128
-"""Prompts in one pass. Those of a class stay together: from 65 on they go by themselves, as CLIP_benchmark's do."""
+"""Prompts of a forward pass. Those of a class stay together; 65 or more are one pass, as in CLIP_benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,10 +36,10 @@ class Towers:
     std: torch.Tensor
 
     def pixels(self, image: bytes) -> Pixels:
-        """An encoded picture → u8[h, w, 3], as the model wants it.
+        """An encoded picture → u8[h, w, 3] in the model's input size.
 
         Raises:
-            BadImageError: it cannot be decoded.
+            BadImageError: the picture cannot be decoded.
         """
         pixels: Pixels = self.resize(decode_image(image))
         return pixels
@@ -50,28 +50,28 @@ class Towers:
         return batch.sub_(self.mean).div_(self.std)
 
     def encode_images(self, pixels: Pixels) -> Floats:
-        """u8[n, h, w, 3] → f32[n, d] unit rows. Raises EncoderError where they are not finite, as do those below."""
+        """u8[n, h, w, 3] → f32[n, d] unit rows. Raises EncoderError if they are not finite, as do the methods below."""
         with torch.inference_mode():
             rows = normalize(self.model.encode_image(self.normalised(pixels)), dim=-1)
         return finite(_array(rows), self.name, "pictures")
 
     def encode_texts(self, texts: Sequence[str]) -> Floats:
-        """n texts → f32[n, d] unit rows, in one pass."""
+        """n texts → f32[n, d] unit rows, in one forward pass."""
         return finite(self._text_rows(texts), self.name, "texts")
 
     def prompts(self, classes: Sequence[str], templates: Sequence[str]) -> Iterator[tuple[slice, Floats]]:
-        """Some of the classes at a time, and the unit rows of their prompts, f32[b, t, d]."""
+        """Blocks of classes with the unit rows of their prompts, f32[b, t, d]."""
         step, t = max(1, PROMPTS // len(templates)), len(templates)
         for at in range(0, len(classes), step):
-            some = classes[at : at + step]
-            rows = self._text_rows([fill(template, name) for name in some for template in templates])
-            yield slice(at, at + len(some)), finite(rows, self.name, "prompts of class names").reshape(-1, t, self.d)
+            names = classes[at : at + step]
+            rows = self._text_rows([fill(template, name) for name in names for template in templates])
+            yield slice(at, at + len(names)), finite(rows, self.name, "prompts of class names").reshape(-1, t, self.d)
 
     def classifier(self, classes: Sequence[str], templates: Sequence[str]) -> Floats:
-        """f32[c, d]: for each class the mean of its prompts' unit embeddings, scaled to unit length (CLIP's way)."""
+        """f32[c, d]: for each class the normalised mean of its prompts' unit embeddings, as in CLIP."""
         rows = np.empty((len(classes), self.d), np.float32)
-        for some, prompts in self.prompts(classes, templates):
-            rows[some] = centres(prompts)
+        for block, prompts in self.prompts(classes, templates):
+            rows[block] = mean_prompts(prompts)
         return rows
 
     def _text_rows(self, texts: Sequence[str]) -> Floats:
@@ -79,30 +79,26 @@ class Towers:
             return _array(normalize(self.model.encode_text(self.tokenizer(list(texts)).to(self.device)), dim=-1))
 
 
-def centres(prompts: Floats) -> Floats:
-    """f32[c, t, d] unit rows → f32[c, d] the mean of each class's, scaled to unit length."""
+def mean_prompts(prompts: Floats) -> Floats:
+    """f32[c, t, d] unit rows → f32[c, d], the normalised mean of each class."""
     means = torch.from_numpy(prompts).mean(dim=1)
     return _array(means / means.norm(dim=1, keepdim=True))
 
 
-def load_towers(config: EncoderConfig | Choice) -> Towers:
+def load_towers(config: EncoderConfig | CheckpointRef) -> Towers:
     """Load a model, or the customised model of a run, for evaluation.
 
     Raises:
-        EncoderError: the name, tag, folder or weights file is not known or not usable.
-        UsageError, CorruptMemoryError: see ``load_customised``.
+        EncoderError: the name, tag, folder or weights file is unknown or unusable.
+        UsageError, CorruptMemoryError: see ``load_run``.
     """
-    if isinstance(config, Choice):
-        customised = load_customised(config)
-        name = f"{customised.encoder.config.model} + {config.run} (step {customised.step}, {_state(config)})"
-        return _towers(customised.encoder, name, customised.fingerprint)
+    if isinstance(config, CheckpointRef):
+        loaded = load_run(config)
+        average = "moving average, " if config.ema else ""
+        state = f"step {loaded.step}, {average}share {config.wise_alpha:g}"  # as older results have it
+        return _towers(loaded.encoder, f"{loaded.encoder.config.model} + {config.run} ({state})", loaded.fingerprint)
     encoder = load_encoder(config)
     return _towers(encoder, config.model, encoder.fingerprint)
-
-
-def _state(choice: Choice) -> str:
-    average = "moving average, " if choice.ema else ""
-    return f"{average}share {choice.share:g}"
 
 
 def _towers(encoder: Encoder, name: str, fingerprint: str) -> Towers:

@@ -1,4 +1,4 @@
-"""A linear head on frozen features that starts as the zero-shot classifier."""
+"""Training of a linear head on frozen features, initialised with the zero-shot classifier."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from trainer.evaluate.numbers.metrics import SCALE
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadParams:
-    """AdamW with a cosine to zero."""
+    """Hyperparameters: AdamW with a cosine to zero."""
 
     learning_rate: float
     weight_decay: float = 0.01
@@ -22,14 +22,14 @@ class HeadParams:
 
 
 def train_head(features: Floats, labels: Labels, initial: Floats, params: HeadParams, seed: int) -> Floats:
-    """f32[c, d] unit rows after cross-entropy on f32[n, d] unit rows.
+    """Minimise the cross-entropy of a cosine classifier → f32[c, d] unit rows.
 
     Args:
-        features: f32[n, d]; with n = 0 the head stays as it is.
+        features: f32[n, d] unit rows; n = 0 returns ``initial``.
         labels: i64[n].
         initial: f32[c, d] unit rows.
-        params: how to train.
-        seed: of the order of the rows.
+        params: hyperparameters.
+        seed: seed of the order of the rows.
     """
     n_steps = params.epochs * -(-len(labels) // params.batch_size)
     if not n_steps:
@@ -53,7 +53,7 @@ def train_head(features: Floats, labels: Labels, initial: Floats, params: HeadPa
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """These products are too small to share: threads that wait for each other on busy cores cost ten times as much."""
+    """Limit torch to one thread: with products this small, threads that wait for each other cost ten times as much."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

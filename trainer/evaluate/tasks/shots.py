@@ -1,4 +1,4 @@
-"""Few pictures of each class to learn from: which, how often, and how settings for them are chosen."""
+"""Few-shot sampling: draws of a few pictures of each class, and the choice of hyperparameters."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,22 +15,22 @@ Params = TypeVar("Params")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShotOptions:
-    """How many pictures a class, and how many draws of them."""
+    """Numbers of pictures of each class, and of draws."""
 
     shots: tuple[str, ...] = ("1", "2", "4", "8", "16", ALL)
-    """Whole numbers, or all."""
+    """Positive integers, or all."""
     n_seeds: int = 3
 
     def __post_init__(self) -> None:
         wrong = [shots for shots in self.shots if shots != ALL and not (shots.isdecimal() and int(shots))]
         if wrong or not self.shots:
-            raise UsageError(f"--shots {' '.join(wrong) or 'nothing'}: expected whole numbers from 1 on, or {ALL}")
+            raise UsageError(f"--shots {' '.join(wrong) or 'nothing'}: expected positive integers, or {ALL}")
         if self.n_seeds < 1:
             raise UsageError(f"--n-seeds {self.n_seeds}: at least 1")
 
 
 def draw(labels: Labels, shots: str, seed: int) -> Labels:
-    """Places of so many pictures of each class, or of all it has: i64[m], ascending. More shots hold those of fewer."""
+    """Draw pictures of each class: i64[m] indices, ascending. More shots of one seed include those of fewer."""
     order = np.random.default_rng(seed).permutation(len(labels))
     if shots == ALL:
         return np.arange(len(labels))
@@ -41,10 +41,10 @@ def draw(labels: Labels, shots: str, seed: int) -> Labels:
 
 
 def choose(grid: Sequence[Params], score: Callable[[Params], float] | None) -> tuple[Params, dict[str, object]]:
-    """The setting with the best score on dev, the first of equals; the grid's first, its default, without a dev set.
+    """Choose the hyperparameters with the best score, the first of equals; without ``score`` the default, the first.
 
     Returns:
-        (the setting, what a result says of how it was chosen).
+        (hyperparameters, the fields of a result that say how they were chosen).
     """
     if score is None:
         return grid[0], {"chosen_on": "nothing: published defaults"}

@@ -1,4 +1,4 @@
-"""Zero-shot classification as CLIP defines it: a class is the mean of its prompts' unit embeddings.
+"""Zero-shot classification as in CLIP: a class is the mean of its prompts' unit embeddings.
 
 Radford et al., Learning Transferable Visual Models From Natural Language Supervision (2021), section 3.1.4.
 """
@@ -22,17 +22,17 @@ from trainer.evaluate.sets.features import Embedded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ZeroShot:
-    """What a classifier of class embeddings does on a set."""
+class ZeroShotResult:
+    """Metrics and predictions of a classifier of class embeddings."""
 
     figures: Figures
     answers: Answers | None
-    """Of a classification set."""
+    """Predictions on a classification set."""
     by_class: dict[str, npt.NDArray[np.float64]]
-    """Of a multilabel set: f64[c] by metric, NaN for classes that no picture shows."""
+    """Metric → f64[c] by class on a multilabel set, NaN for classes that do not occur."""
 
 
-def zero_shot(embedded: Embedded, classifier: Floats) -> ZeroShot:
+def zero_shot(embedded: Embedded, classifier: Floats) -> ZeroShotResult:
     """Measure f32[c, d] class embeddings on a classification or multilabel set.
 
     Raises:
@@ -42,11 +42,11 @@ def zero_shot(embedded: Embedded, classifier: Floats) -> ZeroShot:
     if dataset.kind == "multilabel":
         if not embedded.present.any():
             raise SourceError(
-                f"{dataset.root} {dataset.split}: no picture shows any class, so there is no precision to measure: set "
-                "a 1 in their .npy for each class they show"
+                f"{dataset.root} {dataset.split}: no picture has a label, so average precision is undefined: "
+                "set a 1 in their .npy for each class"
             )
         figures, by_class = multilabel_figures(logits(slice(None)), embedded.present, dataset.tiers)
-        return ZeroShot(figures=figures, answers=None, by_class=by_class)
-    found = answers(logits, embedded.labels, len(dataset.classes))
-    figures = classification_figures([found], dataset.tiers, len(dataset.classes))
-    return ZeroShot(figures=figures, answers=found, by_class={})
+        return ZeroShotResult(figures=figures, answers=None, by_class=by_class)
+    predicted = answers(logits, embedded.labels, len(dataset.classes))
+    figures = classification_figures([predicted], dataset.tiers, len(dataset.classes))
+    return ZeroShotResult(figures=figures, answers=predicted, by_class={})

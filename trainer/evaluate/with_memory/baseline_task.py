@@ -1,10 +1,10 @@
-"""``memory-builder evaluate baselines``: what a memory is worth without training, beside controls that keep it honest.
+"""``memory-builder evaluate baselines``: training-free methods that use a memory, with controls.
 
-Every method is measured three times: as it is; with names permuted consistently in memory and classes, where the
-model's knowledge of names is worth nothing; and with names permuted in the memory alone, where retrieval must not help.
+Every method is evaluated three times: unchanged; with class names permuted in memory and classes alike, where the
+model's knowledge of names does not help; and with names permuted in the memory alone, where retrieval must not help.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -12,15 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.progress import say
+from memory_builder.base.log import logger
 from memory_builder.base.types import NO_ROW, Ids
 from memory_builder.errors import SourceError
 from memory_builder.memory import Memory
-from trainer.evaluate.config import Setting
-from trainer.evaluate.context import Opened, open_setting, require
+from trainer.evaluate.config import EvalConfig
+from trainer.evaluate.context import EvalContext, open_context, require
 from trainer.evaluate.numbers.arrays import Labels
 from trainer.evaluate.numbers.metrics import NO_ANSWER, Answers, Score, answers, classification_figures, linear
-from trainer.evaluate.numbers.paired import compared
+from trainer.evaluate.numbers.paired import compare_top1
 from trainer.evaluate.results import (
     Result,
     describe_dataset,
@@ -33,64 +33,65 @@ from trainer.evaluate.sets.features import Embedded
 from trainer.evaluate.tasks.shots import choose
 from trainer.evaluate.with_memory.baselines import cache, fusion, head, priming, vote
 from trainer.evaluate.with_memory.baselines.pixels import nearest_pixels
-from trainer.evaluate.with_memory.label_counts import Census, take_census
-from trainer.evaluate.with_memory.names import Names
+from trainer.evaluate.with_memory.label_counts import LabelCounts, count_labels
+from trainer.evaluate.with_memory.names import ClassNames
 from trainer.evaluate.with_memory.retrieved_context import (
-    Evidence,
+    RetrievedContext,
     check_memory,
     count_in_memory,
     derangement,
-    gather,
+    retrieve_context,
     scramble,
 )
 
-SHOWN = 8
-"""Rows kept for each picture as the reason of its answer."""
+NOTHING: Mapping[str, Any] = {}
+REASONS = 8
+"""Rows stored for each picture as the reason of its prediction."""
 
 
 class Baseline(Protocol):
-    """Settings of a method."""
+    """Hyperparameters of a method."""
 
-    def score(self, evidence: Evidence) -> Score:
-        """The method on this evidence."""
+    def score(self, retrieved: RetrievedContext) -> Score:
+        """Scores of the classes, by retrieved rows."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Method:
-    """A way to use a memory."""
+    """A baseline with its hyperparameters."""
 
     name: str
     grid: Sequence[Baseline]
-    """Settings to choose from, the default first."""
+    """Hyperparameters to choose from, the default first."""
     by_picture: bool
-    """Its reasons are a picture's neighbours; else the rows that the answered class found."""
+    """Reasons of a prediction are the picture's neighbours; else the rows retrieved for the predicted class."""
     may_abstain: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """All that methods are measured on."""
+class BaselineContext:
+    """A set with the rows retrieved for it, its controls, and the zero-shot predictions."""
 
-    opened: Opened
+    context: EvalContext
     memory: Memory
-    evidence: Evidence
-    consistent: Evidence
-    """Names permuted in memory and classes."""
-    broken: Evidence
-    """Names permuted in the memory alone."""
+    retrieved: RetrievedContext
+    consistent: RetrievedContext
+    """Control: names permuted in memory and classes."""
+    broken: RetrievedContext
+    """Control: names permuted in the memory alone."""
     n_in_memory: int
-    """Pictures that have a row which looks the same to the model."""
-    census: Census
+    """Pictures of the set that the memory holds, by cosine."""
+    label_counts: LabelCounts
     zero_shot: Answers
 
     @property
     def labels(self) -> Labels:
-        return self.opened.test.labels
+        return self.context.test.labels
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """What every method but zero-shot rests on."""
+    def arguments(self) -> dict[str, Any]:
+        """Arguments that every method but zero-shot depends on."""
         return {"memory": self.memory.store.root}
 
 
@@ -104,149 +105,151 @@ METHODS = (
 )
 
 
-def evaluate_baselines(setting: Setting, memory_root: str, *, pixels: bool = True) -> list[Result]:
-    """Zero-shot, every baseline, and the controls, each compared with zero-shot.
+def evaluate_baselines(config: EvalConfig, memory_root: str, *, pixels: bool = True) -> list[Result]:
+    """Evaluate zero-shot, every baseline and the controls, each compared with zero-shot.
 
     Args:
-        setting: see there.
+        config: see ``EvalConfig``.
         memory_root: the memory, built with the same model.
-        pixels: also the pixel nearest neighbour, which decodes all pictures of the memory that name a class.
+        pixels: also the pixel nearest neighbour, which decodes all pictures of the memory whose captions name a class.
 
     Raises:
-        RequestError: see ``open_setting`` and ``check_memory``.
+        RequestError: see ``open_context`` and ``check_memory``.
     """
-    opened = open_setting(setting)
-    require(opened, "classification")
+    context = open_context(config)
+    require(context, "classification")
     memory = Memory.open(memory_root)
-    check_memory(memory, opened.towers)
-    scene = _scene(opened, memory)
-    dev = None if opened.dev is None else gather(memory, opened.dev, opened.classifier(opened.dev))
-    results = [_zero_shot(scene)]
+    check_memory(memory, context.towers)
+    setup = _baseline_context(context, memory)
+    dev = None if context.dev is None else retrieve_context(memory, context.dev, context.classifier(context.dev))
+    results = [_zero_shot(setup)]
     for method in METHODS:
         score = (
-            None if dev is None or opened.dev is None else partial(_top1, dev, opened.dev.labels, method.may_abstain)
+            None if dev is None or context.dev is None else partial(_top1, dev, context.dev.labels, method.may_abstain)
         )
         params, how = choose(method.grid, score)
-        results.append(_measure(scene, method, params, how))
-        say(f"{method.name}: {results[-1].figures.metrics['top1']:.4f}")
-    results.append(_name_centroid(scene))
+        results.append(_measure(setup, method, params, how))
+        logger.info(f"{method.name}: {results[-1].figures.metrics['top1']:.4f}")
+    results.append(_name_centroid(setup))
     if pixels:
-        results += _pixels(scene)
+        results += _pixels(setup)
     return results
 
 
-def _scene(opened: Opened, memory: Memory) -> Scene:
-    test, classifier = opened.test, opened.classifier(opened.test)
-    names, n_classes = Names(test.dataset.classes), len(test.dataset.classes)
-    evidence, permutation = gather(memory, test, classifier), derangement(n_classes)
-    consistent, broken = scramble(evidence, names, opened.towers, permutation)
-    return Scene(
-        opened=opened,
+def _baseline_context(context: EvalContext, memory: Memory) -> BaselineContext:
+    test, classifier = context.test, context.classifier(context.test)
+    names, n_classes = ClassNames(test.dataset.classes), len(test.dataset.classes)
+    retrieved, permutation = retrieve_context(memory, test, classifier), derangement(n_classes)
+    consistent, broken = scramble(retrieved, names, context.towers, permutation)
+    return BaselineContext(
+        context=context,
         memory=memory,
-        evidence=evidence,
+        retrieved=retrieved,
         consistent=consistent,
         broken=broken,
-        n_in_memory=count_in_memory(evidence.similarity[:, 0]),
-        census=take_census(memory, names, n_classes),
+        n_in_memory=count_in_memory(retrieved.similarity[:, 0]),
+        label_counts=count_labels(memory, names, n_classes),
         zero_shot=answers(linear(test.images, classifier), test.labels, n_classes),
     )
 
 
-def _top1(evidence: Evidence, labels: Labels, may_abstain: bool, params: Baseline) -> float:
-    """What settings are chosen by."""
-    found = answers(params.score(evidence), labels, len(evidence.classifier), may_abstain=may_abstain)
-    return float((found.rank == 0).mean())
+def _top1(retrieved: RetrievedContext, labels: Labels, may_abstain: bool, params: Baseline) -> float:
+    """Top-1 of a method, to choose hyperparameters by."""
+    predicted = answers(params.score(retrieved), labels, len(retrieved.classifier), may_abstain=may_abstain)
+    return float((predicted.rank == 0).mean())
 
 
-def _zero_shot(scene: Scene) -> Result:
-    test = scene.opened.test
-    found = answers(linear(test.images, scene.consistent.classifier), scene.labels, len(test.dataset.classes))
-    return _write(scene, "zero-shot", scene.zero_shot, {}, {}, {"names_scrambled": _figures(test, found)})
+def _zero_shot(setup: BaselineContext) -> Result:
+    test = setup.context.test
+    predicted = answers(linear(test.images, setup.consistent.classifier), setup.labels, len(test.dataset.classes))
+    return _write(setup, "zero-shot", setup.zero_shot, controls={"names_scrambled": _figures(test, predicted)})
 
 
-def _measure(scene: Scene, method: Method, params: Any, how: dict[str, object]) -> Result:
-    test = scene.opened.test
-    ask = partial(answers, labels=scene.labels, n_classes=len(test.dataset.classes), may_abstain=method.may_abstain)
-    found, consistent, broken = (
-        ask(params.score(evidence)) for evidence in (scene.evidence, scene.consistent, scene.broken)
+def _measure(setup: BaselineContext, method: Method, params: Any, how: dict[str, object]) -> Result:
+    test = setup.context.test
+    predict = partial(answers, labels=setup.labels, n_classes=len(test.dataset.classes), may_abstain=method.may_abstain)
+    predicted, consistent, broken = (
+        predict(params.score(retrieved)) for retrieved in (setup.retrieved, setup.consistent, setup.broken)
     )
     controls = {"names_scrambled": _figures(test, consistent), "memory_scrambled": _figures(test, broken)}
-    reasons = scene.evidence.ids[:, :SHOWN] if method.by_picture else _reasons(scene.evidence, found)
-    asked = scene.asked | {"dev": scene.opened.dev_name}
-    return _write(scene, method.name, found, asked, {**asdict(params), **how}, controls, reasons)
+    reasons = setup.retrieved.ids[:, :REASONS] if method.by_picture else _reasons(setup.retrieved, predicted)
+    arguments = setup.arguments | {"dev": setup.context.dev_name}
+    config = {**asdict(params), **how}
+    return _write(setup, method.name, predicted, arguments=arguments, config=config, controls=controls, reasons=reasons)
 
 
-def _reasons(evidence: Evidence, found: Answers) -> Ids:
-    """i64[n, ≤ 8] the rows of the answered class that are most like the picture."""
-    kept = np.zeros((len(found.labels), min(SHOWN, evidence.class_ids.shape[1])), np.int64)
-    for i, answer in enumerate(found.top[:, 0]):
+def _reasons(retrieved: RetrievedContext, predicted: Answers) -> Ids:
+    """i64[n, ≤ 8] rows of the predicted class that are most similar to the picture."""
+    reasons = np.zeros((len(predicted.labels), min(REASONS, retrieved.class_ids.shape[1])), np.int64)
+    for i, answer in enumerate(predicted.top[:, 0]):
         if answer == NO_ANSWER:
-            kept[i] = NO_ROW
+            reasons[i] = NO_ROW
             continue
-        order = np.argsort(-(evidence.class_vectors[answer] @ evidence.images[i]), kind="stable")
-        kept[i] = evidence.class_ids[answer, order][: kept.shape[1]]
-    return kept
+        order = np.argsort(-(retrieved.class_vectors[answer] @ retrieved.images[i]), kind="stable")
+        reasons[i] = retrieved.class_ids[answer, order][: reasons.shape[1]]
+    return reasons
 
 
-def _name_centroid(scene: Scene) -> Result:
-    """A class is the mean image of the rows that name it; one that none names is never answered."""
-    test, census = scene.opened.test, scene.census
-    unnamed = np.where(census.counts > 0, 0, -np.inf).astype(np.float32)
-    by_centroid = linear(test.images, census.centroids)
+def _name_centroid(setup: BaselineContext) -> Result:
+    """Control: a class is the mean image of the rows that name it; a class without rows is never predicted."""
+    test, label_counts = setup.context.test, setup.label_counts
+    unnamed = np.where(label_counts.counts > 0, 0, -np.inf).astype(np.float32)
+    by_centroid = linear(test.images, label_counts.centroids)
     n_classes = len(test.dataset.classes)
-    found = answers(lambda part: by_centroid(part) + unnamed, scene.labels, n_classes, may_abstain=True)
-    return _write(scene, "name-centroid", found, scene.asked, {}, {})
+    predicted = answers(lambda part: by_centroid(part) + unnamed, setup.labels, n_classes, may_abstain=True)
+    return _write(setup, "name-centroid", predicted, arguments=setup.arguments)
 
 
-def _pixels(scene: Scene) -> list[Result]:
-    test = scene.opened.test
+def _pixels(setup: BaselineContext) -> list[Result]:
+    test = setup.context.test
     try:
-        nearest = nearest_pixels(scene.memory, test.dataset, scene.census, len(test.dataset.classes))
+        nearest = nearest_pixels(setup.memory, test.dataset, setup.label_counts, len(test.dataset.classes))
     except SourceError as error:
-        say(f"pixel is left out: the pictures of {scene.memory.store.root} cannot be read ({error})")
+        logger.info(f"skipping pixel: the pictures of {setup.memory.store.root} cannot be read ({error})")
         return []
-    read = {"read": nearest.n_read, "named": len(scene.census.ids)}
+    read = {"read": nearest.n_read, "named": len(setup.label_counts.ids)}
     if read["read"] < read["named"]:
-        say(f"pixel: {read['read']:,} of {read['named']:,} pictures of {scene.memory.store.root} read")
+        logger.info(f"pixel: {read['read']:,} of {read['named']:,} pictures of {setup.memory.store.root} read")
         if not read["read"]:
-            say("pixel is left out: none of them can be read")
+            logger.info("skipping pixel: none of them can be read")
             return []
-    found = answers(nearest.score(), scene.labels, len(test.dataset.classes), may_abstain=True)
-    return [_write(scene, "pixel", found, scene.asked, {}, {"pictures": read})]
+    predicted = answers(nearest.score(), setup.labels, len(test.dataset.classes), may_abstain=True)
+    return [_write(setup, "pixel", predicted, arguments=setup.arguments, controls={"pictures": read})]
 
 
 def _write(
-    scene: Scene,
+    setup: BaselineContext,
     name: str,
-    found: Answers,
-    asked: dict[str, Any],
-    config: dict[str, Any],
-    controls: dict[str, Any],
+    predicted: Answers,
+    *,
+    arguments: Mapping[str, Any] = NOTHING,
+    config: Mapping[str, Any] = NOTHING,
+    controls: Mapping[str, Any] = NOTHING,
     reasons: Ids | None = None,
 ) -> Result:
-    opened, dataset = scene.opened, scene.opened.test.dataset
-    counts = scene.census.counts
+    context, dataset = setup.context, setup.context.test.dataset
+    counts = setup.label_counts.counts
     result = Result(
         task="baselines",
         method=name,
-        figures=classification_figures([found], dataset.tiers, len(dataset.classes)),
-        model=describe_model(opened.towers),
+        figures=classification_figures([predicted], dataset.tiers, len(dataset.classes)),
+        model=describe_model(context.towers),
         dataset=describe_dataset(dataset),
-        config=config,
-        memory=describe_memory(scene.memory)
+        config=dict(config),
+        memory=describe_memory(setup.memory)
         | {
             "rows_by_class": counts.tolist(),
             "classes_without_rows": int((counts == 0).sum()),
-            "pictures_in_memory": scene.n_in_memory,
+            "pictures_in_memory": setup.n_in_memory,
         },
-        extra=controls | {"against_zero_shot": compared(found, scene.zero_shot, dataset.tiers)},
-        asked=asked,
+        extra={**controls, "against_zero_shot": compare_top1(predicted, setup.zero_shot, dataset.tiers)},
+        asked=dict(arguments),
     )
     columns = {} if reasons is None else {"reasons": pa.array(list(reasons), pa.list_(pa.int64()))}
-    write_result(opened.run, result, predictions_table(opened.test.keys, [found], **columns))
+    write_result(context.run, result, predictions_table(context.test.keys, [predicted], **columns))
     return result
 
 
-def _figures(embedded: Embedded, found: Answers) -> dict[str, Any]:
+def _figures(embedded: Embedded, predicted: Answers) -> dict[str, Any]:
     dataset = embedded.dataset
-    return asdict(classification_figures([found], dataset.tiers, len(dataset.classes)))
+    return asdict(classification_figures([predicted], dataset.tiers, len(dataset.classes)))

@@ -1,4 +1,4 @@
-"""Every row of a memory whose caption names a class: how many there are of each, their mean image, and which they are.
+"""The rows of a memory whose captions name a class: their number and mean image by class.
 
 Reads all captions of the memory once.
 """
@@ -10,28 +10,28 @@ import numpy as np
 from memory_builder.base.types import Ids, unit_rows
 from memory_builder.memory import Memory
 from trainer.evaluate.numbers.arrays import Floats, Labels
-from trainer.evaluate.with_memory.names import NO_CLASS, Names
+from trainer.evaluate.with_memory.names import NO_CLASS, ClassNames
 
 BLOCK = 100_000
-"""Rows looked through at a time."""
+"""Rows read at a time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Census:
-    """What a memory holds of each class by name."""
+class LabelCounts:
+    """Rows of a memory whose captions name a class."""
 
     counts: Labels
-    """i64[c] rows."""
+    """i64[c] number of rows."""
     centroids: Floats
-    """f32[c, d] unit mean of their images; zero where there is none."""
+    """f32[c, d] normalised mean of their images; zero without rows."""
     ids: Ids
-    """i64[m] the rows."""
+    """i64[m] row ids."""
     labels: Labels
     """i64[m] their classes."""
 
 
-def take_census(memory: Memory, names: Names, n_classes: int) -> Census:
-    """Look through the whole memory."""
+def count_labels(memory: Memory, names: ClassNames, n_classes: int) -> LabelCounts:
+    """Find the class named by the caption of every row of a memory."""
     sums = np.zeros((n_classes, memory.description.d), np.float64)
     all_ids, all_labels = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     for ordinal in memory.commits:
@@ -45,7 +45,7 @@ def take_census(memory: Memory, names: Names, n_classes: int) -> Census:
             all_ids.append(ids[named])
             all_labels.append(labels[named])
     labels = np.concatenate(all_labels)
-    return Census(
+    return LabelCounts(
         counts=np.bincount(labels, minlength=n_classes),
         centroids=unit_rows(sums),
         ids=np.concatenate(all_ids),

@@ -1,7 +1,7 @@
-"""Which class a caption names, and captions with their names exchanged.
+"""Class names in captions: find them, and replace them for controls.
 
-A name stands in a caption as whole words in order; case, punctuation and underscores are looked past. Of several names
-the longest counts, then the first. Of classes that share a name the first has it.
+A caption names a class if it contains the words of its name in order; case, punctuation and underscores are ignored. Of
+several names the longest counts, then the first; of classes with the same name the first.
 """
 
 import re
@@ -13,8 +13,8 @@ NO_CLASS = -1
 _WORD = re.compile(r"[^\W_]+[+#]*")  # with C++ and C# as words of their own
 
 
-class Names:
-    """The names of a set's classes, to be looked for."""
+class ClassNames:
+    """Class names of a set, as a matcher for captions."""
 
     def __init__(self, classes: Sequence[str]) -> None:
         self._classes = list(classes)
@@ -25,11 +25,11 @@ class Names:
         self._lengths = sorted({len(words) for words in self._labels}, reverse=True)
 
     def label(self, caption: str) -> int:
-        """The class that a caption names, or NO_CLASS."""
+        """The class named by a caption, or NO_CLASS."""
         return self._find(caption)[0]
 
     def exchange(self, caption: str, permutation: Labels) -> str:
-        """The caption with the name of class c replaced by that of ``permutation[c]``; as it is if it names none."""
+        """Replace the name of class c in a caption by that of ``permutation[c]``; a caption without a name is kept."""
         label, start, end = self._find(caption)
         if label == NO_CLASS:
             return caption
@@ -37,7 +37,7 @@ class Names:
         return caption[:start] + name + caption[end:]
 
     def _find(self, caption: str) -> tuple[int, int, int]:
-        """(label, start, end) of the name in the caption."""
+        """(label, start, end) of the class name in a caption."""
         words = list(_WORD.finditer(caption))
         folded = [word.group().casefold() for word in words]
         for length in self._lengths:

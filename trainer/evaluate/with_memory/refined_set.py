@@ -1,7 +1,7 @@
-"""A classification set refined from a memory: pictures, class names, both; and both under exchanged names, as controls.
+"""A classification set refined from a memory: pictures, class names or both; and with permuted names, as controls.
 
-Names permuted consistently in memory and classes: the model's knowledge of names is worth nothing, what is left was
-known to the memory. Names permuted in the memory alone: retrieval must not help.
+Names permuted in memory and classes alike: the model's knowledge of names does not help, and accuracy comes from the
+memory. Names permuted in the memory alone: retrieval must not help.
 """
 
 from functools import cached_property, partial
@@ -14,118 +14,119 @@ from memory_builder.memory import Memory
 from trainer.evaluate.numbers.arrays import Floats, Labels
 from trainer.evaluate.numbers.metrics import Answers, answers, linear
 from trainer.evaluate.sets.features import Embedded
-from trainer.evaluate.sets.towers import Towers, centres
-from trainer.evaluate.with_memory.names import Names
+from trainer.evaluate.sets.towers import Towers, mean_prompts
+from trainer.evaluate.with_memory.names import ClassNames
 from trainer.evaluate.with_memory.retrieved_context import BATCH, derangement
-from trainer.reco.lookup import Found
-from trainer.reco.model import Order, RecoModel, refined_heads
+from trainer.reco.lookup import Neighbours
+from trainer.reco.model import PromptOrder, RecoModel, refined_heads
 
-AS_IT_IS = ""
-"""The condition that is no control."""
+UNCHANGED = ""
+"""The condition without a control."""
 COLUMNS = 32
-"""Copied at a time where there may be no room for another f32[c, d]."""
+"""Columns copied at a time, as a second f32[c, d] may not fit into memory."""
 
 
-class Refined:
-    """What a fusion makes of a set.
+class RefinedSet:
+    """Predictions of a RECO model on a classification set.
 
-    With millions of classes an f32[c, d] takes gigabytes: beside the classes' own, and their prompts where each of them
-    is refined, no more than one is held at a time.
+    With millions of classes an f32[c, d] takes gigabytes: beside the class embeddings, and their prompts if each of
+    these is refined, only one is in memory at a time.
     """
 
-    def __init__(self, model: RecoModel, memory: Memory, towers: Towers, test: Embedded, order: Order) -> None:
+    def __init__(self, model: RecoModel, memory: Memory, towers: Towers, test: Embedded, order: PromptOrder) -> None:
         self._model, self._memory, self._towers, self._test, self._order = model, memory, towers, test, order
         classes, templates = test.dataset.classes, test.dataset.templates
         self._classes: Floats = np.empty((len(classes), towers.d), np.float32)
-        self._prompts: Floats = self._classes[:, None]  # f32[c, t, d]; the means alone, if those are refined
+        self._prompts: Floats = self._classes[:, None]  # f32[c, t, d]; only the means, if these are refined
         if order == "refine-then-average":
             self._prompts = np.empty((len(classes), len(templates), towers.d), np.float32)
-        for some, prompts in towers.prompts(classes, templates):
+        for block, prompts in towers.prompts(classes, templates):
             if order == "refine-then-average":
-                self._prompts[some] = prompts
-            self._classes[some] = centres(prompts)
+                self._prompts[block] = prompts
+            self._classes[block] = mean_prompts(prompts)
 
     @cached_property
-    def by_image(self) -> Found:
-        """What the pictures find."""
+    def by_image(self) -> Neighbours:
+        """Neighbours of the pictures."""
         return self._model.find(self._test.images, "image", self._memory)
 
     def by_class(self, labels: Labels) -> Ids:
-        """i64[n] classes → i64[n, k] rows that each finds, with the mean of its prompts."""
-        distinct, place = np.unique(labels, return_inverse=True)
-        return self._model.find(self._classes[distinct], "text", self._memory).ids[place]
+        """i64[n] classes → i64[n, k] neighbours of the mean of each class's prompts."""
+        distinct, index = np.unique(labels, return_inverse=True)
+        return self._model.find(self._classes[distinct], "text", self._memory).ids[index]
 
     def answers(self) -> dict[str, dict[str, Answers]]:
-        """Condition → method → answers: as it is, and under both controls.
+        """Condition → method → predictions: unchanged, and under both controls.
 
-        None where a side searches the other's vectors, as finds would differ: where class c goes by the name of class
-        p(c) in every caption, that name finds what its own found before.
+        No controls if a query searches the other modality, as its neighbours would change with the names. Else they
+        stay: if every caption names class p(c) in place of class c, the new name retrieves what the old one did.
         """
-        images = self._fused(self.by_image.vectors)
-        told = {AS_IT_IS: {"zero-shot": self._ask(self._test.images, self._classes)}}
-        told[AS_IT_IS] |= {"reco-image": self._ask(images, self._classes)} | self._ask_heads(images, self._heads())
+        images = self._fuse(self.by_image.vectors)
+        predictions = {UNCHANGED: {"zero-shot": self._predict(self._test.images, self._classes)}}
+        predictions[UNCHANGED] |= {"reco-image": self._predict(images, self._classes)}
+        predictions[UNCHANGED] |= self._predict_with_heads(images, self._heads())
         lookup = self._model.lookup
         if (lookup.image_search, lookup.text_search) != ("image", "text") or not self._model.k:
-            return told
+            return predictions
         permutation = derangement(len(self._classes))
-        images = self._fused(self._exchanged(self.by_image, permutation, lookup.image_fuse == "text"))
+        images = self._fuse(self._exchanged(self.by_image, permutation, lookup.image_fuse == "text"))
         heads = self._heads(permutation)
-        told["names_scrambled"] = self._ask_heads(images, heads)
-        # In both controls a name is refined with the same rows: only which class it stands for is not the same.
-        _reorder(heads, np.argsort(permutation))
-        told["memory_scrambled"] = self._ask_heads(images, heads)
+        predictions["names_scrambled"] = self._predict_with_heads(images, heads)
+        # Both controls refine a name with the same rows; they differ in the class that it stands for.
+        _reorder_in_place(heads, np.argsort(permutation))
+        predictions["memory_scrambled"] = self._predict_with_heads(images, heads)
         del heads
-        told["names_scrambled"]["reco-image"] = self._ask(images, self._classes[permutation])
-        told["memory_scrambled"]["reco-image"] = self._ask(images, self._classes)
-        return told
+        predictions["names_scrambled"]["reco-image"] = self._predict(images, self._classes[permutation])
+        predictions["memory_scrambled"]["reco-image"] = self._predict(images, self._classes)
+        return predictions
 
-    def _ask(self, images: Floats, classes: Floats) -> Answers:
+    def _predict(self, images: Floats, classes: Floats) -> Answers:
         return answers(linear(images, classes), self._test.labels, len(classes))
 
-    def _ask_heads(self, images: Floats, heads: Floats) -> dict[str, Answers]:
-        return {"reco-text": self._ask(self._test.images, heads), "reco-both": self._ask(images, heads)}
+    def _predict_with_heads(self, images: Floats, heads: Floats) -> dict[str, Answers]:
+        return {"reco-text": self._predict(self._test.images, heads), "reco-both": self._predict(images, heads)}
 
-    def _fused(self, neighbours: npt.NDArray[np.float16]) -> Floats:
+    def _fuse(self, neighbours: npt.NDArray[np.float16]) -> Floats:
         return self._model.fuse(self._test.images, neighbours, "image")
 
     def _heads(self, permutation: Labels | None = None) -> Floats:
-        """f32[c, d]: what each class is called, by its own name or another's, refined with what its own finds."""
-        refine = partial(self._refined_texts, permutation=permutation)
-        return refined_heads(self._prompts, self._prompts, self._order, refine, permutation)
+        """f32[c, d]: the name of each class, or of its permuted class, fused with the neighbours of its own name."""
+        refine = partial(self._refine_texts, permutation=permutation)
+        return refined_heads(self._prompts, self._order, refine, permutation)
 
-    def _refined_texts(self, texts: Floats, askers: Floats, permutation: Labels | None) -> Floats:
-        found = self._model.find(askers, "text", self._memory)
+    def _refine_texts(self, texts: Floats, queries: Floats, permutation: Labels | None) -> Floats:
+        neighbours = self._model.find(queries, "text", self._memory)
         is_text = permutation is not None and self._model.lookup.text_fuse == "text"
-        vectors = found.vectors if permutation is None else self._exchanged(found, permutation, is_text)
+        vectors = neighbours.vectors if permutation is None else self._exchanged(neighbours, permutation, is_text)
         return self._model.fuse(texts, vectors, "text")
 
     @cached_property
-    def _names(self) -> Names:
-        return Names(self._test.dataset.classes)
+    def _names(self) -> ClassNames:
+        return ClassNames(self._test.dataset.classes)
 
-    def _exchanged(self, found: Found, permutation: Labels, is_text: bool) -> npt.NDArray[np.float16]:
-        """f16[n, k, d] what was found, had class c's name been that of ``permutation[c]`` in all captions."""
+    def _exchanged(self, neighbours: Neighbours, permutation: Labels, is_text: bool) -> npt.NDArray[np.float16]:
+        """f16[n, k, d] vectors of the neighbours, with class ``permutation[c]`` in place of class c in all captions."""
         if not is_text:
-            return found.vectors
-        distinct, place = np.unique(found.ids, return_inverse=True)
+            return neighbours.vectors
+        distinct, index = np.unique(neighbours.ids, return_inverse=True)
         captions = self._memory.rows(distinct, ["caption"])["caption"].to_pylist()
         texts = [self._names.exchange(caption or "", permutation) for caption in captions]
         changed = [i for i, (text, caption) in enumerate(zip(texts, captions, strict=True)) if text != (caption or "")]
-        vectors, place = found.vectors.copy(), place.reshape(found.ids.shape)
+        vectors, index = neighbours.vectors.copy(), index.reshape(neighbours.ids.shape)
         if changed:
             encoded = [
                 self._towers.encode_texts([texts[i] for i in changed[at : at + BATCH]])
                 for at in range(0, len(changed), BATCH)
             ]
-            where = np.full(len(distinct), -1)
-            where[changed] = np.arange(len(changed))
-            moved = where[place] >= 0
-            vectors[moved] = np.concatenate(encoded)[where[place][moved]].astype(np.float16)
+            row_of = np.full(len(distinct), -1)
+            row_of[changed] = np.arange(len(changed))
+            moved = row_of[index] >= 0
+            vectors[moved] = np.concatenate(encoded)[row_of[index][moved]].astype(np.float16)
         return vectors
 
 
-def _reorder(rows: Floats, order: Labels) -> None:
-    """``rows[order]`` in place of f32[c, d] rows."""
+def _reorder_in_place(rows: Floats, order: Labels) -> None:
+    """Set f32[c, d] rows to ``rows[order]``."""
     for at in range(0, rows.shape[1], COLUMNS):
-        some = slice(at, at + COLUMNS)
-        rows[:, some] = rows[order, some]
+        columns = slice(at, at + COLUMNS)
+        rows[:, columns] = rows[order, columns]

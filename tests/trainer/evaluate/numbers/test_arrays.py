@@ -14,9 +14,9 @@ from trainer.evaluate.numbers.metrics import answers
 from trainer.evaluate.sets.datasets import Dataset, open_dataset
 from trainer.evaluate.sets.features import Embedded, embed_dataset
 from trainer.evaluate.tasks.finetune import TuneParams, tune
-from trainer.evaluate.tasks.linear_probe import Lesson
+from trainer.evaluate.tasks.linear_probe import FewShotSplit
 from trainer.evaluate.tasks.retrieval import retrieval
-from trainer.react.load import Choice
+from trainer.react.load import CheckpointRef
 
 
 @pytest.mark.parametrize("may_abstain", [False, True])
@@ -47,7 +47,7 @@ class Diverged:
 def test_a_model_that_gives_no_numbers_is_refused_and_keeps_nothing(towers, shapes, captioned, tmp_path):
     diverged, run = replace(towers, model=Diverged(), name="RUN (step 7)"), Store(tmp_path)
     for root in (shapes, captioned):
-        with pytest.raises(EncoderError, match=r"RUN \(step 7\) makes .* pictures into vectors that are not finite"):
+        with pytest.raises(EncoderError, match=r"RUN \(step 7\) gives embeddings that are not finite for .* pictures"):
             embed_dataset(open_dataset(root), diverged, run)
     assert not list(tmp_path.rglob("record.json"))
     with pytest.raises(EncoderError, match="class names into vectors"):
@@ -69,15 +69,15 @@ def test_embeddings_that_were_kept_so_are_made_anew(towers, shapes, tmp_path):
 
 def test_fine_tuning_that_diverges_is_refused(towers, shapes, tmp_path):
     test, train = (embed_dataset(open_dataset(shapes, split), towers, Store(tmp_path)) for split in ("test", "train"))
-    lesson = Lesson(train=train, test=test, classifier=np.full((12, towers.d), np.nan, np.float32))
-    with pytest.raises(EncoderError, match=r"fine-tuned, makes 72 of 72 pictures into vectors that are not finite"):
+    lesson = FewShotSplit(train=train, test=test, classifier=np.full((12, towers.d), np.nan, np.float32))
+    with pytest.raises(EncoderError, match=r"fine-tuned, gives embeddings that are not finite for 72 of 72 pictures"):
         tune(towers, lesson, "1", 0, TuneParams(epochs=1))
 
 
-@pytest.mark.parametrize("share", ["nan", "inf", "-0.5"])
-def test_a_share_that_cannot_be_is_refused(share, shapes, tmp_path, capsys):
-    with pytest.raises(UsageError, match="--share"):
-        Choice(run="run", share=float(share))
-    assert main(["evaluate", "zero-shot", "--run", str(tmp_path), "--dataset", str(shapes), "--share", share]) == 2
-    assert f"--share {share}: 0 for the frozen model" in capsys.readouterr().err
-    assert Choice(run="run", share=1.2).share == 1.2
+@pytest.mark.parametrize("wise_alpha", ["nan", "inf", "-0.5"])
+def test_a_wise_alpha_out_of_range_is_refused(wise_alpha, shapes, tmp_path, capsys):
+    with pytest.raises(UsageError, match="--wise-alpha"):
+        CheckpointRef(run="run", wise_alpha=float(wise_alpha))
+    assert main(["evaluate", "zero-shot", "--run", str(tmp_path), "--dataset", str(shapes), "--share", wise_alpha]) == 2
+    assert f"--wise-alpha {wise_alpha}: 0 for the frozen model" in capsys.readouterr().err
+    assert CheckpointRef(run="run", wise_alpha=1.2).wise_alpha == 1.2

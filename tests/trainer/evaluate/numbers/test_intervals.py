@@ -50,7 +50,7 @@ def test_an_interval_agrees_with_scipy():
 def test_the_same_numbers_every_time_whatever_the_chunks(monkeypatch):
     sums, _ = simulated(np.random.default_rng(4))
     whole = interval(sums)
-    monkeypatch.setattr("trainer.evaluate.numbers.intervals.KEPT", 0)
+    monkeypatch.setattr("trainer.evaluate.numbers.intervals.CACHED", 0)
     monkeypatch.setattr("trainer.evaluate.numbers.intervals.CHUNK", 1)
     assert interval(sums) == whole
 

@@ -93,7 +93,7 @@ def one_sample(root, **files):
         (lambda root: (root / "zeroshot_classification_templates.txt").unlink(), r"templates.txt is missing"),
         (
             lambda root: write_texts(root, zeroshot_classification_templates="a photo"),
-            r"'a photo' has no place for the class name: write \{c\} there",
+            r"'a photo' has no \{c\} for the class name: add it",
         ),
         (lambda root: write_texts(root, zeroshot_classification_templates="{c} of {}"), r"cannot be filled"),
         (lambda root: write_texts(root, zeroshot_classification_templates="{{{c}}}"), r"cannot be filled"),
@@ -120,7 +120,7 @@ PNG = encoded(picture(0, 1))
         ({"png": PNG, "cls": b"12"}, r"0.tar: s0000001.cls says '12': expected a label from 0 to 11.*has 12 lines"),
         ({"png": PNG, "cls": b"cat"}, r"says 'cat'"),
         ({"png": PNG, "cls": b"-1"}, r"says '-1'"),
-        ({"png": PNG}, r"s0000001 has no .cls \(the label, a number\); there is png"),
+        ({"png": PNG}, r"s0000001 has no .cls \(the label, a number\), only png"),
         ({"cls": b"1"}, r"s0000001 has no picture"),
     ],
 )
@@ -136,7 +136,7 @@ def test_a_sample_that_is_not_understood_is_refused_by_name(tmp_path, files, sai
         ("multilabel", {"png": PNG, "npy": npy([1, 0])}, r"holds int64\[2\]: expected a 0 or 1 for each of the 12"),
         ("multilabel", {"png": PNG, "npy": npy([2] * 12)}, r"expected a 0 or 1"),
         ("multilabel", {"png": PNG, "npy": b"no array"}, r"s0000001.npy is no array"),
-        ("multilabel", {"png": PNG, "cls": b"1"}, r"has no .npy .*dataset_type.txt says what a set holds"),
+        ("multilabel", {"png": PNG, "cls": b"1"}, r"has no .npy .*dataset_type.txt names the kind of the set"),
         ("retrieval", {"png": PNG, "txt": b" \n"}, r"s0000001.txt is empty"),
         ("retrieval", {"png": PNG, "cls": b"1"}, r"has no .txt"),
     ],
@@ -157,7 +157,7 @@ def test_an_empty_split_a_name_twice_and_a_broken_tar_are_refused(tmp_path):
     with pytest.raises(SourceError, match=r"1.tar: s0000000 occurs twice"):
         list(open_dataset(tmp_path).examples())
     tar.write_bytes(whole[:2000])
-    with pytest.raises(SourceError, match=r"0.tar breaks off at byte .*fetch it again"):
+    with pytest.raises(SourceError, match=r"0.tar is truncated at byte .*download it again"):
         list(open_dataset(tmp_path).examples())
     for name in ("0.tar", "1.tar"):
         with tarfile.open(tmp_path / "test" / name, "w"):

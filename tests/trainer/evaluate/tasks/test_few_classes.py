@@ -6,7 +6,7 @@ import numpy as np
 
 from helpers.evaluation_sets import CLASSES, encoded, picture, write_split, write_texts
 from trainer.evaluate.numbers.metrics import Answers, classification_figures
-from trainer.evaluate.numbers.paired import compared
+from trainer.evaluate.numbers.paired import compare_top1
 
 
 def answered(labels: list[int], right: list[bool]) -> Answers:
@@ -20,7 +20,7 @@ def test_over_one_class_there_is_neither_interval_nor_p():
     figures = classification_figures([found], tiers, 3)
     assert figures.tiers["rare"].ci95 == {"top1": None, "mean_per_class": None}
     assert None not in figures.tiers["common"].ci95.values()
-    told = compared(found, other, tiers)
+    told = compare_top1(found, other, tiers)
     assert told["rare"] == {"value": 0.5, "low": None, "high": None, "p": None}
     assert told["common"]["p"] < 0.05
     json.dumps(told, allow_nan=False)

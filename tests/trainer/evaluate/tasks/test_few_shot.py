@@ -10,13 +10,13 @@ from helpers.evaluation_sets import encoded, picture, picture_folders
 from memory_builder.errors import UsageError
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
-from trainer.evaluate.config import Setting
-from trainer.evaluate.context import open_setting
+from trainer.evaluate.config import EvalConfig
+from trainer.evaluate.context import open_context
 from trainer.evaluate.results import read_results
 from trainer.evaluate.sets.features import picture_batches
 from trainer.evaluate.tasks.finetune import TuneParams, tune
 from trainer.evaluate.tasks.heads import HeadParams, train_head
-from trainer.evaluate.tasks.linear_probe import Lesson
+from trainer.evaluate.tasks.linear_probe import FewShotSplit
 from trainer.evaluate.tasks.shots import ShotOptions, choose, draw
 
 
@@ -91,12 +91,12 @@ def test_without_dev_published_defaults_are_used_and_said(shapes, evaluate, tmp_
 @pytest.fixture(scope="module")
 def opened(shapes, model_dir, tmp_path_factory):
     encoder = EncoderConfig(model=f"local-dir:{model_dir}")
-    return open_setting(Setting(encoder=encoder, dataset=shapes, out=tmp_path_factory.mktemp("run")))
+    return open_context(EvalConfig(encoder=encoder, dataset=shapes, out=tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="module")
-def lesson(opened) -> Lesson:
-    return Lesson(train=opened.train(opened.test), test=opened.test, classifier=opened.classifier(opened.test))
+def lesson(opened) -> FewShotSplit:
+    return FewShotSplit(train=opened.train(opened.test), test=opened.test, classifier=opened.classifier(opened.test))
 
 
 def test_labels_that_stand_for_other_folders_are_refused_whatever_the_classes_are_called(model_dir, tmp_path):
@@ -105,8 +105,8 @@ def test_labels_that_stand_for_other_folders_are_refused_whatever_the_classes_ar
     (tmp_path / "classnames.txt").write_text("\n".join(f"class {label}" for label in range(12)))
     last = max((tmp_path / "train").iterdir())
     last.rename(last.with_name("a"))  # now first, so that every label has moved
-    setting = Setting(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=tmp_path, out=tmp_path / "run")
-    opened = open_setting(setting)
+    setting = EvalConfig(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=tmp_path, out=tmp_path / "run")
+    opened = open_context(setting)
     with pytest.raises(UsageError, match="the classes of train and test differ: a label must mean the same in both"):
         opened.train(opened.test)
 
@@ -143,7 +143,7 @@ def test_a_tower_that_gives_its_tokens_too_is_tuned(opened, lesson):
 
 
 def test_only_the_asked_layers_learn(opened, lesson, monkeypatch):
-    import trainer.evaluate.finetune as module
+    import trainer.evaluate.tasks.finetune as module
 
     kept = []
     monkeypatch.setattr(module, "_encode", lambda _, visual, __: kept.append(visual) or lesson.test.images)

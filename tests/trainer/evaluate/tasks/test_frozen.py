@@ -18,13 +18,13 @@ from memory_builder.cli import main
 from memory_builder.errors import ConfigMismatchError, SourceError, UsageError
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
-from trainer.evaluate.config import Setting
-from trainer.evaluate.context import open_setting
+from trainer.evaluate.config import EvalConfig
+from trainer.evaluate.context import open_context
 from trainer.evaluate.results import read_predictions, read_results
 
 
-def setting(model_dir, dataset, out, **others) -> Setting:
-    return Setting(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=dataset, out=out, **others)
+def setting(model_dir, dataset, out, **others) -> EvalConfig:
+    return EvalConfig(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=dataset, out=out, **others)
 
 
 def test_zero_shot_prints_and_keeps_what_it_found(shapes, evaluate, tmp_path):
@@ -97,10 +97,10 @@ def test_a_run_on_an_object_store_is_written_and_reported_there(shapes, evaluate
 def test_settings_are_not_chosen_on_what_is_measured(shapes, dev_shapes, model_dir, tmp_path):
     link = tmp_path / "link"
     link.symlink_to(shapes)
-    with pytest.raises(UsageError, match=r"--dev .* is the set that is measured"):
+    with pytest.raises(UsageError, match=r"--dev .* is the test set"):
         setting(model_dir, shapes, tmp_path, dev=link)
     for given in ({"split": "train"}, {"dev": dev_shapes, "dev_split": "train"}):
-        opened = open_setting(setting(model_dir, shapes, tmp_path, **given))
+        opened = open_context(setting(model_dir, shapes, tmp_path, **given))
         with pytest.raises(UsageError, match="--train-split train is the split that is to be answered"):
             opened.train(opened.dev or opened.test)
     with pytest.raises(UsageError, match="--batch-size 0"):
@@ -113,17 +113,17 @@ def test_a_dev_set_that_holds_a_measured_picture_is_refused(shapes, model_dir, t
     samples = [{"png": encoded(picture(0, seed)), "cls": b"0"} for seed in (0, 900)]
     write_split(tmp_path / "dev", "test", samples, n_tars=1)
     with pytest.raises(UsageError, match=r"--dev: 1 of the 72 pictures .* such as s0000000: take them out"):
-        open_setting(setting(model_dir, shapes, tmp_path / "run", dev=tmp_path / "dev"))
+        open_context(setting(model_dir, shapes, tmp_path / "run", dev=tmp_path / "dev"))
     captioned = retrieval_set(tmp_path / "captioned")
     with pytest.raises(UsageError, match=r"is a retrieval set, --dataset .* a classification one"):
-        open_setting(setting(model_dir, shapes, tmp_path / "run", dev=captioned))
+        open_context(setting(model_dir, shapes, tmp_path / "run", dev=captioned))
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_by_name(model_dir, tmp_path):
     root = classification_set(tmp_path / "set", splits={"test": 1})
     write_split(root, "test", [{"png": encoded(picture(0, 0))[:-30], "cls": b"0"}], n_tars=1)
-    with pytest.raises(SourceError, match=r"picture s0000000 cannot be used \(image is damaged\): mend it"):
-        open_setting(setting(model_dir, root, tmp_path / "run"))
+    with pytest.raises(SourceError, match=r"picture s0000000 cannot be decoded \(image is damaged\): repair it"):
+        open_context(setting(model_dir, root, tmp_path / "run"))
 
 
 def test_a_run_belongs_to_one_model(shapes, model_dir, evaluate, tmp_path):
@@ -132,14 +132,14 @@ def test_a_run_belongs_to_one_model(shapes, model_dir, evaluate, tmp_path):
     told = json.loads(record.read_text())
     record.write_text(json.dumps(told | {"model": {"name": "other", "fingerprint": "f" * 64}}))
     with pytest.raises(ConfigMismatchError, match=r"fingerprint ffffffffffff, .*name another --out"):
-        open_setting(setting(model_dir, shapes, tmp_path))
+        open_context(setting(model_dir, shapes, tmp_path))
 
 
 def test_a_task_refuses_sets_it_cannot_be_asked_about(shapes, captioned, evaluate, tmp_path):
     ran = evaluate("retrieval", "--dataset", shapes, "--out", tmp_path)
     assert (ran.code, "is a classification set" in ran.err) == (2, True)
     ran = evaluate("zero-shot", "--dataset", captioned, "--out", tmp_path)
-    assert (ran.code, "this task is for classification or multilabel" in ran.err) == (2, True)
+    assert (ran.code, "this task evaluates classification or multilabel sets" in ran.err) == (2, True)
 
 
 def test_equal_captions_of_other_pictures_count_when_asked(evaluate, tmp_path):

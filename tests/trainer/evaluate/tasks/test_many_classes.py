@@ -16,7 +16,7 @@ from memory_builder.storage.store import Store
 from trainer.evaluate.numbers import metrics
 from trainer.evaluate.sets.datasets import open_dataset
 from trainer.evaluate.sets.features import embed_dataset
-from trainer.evaluate.with_memory.refined_set import AS_IT_IS, Refined
+from trainer.evaluate.with_memory.refined_set import UNCHANGED, RefinedSet
 from trainer.evaluate.with_memory.retrieved_context import derangement
 from trainer.reco import model as refining
 from trainer.reco.config import FusionConfig, LookupConfig
@@ -93,12 +93,14 @@ def model(towers, model_dir):
     """Half of what is refined are its neighbours."""
     reco = Reco(FusionConfig(fusion="mean", k=K), towers.d).requires_grad_(False)
     config = EncoderConfig(model=f"local-dir:{model_dir}")
-    return RecoModel(reco, LookupConfig(), config, towers.fingerprint, "run", K)
+    return RecoModel(
+        reco=reco, lookup=LookupConfig(), encoder_config=config, fingerprint=towers.fingerprint, name="run", k=K
+    )
 
 
 @pytest.fixture
 def refined(model, memory, towers, embedded):
-    return partial(Refined, model, Memory.open(memory), towers, embedded)
+    return partial(RefinedSet, model, Memory.open(memory), towers, embedded)
 
 
 def refined_texts(model, memory, order, texts, askers):
@@ -126,7 +128,7 @@ def test_refined_class_names_are_those_of_the_definition_under_controls_too(
     prompts = np.stack([towers.encode_texts([fill(template, name) for template in templates]) for name in names])
     permutation = derangement(len(names))
     expected = {
-        AS_IT_IS: (prompts, prompts),
+        UNCHANGED: (prompts, prompts),
         "names_scrambled": (prompts[permutation], prompts),
         "memory_scrambled": (prompts, prompts[np.argsort(permutation)]),
     }
@@ -139,7 +141,7 @@ def test_refined_class_names_are_those_of_the_definition_under_controls_too(
         assert (told[condition]["reco-text"].rank == found[condition]).all()
     assert len({tuple(some) for some in found.values()}) == 3
     plain = unit_rows(prompts.mean(axis=1))
-    assert (told[AS_IT_IS]["zero-shot"].rank == ranks(embedded.images, plain, embedded.labels)).all()
+    assert (told[UNCHANGED]["zero-shot"].rank == ranks(embedded.images, plain, embedded.labels)).all()
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -164,15 +166,15 @@ def test_the_same_answers_whatever_is_held_at_a_time(order, refined, embedded, m
 def test_classes_are_encoded_once_and_their_neighbours_held_block_by_block(
     order, most, refined, model, towers, monkeypatch
 ):
-    asked, find, counted = [], model.find, Counted(towers.model)
+    asked, find, counted = [], RecoModel.find, Counted(towers.model)
 
-    def counting(vectors, side, memory):
+    def counting(self, vectors, side, memory):
         asked.append((side, len(vectors)))
-        return find(vectors, side, memory)
+        return find(self, vectors, side, memory)
 
     monkeypatch.setattr(refining, "BATCH", 5)
-    monkeypatch.setattr(model, "find", counting)
-    one = Refined(model, refined.args[1], replace(towers, model=counted), refined.args[3], order)
+    monkeypatch.setattr(RecoModel, "find", counting)
+    one = RefinedSet(model, refined.args[1], replace(towers, model=counted), refined.args[3], order)
     assert counted.passes == [36]
     one._heads()
     one._heads(derangement(12))

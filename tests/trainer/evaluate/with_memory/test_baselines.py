@@ -8,8 +8,8 @@ import pytest
 from memory_builder.base.types import NO_ROW
 from trainer.evaluate.numbers.metrics import answers
 from trainer.evaluate.with_memory.baselines import cache, fusion, head, priming, vote
-from trainer.evaluate.with_memory.names import NO_CLASS, Names
-from trainer.evaluate.with_memory.retrieved_context import Evidence, derangement, scramble
+from trainer.evaluate.with_memory.names import NO_CLASS, ClassNames
+from trainer.evaluate.with_memory.retrieved_context import RetrievedContext, derangement, scramble
 
 N_CLASSES, PER_CLASS, K, D = 6, 4, 5, 32
 
@@ -24,7 +24,7 @@ def labels():
 
 
 @pytest.fixture(scope="module")
-def evidence(labels) -> Evidence:
+def evidence(labels) -> RetrievedContext:
     """Images lie near their class's image centre, captions near its name, and names know nothing of images."""
     rng = np.random.default_rng(0)
     centres, texts = unit(rng.standard_normal((N_CLASSES, D))), unit(rng.standard_normal((N_CLASSES, D)))
@@ -32,13 +32,13 @@ def evidence(labels) -> Evidence:
     of_rows = np.repeat(np.arange(N_CLASSES), PER_CLASS)
     rows = unit(centres[of_rows] + 0.1 * rng.standard_normal((len(of_rows), D)))
     cosines = images @ rows.T
-    place = np.argsort(-cosines, axis=1)[:, :K]
-    return Evidence(
+    index = np.argsort(-cosines, axis=1)[:, :K]
+    return RetrievedContext(
         images=images,
         classifier=texts,
-        ids=place,
-        similarity=np.take_along_axis(cosines, place, 1),
-        place=place,
+        ids=index,
+        similarity=np.take_along_axis(cosines, index, 1),
+        index=index,
         captions=tuple(f"this is thing{label}" for label in of_rows),
         caption_vectors=unit(texts[of_rows] + 0.05 * rng.standard_normal((len(of_rows), D))),
         caption_class=of_rows,
@@ -53,7 +53,7 @@ METHODS = [
     priming.Priming(alpha=0.3),
     cache.Cache(alpha=100.0),
     head.WiseHead(learning_rate=0.1, alpha=1.0),
-    fusion.Fusion(k=3, share=0.8),
+    fusion.MeanFusion(k=3, share=0.8),
 ]
 NAMED = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 
@@ -91,7 +91,7 @@ def test_a_memory_that_finds_nothing_leaves_the_names_or_no_answer(method, evide
         evidence,
         ids=np.full_like(evidence.ids, NO_ROW),
         similarity=np.full_like(evidence.similarity, -np.inf),
-        place=np.zeros_like(evidence.place),
+        index=np.zeros_like(evidence.index),
         class_ids=np.full_like(evidence.class_ids, NO_ROW),
         class_vectors=np.zeros_like(evidence.class_vectors),
     )
@@ -110,7 +110,7 @@ def test_votes_by_hand(evidence):
         evidence,
         ids=np.array([[7, 8, NO_ROW]]),
         similarity=np.array([[0.9, 0.8, -np.inf]], np.float32),
-        place=np.array([[0, PER_CLASS, 0]]),
+        index=np.array([[0, PER_CLASS, 0]]),
         images=evidence.images[:1],
     )
     scores = vote.NameVote(k=3, sharpness=10.0).score(two)(slice(0, 1))
@@ -123,12 +123,12 @@ def test_votes_by_hand(evidence):
 
 
 def test_priming_and_cache_by_hand():
-    one = Evidence(
+    one = RetrievedContext(
         images=np.array([[1, 0]], np.float32),
         classifier=np.array([[0, 1], [0.6, 0.8]], np.float32),
         ids=np.array([[NO_ROW]]),
         similarity=np.array([[-np.inf]], np.float32),
-        place=np.array([[0]]),
+        index=np.array([[0]]),
         captions=("",),
         caption_vectors=np.zeros((1, 2), np.float32),
         caption_class=np.array([NO_CLASS]),
@@ -174,7 +174,7 @@ class Texts:
 
 
 def test_consistent_names_change_nothing_but_what_the_model_knows(evidence, labels):
-    names, permutation = Names([f"thing{i}" for i in range(N_CLASSES)]), derangement(N_CLASSES)
+    names, permutation = ClassNames([f"thing{i}" for i in range(N_CLASSES)]), derangement(N_CLASSES)
     both, memory_only = scramble(evidence, names, Texts(evidence), permutation)
     assert both.captions[0] == f"this is thing{permutation[0]}"
     for method in METHODS:

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from trainer.evaluate.numbers.arrays import Keys
+from trainer.evaluate.numbers.arrays import ScoredRows
 from trainer.evaluate.numbers.metrics import answers, linear
 from trainer.evaluate.sets.features import Embedded
 from trainer.evaluate.tasks.retrieval import retrieval
@@ -20,7 +20,7 @@ def unit(n: int, d: int, seed: int = 0) -> np.ndarray:
 def test_equal_rows_have_equal_scores_wherever_they_stand(n: int, d: int) -> None:
     rows, queries = unit(n, d), unit(50, d, seed=1)
     rows[-1], rows[n // 2] = rows[0], rows[1]
-    scores = Keys(rows).scores(queries)
+    scores = ScoredRows(rows).scores(queries)
     assert np.array_equal(scores[:, -1], scores[:, 0])
     assert np.array_equal(scores[:, n // 2], scores[:, 1])
     np.testing.assert_allclose(scores, queries @ rows.T, atol=1e-6)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from trainer.evaluate.with_memory.names import NO_CLASS, Names
+from trainer.evaluate.with_memory.names import NO_CLASS, ClassNames
 
-NAMES = Names(["Visual Studio", "Visual Studio Code", "C", "C++", "C#", "X", "São Tomé", "red panda", "Red Panda", "-"])
+NAMES = ClassNames(
+    ["Visual Studio", "Visual Studio Code", "C", "C++", "C#", "X", "São Tomé", "red panda", "Red Panda", "-"]
+)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.read import read_pairs
 from memory_builder.storage.store import Store
 from trainer.evaluate.results import read_predictions, read_results
-from trainer.evaluate.with_memory.names import Names
+from trainer.evaluate.with_memory.names import ClassNames
 from trainer.reco.model import RecoModel
 
 PAGE = ROOT / "docs" / "reco.md"
@@ -126,7 +126,7 @@ def test_every_answer_is_compared_and_shows_its_rows(results, home):
         table = read_predictions(Store(home / "run"), results[method]["file"])
         assert len(table["reasons"][0]) == 8
         assert results[method]["memory"]["pictures_in_memory"] == 0
-    opened, names = Memory.open(home / "memory"), Names(CLASSES)
+    opened, names = Memory.open(home / "memory"), ClassNames(CLASSES)
     table = read_predictions(Store(home / "run"), results["reco-image"]["file"])
     shown = [
         names.label(text)
@@ -240,8 +240,8 @@ def test_fewer_neighbours_can_be_asked_for(home, shapes, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("dataset", "asked", "said"),
     [
-        ("shapes", ["--positives", "caption"], "--positives is for captioned pictures"),
-        ("captioned", ["--order", "refine-then-average"], "--order is for prompts of classes"),
+        ("shapes", ["--positives", "caption"], "--positives is for retrieval sets"),
+        ("captioned", ["--order", "refine-then-average"], "--order is for classification sets"),
     ],
 )
 def test_what_a_set_has_no_use_for_is_refused(home, dataset, asked, said, tmp_path, capsys):
@@ -258,5 +258,5 @@ def test_a_memory_without_an_index_that_is_searched_is_refused_before_anything_i
     index(root, keys=("image",), config=IndexConfig(), runner=LocalRunner())
     given = ["evaluate", "reco", "--run", str(home / "run"), "--memory", root, "--dataset", str(home / "shapes")]
     assert main([*given, "--out", str(out)]) == UsageError.exit_code
-    assert re.search(r"memory has no text index, in which .* looks up text queries: run", capsys.readouterr().err)
+    assert re.search(r"memory has no text index, which .* searches with texts: run", capsys.readouterr().err)
     assert not out.exists()

@@ -1,4 +1,4 @@
-"""What can be done with a memory and no training, or next to none: the rivals that anything trained must beat.
+"""Baselines that use a memory without training, or with a linear head only.
 
-Each is a frozen class of settings with a ``score`` of evidence, and a GRID of them whose first is the default.
+Each is a frozen dataclass of hyperparameters with a ``score`` method, and a GRID of them with the default first.
 """

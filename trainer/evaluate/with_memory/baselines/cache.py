@@ -1,4 +1,4 @@
-"""Tip-Adapter's cache, filled by retrieval: logits of the names plus the affinities to the rows that each name finds.
+"""Tip-Adapter's cache, filled by retrieval: logits of the class names plus affinities to the rows retrieved for each.
 
 Zhang et al., Tip-Adapter: Training-free Adaption of CLIP (2022), with its alpha and beta as defaults.
 """
@@ -9,7 +9,7 @@ import numpy as np
 
 from trainer.evaluate.numbers.arrays import Floats
 from trainer.evaluate.numbers.metrics import Score, linear
-from trainer.evaluate.with_memory.retrieved_context import Evidence
+from trainer.evaluate.with_memory.retrieved_context import RetrievedContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,16 +20,16 @@ class Cache:
     beta: float = 5.5
     per_class: int = 16
 
-    def score(self, evidence: Evidence) -> Score:
-        by_name = linear(evidence.images, evidence.classifier)
-        rows = evidence.class_vectors[:, : self.per_class]  # f32[c, j, d]
-        there = np.abs(rows).max(axis=2) > 0
+    def score(self, retrieved: RetrievedContext) -> Score:
+        by_name = linear(retrieved.images, retrieved.classifier)
+        rows = retrieved.class_vectors[:, : self.per_class]  # f32[c, j, d]
+        present = np.abs(rows).max(axis=2) > 0
 
         def logits(part: slice) -> Floats:
             total = by_name(part)
             for column in range(rows.shape[1]):  # f32[b, c] at a time
-                cosine = evidence.images[part] @ rows[:, column].T
-                total += self.alpha * np.exp(self.beta * (cosine - 1)) * there[:, column]
+                cosine = retrieved.images[part] @ rows[:, column].T
+                total += self.alpha * np.exp(self.beta * (cosine - 1)) * present[:, column]
             return total
 
         return logits

@@ -1,6 +1,6 @@
-"""Mean fusion: a picture's embedding is moved towards the mean of its neighbours' captions, then classified by names.
+"""Mean fusion: interpolate a picture's embedding with the mean of its neighbours' captions, then classify by names.
 
-The control of Iscen et al., Retrieval-Enhanced Contrastive Vision-Text Models (2024), for a fusion that is learnt.
+The control of Iscen et al., Retrieval-Enhanced Contrastive Vision-Text Models (2024), for a trained fusion.
 """
 
 from dataclasses import dataclass
@@ -9,26 +9,27 @@ import numpy as np
 
 from trainer.evaluate.numbers.arrays import Floats
 from trainer.evaluate.numbers.metrics import Score, linear
-from trainer.evaluate.with_memory.baselines.classes import mixed
-from trainer.evaluate.with_memory.retrieved_context import Evidence
+from trainer.evaluate.with_memory.baselines.classes import interpolate
+from trainer.evaluate.with_memory.retrieved_context import RetrievedContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Fusion:
+class MeanFusion:
     """query = unit((1 - share) · image + share · mean of k captions)."""
 
     k: int = 10
     share: float = 0.5
+    """Interpolation weight of the captions; results hold it under this name."""
 
-    def score(self, evidence: Evidence) -> Score:
+    def score(self, retrieved: RetrievedContext) -> Score:
         def logits(part: slice) -> Floats:
-            known = evidence.known[part, : self.k, None]
-            captions = evidence.caption_vectors[evidence.place[part, : self.k]] * known  # f32[b, k, d]
+            known = retrieved.known[part, : self.k, None]
+            captions = retrieved.caption_vectors[retrieved.index[part, : self.k]] * known  # f32[b, k, d]
             means = captions.sum(axis=1) / np.maximum(known.sum(axis=1), 1).astype(np.float32)
-            refined = mixed(evidence.images[part], means, self.share)
-            return linear(refined, evidence.classifier)(slice(None))
+            refined = interpolate(retrieved.images[part], means, self.share)
+            return linear(refined, retrieved.classifier)(slice(None))
 
         return logits
 
 
-GRID = tuple(Fusion(k=k, share=share) for k in (10, 1, 5, 20, 50) for share in (0.5, 0.1, 0.25, 0.75))
+GRID = tuple(MeanFusion(k=k, share=share) for k in (10, 1, 5, 20, 50) for share in (0.5, 0.1, 0.25, 0.75))

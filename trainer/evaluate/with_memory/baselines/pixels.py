@@ -1,6 +1,6 @@
-"""Pixel nearest neighbour: a picture is what the most alike picture of the memory is called, with no model at all.
+"""Pixel nearest neighbour: label a picture like the memory's most similar one, without any model.
 
-What it gets right, anyone could copy: it shows how much of a benchmark is the same artwork twice.
+A control for copies: its accuracy shows how much of a benchmark is artwork that the memory holds.
 """
 
 from collections.abc import Iterator
@@ -18,40 +18,40 @@ from memory_builder.readers.read import Pair, read_pairs
 from trainer.evaluate.numbers.arrays import Floats
 from trainer.evaluate.numbers.metrics import Score
 from trainer.evaluate.sets.datasets import Dataset
-from trainer.evaluate.with_memory.label_counts import Census
+from trainer.evaluate.with_memory.label_counts import LabelCounts
 
 SIDE = 16
 BLOCK = 4_096
 """Pictures of the memory compared at a time."""
-NOTHING = -np.inf
-"""Below any correlation."""
+NO_PICTURE = -np.inf
+"""Correlation of a class without pictures."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Nearest:
-    """For every picture, the most alike one of each class it was compared with."""
+class NearestPictures:
+    """The correlation of every picture with the most similar one of each class."""
 
     best: Floats
-    """f32[n, c] correlation with the most alike picture named so; -inf where there is none."""
+    """f32[n, c] largest correlation with a picture of the class; -inf without any."""
     n_read: int
-    """Pictures of the memory compared; fewer than its rows that name a class where some could not be read."""
+    """Pictures of the memory that could be read and compared."""
 
     def score(self) -> Score:
         return lambda part: self.best[part]
 
 
-def nearest_pixels(memory: Memory, dataset: Dataset, census: Census, n_classes: int) -> Nearest:
-    """Compare a set with all rows of the memory that name one of its classes.
+def nearest_pixels(memory: Memory, dataset: Dataset, label_counts: LabelCounts, n_classes: int) -> NearestPictures:
+    """Compare a set with all rows of the memory whose captions name one of its classes.
 
     Raises:
-        SourceError: a shard the memory was built from is gone.
+        SourceError: a source shard of the memory is missing.
     """
     queries = np.stack([_of_example(example.image) for example in dataset.examples()])  # f32[n, p]
-    best = np.full((len(queries), n_classes), NOTHING, np.float32)
+    best = np.full((len(queries), n_classes), NO_PICTURE, np.float32)
     rows: list[Floats] = []
     labels: list[int] = []
     n_read = 0
-    for pixels, label in _named_pictures(memory, census):
+    for pixels, label in _named_pictures(memory, label_counts):
         n_read += 1
         rows.append(pixels)
         labels.append(label)
@@ -60,21 +60,21 @@ def nearest_pixels(memory: Memory, dataset: Dataset, census: Census, n_classes: 
             rows, labels = [], []
     if rows:
         _compare(queries, rows, labels, best)
-    return Nearest(best=best, n_read=n_read)
+    return NearestPictures(best=best, n_read=n_read)
 
 
 def _compare(queries: Floats, rows: list[Floats], labels: list[int], best: Floats) -> None:
-    """Raise ``best`` to what these rows reach."""
+    """Update ``best`` with the correlations of these rows."""
     correlation, of_rows = queries @ np.stack(rows).T, np.array(labels)  # f32[n, r]
     for label in np.unique(of_rows):
         best[:, label] = np.maximum(best[:, label], correlation[:, of_rows == label].max(axis=1))
 
 
-def _named_pictures(memory: Memory, census: Census) -> Iterator[tuple[Floats, int]]:
-    """(pixels, class) of the memory's rows that name a class, shard by shard."""
-    keys = memory.rows(census.ids, ["key"])["key"].to_pylist()
+def _named_pictures(memory: Memory, label_counts: LabelCounts) -> Iterator[tuple[Floats, int]]:
+    """(pixels, class) of the memory's rows whose captions name a class, shard by shard."""
+    keys = memory.rows(label_counts.ids, ["key"])["key"].to_pylist()
     wanted: dict[str, dict[str, int]] = {}
-    for row_id, key, label in zip(census.ids.tolist(), keys, census.labels.tolist(), strict=True):
+    for row_id, key, label in zip(label_counts.ids.tolist(), keys, label_counts.labels.tolist(), strict=True):
         wanted.setdefault(memory.source(row_id), {})[key] = label
     with ThreadPoolExecutor(available_threads()) as threads:
         for uri, by_key in wanted.items():
@@ -93,7 +93,7 @@ def _of_pair(pair: Pair) -> tuple[str, Floats | None]:
 
 
 def _of_example(image: bytes) -> Floats:
-    """f32[p] the picture in a few pixels, without its mean, at unit length: products of two are correlations."""
+    """f32[p] a 16 × 16 thumbnail without its mean, at unit length: inner products are correlations."""
     small = decode_image(image).resize((SIDE, SIDE), Image.Resampling.BOX)
     pixels = np.asarray(small, np.float32).ravel()
     pixels = pixels - pixels.mean()

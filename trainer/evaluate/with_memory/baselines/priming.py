@@ -1,4 +1,4 @@
-"""Class-centroid priming: a class is its name's embedding mixed with the mean image of the rows that the name finds.
+"""Neural priming: a class is its name's embedding interpolated with the mean image retrieved for the name.
 
 Wallingford et al., Neural Priming for Sample-Efficient Adaptation (2023).
 """
@@ -6,20 +6,20 @@ Wallingford et al., Neural Priming for Sample-Efficient Adaptation (2023).
 from dataclasses import dataclass
 
 from trainer.evaluate.numbers.metrics import Score, linear
-from trainer.evaluate.with_memory.baselines.classes import mixed, retrieved_centroids
-from trainer.evaluate.with_memory.retrieved_context import Evidence
+from trainer.evaluate.with_memory.baselines.classes import interpolate, retrieved_centroids
+from trainer.evaluate.with_memory.retrieved_context import RetrievedContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Priming:
-    """classifier = unit(alpha · text + (1 - alpha) · centroid); a class that finds no row keeps its text."""
+    """classifier = unit(alpha · text + (1 - alpha) · centroid); a class without retrieved rows keeps its text."""
 
     alpha: float = 0.5
     per_class: int = 16
 
-    def score(self, evidence: Evidence) -> Score:
-        centroids = retrieved_centroids(evidence, self.per_class)
-        return linear(evidence.images, mixed(evidence.classifier, centroids, 1 - self.alpha))
+    def score(self, retrieved: RetrievedContext) -> Score:
+        centroids = retrieved_centroids(retrieved, self.per_class)
+        return linear(retrieved.images, interpolate(retrieved.classifier, centroids, 1 - self.alpha))
 
 
 GRID = tuple(

@@ -1,4 +1,4 @@
-"""kNN: a picture's nearest rows vote for the classes that their captions speak of."""
+"""kNN: the nearest rows of a picture vote for the classes of their captions."""
 
 from dataclasses import dataclass
 
@@ -7,26 +7,26 @@ import numpy as np
 from trainer.evaluate.numbers.arrays import Floats
 from trainer.evaluate.numbers.metrics import SCALE, Score
 from trainer.evaluate.with_memory.names import NO_CLASS
-from trainer.evaluate.with_memory.retrieved_context import Evidence
+from trainer.evaluate.with_memory.retrieved_context import RetrievedContext
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CaptionVote:
-    """A caption votes for each class as much as its embedding is like that of the class's name."""
+    """A caption votes for every class, by a softmax over the similarity to its name."""
 
     k: int = 10
     sharpness: float = 20.0
-    """A neighbour whose cosine is s weighs exp(sharpness · (s - 1))."""
+    """Weight of a neighbour of cosine s: exp(sharpness · (s - 1))."""
 
-    def score(self, evidence: Evidence) -> Score:
+    def score(self, retrieved: RetrievedContext) -> Score:
         def votes(part: slice) -> Floats:
-            place, weight = evidence.place[part, : self.k], _weights(evidence, part, self.k, self.sharpness)
-            total = np.zeros((len(place), len(evidence.classifier)), np.float32)
-            for column in range(place.shape[1]):  # f32[b, c] at a time
-                logits = SCALE * evidence.caption_vectors[place[:, column]] @ evidence.classifier.T
-                share = np.exp(logits - logits.max(axis=1, keepdims=True))
-                total += weight[:, column, None] * share / share.sum(axis=1, keepdims=True)
-            total[(weight == 0).all(axis=1)] = -np.inf  # with no vote there is no answer
+            index, weight = retrieved.index[part, : self.k], _weights(retrieved, part, self.k, self.sharpness)
+            total = np.zeros((len(index), len(retrieved.classifier)), np.float32)
+            for column in range(index.shape[1]):  # f32[b, c] at a time
+                logits = SCALE * retrieved.caption_vectors[index[:, column]] @ retrieved.classifier.T
+                odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+                total += weight[:, column, None] * odds / odds.sum(axis=1, keepdims=True)
+            total[(weight == 0).all(axis=1)] = -np.inf  # abstain without a vote
             return total
 
         return votes
@@ -34,18 +34,18 @@ class CaptionVote:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NameVote:
-    """A caption votes for the class whose very name stands in it: frozen-feature kNN with names as labels."""
+    """A caption votes for the class that it names: kNN with class names as labels."""
 
     k: int = 10
     sharpness: float = 20.0
 
-    def score(self, evidence: Evidence) -> Score:
+    def score(self, retrieved: RetrievedContext) -> Score:
         def votes(part: slice) -> Floats:
-            named = evidence.caption_class[evidence.place[part, : self.k]]  # i64[b, k]
-            weight = _weights(evidence, part, self.k, self.sharpness) * (named != NO_CLASS)
-            total = np.zeros((len(named), len(evidence.classifier)), np.float32)
+            named = retrieved.caption_class[retrieved.index[part, : self.k]]  # i64[b, k]
+            weight = _weights(retrieved, part, self.k, self.sharpness) * (named != NO_CLASS)
+            total = np.zeros((len(named), len(retrieved.classifier)), np.float32)
             np.add.at(total, (np.arange(len(named))[:, None], named), weight)
-            total[total == 0] = -np.inf  # a class without a vote is no answer
+            total[total == 0] = -np.inf  # abstain from a class without a vote
             return total
 
         return votes
@@ -57,7 +57,7 @@ CAPTION_GRID = tuple(
 NAME_GRID = tuple(NameVote(k=k, sharpness=sharpness) for k in (10, 1, 5, 20, 50) for sharpness in (20.0, 5.0, 80.0))
 
 
-def _weights(evidence: Evidence, part: slice, k: int, sharpness: float) -> Floats:
-    """f32[b, k]; 0 for a neighbour that is not there or says nothing."""
-    weights: Floats = np.exp(sharpness * (evidence.similarity[part, :k] - 1)) * evidence.known[part, :k]
+def _weights(retrieved: RetrievedContext, part: slice, k: int, sharpness: float) -> Floats:
+    """f32[b, k] weights of the neighbours; 0 for a missing one, or one without caption."""
+    weights: Floats = np.exp(sharpness * (retrieved.similarity[part, :k] - 1)) * retrieved.known[part, :k]
     return weights

@@ -1,0 +1,129 @@
+"""A memory made of embeddings that the caller holds in arrays."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from memory_builder.base.types import Vectors, unit_rows
+from memory_builder.catalog.create_memory import settle_description
+from memory_builder.catalog.manifest import Manifest
+from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
+from memory_builder.catalog.plan import extend_plan
+from memory_builder.embedding.commit_shard import commit_shard
+from memory_builder.embedding.config import EmbedConfig, describe, describe_vectors
+from memory_builder.errors import EncoderError, UsageError
+from memory_builder.model.encoder import EncoderConfig, load_encoder
+from memory_builder.readers.shard import Source
+from memory_builder.readers.shard_uri import Piece, join_uri
+from memory_builder.storage.formats import npy_bytes
+from memory_builder.storage.records import content_hash
+from memory_builder.storage.store import Store, sha256
+
+SHARD_ROWS = 1_000_000
+KINDS = {"string": "string", "large_string": "string", "bool": "bool", "double": "float", "float": "float"}
+"""Arrow type → type of a metadata column; every integer is an int."""
+GIVEN = ("key", "caption", "url", "width", "height", "sha256", "member")
+"""Fixed columns that a caller may give."""
+
+
+def write_vectors(
+    memory: Store | str,
+    *,
+    images: npt.ArrayLike | None = None,
+    texts: npt.ArrayLike | None = None,
+    metadata: pa.Table | Mapping[str, Sequence[Any]] | None = None,
+    encoder: EncoderConfig | None = None,
+    shard_rows: int = SHARD_ROWS,
+) -> Store:
+    """Write embeddings and their metadata as shards of a memory, new or existing; the same call adds nothing twice.
+
+    Args:
+        memory: its folder, a local path or an fsspec URL.
+        images: f[n, d] image embeddings, scaled to unit length here; a row of zeros is a pair without an image.
+        texts: f[n, d] text embeddings, likewise; row i of both belongs to pair i.
+        metadata: columns of n values: key, caption and url are known, others become metadata columns.
+        encoder: the model that made them; without it, the memory can be searched with vectors alone.
+        shard_rows: rows of each shard.
+
+    Raises:
+        UsageError: arrays or columns do not have the same number of rows, or no array is given.
+        EncoderError: the model makes vectors of another width.
+    """
+    given = {"image": images, "text": texts}
+    arrays = {modality: _unit(array, modality) for modality, array in given.items() if array is not None}
+    if not arrays:
+        raise UsageError("no vectors: give images or texts")
+    n, d = next(iter(arrays.values())).shape
+    vectors = {modality: arrays.get(modality, np.zeros((n, d), np.float16)) for modality in ("image", "text")}
+    table = pa.table(metadata if metadata is not None else {"key": [f"{row:08d}" for row in range(n)]})
+    if any(array.shape != (n, d) for array in vectors.values()) or table.num_rows != n:
+        shapes = ", ".join(f"{modality} {list(array.shape)}" for modality, array in arrays.items())
+        raise UsageError(f"vectors and metadata differ in rows or width: {shapes}, metadata {table.num_rows} rows")
+    config = EmbedConfig(
+        columns=tuple(f"{name}:{_kind(table, name)}" for name in table.column_names if name not in GIVEN)
+    )
+    store, described = Store(memory), describe_vectors(d, config)
+    if encoder is not None:
+        described = describe(load_encoder(encoder), config)
+        if described.d != d:
+            raise EncoderError(f"{described.model} makes vectors of width {described.d}, these have {d}")
+    settle_description(store, described)
+    digests = [sha256(npy_bytes(vectors[modality])) for modality in ("image", "text")]
+    name = content_hash({"vectors": digests, "metadata": sha256(repr(table.to_pydict()).encode())})
+    starts = range(0, n, shard_rows)
+    pieces = {join_uri(f"vectors-{name}", Piece(items=(start, min(n, start + shard_rows)))): start for start in starts}
+    plan = extend_plan(store, [Source(uri=uri, bytes=0, etag=name) for uri in pieces])
+    committed = Manifest.read(store).commits
+    for shard in plan:
+        if shard.uri in pieces and shard.ordinal not in committed:
+            rows = slice(pieces[shard.uri], pieces[shard.uri] + shard_rows)
+            started = time.perf_counter()
+            commit_shard(
+                store,
+                shard,
+                images=vectors["image"][rows],
+                texts=vectors["text"][rows],
+                metadata=_metadata(table.slice(rows.start, shard_rows), vectors, rows, config),
+                rejects=[],
+                partial=None,
+                hash_of_config=described.config_hash,
+                seconds={"total": time.perf_counter() - started},
+            )
+    Manifest.read(store).fold(store)
+    return store
+
+
+def _unit(array: npt.ArrayLike, modality: str) -> Vectors:
+    rows = np.asarray(array)
+    if rows.ndim != 2 or rows.dtype.kind != "f" or not np.isfinite(rows).all():
+        raise UsageError(
+            f"{modality} vectors: expected finite floats of [rows, width], got {rows.dtype}{list(rows.shape)}"
+        )
+    return unit_rows(rows).astype(np.float16)
+
+
+def _kind(table: pa.Table, name: str) -> str:
+    """The type of a metadata column, as ``--columns`` names it."""
+    kind = table.schema.field(name).type
+    known = "int" if pa.types.is_integer(kind) else KINDS.get(str(kind))
+    if known is None:
+        raise UsageError(f"metadata column {name} is of type {kind}: expected strings, integers, floats or booleans")
+    return known
+
+
+def _metadata(table: pa.Table, vectors: dict[str, Vectors], rows: slice, config: EmbedConfig) -> pa.Table:
+    """The metadata table of one shard, from the caller's columns."""
+    has_image: list[bool] = np.asarray(vectors["image"][rows].any(axis=1)).tolist()
+    has_text: list[bool] = np.asarray(vectors["text"][rows].any(axis=1)).tolist()
+    fixed = {name for name, _ in FIXED_FIELDS}
+    described = []
+    for number, row in enumerate(table.to_pylist()):
+        own = {"key": f"{rows.start + number:08d}"} | {name: value for name, value in row.items() if name in fixed}
+        known = own | {"has_image": has_image[number], "has_text": has_text[number]}
+        fields = {name: value for name, value in row.items() if name not in fixed or name == "url"}
+        described.append((known, fields))
+    return metadata_table(described, config.column_types)
