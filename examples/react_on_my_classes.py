@@ -40,7 +40,7 @@ def main(
     settings = {"model": description.model, "pretrained": description.pretrained, "loop": loop}
     mb.train_react(f"{out}/subset", out=f"{out}/run", **settings)
 
-    encoder = mb.load_react(f"{out}/run").encoder
+    encoder = mb.load_react(f"{out}/run")
     shown = image.read_bytes() if image else opened.picture(int(opened.search(classes[0], k=1).ids[0, 0]))
     pixels = np.stack([encoder.preprocess(Image.open(io.BytesIO(shown)).convert("RGB"))])
     prompts = encoder.encode_texts([f"a photo of a {name}." for name in classes])
