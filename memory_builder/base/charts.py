@@ -185,7 +185,7 @@ def _legend(keys: Sequence[tuple[str, str, Mark]], first: float = TOP) -> tuple[
     shapes: list[Shape] = []
     x, y = 0.0, first
     for name, colour, mark in keys:
-        wide = 26 + LETTER * 12 * len(name)
+        wide = 32 + LETTER * 12 * len(name)
         if x and x + wide > WIDTH:
             x, y = 0.0, y + ROW
         dashes = Line(((x, y), (x + 12, y)), colour, 2, dashed=True)
