@@ -1,4 +1,4 @@
-"""What the service says of itself: OpenAPI, a page of it, and which scripts a browser may run there: our own alone."""
+"""Describe the service: its pages, its OpenAPI, and the Content-Security-Policy by which only our scripts run."""
 
 import base64
 import hashlib
@@ -30,15 +30,15 @@ def _error(status: int, description: str) -> Responses:
     return {status: {"description": description, "content": _ERROR}}
 
 
-BAD = _error(400, "It cannot be done as asked, or is too much for one request; the message says what and why.")
+BAD = _error(400, "The request is invalid or too large; the message says what and why.")
 TOO_LONG = _error(413, "The body is too long.")
-NOT_READ = _error(503, "The memory cannot be read now, or too much waits for other clients (then with Retry-After).")
+NOT_READ = _error(503, "The memory cannot be read now, or the service is overloaded (then with Retry-After).")
 ARRAYS: dict[str, Responses] = {
-    kind: {200: {"description": "The answer.", "content": {kind: _BINARY}}} for kind in (NPY, NPZ, ARROW)
+    kind: {200: {"description": "The result.", "content": {kind: _BINARY}}} for kind in (NPY, NPZ, ARROW)
 }
 PICTURES: Responses = {
-    200: {"description": "The picture.", "content": dict.fromkeys(PICTURE_TYPES, _BINARY)},
-    **_error(404, "The row has no picture, or it cannot be had any more or must not be shown; the message says which."),
+    200: {"description": "The encoded image.", "content": dict.fromkeys(PICTURE_TYPES, _BINARY)},
+    **_error(404, "The row has no image, or it cannot be read any more or must not be shown; the message says which."),
 }
 
 

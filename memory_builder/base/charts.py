@@ -1,118 +1,27 @@
-"""Charts: curves, intervals and histograms, laid out once as a few shapes and written as SVG or PNG.
+"""Charts: curves, intervals and histograms, laid out as shapes."""
 
-A colour is the name of one in the stylesheet, so a page shows its charts in its own theme; files use the light one.
-"""
-
-import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
 
-from memory_builder.base.pages import palette
+from memory_builder.base.drawing import Bar, Chart, Dot, Label, Line, Shape, moved
 
 WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 440, 210, 52, 20, 44, 40, 16
-GAP, MARGIN = 24, 16
-"""Between charts of one picture, and around it."""
+GAP = 24
+"""Between charts of one picture."""
 COLOURS = ("c0", "c1", "c2", "c3")
 """Of series, in their order; of more than four they repeat."""
 LETTER = 0.6
 """Width of a letter, as a share of the font's size: text is not measured."""
 BINS = 24
-PNG_SCALE = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """Straight pieces from point to point."""
-
-    points: tuple[tuple[float, float], ...]
-    colour: str
-    width: float = 1
-    dashed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Dot:
-    """A filled circle, or a ring."""
-
-    x: float
-    y: float
-    radius: float
-    colour: str
-    filled: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A filled box; its text is shown where a pointer rests."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-    colour: str
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """Text on one line; ``y`` is its middle, ``anchor`` (0, 0.5 or 1) the part of it that stands at ``x``."""
-
-    x: float
-    y: float
-    text: str
-    anchor: float = 0.0
-    colour: str = "soft"
-    bold: bool = False
-    size: int = 12
-
-
-Shape = Line | Dot | Bar | Label
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Chart:
-    """A picture that templates show as it is, in the colours of the page."""
-
-    title: str
-    width: float
-    height: float
-    shapes: tuple[Shape, ...]
-
-    def __html__(self) -> str:
-        return self._drawn(lambda name: f"var(--{name})", "")
-
-    def svg(self) -> str:
-        """A file of its own, on white."""
-        m, colours = MARGIN, palette()
-        paper = f'<rect x="{-m}" y="{-m}" width="100%" height="100%" fill="{colours["paper"]}"/>'
-        return self._drawn(colours.__getitem__, paper, margin=m) + "\n"
-
-    def png(self) -> bytes:
-        """A file of its own, on white, at twice the size."""
-        s, colours = PNG_SCALE, palette()
-        size = (round(s * (self.width + 2 * MARGIN)), round(s * (self.height + 2 * MARGIN)))
-        image = Image.new("RGB", size, colours["paper"])
-        draw = ImageDraw.Draw(image)
-        for shape in self.shapes:
-            _paint(draw, _moved(shape, MARGIN, MARGIN), colours[shape.colour])
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        return buffer.getvalue()
-
-    def _drawn(self, colour: Callable[[str], str], paper: str, margin: int = 0) -> str:
-        width, height = f"{self.width + 2 * margin:.0f}", f"{self.height + 2 * margin:.0f}"
-        drawn = "\n".join(_element(shape, colour(shape.colour)) for shape in self.shapes)
-        return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{escape(self.title)}" width="{width}" '
-            f'height="{height}" viewBox="{-margin} {-margin} {width} {height}" font-family="system-ui, sans-serif">'
-            f"{paper}\n{drawn}\n</svg>"
-        )
+Mark = Literal["dot", "dashes", "ring"]
+"""What stands before a name in the legend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,8 +78,9 @@ def line_chart(
     Args:
         ring: a point to mark, and what it is.
     """
-    keys = [(one.name, one.colour) for one in series] + ([(ring[2], "ink")] if ring else [])
-    legend, top = _legend(keys, ring is not None) if len(keys) > 1 else ([], TOP)
+    keys: list[tuple[str, str, Mark]] = [(one.name, one.colour, "dashes" if one.dashed else "dot") for one in series]
+    keys += [(ring[2], "ink", "ring")] if ring else []
+    legend, top = _legend(keys) if len(keys) > 1 else ([], TOP)
     to_pixels = _placer(x, y, top)
     shapes = [*_frame(title, x, y, top), *legend]
     for one in series:
@@ -215,7 +125,7 @@ def interval_chart(
     """Intervals below each other in per cent, from shares: a row a label, in it an interval a name."""
     axis = number_axis(0, max(one[2] for _, row in rows for one in row if one), x, scale=100)
     left = min(170, 16 + max(LETTER * 12 * len(label) for label, _ in rows))
-    legend, top = _legend([(name, COLOURS[i % len(COLOURS)]) for i, name in enumerate(names)], first=26)
+    legend, top = _legend([(name, COLOURS[i % len(COLOURS)], "dot") for i, name in enumerate(names)], first=26)
     tall = 11 * len(names) + 9
     bottom = top + tall * len(rows)
 
@@ -243,16 +153,16 @@ def beside(title: str, charts: Sequence[Chart], columns: int = 2) -> Chart:
     shapes: list[Shape] = [Label(0, 10, title, 0, "ink", True, 14)]
     for i, chart in enumerate(charts):
         dx, dy = (i % columns) * (WIDTH + GAP), head + (i // columns) * height
-        shapes += [_moved(shape, dx, dy) for shape in chart.shapes]
+        shapes += [moved(shape, dx, dy) for shape in chart.shapes]
     tall = head + math.ceil(len(charts) / columns) * height - GAP
     return Chart(title=title, width=columns * (WIDTH + GAP) - GAP, height=tall, shapes=tuple(shapes))
 
 
 def _placer(x: Axis, y: Axis, top: float) -> Callable[[float, float], tuple[float, float]]:
-    def place(value_x: float, value_y: float) -> tuple[float, float]:
+    def to_pixels(value_x: float, value_y: float) -> tuple[float, float]:
         return LEFT + x.share(value_x) * (WIDTH - LEFT - RIGHT), top + (1 - y.share(value_y)) * PLOT_HEIGHT
 
-    return place
+    return to_pixels
 
 
 def _frame(title: str, x: Axis, y: Axis, top: float) -> list[Shape]:
@@ -270,16 +180,17 @@ def _title(text: str) -> Label:
     return Label(0, 8, text, 0, "ink", True, 13)
 
 
-def _legend(keys: Sequence[tuple[str, str]], ring: bool = False, first: float = TOP) -> tuple[list[Shape], float]:
-    """A dot and a name for each, in as many rows as they need; and where the plot begins below them."""
+def _legend(keys: Sequence[tuple[str, str, Mark]], first: float = TOP) -> tuple[list[Shape], float]:
+    """A mark and a name for each, in as many rows as they need; and where the plot begins below them."""
     shapes: list[Shape] = []
     x, y = 0.0, first
-    for i, (name, colour) in enumerate(keys):
-        wide = 26 + LETTER * 12 * len(name)
+    for name, colour, mark in keys:
+        wide = 32 + LETTER * 12 * len(name)
         if x and x + wide > WIDTH:
             x, y = 0.0, y + ROW
-        filled = not (ring and i == len(keys) - 1)
-        shapes += [Dot(x + 5, y, 4, colour, filled), Label(x + 14, y, name, 0, "ink")]
+        dashes = Line(((x, y), (x + 12, y)), colour, 2, dashed=True)
+        shapes.append(dashes if mark == "dashes" else Dot(x + 5, y, 4, colour, filled=mark == "dot"))
+        shapes.append(Label(x + 15, y, name, 0, "ink"))
         x += wide
     return shapes, y + ROW + 6
 
@@ -291,43 +202,3 @@ def _wrapped(x: float, y: float, text: str, width: float) -> list[Shape]:
         lines = [text[:cut], text[cut + 1 :]]
     first = y - 6.5 * (len(lines) - 1)
     return [Label(x, first + 13 * i, line, 1, "ink") for i, line in enumerate(lines)]
-
-
-def _moved(shape: Shape, dx: float, dy: float) -> Shape:
-    if isinstance(shape, Line):
-        return replace(shape, points=tuple((x + dx, y + dy) for x, y in shape.points))
-    return replace(shape, x=shape.x + dx, y=shape.y + dy)
-
-
-def _element(shape: Shape, colour: str) -> str:
-    match shape:
-        case Line(points, _, width, dashed):
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-            dash = ' stroke-dasharray="5 4"' if dashed else ""
-            return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width:g}"{dash}/>'
-        case Dot(x, y, radius, _, filled):
-            paint = f'fill="{colour}"' if filled else f'fill="none" stroke="{colour}" stroke-width="1.5"'
-            return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" {paint}/>'
-        case Bar(x, y, width, height, _, text):
-            box = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}"'
-            return f'<rect {box} fill="{colour}"><title>{escape(text)}</title></rect>'
-        case Label(x, y, text, anchor, _, bold, size):
-            ends = {0: "start", 0.5: "middle", 1: "end"}[anchor]
-            weight = ' font-weight="600"' if bold else ""
-            position = f'x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{ends}" font-size="{size}"{weight}'
-            return f'<text {position} fill="{colour}">{escape(text)}</text>'
-
-
-def _paint(draw: ImageDraw.ImageDraw, shape: Shape, colour: str) -> None:
-    s = PNG_SCALE
-    match shape:
-        case Line(points, _, width):
-            draw.line([(s * x, s * y) for x, y in points], colour, max(1, round(s * width)), joint="curve")
-        case Dot(x, y, r, _, filled):
-            box = (s * (x - r), s * (y - r), s * (x + r), s * (y + r))
-            draw.ellipse(box, colour if filled else None, colour, width=s)
-        case Bar(x, y, width, height):
-            draw.rectangle((s * x, s * y, s * (x + width), s * (y + height)), colour)
-        case Label(x, y, text, anchor, _, _, size):
-            where = {0: "lm", 0.5: "mm", 1: "rm"}[anchor]
-            draw.text((s * x, s * y), text, colour, ImageFont.load_default(s * size), where)

@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from memory_builder.base.charts import Axis, Chart, Series, beside, line_chart, number_axis
+from memory_builder.base.charts import Axis, Series, beside, line_chart, number_axis
+from memory_builder.base.drawing import Chart
 from memory_builder.base.pages import render
 from memory_builder.errors import UsageError
 from memory_builder.indexing.curve import RECALL_AT, Curve, bytes_text

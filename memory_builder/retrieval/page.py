@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.charts import Chart, histogram
+from memory_builder.base.charts import histogram
+from memory_builder.base.drawing import Chart
 from memory_builder.base.pages import data_uri, render
 from memory_builder.catalog.paths import shard_name
 from memory_builder.errors import MemoryBuilderError

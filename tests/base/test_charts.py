@@ -10,12 +10,7 @@ from markupsafe import escape
 from PIL import Image
 
 from memory_builder.base.charts import (
-    MARGIN,
     Axis,
-    Bar,
-    Chart,
-    Dot,
-    Label,
     Series,
     beside,
     histogram,
@@ -24,6 +19,7 @@ from memory_builder.base.charts import (
     names_axis,
     number_axis,
 )
+from memory_builder.base.drawing import MARGIN, Bar, Chart, Dot, Label
 from memory_builder.base.pages import palette
 
 

@@ -63,7 +63,7 @@ def test_the_python_in_its_order(home, command, model, monkeypatch):
     build, customise = blocks("python")
     names: dict[str, object] = {}
     exec(build.replace('model="ViT-B-32", pretrained="laion2b_s34b_b79k"', f"model={model!r}"), names)
-    assert list(names["table"].columns) == ["caption", "url", "similarity"]
+    assert {"caption", "url", "similarity"} <= set(names["table"].columns)
     assert names["hits"].ids.shape == (1, 10)
     short = ("--batch-size", 8, "--max-steps", 2)
     for arguments in (

@@ -6,7 +6,6 @@ from typing import Any
 
 from memory_builder.base.charts import (
     COLOURS,
-    Chart,
     Interval,
     Series,
     interval_chart,
@@ -14,6 +13,7 @@ from memory_builder.base.charts import (
     names_axis,
     number_axis,
 )
+from memory_builder.base.drawing import Chart
 from memory_builder.base.pages import render
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.indexing.curve import read_curves
