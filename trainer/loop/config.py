@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from memory_builder.errors import UsageError
 
@@ -97,7 +97,6 @@ def decisive(config: Any) -> dict[str, Any]:
 class RunnerConfig:
     """Run in this process or on a Ray cluster."""
 
-    RAY_ONLY: ClassVar[tuple[str, ...]] = ("address", "cpus_per_worker")
     runner: Literal["local", "ray"] = "local"
     """local: in this process. ray: on workers of a Ray cluster."""
     address: str | None = None
@@ -106,8 +105,8 @@ class RunnerConfig:
     """CPUs, and so threads, of each Ray worker (default: as many as leave room for all workers)."""
 
     def __post_init__(self) -> None:
-        for name in self.RAY_ONLY:
-            if self.runner == "local" and getattr(self, name) is not None:
+        for name in ("address", "workers", "cpus_per_worker", "gpu"):  # of this class or its subclass
+            if self.runner == "local" and getattr(self, name, None) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} needs --runner ray")
         check(self, "at least 1", lambda value: value >= 1, "cpus_per_worker")
 
@@ -116,7 +115,6 @@ class RunnerConfig:
 class TrainRunnerConfig(RunnerConfig):
     """Train in this process or on a Ray cluster."""
 
-    RAY_ONLY: ClassVar[tuple[str, ...]] = ("address", "workers", "cpus_per_worker", "gpu")
     workers: int | None = None
     """Ray workers that share each batch (default: 1)."""
     gpu: bool | None = None
