@@ -169,7 +169,7 @@ def _damaged(run: Store, record: CheckpointRecord, name: str, what: str) -> Corr
     )
 
 
-def assign(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+def assign(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """Set parameters to stored tensors of the same names and shapes.
 
     Raises:
@@ -181,7 +181,7 @@ def assign(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], where: 
             parameter.copy_(tensors[name])
 
 
-def refuse_other_shapes(tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], where: str) -> None:
+def refuse_other_shapes(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]], where: str) -> None:
     """Compare names and shapes of stored tensors with the wanted ones.
 
     Raises:

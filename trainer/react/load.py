@@ -17,11 +17,10 @@ from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.storage.store import Store, sha256
 from trainer.loop.checkpoint import AVERAGE, TRAINABLE, assign, find_checkpoint, pack, read_tensors
 from trainer.loop.run_config import read_run, reading_settings
+from trainer.loop.train_state import Tensors
 from trainer.react.config import GatedConfig, ReactConfig
 from trainer.react.gated import GATES, NAME
 from trainer.react.learner import ReactLearner
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
