@@ -121,19 +121,14 @@ def _step(
     on_device = {name: rows.to(device, non_blocking=True) for name, rows in batch.items()}
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bool(state.bf16))
     loss = float(compute_gradients(learner, on_device, config.micro_batch, autocast))
-    refuse = partial(_refuse_infinite, step=state.step + 1, learning_rate=learning_rate, run=run)
-    refuse("loss", loss)
     norm = take_step(state.optimizer, learner.parameters, config.optimizer, learning_rate)
-    refuse("gradient norm", norm)
+    for what, value in (("loss", loss), ("gradient norm", norm)):
+        if not math.isfinite(value):
+            raise LossError(
+                f"the {what} of step {state.step + 1:,} is {value}, at learning rate {learning_rate:.1e}: the "
+                f"checkpoints in {run.root} are as they were. Train into another --out with a lower --learning-rate, a "
+                "longer --warmup or --max-norm 1"
+            )
     learner.after_step()
     state.advance()
     return {"loss": loss, "lr": learning_rate, "gradient_norm": norm}
-
-
-def _refuse_infinite(what: str, value: float, *, step: int, learning_rate: float, run: Store) -> None:
-    if not math.isfinite(value):
-        raise LossError(
-            f"the {what} of step {step:,} is {value}, at learning rate {learning_rate:.1e}: the checkpoints in "
-            f"{run.root} are as they were. Train into another --out with a lower --learning-rate, a longer --warmup or "
-            "--max-norm 1"
-        )

@@ -52,7 +52,7 @@ def test_a_model_that_gives_no_numbers_is_refused_and_keeps_nothing(towers, shap
     assert not list(tmp_path.rglob("record.json"))
     with pytest.raises(EncoderError, match="not finite for 2 of 2 prompts of class names"):
         diverged.classifier(("cat", "dog"), ("{c}",))
-    with pytest.raises(EncoderError, match="1 of 1 texts into vectors"):
+    with pytest.raises(EncoderError, match="not finite for 1 of 1 texts"):
         diverged.encode_texts(["cat"])
 
 
