@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal, Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from memory_builder.base.arguments import check
 from memory_builder.base.prefetch import map_ahead
@@ -112,7 +112,6 @@ def run_one(runner: Runner, task: Task[Item, Result], item: Item) -> Result:
 class RunnerConfig:
     """Run in this process or on a Ray cluster."""
 
-    RAY_ONLY: ClassVar[tuple[str, ...]] = ("address", "cpus_per_worker")
     runner: Literal["local", "ray"] = "local"
     """local: in this process. ray: on workers of a Ray cluster."""
     address: str | None = None
@@ -121,7 +120,7 @@ class RunnerConfig:
     """CPUs, and so threads, of each Ray worker (default: as many as leave room for all workers)."""
 
     def __post_init__(self) -> None:
-        for name in self.RAY_ONLY:
-            if self.runner == "local" and getattr(self, name) is not None:
+        for name in ("address", "workers", "cpus_per_worker", "gpu"):  # of this class or its subclass
+            if self.runner == "local" and getattr(self, name, None) is not None:
                 raise UsageError(f"--{name.replace('_', '-')} needs --runner ray")
         check(self, "at least 1", lambda value: value >= 1, "cpus_per_worker")

@@ -41,7 +41,7 @@ class EvaluateOptions:
     ema: bool = False
     """Evaluate the moving average of --run instead of its parameters."""
     wise_alpha: Annotated[float, arg(aliases=["--share"])] = 1.0
-    """WiSE-FT interpolation weight: 0 = frozen model, 1 = customised model."""
+    """WiSE-FT interpolation weight: 0 = frozen model, 1 = customised model. --share is its former name."""
     split: str = "test"
     """Split of --dataset to evaluate."""
     batch_size: int = 64
@@ -253,7 +253,7 @@ class EvaluateReco:
         return options.print_results(evaluate_reco(config, refinement, self.positives))
 
 
-Task = (
+EvaluateTask = (
     Annotated[EvaluateZeroShot, subcommand("zero-shot")]
     | Annotated[EvaluateLinearProbe, subcommand("linear-probe")]
     | Annotated[EvaluateFewShot, subcommand("few-shot")]
@@ -267,7 +267,7 @@ Task = (
 class Evaluate:
     """Evaluate a model on a set of pictures, with confidence intervals over its classes."""
 
-    task: OmitSubcommandPrefixes[OmitArgPrefixes[Task]]
+    task: OmitSubcommandPrefixes[OmitArgPrefixes[EvaluateTask]]
 
     def run(self) -> int:
         self.task.options.say_loading()

@@ -82,7 +82,7 @@ class ExportRun:
     ema: bool = False
     """Export the moving average instead of the parameters."""
     wise_alpha: Annotated[float, arg(aliases=["--share"])] = 1.0
-    """WiSE-FT interpolation weight: 0 is the frozen model, 1 the customised one."""
+    """WiSE-FT interpolation weight: 0 = frozen model, 1 = customised model. --share is its former name."""
 
     def run(self) -> int:
         if self.model is None:

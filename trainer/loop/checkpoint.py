@@ -4,9 +4,11 @@ Data first, ``state.json`` last; a folder without it does not exist. No random g
 augmentation follow from seed, epoch and pair, so the step number is enough to resume.
 """
 
+import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import torch
@@ -97,12 +99,34 @@ def find_checkpoint(run: Store, step: int | None = None) -> CheckpointRecord:
         UsageError: the run has no such checkpoint.
     """
     records = read_checkpoints(run)
-    record = newest_checkpoint(run) if step is None else records.get(f"{step:08d}")
+    record = next(reversed(records.values()), None) if step is None else records.get(f"{step:08d}")
     if record is None:
         wanted = "" if step is None else f" of step {step}"
         steps = ", ".join(str(int(name)) for name in records) or "none yet"
         raise UsageError(f"{run.root} has no checkpoint{wanted}; its checkpoints: {steps}")
     return record
+
+
+def write_checkpoint(run: Store, tensors: Mapping[str, Mapping[str, Tensor]], keep: int, **record: Any) -> None:
+    """Write the files of a checkpoint and then its record, and remove all but the newest ``keep`` checkpoints.
+
+    Args:
+        run: folder of the run.
+        tensors: file name → tensors by name.
+        keep: number of checkpoints to keep.
+        record: fields of ``CheckpointRecord`` other than ``checksums``.
+    """
+    files = {name: pack(by_name) for name, by_name in tensors.items()}
+    written = CheckpointRecord(checksums={name: sha256(data) for name, data in files.items()}, **record)
+    folder = f"{written.step:08d}"
+    for name, data in files.items():
+        run.put(f"{FOLDER}/{folder}/{name}", data)
+    run.put(f"{FOLDER}/{folder}/{RECORD}", json.dumps(asdict(written), indent=1).encode())
+    older = [name for name in checkpoint_folders(run) if int(name) < written.step]
+    for name in older[: max(0, len(older) + 1 - keep)]:
+        with suppress(FileNotFoundError):  # a killed run may have left a folder without a record
+            run.remove(f"{FOLDER}/{name}/{RECORD}")
+        run.remove_folder(f"{FOLDER}/{name}")
 
 
 def read_tensors(run: Store, record: CheckpointRecord, name: str) -> dict[str, Tensor]:
@@ -145,7 +169,7 @@ def _damaged(run: Store, record: CheckpointRecord, name: str, what: str) -> Corr
     )
 
 
-def assign(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], where: str) -> None:
+def assign(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
     """Set parameters to stored tensors of the same names and shapes.
 
     Raises:
@@ -157,7 +181,7 @@ def assign(parameters: Mapping[str, Tensor], tensors: dict[str, Tensor], where: 
             parameter.copy_(tensors[name])
 
 
-def refuse_other_shapes(tensors: dict[str, Tensor], wanted: dict[str, tuple[int, ...]], where: str) -> None:
+def refuse_other_shapes(tensors: Mapping[str, Tensor], wanted: dict[str, tuple[int, ...]], where: str) -> None:
     """Compare names and shapes of stored tensors with the wanted ones.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from math import inf
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from memory_builder.base.arguments import check
 from memory_builder.base.runner import RunnerConfig
@@ -85,7 +85,6 @@ def decisive(config: Any) -> dict[str, Any]:
 class TrainRunnerConfig(RunnerConfig):
     """Train in this process or on a Ray cluster."""
 
-    RAY_ONLY: ClassVar[tuple[str, ...]] = ("address", "workers", "cpus_per_worker", "gpu")
     workers: int | None = None
     """Ray workers that share each batch (default: 1)."""
     gpu: bool | None = None

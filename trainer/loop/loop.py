@@ -7,7 +7,6 @@ threads give the same bytes, through any number of kills.
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -18,7 +17,7 @@ from memory_builder.errors import LossError
 from memory_builder.storage.store import Store
 from trainer.loop.config import LoopConfig
 from trainer.loop.distributed import wait_for_all, world
-from trainer.loop.gradient_cache import Autocast, Batch, Learner, compute_gradients
+from trainer.loop.gradient_cache import Batch, Learner, compute_gradients
 from trainer.loop.metrics_log import MetricsLog
 from trainer.loop.sampler import BatchIndices, BatchSampler
 from trainer.loop.train_state import TrainState, lr_at, take_step
@@ -60,11 +59,6 @@ def is_bf16(config: LoopConfig, device: torch.device) -> bool:
     return config.precision == "bf16" or (config.precision == "auto" and device.type == "cuda")
 
 
-def autocast_of(config: LoopConfig, device: torch.device) -> Autocast:
-    """The context in which pairs are embedded."""
-    return partial(torch.autocast, device.type, torch.bfloat16) if is_bf16(config, device) else nullcontext
-
-
 def train(
     learner: Learner,
     source: BatchSource,
@@ -99,20 +93,12 @@ def train(
                 f"{run.root}: bf16 was {state.bf16} so far and is {bf16} from here on, on a {device.type} device"
             )
     state.bf16 = bf16
-    step = _Step(
-        learner=learner,
-        config=config,
-        run=run,
-        state=state,
-        device=device,
-        autocast=autocast_of(config, device),
-        peak=config.optimizer.learning_rate or learning_rate,
-        n_steps=sampler.n_steps,
-    )
+    peak = config.optimizer.learning_rate or learning_rate
     log = MetricsLog(run, state.step, sampler.n_steps, config.batch_size) if here.is_first else None
     with closing(log) if log else nullcontext():
         for batch in source.batches(sampler.indices(here, state.step)):
-            metrics = step.take(batch)
+            lr = lr_at(config.optimizer, peak, state.step, sampler.n_steps)
+            metrics = _step(learner, batch, state, lr, device, run)
             metrics["epoch"] = state.step / sampler.steps_per_epoch
             is_last = state.step == sampler.n_steps
             if log and (is_last or state.step == 1 or state.step % config.log_every == 0):
@@ -125,37 +111,22 @@ def train(
                 report({"step": state.step} | metrics)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Step:
-    """One optimizer step, with all that stays the same from step to step."""
-
-    learner: Learner
-    config: LoopConfig
-    run: Store
-    state: TrainState
-    device: torch.device
-    autocast: Autocast
-    peak: float
-    """Peak learning rate."""
-    n_steps: int
-
-    def take(self, batch: Batch) -> dict[str, float]:
-        """Move the parameters along the gradient of the global batch; returns the metrics of the step."""
-        learner, state, optimizer = self.learner, self.state, self.config.optimizer
-        learning_rate = lr_at(optimizer, self.peak, state.step, self.n_steps)
-        on_device = {name: rows.to(self.device, non_blocking=True) for name, rows in batch.items()}
-        loss = float(compute_gradients(learner, on_device, self.config.micro_batch, self.autocast))
-        self._refuse_infinite("loss", loss, learning_rate)
-        norm = take_step(state.optimizer, learner.parameters, optimizer, learning_rate)
-        self._refuse_infinite("gradient norm", norm, learning_rate)
-        learner.after_step()
-        state.advance()
-        return {"loss": loss, "lr": learning_rate, "gradient_norm": norm}
-
-    def _refuse_infinite(self, what: str, value: float, learning_rate: float) -> None:
+def _step(
+    learner: Learner, batch: Batch, state: TrainState, learning_rate: float, device: torch.device, run: Store
+) -> dict[str, float]:
+    """Move the parameters along the gradient of the global batch; returns the metrics of the step."""
+    config = state.config
+    on_device = {name: rows.to(device, non_blocking=True) for name, rows in batch.items()}
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=bool(state.bf16))
+    loss = float(compute_gradients(learner, on_device, config.micro_batch, autocast))
+    norm = take_step(state.optimizer, learner.parameters, config.optimizer, learning_rate)
+    for what, value in (("loss", loss), ("gradient norm", norm)):
         if not math.isfinite(value):
             raise LossError(
-                f"the {what} of step {self.state.step + 1:,} is {value}, at learning rate {learning_rate:.1e}: the "
-                f"checkpoints in {self.run.root} are as they were. Train into another --out with a lower "
-                "--learning-rate, a longer --warmup or --max-norm 1"
+                f"the {what} of step {state.step + 1:,} is {value}, at learning rate {learning_rate:.1e}: the "
+                f"checkpoints in {run.root} are as they were. Train into another --out with a lower --learning-rate, a "
+                "longer --warmup or --max-norm 1"
             )
+    learner.after_step()
+    state.advance()
+    return {"loss": loss, "lr": learning_rate, "gradient_norm": norm}

@@ -9,6 +9,8 @@ from memory_builder.base.types import Ids
 from memory_builder.errors import SourceError, UsageError
 from trainer.loop.distributed import World
 
+WHY_TWO = "as the other pairs of a batch are the negatives"
+
 
 @dataclass(frozen=True, slots=True)
 class BatchIndices:
@@ -32,14 +34,9 @@ class BatchSampler:
 
     def __post_init__(self) -> None:
         if self.n_pairs < 2:
-            raise SourceError(
-                f"too few usable pairs to train on ({self.n_pairs}): at least 2 are needed, as the other pairs of a "
-                "batch are the negatives"
-            )
+            raise SourceError(f"too few usable pairs to train on ({self.n_pairs}): at least 2, {WHY_TWO}")
         if self.batch_size < 2:
-            raise UsageError(
-                f"--batch-size {self.batch_size}: at least 2, as the other pairs of a batch are the negatives"
-            )
+            raise UsageError(f"--batch-size {self.batch_size}: at least 2, {WHY_TWO}")
         if self.batch_size > self.n_pairs:
             raise UsageError(
                 f"--batch-size {self.batch_size}: more than the {self.n_pairs:,} training pairs; name a smaller "

@@ -1,28 +1,21 @@
 """The state of a training: parameters, AdamW, moving average and step, and how checkpoints hold it as named tensors."""
 
-import json
 import math
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
-from memory_builder.storage.store import Store, sha256
+from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import (
     AVERAGE,
-    FOLDER,
     OPTIMIZER,
-    RECORD,
     TRAINABLE,
-    CheckpointRecord,
     assign,
-    checkpoint_folders,
     newest_sound_checkpoint,
-    pack,
     read_tensors,
     refuse_other_shapes,
+    write_checkpoint,
 )
 from trainer.loop.config import LoopConfig, OptimizerConfig
 
@@ -34,12 +27,12 @@ class TrainState:
     """Parameters, their optimizer, their moving average, and the number of steps taken."""
 
     def __init__(self, parameters: Parameters, config: LoopConfig) -> None:
-        self.parameters, self.ema, self.step = parameters, config.optimizer.ema, 0
+        self.parameters, self.config, self.step = parameters, config, 0
         self.bf16: bool | None = None
         self.trainable: Parameters = {name: tensor for name, tensor in parameters.items() if tensor.requires_grad}
         self.optimizer = make_optimizer(self.trainable, config.optimizer)
         self.average: dict[str, Tensor] | None = None
-        if self.ema is not None:
+        if config.optimizer.ema is not None:
             self.average = {name: tensor.detach().clone() for name, tensor in parameters.items()}
 
     @classmethod
@@ -66,27 +59,21 @@ class TrainState:
     def advance(self) -> None:
         """Count a step, and move the average towards the parameters."""
         self.step += 1
-        if self.average is not None and self.ema is not None:
+        ema = self.config.optimizer.ema
+        if self.average is not None and ema is not None:
             with torch.no_grad():
                 for name, parameter in self.parameters.items():
-                    self.average[name].lerp_(parameter, 1 - self.ema)
+                    self.average[name].lerp_(parameter, 1 - ema)
 
     def save(self, run: Store, n_steps: int, loss: float, keep: int) -> None:
         """Write a checkpoint, then remove all but the newest ``keep``."""
-        folder = f"{self.step:08d}"
-        files = {TRAINABLE: pack(self.parameters), OPTIMIZER: pack(optimizer_tensors(self.optimizer, self.trainable))}
+        tensors: dict[str, Tensors] = {
+            TRAINABLE: self.parameters,
+            OPTIMIZER: optimizer_tensors(self.optimizer, self.trainable),
+        }
         if self.average is not None:
-            files[AVERAGE] = pack(self.average)
-        for name, data in files.items():
-            run.put(f"{FOLDER}/{folder}/{name}", data)
-        checksums = {name: sha256(data) for name, data in files.items()}
-        record = CheckpointRecord(step=self.step, n_steps=n_steps, loss=loss, checksums=checksums, bf16=self.bf16)
-        run.put(f"{FOLDER}/{folder}/{RECORD}", json.dumps(asdict(record), indent=1).encode())
-        older = [name for name in checkpoint_folders(run) if int(name) < self.step]
-        for name in older[: max(0, len(older) + 1 - keep)]:
-            with suppress(FileNotFoundError):  # a killed run may have left a folder without a record
-                run.remove(f"{FOLDER}/{name}/{RECORD}")
-            run.remove_folder(f"{FOLDER}/{name}")
+            tensors[AVERAGE] = self.average
+        write_checkpoint(run, tensors, keep, step=self.step, n_steps=n_steps, loss=loss, bf16=self.bf16)
 
 
 def lr_at(config: OptimizerConfig, peak: float, step: int, n_steps: int) -> float:

@@ -89,9 +89,8 @@ def insert_gated_blocks(model: Any, config: GatedConfig, name: str = "the model"
     tower = open_tower(model.visual, name)
     for block in tower.blocks[config.first(len(tower.blocks)) :]:
         like = next(block.parameters())
-        block.add_module(
-            NAME, GatedBlock(geometry(block, name), config).to(device=like.device, dtype=like.dtype).eval()
-        )
+        gated = GatedBlock(geometry(block, name), config).to(device=like.device, dtype=like.dtype)
+        block.add_module(NAME, gated.eval())
         block.register_forward_pre_hook(_run_gated_block)
     return tower
 

@@ -92,15 +92,8 @@ class ReactJob:
         precompute = Precompute(
             encoder=encoder, learner=learner, pairs=pairs, cache=cache, data=self.data, loop=self.loop
         )
-        train(
-            learner,
-            precompute.source(),
-            self.loop,
-            run,
-            learning_rate=self.react.learning_rate,
-            device=encoder.device,
-            report=report,
-        )
+        batches, peak = precompute.source(), self.react.learning_rate
+        train(learner, batches, self.loop, run, learning_rate=peak, device=encoder.device, report=report)
         if frozen_digest(encoder.model) != frozen:
             raise MemoryBuilderError(f"{run.root}: frozen tensors changed while training; this is a bug, report it")
 

@@ -17,11 +17,10 @@ from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.storage.store import Store, sha256
 from trainer.loop.checkpoint import AVERAGE, TRAINABLE, assign, find_checkpoint, pack, read_tensors
 from trainer.loop.run_config import read_run, reading_settings
+from trainer.loop.train_state import Tensors
 from trainer.react.config import GatedConfig, ReactConfig
 from trainer.react.gated import GATES, NAME
 from trainer.react.learner import ReactLearner
-
-Tensors = dict[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,19 +90,18 @@ def load_run(ref: CheckpointRef) -> LoadedRun:
     return LoadedRun(encoder=encoder, fingerprint=fingerprint, config=config, step=checkpoint.step)
 
 
-def interpolate(initial: Tensors, trained: Tensors, wise_alpha: float) -> Tensors:
-    """Interpolate frozen and trained parameters; ``wise_alpha`` 1 gives the trained ones, bit for bit."""
-    if wise_alpha == 1:
+def interpolate(initial: Tensors, trained: Tensors, alpha: float) -> Tensors:
+    """Interpolate frozen and trained parameters (WiSE-FT); ``alpha`` 1 gives the trained ones, bit for bit."""
+    if alpha == 1:
         return trained
     return {
-        name: _interpolated(name, initial[name], own.to(initial[name].device), wise_alpha)
-        for name, own in trained.items()
+        name: _interpolated(name, initial[name], own.to(initial[name].device), alpha) for name, own in trained.items()
     }
 
 
-def _interpolated(name: str, initial: Tensor, trained: Tensor, wise_alpha: float) -> Tensor:
+def _interpolated(name: str, initial: Tensor, trained: Tensor, alpha: float) -> Tensor:
     if f".{NAME}." not in name:
-        return torch.lerp(initial, trained.to(initial.dtype), wise_alpha)
+        return torch.lerp(initial, trained.to(initial.dtype), alpha)
     if name.rsplit(".", 1)[1] in GATES:
-        return torch.atanh((wise_alpha * trained.tanh()).clamp(-1 + 1e-6, 1 - 1e-6))
+        return torch.atanh((alpha * trained.tanh()).clamp(-1 + 1e-6, 1 - 1e-6))
     return trained

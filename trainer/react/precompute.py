@@ -19,7 +19,7 @@ from memory_builder.model.encoder import Encoder
 from memory_builder.storage.store import Store, sha256
 from trainer.loop.config import NO_GROUP, LoopConfig
 from trainer.loop.distributed import world
-from trainer.loop.loop import autocast_of, is_bf16
+from trainer.loop.loop import is_bf16
 from trainer.react.array_cache import Array, ArrayCache
 from trainer.react.augment import AugmentConfig
 from trainer.react.batches import ImageInput, PairSource, Read, TextInput, augmented_images, plain_images
@@ -83,9 +83,8 @@ class Precompute:
         """Pictures, augmented or not, or the outputs of the frozen layers."""
         if self.data.augmentation == "react":
             augment = _augment_config(self.encoder, self.loop.seed)
-            return "normalised_pixels", lambda epoch, pairs: partial(
-                augmented_images, self.pairs.locations(pairs), augment, epoch
-            )
+            locations = self.pairs.locations
+            return "normalised_pixels", lambda epoch, pairs: partial(augmented_images, locations(pairs), augment, epoch)
         config = self.learner.config
         if not self.data.cache_layers or config.mode in ("locked-text", "full"):
             return "pixels", lambda _, pairs: partial(self._pixels, pairs)
@@ -101,11 +100,10 @@ class Precompute:
 
     def _frozen_outputs(self, pairs: Ids) -> Array:
         """Outputs of the frozen layers: [m, tokens, width], or [m, d] of a frozen tower."""
-        device, autocast = self.encoder.device, autocast_of(self.loop, self.encoder.device)
-        outputs = []
+        device, outputs = self.encoder.device, []
         for at in range(0, len(pairs), PICTURES_AT_A_TIME):
             pixels = torch.from_numpy(self._pixels(pairs[at : at + PICTURES_AT_A_TIME])).to(device)
-            with autocast():
+            with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16(self.loop, device)):
                 outputs.append(_cast(self.learner.frozen_outputs(pixels).float().cpu().numpy(), self.data.cache_dtype))
         return np.concatenate(outputs)
 

@@ -10,11 +10,10 @@ from memory_builder.errors import EncoderError, UsageError
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import TRAINABLE, assign, find_checkpoint, read_tensors
 from trainer.loop.run_config import read_run
+from trainer.loop.train_state import Tensors
 from trainer.react.gated import NAME
 from trainer.react.learner import ReactLearner
 from trainer.react.released_checkpoint import gated_layers, read_released
-
-Tensors = dict[str, Tensor]
 
 
 def start_from(source: str, learner: ReactLearner, fingerprint: str) -> None:
@@ -27,7 +26,7 @@ def start_from(source: str, learner: ReactLearner, fingerprint: str) -> None:
         ConfigMismatchError: shapes differ.
     """
     if Path(source).is_file():
-        stored = read_released(source)
+        stored: Tensors = read_released(source)
         settings = f"--mode gated-image --last-k {len(gated_layers(stored))} --logit-scale trainable"
         _refuse_other_model(source, stored, learner)
     else:

@@ -96,10 +96,8 @@ def _mlp(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
     return out
 
 
-def _attention(
-    attention: nn.MultiheadAttention, query: Tensor, context: Tensor, missing: Tensor, itself: bool
-) -> Tensor:
-    """Attention of the query to f32[b, k, d] context. In the einsums b: batch, h: head, e: head width, d: width."""
+def _attention(attention: nn.MultiheadAttention, query: Tensor, keys: Tensor, missing: Tensor, itself: bool) -> Tensor:
+    """Attention of [b, d] queries to [b, k, d] keys, which are the values too; h and e are head and head width."""
     b, d = query.shape
     heads, width = attention.num_heads, d // attention.num_heads
     to_query, to_key, to_value = attention.in_proj_weight.chunk(3)  # [d, d] each
@@ -107,12 +105,12 @@ def _attention(
     queries = linear(query, to_query, query_bias).view(b, heads, width) / math.sqrt(width)
     folded = torch.einsum("bhe,hed->bhd", queries, to_key.view(heads, width, d))
     if itself:
-        context = torch.cat([query[:, None], context], dim=1)
+        keys = torch.cat([query[:, None], keys], dim=1)
         missing = torch.cat([missing.new_zeros(b, 1), missing], dim=1)
-    scores = torch.bmm(folded, context.transpose(1, 2)).masked_fill(missing[:, None], -torch.inf)  # [b, heads, context]
+    scores = torch.bmm(folded, keys.transpose(1, 2)).masked_fill(missing[:, None], -torch.inf)  # [b, heads, keys]
     if not itself:  # else softmax over masked positions alone is NaN
         scores = torch.where(missing.all(1)[:, None, None], torch.zeros_like(scores), scores)
-    mixed = torch.bmm(torch.softmax(scores, dim=2), context)  # [b, heads, d]
+    mixed = torch.bmm(torch.softmax(scores, dim=2), keys)  # [b, heads, d]
     values = torch.einsum("bhd,hed->bhe", mixed, to_value.view(heads, width, d)).reshape(b, d) + value_bias
     out: Tensor = attention.out_proj(values)
     return out

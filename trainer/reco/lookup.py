@@ -5,7 +5,7 @@ same artwork are dropped. Rows with the same caption stay, as at test time retri
 """
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,12 +65,12 @@ class TrainingPairs:
 
     def at(self, rows: slice) -> "TrainingPairs":
         """The pairs of a slice."""
-        return TrainingPairs(
+        return replace(
+            self,
             ids=self.ids[rows],
             images=self.images[rows],
             texts=self.texts[rows],
             clusters=self.clusters[rows],
-            in_memory=self.in_memory,
             apart=None if self.apart is None else self.apart[rows],
         )
 

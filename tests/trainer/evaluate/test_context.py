@@ -26,7 +26,7 @@ def test_dev_split_alone_is_another_split_of_the_set_that_is_measured(shapes, ev
         config = options.config(choosing)
         assert (config.dev, config.dev_split) == expected
     ran = evaluate("linear-probe", "--dataset", shapes, "--dev-split", "test", "--out", tmp_path)
-    assert (ran.code, "is the set that is measured" in ran.err) == (2, True), ran.err
+    assert (ran.code, "is the test set" in ran.err) == (2, True), ran.err
 
 
 @pytest.mark.parametrize("task", [("zero-shot",), ("reco", "--memory", "memory")])
@@ -40,7 +40,7 @@ def test_what_dev_learns_from_may_not_hold_what_is_measured(shapes, model_dir, t
     dev = classification_set(tmp_path / "dev", splits={"test": 3}, first_seed=500)
     shutil.copytree(shapes / "test", dev / "train")
     encoder = EncoderConfig(model=f"local-dir:{model_dir}")
-    opened = open_context(EvalConfig(encoder=encoder, dataset=shapes, out=tmp_path / "run", dev=dev))
+    context = open_context(EvalConfig(encoder=encoder, dataset=shapes, out=tmp_path / "run", dev=dev))
     with pytest.raises(UsageError, match=rf"train: 72 of the 72 pictures of {shapes} test are in {dev} train"):
-        opened.train(opened.dev)
-    assert len(opened.train(opened.test)) == 60
+        context.train(context.dev)
+    assert len(context.train(context.test)) == 60

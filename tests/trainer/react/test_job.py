@@ -125,11 +125,11 @@ def test_a_run_that_moves_to_another_kind_of_device_says_so(whole, job, tmp_path
 def test_random_augmentation_is_the_same_for_any_number_of_readers(job, subset, tmp_path):
     pairs = prepare_pairs(open_subset(str(subset)), Store(tmp_path / "cache"))
     places = pairs.locations(np.arange(4))
-    look = AugmentConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
-    forward = [augmented(read_picture(place), look, 1, place.pair) for place in places]
-    backward = [augmented(read_picture(place), look, 1, place.pair) for place in reversed(places)][::-1]
+    config = AugmentConfig(size=32, mean=(0.5,) * 3, std=(0.5,) * 3, seed=0)
+    forward = [augmented(read_picture(place), config, 1, place.pair) for place in places]
+    backward = [augmented(read_picture(place), config, 1, place.pair) for place in reversed(places)][::-1]
     assert np.array_equal(np.stack(forward), np.stack(backward))
-    assert not np.array_equal(forward[0], augmented(read_picture(places[0]), look, 2, places[0].pair))
+    assert not np.array_equal(forward[0], augmented(read_picture(places[0]), config, 2, places[0].pair))
     run_job(job(tmp_path / "run", augmentation="react", max_steps=2), TrainRunnerConfig())
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert np.isfinite(first["loss"])

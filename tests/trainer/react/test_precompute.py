@@ -44,14 +44,14 @@ def test_what_float16_cannot_hold_is_refused_and_what_is_no_number_before_is_not
     for factor, dtype, error in ((1e6, "float16", True), (1e6, "float32", False), (float("inf"), "float16", False)):
         times.append(factor)
         asked = job(tmp_path / f"{factor}-{dtype}", cache_dtype=dtype, max_steps=1)
-        prepared = prepare(asked, tmp_path / f"cache-{factor}-{dtype}")
+        precompute = prepare(asked, tmp_path / f"cache-{factor}-{dtype}")
         if error:
             with pytest.raises(
                 UsageError, match=r"reaches \d.*, more than float16 holds \(65,504\): say --cache-dtype"
             ):
-                prepared._frozen(np.arange(2))
+                precompute._frozen_outputs(np.arange(2))
         else:
-            assert prepared._frozen(np.arange(2)).dtype == dtype
+            assert precompute._frozen_outputs(np.arange(2)).dtype == dtype
 
 
 def prepare(job, cache):

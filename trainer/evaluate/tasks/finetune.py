@@ -5,7 +5,6 @@ fine-tuning of zero-shot models (2022). The text tower only initialises the head
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,7 +38,7 @@ class TuneParams:
 def grid(last_layers: int | None) -> tuple[TuneParams, ...]:
     """Hyperparameters to choose from, the default first."""
     default = TuneParams(last_layers=last_layers)
-    return (default, *(replace(default, learning_rate=learning_rate) for learning_rate in (1e-5, 1e-4)))
+    return (default, *(replace(default, learning_rate=lr) for lr in (1e-5, 1e-4)))
 
 
 def tune(towers: Towers, split: FewShotSplit, shots: str, seed: int, params: TuneParams) -> Answers:
@@ -120,14 +119,11 @@ def _read(dataset: Dataset, towers: Towers, by_key: dict[str, int]) -> tuple[Any
 
 def _encode(towers: Towers, visual: Any, dataset: Dataset) -> Floats:
     """f32[n, d] unit rows of all pictures of a set, encoded with ``visual``."""
-    rows = np.concatenate(list(_encoded(towers, visual, dataset)))
-    return finite(rows, f"{towers.name}, fine-tuned,", "pictures")
-
-
-def _encoded(towers: Towers, visual: Any, dataset: Dataset) -> Iterator[Floats]:
-    for _, pixels in picture_batches(dataset, towers, 64):
-        with torch.inference_mode():
-            yield normalize(_pooled(visual(towers.normalised(pixels))), dim=-1).float().cpu().numpy()
+    rows = []
+    with torch.inference_mode():
+        for _, pixels in picture_batches(dataset, towers, 64):
+            rows.append(normalize(_pooled(visual(towers.normalised(pixels))), dim=-1).float().cpu().numpy())
+    return finite(np.concatenate(rows), f"{towers.name}, fine-tuned,", "pictures")
 
 
 def _pooled(output: Any) -> torch.Tensor:

@@ -13,7 +13,7 @@ from trainer.evaluate.tasks.heads import HeadParams, train_head
 from trainer.evaluate.tasks.shots import draw
 
 DEFAULT = HeadParams(learning_rate=1e-3, epochs=20)
-GRID = (DEFAULT, *(replace(DEFAULT, learning_rate=learning_rate) for learning_rate in (1e-4, 3e-4, 3e-3, 1e-2)))
+GRID = (DEFAULT, *(replace(DEFAULT, learning_rate=lr) for lr in (1e-4, 3e-4, 3e-3, 1e-2)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -213,7 +213,7 @@ def _pixels(setup: BaselineContext) -> list[Result]:
         if not read["read"]:
             logger.info("skipping pixel: none of them can be read")
             return []
-    predicted = answers(nearest.score(), setup.labels, len(test.dataset.classes), may_abstain=True)
+    predicted = answers(nearest.best.__getitem__, setup.labels, len(test.dataset.classes), may_abstain=True)
     return [_write(setup, "pixel", predicted, arguments=setup.arguments, controls={"pictures": read})]
 
 

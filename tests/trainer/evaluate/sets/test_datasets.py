@@ -162,7 +162,7 @@ def test_an_empty_split_a_name_twice_and_a_broken_tar_are_refused(tmp_path):
     for name in ("0.tar", "1.tar"):
         with tarfile.open(tmp_path / "test" / name, "w"):
             pass
-    with pytest.raises(SourceError, match="test holds no sample"):
+    with pytest.raises(SourceError, match="test has no samples"):
         list(open_dataset(tmp_path).examples())
 
 

@@ -89,14 +89,16 @@ def test_without_dev_published_defaults_are_used_and_said(shapes, evaluate, tmp_
 
 
 @pytest.fixture(scope="module")
-def opened(shapes, model_dir, tmp_path_factory):
+def context(shapes, model_dir, tmp_path_factory):
     encoder = EncoderConfig(model=f"local-dir:{model_dir}")
     return open_context(EvalConfig(encoder=encoder, dataset=shapes, out=tmp_path_factory.mktemp("run")))
 
 
 @pytest.fixture(scope="module")
-def lesson(opened) -> FewShotSplit:
-    return FewShotSplit(train=opened.train(opened.test), test=opened.test, classifier=opened.classifier(opened.test))
+def split(context) -> FewShotSplit:
+    return FewShotSplit(
+        train=context.train(context.test), test=context.test, classifier=context.classifier(context.test)
+    )
 
 
 def test_labels_that_stand_for_other_folders_are_refused_whatever_the_classes_are_called(model_dir, tmp_path):
@@ -105,57 +107,57 @@ def test_labels_that_stand_for_other_folders_are_refused_whatever_the_classes_ar
     (tmp_path / "classnames.txt").write_text("\n".join(f"class {label}" for label in range(12)))
     last = max((tmp_path / "train").iterdir())
     last.rename(last.with_name("a"))  # now first, so that every label has moved
-    setting = EvalConfig(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=tmp_path, out=tmp_path / "run")
-    opened = open_context(setting)
+    config = EvalConfig(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=tmp_path, out=tmp_path / "run")
+    context = open_context(config)
     with pytest.raises(UsageError, match="the classes of train and test differ: a label must mean the same in both"):
-        opened.train(opened.test)
+        context.train(context.test)
 
 
-def test_fine_tuning_learns_and_leaves_the_model_as_it_was(opened, lesson):
-    before = {name: tensor.clone() for name, tensor in opened.towers.model.state_dict().items()}
+def test_fine_tuning_learns_and_leaves_the_model_as_it_was(context, split):
+    before = {name: tensor.clone() for name, tensor in context.towers.model.state_dict().items()}
     params = TuneParams(learning_rate=1e-4, epochs=4, last_layers=2)
-    found = tune(opened.towers, lesson, "all", 0, params)
-    zero_shot = (lesson.test.images @ lesson.classifier.T).argmax(axis=1) == lesson.test.labels
+    found = tune(context.towers, split, "all", 0, params)
+    zero_shot = (split.test.images @ split.classifier.T).argmax(axis=1) == split.test.labels
     assert (found.rank == 0).mean() > zero_shot.mean() + 0.1
-    assert all(torch.equal(tensor, before[name]) for name, tensor in opened.towers.model.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in opened.towers.model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in context.towers.model.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in context.towers.model.parameters())
 
 
-def test_without_learning_the_tuned_tower_answers_as_the_model(opened, lesson):
-    found = tune(opened.towers, lesson, "1", 0, TuneParams(learning_rate=0.0, head_learning_rate=0.0, epochs=1))
-    scores = lesson.test.images @ lesson.classifier.T
+def test_without_learning_the_tuned_tower_answers_as_the_model(context, split):
+    found = tune(context.towers, split, "1", 0, TuneParams(learning_rate=0.0, head_learning_rate=0.0, epochs=1))
+    scores = split.test.images @ split.classifier.T
     assert (found.top[:, 0] == scores.argmax(axis=1)).all()
 
 
-def test_a_tower_that_gives_its_tokens_too_is_tuned(opened, lesson):
-    size = opened.towers.pixels(encoded(picture(0, 0))).shape[0]
+def test_a_tower_that_gives_its_tokens_too_is_tuned(context, split):
+    size = context.towers.pixels(encoded(picture(0, 0))).shape[0]
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     vision = {"image_size": size, "patch_size": 16, "width": 32, "head_width": 8, "layers": 2, "output_tokens": True}
     pooling = {"attentional_pool": True, "attn_pooler_heads": 2}
     coca = CoCa(16, text, text | {"embed_cls": True, "output_tokens": True}, vision | pooling).eval()
     head = np.eye(12, 16, dtype=np.float32)
     params = TuneParams(learning_rate=0.0, head_learning_rate=0.0, epochs=1)
-    found = tune(replace(opened.towers, model=coca, d=16), replace(lesson, classifier=head), "1", 0, params)
+    found = tune(replace(context.towers, model=coca, d=16), replace(split, classifier=head), "1", 0, params)
     with torch.inference_mode():
-        pixels = np.concatenate([pixels for _, pixels in picture_batches(lesson.test.dataset, opened.towers, 64)])
-        images = coca.encode_image(opened.towers.normalised(pixels), normalize=True).numpy()
+        pixels = np.concatenate([pixels for _, pixels in picture_batches(split.test.dataset, context.towers, 64)])
+        images = coca.encode_image(context.towers.normalised(pixels), normalize=True).numpy()
     assert (found.top[:, 0] == (images @ head.T).argmax(axis=1)).all()
 
 
-def test_only_the_asked_layers_learn(opened, lesson, monkeypatch):
+def test_only_the_asked_layers_learn(context, split, monkeypatch):
     import trainer.evaluate.tasks.finetune as module
 
     kept = []
-    monkeypatch.setattr(module, "_encode", lambda _, visual, __: kept.append(visual) or lesson.test.images)
-    tune(opened.towers, lesson, "1", 0, TuneParams(epochs=1, last_layers=1))
-    tune(opened.towers, lesson, "1", 0, TuneParams(epochs=1))
-    original = opened.towers.model.visual.state_dict()
+    monkeypatch.setattr(module, "_encode", lambda _, visual, __: kept.append(visual) or split.test.images)
+    tune(context.towers, split, "1", 0, TuneParams(epochs=1, last_layers=1))
+    tune(context.towers, split, "1", 0, TuneParams(epochs=1))
+    original = context.towers.model.visual.state_dict()
     moved = [{name for name, t in visual.state_dict().items() if not torch.equal(t, original[name])} for visual in kept]
     assert {name.split(".")[2] for name in moved[0] if name.startswith("transformer")} == {"5"}
     assert "conv1.weight" not in moved[0]
     assert "conv1.weight" in moved[1]
     with pytest.raises(UsageError, match="--last-layers 7: the image tower has 6 blocks"):
-        tune(opened.towers, lesson, "1", 0, TuneParams(last_layers=7))
+        tune(context.towers, split, "1", 0, TuneParams(last_layers=7))
 
 
 def test_fine_tuning_by_the_command(shapes, evaluate, tmp_path):

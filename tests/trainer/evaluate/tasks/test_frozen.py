@@ -23,7 +23,7 @@ from trainer.evaluate.context import open_context
 from trainer.evaluate.results import read_predictions, read_results
 
 
-def setting(model_dir, dataset, out, **others) -> EvalConfig:
+def config(model_dir, dataset, out, **others) -> EvalConfig:
     return EvalConfig(encoder=EncoderConfig(model=f"local-dir:{model_dir}"), dataset=dataset, out=out, **others)
 
 
@@ -98,14 +98,14 @@ def test_settings_are_not_chosen_on_what_is_measured(shapes, dev_shapes, model_d
     link = tmp_path / "link"
     link.symlink_to(shapes)
     with pytest.raises(UsageError, match=r"--dev .* is the test set"):
-        setting(model_dir, shapes, tmp_path, dev=link)
+        config(model_dir, shapes, tmp_path, dev=link)
     for given in ({"split": "train"}, {"dev": dev_shapes, "dev_split": "train"}):
-        opened = open_context(setting(model_dir, shapes, tmp_path, **given))
-        with pytest.raises(UsageError, match="--train-split train is the split that is to be answered"):
-            opened.train(opened.dev or opened.test)
+        context = open_context(config(model_dir, shapes, tmp_path, **given))
+        with pytest.raises(UsageError, match="--train-split train is the split that is evaluated"):
+            context.train(context.dev or context.test)
     with pytest.raises(UsageError, match="--batch-size 0"):
-        setting(model_dir, shapes, tmp_path, batch_size=0)
-    assert setting(model_dir, shapes, tmp_path, dev=shapes, dev_split="val").dev_split == "val"
+        config(model_dir, shapes, tmp_path, batch_size=0)
+    assert config(model_dir, shapes, tmp_path, dev=shapes, dev_split="val").dev_split == "val"
 
 
 def test_a_dev_set_that_holds_a_measured_picture_is_refused(shapes, model_dir, tmp_path):
@@ -113,17 +113,17 @@ def test_a_dev_set_that_holds_a_measured_picture_is_refused(shapes, model_dir, t
     samples = [{"png": encoded(picture(0, seed)), "cls": b"0"} for seed in (0, 900)]
     write_split(tmp_path / "dev", "test", samples, n_tars=1)
     with pytest.raises(UsageError, match=r"--dev: 1 of the 72 pictures .* such as s0000000: take them out"):
-        open_context(setting(model_dir, shapes, tmp_path / "run", dev=tmp_path / "dev"))
+        open_context(config(model_dir, shapes, tmp_path / "run", dev=tmp_path / "dev"))
     captioned = retrieval_set(tmp_path / "captioned")
     with pytest.raises(UsageError, match=r"is a retrieval set, --dataset .* a classification one"):
-        open_context(setting(model_dir, shapes, tmp_path / "run", dev=captioned))
+        open_context(config(model_dir, shapes, tmp_path / "run", dev=captioned))
 
 
 def test_a_picture_that_cannot_be_decoded_is_refused_by_name(model_dir, tmp_path):
     root = classification_set(tmp_path / "set", splits={"test": 1})
     write_split(root, "test", [{"png": encoded(picture(0, 0))[:-30], "cls": b"0"}], n_tars=1)
     with pytest.raises(SourceError, match=r"picture s0000000 cannot be decoded \(image is damaged\): repair it"):
-        open_context(setting(model_dir, root, tmp_path / "run"))
+        open_context(config(model_dir, root, tmp_path / "run"))
 
 
 def test_a_run_belongs_to_one_model(shapes, model_dir, evaluate, tmp_path):
@@ -132,7 +132,7 @@ def test_a_run_belongs_to_one_model(shapes, model_dir, evaluate, tmp_path):
     told = json.loads(record.read_text())
     record.write_text(json.dumps(told | {"model": {"name": "other", "fingerprint": "f" * 64}}))
     with pytest.raises(ConfigMismatchError, match=r"fingerprint ffffffffffff, .*name another --out"):
-        open_context(setting(model_dir, shapes, tmp_path))
+        open_context(config(model_dir, shapes, tmp_path))
 
 
 def test_a_task_refuses_sets_it_cannot_be_asked_about(shapes, captioned, evaluate, tmp_path):

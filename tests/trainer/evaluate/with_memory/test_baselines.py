@@ -1,4 +1,4 @@
-"""Each baseline on evidence made by hand, where what it must answer is known."""
+"""Each baseline on retrieved made by hand, where what it must answer is known."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def labels():
 
 
 @pytest.fixture(scope="module")
-def evidence(labels) -> RetrievedContext:
+def retrieved(labels) -> RetrievedContext:
     """Images lie near their class's image centre, captions near its name, and names know nothing of images."""
     rng = np.random.default_rng(0)
     centres, texts = unit(rng.standard_normal((N_CLASSES, D))), unit(rng.standard_normal((N_CLASSES, D)))
@@ -58,42 +58,42 @@ METHODS = [
 NAMED = pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
 
 
-def top1(method, evidence, labels) -> float:
+def top1(method, retrieved, labels) -> float:
     may_abstain = isinstance(method, vote.NameVote)
-    return float((answers(method.score(evidence), labels, N_CLASSES, may_abstain=may_abstain).rank == 0).mean())
+    return float((answers(method.score(retrieved), labels, N_CLASSES, may_abstain=may_abstain).rank == 0).mean())
 
 
-def zero_shot(evidence, labels) -> float:
-    return float(((evidence.images @ evidence.classifier.T).argmax(axis=1) == labels).mean())
-
-
-@NAMED
-def test_a_memory_that_knows_beats_names_that_do_not(method, evidence, labels):
-    assert zero_shot(evidence, labels) < 0.4
-    assert top1(method, evidence, labels) > 0.9
+def zero_shot(retrieved, labels) -> float:
+    return float(((retrieved.images @ retrieved.classifier.T).argmax(axis=1) == labels).mean())
 
 
 @NAMED
-def test_a_memory_with_wrong_names_falls_to_chance(method, evidence, labels):
+def test_a_memory_that_knows_beats_names_that_do_not(method, retrieved, labels):
+    assert zero_shot(retrieved, labels) < 0.4
+    assert top1(method, retrieved, labels) > 0.9
+
+
+@NAMED
+def test_a_memory_with_wrong_names_falls_to_chance(method, retrieved, labels):
     permutation = derangement(N_CLASSES)
     wrong = replace(
-        evidence,
-        caption_class=permutation[evidence.caption_class],
-        caption_vectors=evidence.caption_vectors.reshape(N_CLASSES, PER_CLASS, D)[permutation].reshape(-1, D),
-        class_vectors=evidence.class_vectors[np.argsort(permutation)],
+        retrieved,
+        caption_class=permutation[retrieved.caption_class],
+        caption_vectors=retrieved.caption_vectors.reshape(N_CLASSES, PER_CLASS, D)[permutation].reshape(-1, D),
+        class_vectors=retrieved.class_vectors[np.argsort(permutation)],
     )
     assert top1(method, wrong, labels) < 0.1
 
 
 @NAMED
-def test_a_memory_that_finds_nothing_leaves_the_names_or_no_answer(method, evidence, labels):
+def test_a_memory_that_finds_nothing_leaves_the_names_or_no_answer(method, retrieved, labels):
     nothing = replace(
-        evidence,
-        ids=np.full_like(evidence.ids, NO_ROW),
-        similarity=np.full_like(evidence.similarity, -np.inf),
-        index=np.zeros_like(evidence.index),
-        class_ids=np.full_like(evidence.class_ids, NO_ROW),
-        class_vectors=np.zeros_like(evidence.class_vectors),
+        retrieved,
+        ids=np.full_like(retrieved.ids, NO_ROW),
+        similarity=np.full_like(retrieved.similarity, -np.inf),
+        index=np.zeros_like(retrieved.index),
+        class_ids=np.full_like(retrieved.class_ids, NO_ROW),
+        class_vectors=np.zeros_like(retrieved.class_vectors),
     )
     found = top1(method, nothing, labels)
     if isinstance(method, vote.NameVote):
@@ -102,16 +102,16 @@ def test_a_memory_that_finds_nothing_leaves_the_names_or_no_answer(method, evide
         assert found == 0, "not the first class by luck"
         assert (answers(method.score(nothing), labels, N_CLASSES).top == -1).all()
     else:
-        assert found == zero_shot(evidence, labels)
+        assert found == zero_shot(retrieved, labels)
 
 
-def test_votes_by_hand(evidence):
+def test_votes_by_hand(retrieved):
     two = replace(
-        evidence,
+        retrieved,
         ids=np.array([[7, 8, NO_ROW]]),
         similarity=np.array([[0.9, 0.8, -np.inf]], np.float32),
         index=np.array([[0, PER_CLASS, 0]]),
-        images=evidence.images[:1],
+        images=retrieved.images[:1],
     )
     scores = vote.NameVote(k=3, sharpness=10.0).score(two)(slice(0, 1))
     assert scores[0] == pytest.approx([np.exp(-1), np.exp(-2), *[-np.inf] * 4])
@@ -143,11 +143,11 @@ def test_priming_and_cache_by_hand():
     assert cached == pytest.approx([0 + 2 * (1 + np.exp(-3)), 60], rel=1e-5)
 
 
-def test_a_wise_head_between_names_and_training(evidence, labels):
+def test_a_wise_head_between_names_and_training(retrieved, labels):
     names_only = head.WiseHead(learning_rate=0.1, alpha=0.0)
-    assert top1(names_only, evidence, labels) == zero_shot(evidence, labels)
-    between = top1(head.WiseHead(learning_rate=0.1, alpha=0.5), evidence, labels)
-    assert between > zero_shot(evidence, labels)
+    assert top1(names_only, retrieved, labels) == zero_shot(retrieved, labels)
+    between = top1(head.WiseHead(learning_rate=0.1, alpha=0.5), retrieved, labels)
+    assert between > zero_shot(retrieved, labels)
 
 
 def test_the_first_of_every_grid_is_its_default():
@@ -166,19 +166,19 @@ def test_a_derangement_moves_every_class():
 class Texts:
     """A text tower that knows six names."""
 
-    def __init__(self, evidence) -> None:
-        self.classifier = evidence.classifier
+    def __init__(self, retrieved) -> None:
+        self.classifier = retrieved.classifier
 
     def encode_texts(self, texts):
         return self.classifier[[int(text[-1]) for text in texts]]
 
 
-def test_consistent_names_change_nothing_but_what_the_model_knows(evidence, labels):
+def test_consistent_names_change_nothing_but_what_the_model_knows(retrieved, labels):
     names, permutation = ClassNames([f"thing{i}" for i in range(N_CLASSES)]), derangement(N_CLASSES)
-    both, memory_only = scramble(evidence, names, Texts(evidence), permutation)
+    both, memory_only = scramble(retrieved, names, Texts(retrieved), permutation)
     assert both.captions[0] == f"this is thing{permutation[0]}"
     for method in METHODS:
         assert top1(method, both, labels) > 0.9
     for method in METHODS:
         assert top1(method, memory_only, labels) < 0.1
-    assert (evidence.classifier == memory_only.classifier).all()
+    assert (retrieved.classifier == memory_only.classifier).all()

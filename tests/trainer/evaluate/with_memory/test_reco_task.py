@@ -92,7 +92,7 @@ def test_the_python_of_the_page(printed, home, tmp_path):
         )
         there = RecoModel.load("run", encoder=EncoderConfig(model=f"local-dir:{moved}"))
         assert np.array_equal(there.encode_text(["a cat"], told["memory"]), told["encode_text"])
-    assert [told[name].shape for name in ("encode_image", "encode_text", "classifier")] == [
+    assert [told[name].shape for name in ("encode_image", "encode_text", "head")] == [
         (1, model.reco.d),
         (1, model.reco.d),
         (2, model.reco.d),

@@ -32,8 +32,4 @@ class WiseHead:
         return linear(retrieved.images, interpolate(retrieved.classifier, head, self.alpha))
 
 
-GRID = tuple(
-    WiseHead(learning_rate=learning_rate, alpha=alpha)
-    for learning_rate in (1e-4, 1e-3)
-    for alpha in (0.5, 0.25, 0.75, 1.0)
-)
+GRID = tuple(WiseHead(learning_rate=lr, alpha=alpha) for lr in (1e-4, 1e-3) for alpha in (0.5, 0.25, 0.75, 1.0))

@@ -16,7 +16,6 @@ from memory_builder.memory import Memory
 from memory_builder.model.images import BadImageError, decode_image
 from memory_builder.readers.read import Pair, read_pairs
 from trainer.evaluate.numbers.arrays import Floats
-from trainer.evaluate.numbers.metrics import Score
 from trainer.evaluate.sets.datasets import Dataset
 from trainer.evaluate.with_memory.label_counts import LabelCounts
 
@@ -35,9 +34,6 @@ class NearestPictures:
     """f32[n, c] largest correlation with a picture of the class; -inf without any."""
     n_read: int
     """Pictures of the memory that could be read and compared."""
-
-    def score(self) -> Score:
-        return lambda part: self.best[part]
 
 
 def nearest_pixels(memory: Memory, dataset: Dataset, label_counts: LabelCounts, n_classes: int) -> NearestPictures:

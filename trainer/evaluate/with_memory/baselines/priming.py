@@ -22,6 +22,4 @@ class Priming:
         return linear(retrieved.images, interpolate(retrieved.classifier, centroids, 1 - self.alpha))
 
 
-GRID = tuple(
-    Priming(alpha=alpha, per_class=per_class) for per_class in (16, 4, 32) for alpha in (0.5, 0.3, 0.7, 0.8, 0.9)
-)
+GRID = tuple(Priming(alpha=alpha, per_class=n) for n in (16, 4, 32) for alpha in (0.5, 0.3, 0.7, 0.8, 0.9))

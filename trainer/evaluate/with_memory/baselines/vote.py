@@ -51,10 +51,8 @@ class NameVote:
         return votes
 
 
-CAPTION_GRID = tuple(
-    CaptionVote(k=k, sharpness=sharpness) for k in (10, 1, 5, 20, 50) for sharpness in (20.0, 5.0, 80.0)
-)
-NAME_GRID = tuple(NameVote(k=k, sharpness=sharpness) for k in (10, 1, 5, 20, 50) for sharpness in (20.0, 5.0, 80.0))
+CAPTION_GRID = tuple(CaptionVote(k=k, sharpness=s) for k in (10, 1, 5, 20, 50) for s in (20.0, 5.0, 80.0))
+NAME_GRID = tuple(NameVote(k=k, sharpness=s) for k in (10, 1, 5, 20, 50) for s in (20.0, 5.0, 80.0))
 
 
 def _weights(retrieved: RetrievedContext, part: slice, k: int, sharpness: float) -> Floats:
