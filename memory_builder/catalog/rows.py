@@ -4,15 +4,18 @@ A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an obje
 vectors are fetched, and kept for a while, or the whole file once many are asked for.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from operator import attrgetter
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from cachetools import LRUCache, cachedmethod
 
 from memory_builder.base.log import warn_once
 from memory_builder.base.types import NO_ROW, ROW_BITS, Ids, Modality, Vectors, row_ids, rows_of, split_ids
@@ -83,11 +86,12 @@ class Rows:
         self.d = d
         self._deleted = np.zeros(0, np.int64) if deleted is None else deleted
         self._pages = PageCache(store)
-        # One bounded cache an instance, not one a class: maps must go when the memory goes.
-        self._mapped: Callable[[int, str], Vectors] = lru_cache(MAPPED_FILES)(self._map)
-        self._header: Callable[[int, str], tuple[int, int]] = lru_cache(MAPPED_FILES)(self._read_header)
-        self._lookup: Callable[[int], pa.RecordBatch] = lru_cache(MAPPED_FILES)(self._map_lookup)
-        self._count: Callable[[int, str], int] = lru_cache(None)(self._count_present)
+        # Caches of this instance, which goes, with its maps, as soon as the memory does.
+        self._maps: LRUCache[Any, Vectors] = LRUCache(MAPPED_FILES)
+        self._headers: LRUCache[Any, tuple[int, int]] = LRUCache(MAPPED_FILES)
+        self._lookups: LRUCache[Any, pa.RecordBatch] = LRUCache(MAPPED_FILES)
+        self._counts: dict[Any, int] = {}
+        self._lock = Lock()
 
     def vectors(self, ids: Ids, modality: Modality) -> npt.NDArray[np.float32]:
         """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
@@ -176,7 +180,8 @@ class Rows:
             start = end
         return np.concatenate(ids)
 
-    def _count_present(self, ordinal: int, modality: Modality) -> int:
+    @cachedmethod(attrgetter("_counts"), lock=attrgetter("_lock"))
+    def _count(self, ordinal: int, modality: Modality) -> int:
         commit, n_deleted = self.commits[ordinal], len(rows_of(ordinal, self._deleted))
         if n_deleted and commit.n_present(modality) < commit.n_written:  # which of them have it, only the vectors know
             return len(self._present(ordinal, modality))
@@ -203,10 +208,12 @@ class Rows:
                 raise UsageError(f"row id {ids[positions[rows[positions].argmax()]]} is not in {self.store.root}")
             yield ordinal, positions, rows[positions]
 
-    def _map(self, ordinal: int, modality: str) -> Vectors:
+    @cachedmethod(attrgetter("_maps"), lock=attrgetter("_lock"))
+    def _mapped(self, ordinal: int, modality: str) -> Vectors:
         return open_vectors(self.store, self.commits[ordinal], modality, self.d)
 
-    def _map_lookup(self, ordinal: int) -> pa.RecordBatch:
+    @cachedmethod(attrgetter("_lookups"), lock=attrgetter("_lock"))
+    def _lookup(self, ordinal: int) -> pa.RecordBatch:
         """The look-up columns of one shard; where their file is missing or damaged, from the shard's metadata."""
         where = f"{self.store.root}/{lookup_path(ordinal)}"
         try:
@@ -276,7 +283,8 @@ class Rows:
         read = self._pages.read(vectors_path(ordinal, modality), start + width * rows, width, file_bytes)
         return read.view(np.float16)
 
-    def _read_header(self, ordinal: int, modality: str) -> tuple[int, int]:
+    @cachedmethod(attrgetter("_headers"), lock=attrgetter("_lock"))
+    def _header(self, ordinal: int, modality: str) -> tuple[int, int]:
         """(byte where the rows begin, bytes a row) of a .npy file of version 1."""
         path = vectors_path(ordinal, modality)
         head = self.store.fs.cat_file(self.store.full(path), start=0, end=128)

@@ -1,11 +1,12 @@
-"""Rows of remote files, read by ranges: in as few requests as pay, and what was read lately is kept."""
+"""Rows of remote files, read by ranges in few requests; pages read lately are kept, up to a bound."""
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
+from cachetools import LRUCache
+from fsspec.utils import merge_offset_ranges
 
 from memory_builder.errors import REPAIR, CorruptMemoryError
 from memory_builder.storage.store import Store
@@ -21,8 +22,7 @@ class PageCache:
 
     def __init__(self, store: Store, kept_bytes: int = KEPT_BYTES) -> None:
         self._store = store
-        self._n_kept = max(1, kept_bytes // PAGE_BYTES)
-        self._pages: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+        self._pages: LRUCache[tuple[str, int], bytes] = LRUCache(max(PAGE_BYTES, kept_bytes), getsizeof=len)
         self._lock = Lock()
 
     def read(self, path: str, starts: npt.NDArray[np.int64], width: int, file_bytes: int) -> npt.NDArray[np.uint8]:
@@ -43,39 +43,17 @@ class PageCache:
         return out
 
     def _find(self, path: str, wanted: Sequence[int], file_bytes: int) -> dict[int, bytes]:
-        """The wanted pages, ascending: those that are kept, and the others fetched."""
+        """The wanted pages, ascending: cached ones, and the others fetched."""
         with self._lock:
             cached = {page: self._pages[path, page] for page in wanted if (path, page) in self._pages}
-            for page in cached:
-                self._pages.move_to_end((path, page))
-        ranges = list(join_ranges((page for page in wanted if page not in cached), REQUEST_BYTES // PAGE_BYTES))
-        if not ranges:
+        missing = [page * PAGE_BYTES for page in wanted if page not in cached]
+        if not missing:
             return cached
-        starts, ends = (
-            [first * PAGE_BYTES for first, _ in ranges],
-            [min((last + 1) * PAGE_BYTES, file_bytes) for _, last in ranges],
-        )
-        pieces = self._store.read_ranges(path, starts, ends)
-        for (first, last), piece in zip(ranges, pieces, strict=True):
-            for page in range(first, last + 1):
-                cached[page] = piece[(page - first) * PAGE_BYTES : (page - first + 1) * PAGE_BYTES]
+        page_ends = [min(start + PAGE_BYTES, file_bytes) for start in missing]
+        _, starts, ends = merge_offset_ranges([path] * len(missing), missing, page_ends, max_gap=REQUEST_BYTES)
+        for start, piece in zip(starts, self._store.read_ranges(path, starts, ends), strict=True):
+            for at in range(0, len(piece), PAGE_BYTES):
+                cached[(start + at) // PAGE_BYTES] = piece[at : at + PAGE_BYTES]
         with self._lock:
-            self._pages |= {(path, page): data for page, data in cached.items()}
-            while len(self._pages) > self._n_kept:
-                self._pages.popitem(last=False)
+            self._pages.update({(path, page): data for page, data in cached.items()})
         return cached
-
-
-def join_ranges(pages: Iterable[int], gap: int) -> Iterator[tuple[int, int]]:
-    """Ascending page numbers → (first, last) of ranges; pages less than ``gap`` apart share one."""
-    first = last = None
-    for page in pages:
-        if first is None or last is None:
-            first = last = page
-        elif page - last <= gap:
-            last = page
-        else:
-            yield first, last
-            first = last = page
-    if first is not None and last is not None:
-        yield first, last

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from memory_builder.errors import REPAIR, CorruptMemoryError, StorageError, StorageFullError
+from memory_builder.storage.file_cache import cached_file
 from memory_builder.storage.filesystem import ATTEMPTS, is_local, open_filesystem, uri_of
 
 TEMPORARY = ".tmp"
@@ -323,14 +324,8 @@ class Store:
             return Path(self.full(path))
         # What has no version could have changed since: it is fetched again.
         version = etag_of(self.fs.info(self.full(path))) or uuid.uuid4().hex
-        version = sha256(f"{self.root}/{path} {version}".encode())[:32]
-        cached = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "memory-builder" / version
-        if not cached.exists():
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            partial = cached.with_suffix(f".{uuid.uuid4().hex}")
-            self.fs.get_file(self.full(path), str(partial))
-            os.replace(partial, cached)
-        return cached
+        name = sha256(f"{self.root}/{path} {version}".encode())[:32]
+        return cached_file(name, lambda target: self.fs.get_file(self.full(path), target))
 
     def checksum(self, path: str) -> str:
         """SHA-256 of a stored file, read in pieces."""
