@@ -8,7 +8,7 @@ import pytest
 from cluster.submit import STAGES, next_id, on_cluster, submit
 from memory_builder.cli import command_class
 from memory_builder.commands.help import SUMMARIES
-from memory_builder.errors import UsageError
+from memory_builder.errors import ConnectionFailedError, UsageError
 
 # Ray's client, with aiohttp 3.14.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
@@ -73,7 +73,8 @@ def test_the_next_attempt_of_the_same_command():
 )
 def test_an_address_where_nothing_answers(monkeypatch, address, message):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UsageError, match=message):
+    kind = ConnectionFailedError if address.startswith("http") else UsageError
+    with pytest.raises(kind, match=message):
         submit(address, ["info", "m"])
 
 
