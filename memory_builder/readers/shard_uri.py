@@ -48,7 +48,8 @@ def join_uri(path: str, piece: Piece) -> str:
         value = getattr(piece, field.name)
         if value is not None:
             text = "-".join(map(str, value)) if isinstance(value, tuple) else quote(str(value))
-            named.append(f"{field.name}={text}")
+            name = "keys" if field.name == "modality" else field.name  # names of shards are on disk
+            named.append(f"{name}={text}")
     if named:
         return f"{path}#{'&'.join(named)}"
     return f"{path}{_WHOLE}" if _PART.search(path.rstrip(_WHOLE)) else path

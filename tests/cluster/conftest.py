@@ -50,6 +50,7 @@ def ray_cluster() -> Iterator[SmallCluster]:
         # Nodes, and so workers and jobs, take their environment from here.
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         patch.delenv("RAY_ADDRESS", raising=False)
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # a head of 2.60 asks for a token otherwise
         # Other tests run beside these, and Ray's workers would let them go first.
         patch.setenv("RAY_worker_niceness", "0")
         patch.setenv("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process of its own for every run
