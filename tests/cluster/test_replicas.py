@@ -67,8 +67,6 @@ def test_a_replica_answers_as_the_memory_does_and_one_that_dies_is_replaced(
         there.search(text="cat", k=0)
     actors = list_actors(address=ray_cluster.job_server)
     (replica,) = [actor for actor in actors if actor.class_name.startswith("ServeReplica")]
-        one for one in list_actors(address=ray_cluster.job_server) if one.class_name.startswith("ServeReplica")
-    ]
     os.kill(replica.pid, signal.SIGKILL)
     np.testing.assert_array_equal(soon(lambda: there.search(text="cat")).ids, mine.ids)
 

@@ -209,6 +209,7 @@ def test_a_link_that_nothing_installed_can_follow_is_refused_with_what_is_lackin
         read_member(str(table), "gs://bucket/x.png", OWN)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet", "parquet, one group"])
 def test_large_tables_become_many_shards_with_the_same_rows(tmp_path: Path, kind: str, monkeypatch: Any) -> None:
     monkeypatch.setattr("memory_builder.readers.discover.TABLES_SPLIT_FROM_BYTES", 0)
