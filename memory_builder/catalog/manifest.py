@@ -25,7 +25,7 @@ from memory_builder.catalog.paths import shard_name
 from memory_builder.catalog.snapshots import read_snapshot
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import parquet_bytes
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.records import FORMAT_VERSION, decode_value, reading
 from memory_builder.storage.store import Store
 
@@ -97,7 +97,7 @@ class Manifest:
 
         The records stay where they are: they are the truth, this is a faster way to read them.
         """
-        with turn(store, "manifest.lock") as held:
+        with hold_lock(store, "manifest.lock") as held:
             folded = Manifest.read_folded(store)
             self.commits = dict(sorted((folded.commits | self.commits).items()))
             if folded.folded == self.commits.keys():
@@ -117,7 +117,7 @@ class Manifest:
         Raises:
             CorruptMemoryError: a commit record is damaged.
         """
-        with turn(store, "manifest.lock") as held:
+        with hold_lock(store, "manifest.lock") as held:
             commits = read_commits(store, record_names(store, "commits"))
             manifest = Manifest(dict(sorted(commits.items())), read_snapshot(store).manifest_version, frozenset())
             with suppress(CorruptMemoryError):

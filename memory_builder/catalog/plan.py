@@ -14,7 +14,7 @@ from memory_builder.errors import CorruptMemoryError
 from memory_builder.readers.shard import MAX_ORDINAL, Shard, Source
 from memory_builder.readers.shard_uri import join_uri, split_uri
 from memory_builder.storage.formats import parquet_bytes
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.records import Ordinal, Seconds, decode_table, read_sound_record, reading, strict_record
 from memory_builder.storage.store import Store
 
@@ -103,7 +103,7 @@ def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
     plan = read_plan(store)
     if not _unplanned(store, plan, sources):
         return plan
-    with turn(store, "plan.lock") as held:
+    with hold_lock(store, "plan.lock") as held:
         plan = read_plan(store)
         committed = Manifest.read(store).commits
         plan, n_again = _extended(plan, _unplanned(store, plan, sources), committed)

@@ -9,7 +9,7 @@ from memory_builder.base.arguments import (
 )
 from memory_builder.catalog.snapshots import Snapshot, read_current, write_snapshot
 from memory_builder.errors import ConcurrentWriterError
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store
 
 ATTEMPTS = 20
@@ -42,7 +42,7 @@ def publish(store: Store, snapshot: Snapshot) -> Snapshot:
         ConcurrentWriterError: another writer took the number, or removed a file meanwhile.
     """
     snapshot = replace(snapshot, written_s=time.time())
-    with turn(store, LOCK) as held:
+    with hold_lock(store, LOCK) as held:
         for view in snapshot.indexes.values():
             files = set(store.list(f"{view.index}/parts"))
             missing = [name for name in view.parts if not {f"{name}.json", f"{name}.faiss"} <= files]

@@ -13,7 +13,7 @@ from memory_builder.catalog.trusted import PLAIN_NAME, encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, UsageError
 from memory_builder.model.encoder import EncoderConfig
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store
 
 
@@ -118,7 +118,7 @@ def _differing(existing: Description, encoder: EncoderConfig | None, config: Emb
 
 def _forget(store: Store) -> None:
     """Remove the records of a memory without rows, so that its sources are read anew; memory.json last."""
-    with turn(store, "plan.lock"):
+    with hold_lock(store, "plan.lock"):
         names = [f"{folder}/{name}" for folder in ("commits", "failures") for name in record_names(store, folder)]
         for path in (*names, "manifest.parquet", PLAN, DESCRIPTION):
             with suppress(FileNotFoundError):

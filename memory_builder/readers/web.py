@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from memory_builder.readers.link_policy import NO_URL, WEB, Target
 from memory_builder.readers.pairs import BadPairError
-from memory_builder.storage.filesystem import ATTEMPTS, LONGEST_PAUSE_S, PASSING_STATUSES, RETRIES
+from memory_builder.storage.filesystem import ATTEMPTS, LONGEST_PAUSE_S, RETRIES, TRANSIENT_STATUSES
 
 if TYPE_CHECKING:
     import aiohttp
@@ -145,7 +145,7 @@ async def _fetch(target: Target, limit_s: float) -> bytes:
                 if data is not None:
                     return data
                 reason = _REASONS.get(status, f"server answers HTTP {status}")
-                if status not in PASSING_STATUSES:
+                if status not in TRANSIENT_STATUSES:
                     break
     except TimeoutError:
         pass

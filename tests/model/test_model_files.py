@@ -54,7 +54,7 @@ def test_a_model_that_asks_for_code_to_be_run_is_refused_wherever_it_does(
         entry = {"model_cfg": config["model_cfg"] | {"text_cfg": text} | entry}
     change(copied / file, **entry)
     monkeypatch.setattr("open_clip.create_model", lambda *_, **__: pytest.fail("it was opened"))
-    with pytest.raises(EncoderError, match=r"asks for code of the model's own to be run \(\w+\), which is never done"):
+    with pytest.raises(EncoderError, match=r"requests remote code \(\w+\), which is never run"):
         Encoder(EncoderConfig(model=f"local-dir:{copied}"))
 
 
