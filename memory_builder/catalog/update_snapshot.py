@@ -16,18 +16,18 @@ ATTEMPTS = 20
 
 
 LOCK = "snapshots.lock"
-"""Held while a state becomes current, and while files that no state needs are removed: never both at once."""
+"""Held while a snapshot becomes current, and while unused files are removed: never both at once."""
 
 
 def update_snapshot(store: Store, change: Callable[[Snapshot], Snapshot]) -> Snapshot:
-    """Apply a change to the current state until it is the next one; a change that returns its argument is none."""
+    """Apply a change to the current snapshot, with retries; a change that returns its argument writes none."""
     for _ in range(ATTEMPTS):
         before, is_whole = read_current(store)
         after = change(before)
         if after is before:
             if is_whole:
                 return before
-            after = replace(before, number=before.number + 1)  # the damaged file is behind us then
+            after = replace(before, number=before.number + 1)  # supersedes the damaged file
         try:
             return publish(store, after)
         except ConcurrentWriterError as error:
@@ -36,7 +36,7 @@ def update_snapshot(store: Store, change: Callable[[Snapshot], Snapshot]) -> Sna
 
 
 def publish(store: Store, snapshot: Snapshot) -> Snapshot:
-    """Make a state current, if all it names is there.
+    """Make a snapshot current, after checking that all its parts exist.
 
     Raises:
         ConcurrentWriterError: another writer took the number, or removed a file meanwhile.

@@ -28,7 +28,7 @@ from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import SourceError
 from memory_builder.readers.columns import first_spelled, key_text, python_rows, text_of
-from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, call_url
+from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, rename_url
 from memory_builder.readers.published import FOLDERS, MODALITIES, Published, metadata_columns, read_published
 from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
@@ -198,7 +198,7 @@ def _rows(
         else:
             own_key = row.pop(key, None) if key else None
             text = _text(row.pop(caption, None), notes) if caption else None
-            fields = call_url(row, url)
+            fields = rename_url(row, url)
             notes[NO_CAPTION] += text is None
             notes[NO_URL] += not isinstance(fields.get("url"), str)
             known = {

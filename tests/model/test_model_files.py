@@ -122,7 +122,7 @@ def test_a_model_that_a_memory_alone_names_is_not_opened(
     opened: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr("memory_builder.model.encoder._load", lambda *args: opened.append(args))
-        with pytest.raises(EncoderError, match=r"nobody named on this machine before.*--model"):
+        with pytest.raises(EncoderError, match=r"was never named on this machine.*--model"):
             Memory.open(memory).search(text="a cat", keys="text")
     assert opened == []
     named = Memory.open(memory, encoder=EncoderConfig(model=f"local-dir:{copied}"))
