@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from memory_builder.base.prefetch import map_ahead
 from memory_builder.readers.columns import Row
-from memory_builder.readers.link_policy import LinkPolicy, Target
+from memory_builder.readers.link_policy import LinkPolicy, Target, is_kernel_path
 from memory_builder.readers.pairs import (
     BadPairError,
     Pair,
