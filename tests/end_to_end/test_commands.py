@@ -174,7 +174,7 @@ def test_another_configuration_is_refused_with_what_differs(command, memory_copy
     before = fingerprint(memory_copy)
     flags = ("--memory", memory_copy, "--model", model, "--batch-size", "32")
     error = errors(command, "embed", small_shards, *flags)
-    assert "batch_size: 256 there, 32 now" in error
+    assert "batch_size: 256 before, 32 now" in error
     assert fingerprint(memory_copy) == before
 
 
