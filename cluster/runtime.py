@@ -11,7 +11,7 @@ from typing import Any
 import ray
 from ray._private.services import canonicalize_bootstrap_address
 
-from memory_builder.base.interrupts import is_sigterm_ours, take_sigterm_again
+from memory_builder.base.interrupts import is_sigterm_ours, restore_sigterm_handler
 from memory_builder.errors import ConnectionFailedError, UsageError
 
 CPUS_OF_ONE_OF_MANY = 8
@@ -41,7 +41,7 @@ def connect(address: str | None = None) -> None:
     try:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False)
         if is_ours:
-            take_sigterm_again()
+            restore_sigterm_handler()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConnectionFailedError(
             f"cannot join the Ray cluster at --address {address}: {_first_line(error)}"

@@ -1,4 +1,4 @@
-"""How the codes of an open index lie in memory: as on disk, or in FastScan's blocks of 32, which SIMD scans at once."""
+"""Layout of an open index's codes in memory: as on disk, or in FastScan's blocks of 32 for SIMD."""
 
 from typing import Any, Literal, get_args
 
@@ -10,7 +10,7 @@ ServeFormat = Literal["plain", "fastscan"]
 
 
 def check_serve_format(serve_format: str) -> ServeFormat:
-    """The format, if there is one of this name."""
+    """Return the format of this name; UsageError if it is unknown."""
     for known in get_args(ServeFormat):
         if serve_format == known:
             return known  # type: ignore[no-any-return]
@@ -18,10 +18,10 @@ def check_serve_format(serve_format: str) -> ServeFormat:
 
 
 def to_fastscan(ivf: Any, path: str) -> Any:
-    """An IVF part → a FastScan copy of it in RAM, with the same row ids. Its scores are rounded to steps of a byte.
+    """Copy an IVF part into a FastScan index in RAM, with the same row ids. Scores are quantized to bytes.
 
     Raises:
-        UsageError: there is no FastScan for its codes.
+        UsageError: FastScan does not support its codes.
     """
     if isinstance(ivf, faiss.IndexIVFRaBitQ):
         return faiss.IndexIVFRaBitQFastScan(ivf)
@@ -33,4 +33,4 @@ def to_fastscan(ivf: Any, path: str) -> Any:
 def _reason(ivf: Any) -> str:
     if isinstance(ivf, faiss.IndexIVFPQ):
         return f"its PQ codes have {ivf.pq.nbits} bits, and FastScan looks up 4 bits at a time in a register"
-    return f"FastScan is for 4-bit PQ and for RaBitQ codes, not for those of {type(ivf).__name__}"
+    return f"FastScan supports 4-bit PQ and RaBitQ codes, not those of {type(ivf).__name__}"

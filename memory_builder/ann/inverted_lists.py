@@ -1,6 +1,6 @@
-"""faiss's on-disk index: a small file with everything but the inverted lists, and one file with these.
+"""faiss's on-disk index: one file with the inverted lists, and a small one with the rest.
 
-The lists lie back to back, in order: the codes of all rows of a list, then their ids. Plain faiss opens it with
+The lists are stored back to back, in order: the codes of all rows of a list, then their ids. Plain faiss opens it with
 ``faiss.read_index(folder + "/populated.index", faiss.IO_FLAG_ONDISK_SAME_DIR)``; with IO_FLAG_MMAP too, searching it
 would crash.
 """
@@ -21,7 +21,7 @@ Codes = npt.NDArray[np.uint8]
 
 
 def read_list(ivf: Any, number: int) -> tuple[Codes, Ids]:
-    """(codes u8[n, code_size], ids i64[n]) of one inverted list; copies, so nothing of the file stays mapped."""
+    """Copy one inverted list: (codes u8[n, code_size], ids i64[n]); the file does not stay mapped."""
     lists = ivf.invlists
     n = lists.list_size(number)
     if not n:
@@ -37,10 +37,10 @@ def read_list(ivf: Any, number: int) -> tuple[Codes, Ids]:
         lists.release_ids(number, ids)
 
 
-def lists_reach(ivf: Any) -> int:
-    """The byte where the last inverted list of an index with its lists on disk ends; 0 for others.
+def end_of_lists(ivf: Any) -> int:
+    """End, in bytes, of the last inverted list of an index with lists on disk; 0 for other indexes.
 
-    They are memory-mapped: in a file that is shorter, reading them would end the process.
+    The lists are memory-mapped: reading past the end of a shorter file would kill the process.
     """
     lists = faiss.downcast_InvertedLists(ivf.invlists)
     if not isinstance(lists, faiss.OnDiskInvertedLists):
@@ -51,9 +51,9 @@ def lists_reach(ivf: Any) -> int:
 
 
 def with_lists_on_disk(trained: Any, sizes: Ids) -> Any:
-    """Give an empty IVF index lists of these sizes, i64[nlist], that lie in LISTS beside it; returns the index.
+    """Give an empty IVF index lists of these sizes, i64[nlist], in the file LISTS; return the index.
 
-    It can only be written: nothing is opened here.
+    The index can only be written: the file is not opened.
     """
     ivf = faiss.downcast_index(faiss.extract_index_ivf(trained))
     lists = faiss.OnDiskInvertedLists(ivf.nlist, ivf.code_size, LISTS)
@@ -67,7 +67,7 @@ def with_lists_on_disk(trained: Any, sizes: Ids) -> Any:
 
 
 def with_lists_in_memory(trained: Any, lists: Iterable[tuple[Codes, Ids]]) -> Any:
-    """Fill an empty IVF index with lists: (codes u8[n, code_size], ids i64[n]) of each in order; returns the index."""
+    """Fill an empty IVF index with lists, (codes u8[n, code_size], ids i64[n]) each, in order; return the index."""
     ivf = faiss.downcast_index(faiss.extract_index_ivf(trained))
     n_rows = 0
     for number, (codes, ids) in enumerate(lists):

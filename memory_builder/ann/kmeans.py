@@ -1,7 +1,7 @@
-"""The two steps of building an index that a GPU is worth having for: k-means over the lists, and finding a row's list.
+"""The two steps of index building that a GPU speeds up: k-means, and assigning rows to inverted lists.
 
-With faiss's own GPU code where its build has it, through torch where only that sees a device, else on the CPU. Only
-the centroids and a block of rows are ever on the device; codes are made, and the index is held, on the CPU.
+They run in faiss's GPU code if its build has it, in torch if only torch sees a GPU, else in faiss on the CPU. Only the
+centroids and a block of rows are on the device; codes are computed, and the index is kept, on the CPU.
 """
 
 import sys
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 Device = Literal["auto", "cpu", "cuda"]
 Backend = Literal["cpu", "faiss", "torch"]
-"""Who does the two steps: faiss on the CPU, faiss on a GPU, torch on whatever it has."""
+"""Library of the two steps: faiss on the CPU, faiss on a GPU, or torch on its device."""
 
 BLOCK_BYTES = 1 << 30
-"""Of the scores of a block of rows with every list, on the device."""
+"""Size, on the device, of the scores of a block of rows with all centroids."""
 
 
 def choose_backend(device: Device) -> Backend:
-    """Who does it on this machine.
+    """Choose the library of the two steps on this machine.
 
     Raises:
-        UsageError: ``cuda`` where there is none.
+        UsageError: ``cuda`` is given and no GPU is seen.
     """
     if device == "cpu":
         return "cpu"
@@ -59,16 +59,16 @@ def train_index(index: Any, sample: Scores, backend: Backend) -> None:
         ivf.clustering_index = None
         return
     if backend == "torch":
-        # An index whose quantizer holds its centroids already trains only what remains.
+        # An index whose quantizer holds its centroids already trains only its transforms and codebooks.
         rows = transformed(index, sample, train=True)
         ivf.quantizer.add(_spherical_kmeans(rows, ivf.nlist, ivf.cp.niter, ivf.cp.seed))
     index.train(sample)
 
 
 def adder(index: Any, backend: Backend) -> Callable[[Scores, Ids], None]:
-    """What adds rows f32[n, d] with their ids i64[n] to a trained IVF index, each to the list it is nearest to.
+    """Return a function that adds rows f32[n, d] with ids i64[n] to a trained IVF index.
 
-    On a GPU that is found exactly, among all centroids; on the CPU as the index itself finds it.
+    On a GPU the nearest list of a row is exact, among all centroids; on the CPU it is the index's own search.
     """
     if backend == "cpu" or not isinstance(index, faiss.IndexPreTransform | faiss.IndexIVF):
         add: Callable[[Scores, Ids], None] = index.add_with_ids
@@ -88,7 +88,7 @@ def adder(index: Any, backend: Backend) -> Callable[[Scores, Ids], None]:
 
 
 def _nearest_list(centroids: Scores, backend: Backend) -> Callable[[Scores], Ids]:
-    """f32[nlist, d] centroids → a function of f32[n, d] rows → i64[n] the list each has most in common with."""
+    """f32[nlist, d] centroids → a function: f32[n, d] rows → i64[n] lists of largest inner product."""
     if backend == "faiss":
         flat = faiss.GpuIndexFlatIP(faiss.StandardGpuResources(), centroids.shape[1])
         flat.add(centroids)
@@ -105,22 +105,22 @@ def _nearest_list(centroids: Scores, backend: Backend) -> Callable[[Scores], Ids
 
 
 def _spherical_kmeans(sample: Scores, n_lists: int, n_iterations: int, seed: int) -> Scores:
-    """f32[m, d] rows → f32[n_lists, d] unit centroids: Lloyd's iterations by inner product, as faiss makes them."""
+    """f32[m, d] rows → f32[n_lists, d] unit centroids, by faiss's Lloyd iterations with inner product."""
     import torch
     from faiss.contrib.clustering import kmeans
 
     most = faiss.ClusteringParameters().max_points_per_centroid * n_lists
     if len(sample) > most:
         sample = sample[np.sort(np.random.default_rng(seed).choice(len(sample), most, replace=False))]
-    data = _Assigning(torch.from_numpy(np.ascontiguousarray(sample)).to(_torch_device()))
-    with redirect_stdout(sys.stderr):  # it prints a line, and stdout is for results
+    data = _KMeansRows(torch.from_numpy(np.ascontiguousarray(sample)).to(_torch_device()))
+    with redirect_stdout(sys.stderr):  # faiss prints a line, and stdout is for results
         centroids = kmeans(n_lists, data, niter=n_iterations, seed=seed, verbose=False)
     trained: Scores = _unit(centroids).cpu().numpy()
     return trained
 
 
-class _Assigning:
-    """The rows k-means runs over, on their device, in the form faiss's own loop asks for."""
+class _KMeansRows:
+    """Training rows of k-means on their device, with the interface of faiss's loop."""
 
     def __init__(self, rows: "torch.Tensor") -> None:
         self.rows = rows  # f32[m, d]
@@ -135,17 +135,17 @@ class _Assigning:
         return self.rows[rows]
 
     def assign_to(self, centroids: "torch.Tensor") -> tuple[Ids, "torch.Tensor", "torch.Tensor"]:
-        """(i64[m] nearest centroid, f32[m] its score, f32[k, d] the sum of each centroid's rows)."""
+        """Return (i64[m] nearest centroids, f32[m] their scores, f32[k, d] sums of each centroid's rows)."""
         import torch
 
         scores, nearest = _best(self.rows, _unit(centroids))
-        with _same_every_time():
+        with _deterministic():
             sums = torch.zeros_like(centroids).index_add_(0, nearest, self.rows)
         return nearest.cpu().numpy(), scores, sums
 
 
 def _best(rows: "torch.Tensor", centroids: "torch.Tensor") -> tuple["torch.Tensor", "torch.Tensor"]:
-    """(f32[n] greatest inner product, i64[n] whose it is), a block of rows at a time."""
+    """Return (f32[n] largest inner product, i64[n] its centroid), computed in blocks of rows."""
     import torch
 
     block = max(1, BLOCK_BYTES // (4 * len(centroids)))
@@ -166,8 +166,8 @@ def _torch_device() -> "torch.device":
 
 
 @contextmanager
-def _same_every_time() -> "Iterator[None]":
-    """Sums on a GPU whose order does not depend on chance."""
+def _deterministic() -> "Iterator[None]":
+    """Make torch's sums on a GPU deterministic in this block."""
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
@@ -179,7 +179,7 @@ def _same_every_time() -> "Iterator[None]":
 
 
 def transformed(index: Any, rows: Scores, *, train: bool = False) -> Scores:
-    """f32[n, d] rows as the lists of an index see them, f32[n, d']; its rotations are trained on them if asked."""
+    """Apply an index's transforms: f32[n, d] rows → f32[n, d']; with ``train``, train them on the rows first."""
     if isinstance(index, faiss.IndexPreTransform):
         for i in range(index.chain.size()):
             step = faiss.downcast_VectorTransform(index.chain.at(i))

@@ -1,7 +1,7 @@
 """Parts: copies of the quantizer filled with the rows of some shards, each a plain faiss file with its own record.
 
-A part is one piece of work, of retry and of resume. Row ids are stored inside faiss, so parts can be filled in any
-order, on any machine, and searched together.
+A part is the unit of work, retry and resume. Row ids are stored inside faiss, so parts can be filled in any order, on
+any machine, and searched together.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from memory_builder.ann.faiss_checks import unsound
+from memory_builder.ann.faiss_checks import index_problem
 from memory_builder.ann.kmeans import Backend, Device, adder, choose_backend
 from memory_builder.base.runner import Runner, Task, available_threads
 from memory_builder.base.stage import Stage
@@ -43,7 +43,7 @@ from memory_builder.storage.records import (
 from memory_builder.storage.store import FULL, Store
 
 PART_AGAIN = f"open the memory anew if it was compacted since; else {REPAIR}"
-"""What helps where a part is missing or damaged."""
+"""Remedy for a missing or damaged part."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,34 +66,37 @@ class PartRecord:
     sha256: Digest
     quantizer_sha256: Digest
     n_deleted: Count = 0
-    """Rows of these shards that were deleted when it was filled, and are not in it."""
+    """Rows of these shards that were already deleted, and left out, when the part was filled."""
 
     def n_dead(self, deleted: Ids) -> int:
-        """Deleted rows (i64[n], ascending) that it still holds, or would, had they its modality."""
+        """Count the rows of these shards deleted (i64[n], ascending) since the part was filled.
+
+        Rows without the part's modality count too, so this is an upper bound of the deleted rows in it.
+        """
         return sum(len(rows_of(ordinal, deleted)) for ordinal in self.ordinals) - self.n_deleted
 
 
 def plan_parts(commits: Iterable[Commit], modality: Modality, part_rows: int, *, salt: str | None = None) -> list[Part]:
     """Group shards, in order, into parts of about ``part_rows`` rows; a shard is never split.
 
-    The parts of a first build are named by their first and last shard. Later ones, which lie beside those of earlier
-    states, have a ``salt``: what decides their content beyond the shards.
+    The parts of a first build are named by their first and last shard. Names of later ones also have a hash of
+    ``salt``, which identifies their content beyond the shards, as earlier snapshots' parts are in the same folder.
     """
     parts: list[Part] = []
     ordinals: list[int] = []
-    n = 0
+    n_rows = 0
     for commit in commits:
-        n_here = commit.n_present(modality)
-        if ordinals and n + n_here > part_rows:
+        n_shard = commit.n_present(modality)
+        if ordinals and n_rows + n_shard > part_rows:
             parts.append(part_of(ordinals, salt))
-            ordinals, n = [], 0
+            ordinals, n_rows = [], 0
         ordinals.append(commit.ordinal)
-        n += n_here
+        n_rows += n_shard
     return [*parts, part_of(ordinals, salt)] if ordinals else parts
 
 
 def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
-    """The part of these shards, with the name that ``plan_parts`` gives it."""
+    """Return the part of these shards, named as in ``plan_parts``."""
     name = f"{shard_name(ordinals[0])}-{shard_name(ordinals[-1])}"
     if salt is not None:
         name = f"{name}-{content_hash({'ordinals': list(ordinals), 'salt': salt})[:8]}"
@@ -101,10 +104,10 @@ def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
 
 
 def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
-    """The record of a finished part, or None.
+    """Read the record of a finished part; None if there is none.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the record is damaged.
     """
     path = f"{folder}/parts/{name}.json"
     record = read_record(store, path, PartRecord, fix=BUILD_AGAIN)
@@ -114,10 +117,10 @@ def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
 
 
 def part_record(store: Store, folder: str, name: str) -> PartRecord:
-    """The record of a part that a snapshot names.
+    """Read the record of a part that a snapshot names.
 
     Raises:
-        CorruptMemoryError: it is missing or damaged.
+        CorruptMemoryError: the record is missing or damaged.
     """
     record = read_part_record(store, folder, name)
     if record is None:
@@ -128,18 +131,18 @@ def part_record(store: Store, folder: str, name: str) -> PartRecord:
 @partial_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """``trained.json``, as far as a search needs it."""
+    """``trained.json``: the fields that a search needs."""
 
     sha256: Digest
     n_rows: Count | None = None
-    """Rows there were when it was trained."""
+    """Rows of the memory when the quantizer was trained."""
 
 
 def trained_record(store: Store, folder: str) -> Trained:
-    """What is recorded of the trained quantizer.
+    """Read the record of the trained quantizer.
 
     Raises:
-        CorruptMemoryError: it is missing or damaged.
+        CorruptMemoryError: the record is missing or damaged.
     """
     path = f"{folder}/trained.json"
     record = read_record(store, path, Trained, fix=BUILD_AGAIN)
@@ -149,40 +152,40 @@ def trained_record(store: Store, folder: str) -> Trained:
 
 
 def read_quantizer_hash(store: Store, folder: str) -> str:
-    """SHA-256 of the trained quantizer, as its record ``trained.json`` says."""
+    """Read the SHA-256 of the trained quantizer from ``trained.json``."""
     return trained_record(store, folder).sha256
 
 
-def read_faiss(path: Path, what: str, flags: int = 0) -> Any:
-    """A faiss index from a file.
+def read_faiss(path: Path, name: str, flags: int = 0) -> Any:
+    """Read a faiss index from a file, called ``name`` in messages.
 
     Raises:
-        CorruptMemoryError: it is missing, or faiss cannot read it.
+        CorruptMemoryError: the file is missing, or faiss cannot read it.
     """
     if not path.exists():
-        raise CorruptMemoryError(f"{what} is missing", REPAIR)
+        raise CorruptMemoryError(f"{name} is missing", REPAIR)
     try:
         index = faiss.read_index(str(path), flags)
-        problem = unsound(index)
+        problem = index_problem(index)
     except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
         problem = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
     if problem is not None:
-        raise CorruptMemoryError(f"{what} cannot be read ({problem})", REPAIR)
+        raise CorruptMemoryError(f"{name} cannot be read ({problem})", REPAIR)
     return index
 
 
 def open_trained(store: Store, folder: str) -> Any:
-    """The trained quantizer of an index, as a faiss index without rows.
+    """Read the trained quantizer of an index: a faiss index without rows.
 
     Raises:
-        CorruptMemoryError: it is missing, or faiss cannot read it.
+        CorruptMemoryError: the file is missing, or faiss cannot read it.
     """
     path = f"{folder}/trained.faiss"
     return read_faiss(store.fetch(path), f"{store.root}/{path}")
 
 
 def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
-    """Write an index atomically; return its bytes and SHA-256."""
+    """Write an index atomically; return its size in bytes and its SHA-256."""
     with store.writing(path) as temporary:
         with _faiss_errors():
             faiss.write_index(index, str(temporary))
@@ -194,7 +197,7 @@ def write_faiss(store: Store, path: str, index: Any) -> tuple[int, str]:
 
 @contextmanager
 def _faiss_errors() -> Iterator[None]:
-    """A write that fails in faiss, which says why in words alone, fails as a write does in Python."""
+    """Raise an OSError for a failed write in faiss, which reports it as text alone."""
     try:
         yield
     except RuntimeError as error:
@@ -205,13 +208,13 @@ def _faiss_errors() -> Iterator[None]:
 
 
 def finished_part(store: Store, folder: str, part: Part, quantizer_sha256: str) -> PartRecord | None:
-    """The record of a part that is there, whole; None if it is to be made (anew).
+    """Read the record of a complete part; None if the part must be filled.
 
     Raises:
-        IndexBuildError: it belongs to another build.
+        IndexBuildError: the part belongs to another build.
     """
     record = None
-    with suppress(CorruptMemoryError):  # a damaged record is made anew
+    with suppress(CorruptMemoryError):  # a damaged record is written anew
         record = read_part_record(store, folder, part.name)
     if record is None or _size(store, f"{folder}/parts/{part.name}.faiss") != record.bytes:
         return None
@@ -254,10 +257,10 @@ def fill_part(
     backend: Backend = "cpu",
     deleted: Ids | None = None,
 ) -> PartRecord:
-    """Fill one part and record it, without the deleted rows (i64[n], ascending). One that is recorded is left alone.
+    """Fill one part without the deleted rows (i64[n], ascending) and record it, unless it is recorded already.
 
     Raises:
-        IndexBuildError: the recorded part, or the quantizer that lies here, belongs to another build.
+        IndexBuildError: the recorded part, or the quantizer in the folder, belongs to another build.
     """
     finished = finished_part(store, folder, part, quantizer_sha256)
     if finished is not None:
@@ -280,12 +283,12 @@ def filled(
     backend: Backend,
     deleted: Ids | None,
 ) -> tuple[Any, int]:
-    """(the faiss index of a part, deleted rows that were left out). Arguments as for ``fill_part``."""
+    """Return (the faiss index of a part, number of deleted rows left out). Arguments as for ``fill_part``."""
     faiss.omp_set_num_threads(threads)
     refuse_uncommitted(part.ordinals, commits, f"part {part.name} of {store.root}/{folder}")
     index = open_trained(store, folder)
     if (index.d, index.ntotal) != (d, 0):
-        problem = f"is of vectors of width {index.d} and holds {index.ntotal} rows"
+        problem = f"has vectors of width {index.d} and {index.ntotal} rows"
         raise CorruptMemoryError(f"{store.root}/{folder}/trained.faiss {problem}, not of width {d} and empty", REPAIR)
     add, n_deleted = adder(index, backend), 0
     for ordinal in part.ordinals:
@@ -312,7 +315,7 @@ class FillTask:
     modality: Modality
     quantizer_sha256: str
     deleted_as_of: Snapshot | None = None
-    """The state whose deleted rows are left out; without it, none are."""
+    """Snapshot whose deleted rows are left out; None leaves out none."""
     device: Device = "auto"
     wants_gpu: bool = True
 
@@ -332,24 +335,24 @@ class FillTask:
         )
 
 
-def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, what: str) -> list[PartRecord]:
-    """Fill parts, or gather them from a published index → their records. ``what`` begins lines of progress."""
-    stage = Stage(name=what, task=task, runner=runner, unit="parts")
+def fill(task: Task[Part, PartRecord], parts: Sequence[Part], runner: Runner, stage_name: str) -> list[PartRecord]:
+    """Fill parts, or copy them from a published index; return their records in order."""
+    stage = Stage(name=stage_name, task=task, runner=runner, unit="parts")
     records = {part.name: record for part, record in stage.results(parts)}
     return [records[part.name] for part in parts]
 
 
 PART_ROWS = 1_000_000
-"""Rows in a part, about."""
+"""Approximate number of rows in a part."""
 
 
 def records_of(store: Store, view: IndexView) -> list[PartRecord]:
-    """The records of all parts of an index."""
+    """Read the records of all parts of an index."""
     return [part_record(store, view.index, name) for names in view.segments for name in names]
 
 
 def is_whole(store: Store, view: IndexView) -> bool:
-    """Whether every part is there, as long as its record says."""
+    """Whether the files of all parts exist with the sizes of their records."""
     try:
         return all(
             store.size(f"{view.index}/parts/{part.name}.faiss") == part.bytes for part in records_of(store, view)

@@ -1,4 +1,4 @@
-"""Choose an index key for a memory budget, and train the empty index: the quantizer every part is a copy of.
+"""Choose an index key for a memory budget, and train the quantizer: the empty index that every part copies.
 
 It is trained once, on a uniform sample over all shards, so that parts filled anywhere can be searched together.
 """
@@ -22,7 +22,7 @@ MAX_HELD_OUT = 2_000
 
 
 def draw_split(n_rows: int, n_train: int, seed: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Positions in [0, n_rows): (held out, train), uniform without replacement, each sorted."""
+    """Draw positions in [0, n_rows) uniformly without replacement: (held out, train), each sorted."""
     n_held_out = min(MAX_HELD_OUT, int(n_rows * HELD_OUT_SHARE))
     rng = np.random.default_rng(seed)
     drawn = _distinct(n_rows, min(n_rows, n_held_out + n_train), rng)
@@ -30,7 +30,7 @@ def draw_split(n_rows: int, n_train: int, seed: int) -> tuple[npt.NDArray[np.int
 
 
 def _distinct(n: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """``size`` distinct integers below n in random order, in memory proportional to ``size``."""
+    """Draw ``size`` distinct integers below n in random order, in memory proportional to ``size``."""
     if size * 3 >= n:
         return rng.permutation(n)[:size]
     drawn = np.zeros(0, np.int64)
@@ -40,20 +40,20 @@ def _distinct(n: int, size: int, rng: np.random.Generator) -> npt.NDArray[np.int
 
 
 def choose_key(n_rows: int, d: int, max_memory: str) -> str:
-    """The faiss key for this many rows in this much memory: exact below 10,000 rows, autofaiss's choice above.
+    """Choose the faiss key for a number of rows and a budget: exact below 10,000 rows, else by autofaiss.
 
-    Under a million rows that is IVF-Flat if the budget allows it and IVF-PQ if not; from there on IVF-PQ.
+    Below a million rows autofaiss takes IVF-Flat if the budget allows it, else IVF-PQ; above, always IVF-PQ.
 
     Raises:
-        IndexBuildError: no key fits; the message names the least budget that does.
+        IndexBuildError: no key fits; the message names the smallest budget that does.
     """
     budget = memory_bytes(max_memory)
     key = _key_within(n_rows, d, budget)
     if key is None:
-        least = math.ceil(_least_budget(n_rows, d) / 1e5) / 10  # rounded up: what is named here must do
+        least = math.ceil(_least_budget(n_rows, d) / 1e5) / 10  # rounded up: this budget must suffice
         raise IndexBuildError(
             f"no index of {n_rows:,} vectors of width {d} fits into --max-memory {max_memory}: "
-            f"the least that does is {least:.1f}M"
+            f"the minimum is {least:.1f}M"
         )
     return key
 
@@ -69,7 +69,7 @@ def memory_bytes(text: str) -> int:
 def _key_within(n_rows: int, d: int, budget: int) -> str | None:
     if n_rows < EXACT_BELOW:
         return EXACT_KEY if n_rows * (4 * d + 8) <= budget else None
-    # Here and not above: the import takes seconds, which a search must not wait for.
+    # Imported here: it takes seconds, which a search must not wait for.
     from autofaiss.external.metadata import IndexMetadata
     from autofaiss.external.optimize import get_optimal_index_keys_v2
 
@@ -91,40 +91,40 @@ def _least_budget(n_rows: int, d: int) -> int:
 
 
 def without_polysemous(key: str) -> str:
-    """The key with ``np``: polysemous training takes most of the time of training a PQ and serves nothing we use."""
+    """Append ``np`` to a PQ key: polysemous training is most of PQ training time, and no search here uses it."""
     return re.sub(r"(,PQ\d+(x\d+)?)$", r"\1np", key)
 
 
 def check_key(key: str) -> None:
-    """Refuse keys that cannot hold our row ids or whose parts cannot be searched together."""
+    """Refuse keys that cannot store row ids or whose parts cannot be searched together."""
     if key != EXACT_KEY and not re.search(r"(^|,)IVF\d+", key):
         raise UsageError(
             f"--index-key {key}: expected {EXACT_KEY} or an inverted file such as IVF1024,Flat or "
             "OPQ32_128,IVF1024,PQ32x8 (others, HNSW among them, cannot store row ids)"
         )
     if re.search(r"R(F|f)lat|Refine|IDMap2?,IVF|fs(r|$|_)|Panorama", key):
-        raise UsageError(f"--index-key {key}: re-ranking and row ids are added by us; name the plain inverted file")
+        raise UsageError(f"--index-key {key}: memory-builder adds re-ranking and row ids; name the plain inverted file")
 
 
 def n_lists(key: str) -> int:
-    """Inverted lists of a key; 1 for an exact index."""
+    """Number of inverted lists of a key; 1 for an exact index."""
     match = re.search(r"IVF(\d+)", key)
     return int(match[1]) if match else 1
 
 
 def n_training_rows(key: str, points_per_list: int) -> int:
-    """Rows to train on: enough for the lists, and for the 256 codewords of every sub-quantizer."""
+    """Number of training rows: enough for the lists, and for the 256 codewords of every sub-quantizer."""
     return 0 if key == EXACT_KEY else max(points_per_list * n_lists(key), 256 * points_per_list)
 
 
 def train_quantizer(key: str, sample: npt.NDArray[np.float32], *, threads: int, backend: Backend = "cpu") -> Any:
     """f32[m, d] unit rows → a trained, empty faiss index with inner product. The same input gives the same bytes.
 
-    The lists are found with a flat coarse quantizer, on the GPU if there is one; a graph is put over them afterwards.
+    k-means uses a flat coarse quantizer, on a GPU if there is one; an HNSW graph over the centroids is built after it.
 
     Raises:
-        UsageError: a key faiss does not know.
-        IndexBuildError: too few rows for the key.
+        UsageError: faiss does not know the key.
+        IndexBuildError: there are too few rows for the key.
     """
     check_key(key)
     d = sample.shape[1]
@@ -150,7 +150,7 @@ def train_quantizer(key: str, sample: npt.NDArray[np.float32], *, threads: int, 
 
 
 def _swap_in_hnsw(index: Any, links: int, threads: int) -> None:
-    """Put a graph over the trained centroids. Built by one thread: several would race for the links' order."""
+    """Build an HNSW graph over the trained centroids, in one thread: with several, the order of links is random."""
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
     centroids = ivf.quantizer.reconstruct_n(0, ivf.nlist)  # f32[nlist, d]
     graph = faiss.IndexHNSWFlat(ivf.d, links, faiss.METRIC_INNER_PRODUCT)
@@ -171,5 +171,5 @@ def _cap_opq(index: Any) -> None:
 
 
 def _last_line(error: Exception) -> str:
-    """What faiss means, without its source positions."""
+    """Last line of a faiss error, without its source position."""
     return str(error).strip().splitlines()[-1].split("Error: ", 1)[-1][:200]

@@ -10,15 +10,15 @@ Name = TypeVar("Name", bound=str)
 
 
 def several(names: Name | Iterable[Name]) -> tuple[Name, ...]:
-    """One name or several, as a tuple; a bare string is one name, and not its characters."""
+    """Return one name or several as a tuple; a string is one name."""
     return (names,) if isinstance(names, str) else tuple(names)
 
 
 def one_modality(modality: Modality | None, keys: Modality | None) -> Modality:
-    """The modality of vectors that is meant; ``keys`` is its former name. Images unless said.
+    """Return the modality given under either name (``keys`` is the former one); image by default.
 
     Raises:
-        UsageError: it is neither image nor text, or both names say something else.
+        UsageError: the modality is neither image nor text, or the two arguments differ.
     """
     if modality is not None and keys is not None and modality != keys:
         raise UsageError(f"modality={modality!r} and keys={keys!r}: keys is the former name of modality, give one")
@@ -41,6 +41,6 @@ def check(config: Any, wanted: str, fits: Callable[[Any], bool], *names: str) ->
 
 
 def shortened(names: Sequence[object]) -> str:
-    """The first few, and how many more."""
+    """Join the first five names and count the others."""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return ", ".join(map(str, names[:5])) + more

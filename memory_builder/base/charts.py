@@ -12,21 +12,21 @@ from memory_builder.base.drawing import Bar, Chart, Dot, Label, Line, Shape, mov
 
 WIDTH, PLOT_HEIGHT, LEFT, RIGHT, TOP, BOTTOM, ROW = 440, 210, 52, 20, 44, 40, 16
 GAP = 24
-"""Between charts of one picture."""
+"""Pixels between the charts of one picture."""
 COLOURS = ("c0", "c1", "c2", "c3")
-"""Of series, in their order; of more than four they repeat."""
+"""Colours of the series, in order; a fifth series repeats the first."""
 LETTER = 0.6
-"""Width of a letter, as a share of the font's size: text is not measured."""
+"""Estimated width of a letter, as a share of the font size."""
 BINS = 24
 
 
 Mark = Literal["dot", "dashes", "ring"]
-"""What stands before a name in the legend."""
+"""Symbol before a name in the legend."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Axis:
-    """What an axis reaches from and to, and which of its values are named."""
+    """Range, ticks and label of an axis."""
 
     low: float
     high: float
@@ -35,14 +35,14 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies: 0 at the low end, 1 at the high one."""
+        """Position of a value on the axis: 0 at the low end, 1 at the high one."""
         scale = math.log10 if self.log else float
         low, high = scale(self.low), scale(self.high)
         return (scale(max(value, self.low)) - low) / (high - low)
 
 
 def number_axis(low: float, high: float, label: str = "", scale: float = 1.0, least_step: float = 0.0) -> Axis:
-    """An axis that ends at round numbers, with about five of them named; ``scale`` 100 names shares in per cent."""
+    """Return an axis with round ends and about five ticks; ``scale`` 100 labels shares in per cent."""
     rough = max((high - low or 1) / 4, least_step)
     power = 10.0 ** math.floor(math.log10(rough))
     step = power * next(nice for nice in (1, 2, 2.5, 5, 10) if nice * power >= rough * 0.999)
@@ -53,13 +53,13 @@ def number_axis(low: float, high: float, label: str = "", scale: float = 1.0, le
 
 
 def names_axis(names: Sequence[str], label: str = "") -> Axis:
-    """An axis of named places, equally far apart: 0, 1, 2 …"""
+    """Return an axis with names at 0, 1, 2 …"""
     return Axis(low=-0.3, high=max(len(names) - 0.7, 0.3), ticks=list(enumerate(names)), label=label)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Series:
-    """Points that belong together, from left to right."""
+    """Points of one line, from left to right."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -73,10 +73,10 @@ class Series:
 def line_chart(
     title: str, x: Axis, y: Axis, series: Sequence[Series], ring: tuple[float, float, str] | None = None
 ) -> Chart:
-    """Lines over a number or over names.
+    """Draw lines over numbers or names.
 
     Args:
-        ring: a point to mark, and what it is.
+        ring: a point to mark, and its name in the legend.
     """
     keys: list[tuple[str, str, Mark]] = [(one.name, one.colour, "dashes" if one.dashed else "dot") for one in series]
     keys += [(ring[2], "ink", "ring")] if ring else []
@@ -95,7 +95,7 @@ def line_chart(
 
 
 def histogram(values: npt.NDArray[np.floating] | npt.NDArray[np.integer], title: str, x: str, y: str) -> Chart | None:
-    """How often values of each size occur; nothing for no values."""
+    """Draw the distribution of values; None without values."""
     if not len(values):
         return None
     low, high = float(values.min()), float(values.max())
@@ -122,7 +122,7 @@ Interval = tuple[float, float, float]
 def interval_chart(
     title: str, x: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Interval | None]]]
 ) -> Chart:
-    """Intervals below each other in per cent, from shares: a row a label, in it an interval a name."""
+    """Draw intervals of shares in per cent: a row for each label, with an interval for each name."""
     axis = number_axis(0, max(one[2] for _, row in rows for one in row if one), x, scale=100)
     left = min(170, 16 + max(LETTER * 12 * len(label) for label, _ in rows))
     legend, top = _legend([(name, COLOURS[i % len(COLOURS)], "dot") for i, name in enumerate(names)], first=26)
@@ -147,7 +147,7 @@ def interval_chart(
 
 
 def beside(title: str, charts: Sequence[Chart], columns: int = 2) -> Chart:
-    """One picture of several, row by row, under a title."""
+    """Join charts into one picture, row by row, under a title."""
     columns, head = min(columns, len(charts)), 40
     height = max(chart.height for chart in charts) + GAP
     shapes: list[Shape] = [Label(0, 10, title, 0, "ink", True, 14)]
@@ -181,7 +181,7 @@ def _title(text: str) -> Label:
 
 
 def _legend(keys: Sequence[tuple[str, str, Mark]], first: float = TOP) -> tuple[list[Shape], float]:
-    """A mark and a name for each, in as many rows as they need; and where the plot begins below them."""
+    """Lay out the legend in as many rows as it needs; return its shapes and the y of the plot below."""
     shapes: list[Shape] = []
     x, y = 0.0, first
     for name, colour, mark in keys:
@@ -196,7 +196,7 @@ def _legend(keys: Sequence[tuple[str, str, Mark]], first: float = TOP) -> tuple[
 
 
 def _wrapped(x: float, y: float, text: str, width: float) -> list[Shape]:
-    """A label that ends at ``x``, on two lines where it is too long for one."""
+    """Return a label that ends at ``x``, on two lines if it is wider than ``width``."""
     room, lines = int(width / (LETTER * 12)), [text]
     if len(text) > room and (cut := text.rfind(" ", 0, room + 1)) > 0:
         lines = [text[:cut], text[cut + 1 :]]

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from memory_builder.base.pages import palette
 
 MARGIN = 16
-"""Around a picture that is a file."""
+"""Pixels around a picture in a file."""
 PNG_SCALE = 2
 
 
@@ -40,7 +40,7 @@ class Dot:
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A filled box; its text is shown where a pointer rests."""
+    """A filled box with a tooltip."""
 
     x: float
     y: float
@@ -52,7 +52,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """Text on one line; ``y`` is its middle, ``anchor`` (0, 0.5 or 1) the part of it that stands at ``x``."""
+    """Text on one line; ``y`` is its middle, ``anchor`` (0, 0.5 or 1) the point of it at ``x``."""
 
     x: float
     y: float
@@ -68,7 +68,7 @@ Shape = Line | Dot | Bar | Label
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chart:
-    """A picture that templates show as it is, in the colours of the page."""
+    """A picture that templates render in the colours of the page."""
 
     title: str
     width: float
@@ -79,13 +79,13 @@ class Chart:
         return self._drawn(lambda name: f"var(--{name})", "")
 
     def svg(self) -> str:
-        """A file of its own, on white."""
+        """Return an SVG file on white."""
         m, colours = MARGIN, palette()
         paper = f'<rect x="{-m}" y="{-m}" width="100%" height="100%" fill="{colours["paper"]}"/>'
         return self._drawn(colours.__getitem__, paper, margin=m) + "\n"
 
     def png(self) -> bytes:
-        """A file of its own, on white, at twice the size."""
+        """Return a PNG file on white at double resolution."""
         s, colours = PNG_SCALE, palette()
         size = (round(s * (self.width + 2 * MARGIN)), round(s * (self.height + 2 * MARGIN)))
         image = Image.new("RGB", size, colours["paper"])
@@ -127,8 +127,8 @@ def _element(shape: Shape, colour: str) -> str:
         case Label(x, y, text, anchor, _, bold, size):
             ends = {0: "start", 0.5: "middle", 1: "end"}[anchor]
             weight = ' font-weight="600"' if bold else ""
-            place = f'x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{ends}" font-size="{size}"{weight}'
-            return f'<text {place} fill="{colour}">{escape(text)}</text>'
+            layout = f'x="{x:.1f}" y="{y:.1f}" dy=".35em" text-anchor="{ends}" font-size="{size}"{weight}'
+            return f'<text {layout} fill="{colour}">{escape(text)}</text>'
 
 
 def _paint(draw: ImageDraw.ImageDraw, shape: Shape, colour: str) -> None:
@@ -142,5 +142,5 @@ def _paint(draw: ImageDraw.ImageDraw, shape: Shape, colour: str) -> None:
         case Bar(x, y, width, height):
             draw.rectangle((s * x, s * y, s * (x + width), s * (y + height)), colour)
         case Label(x, y, text, anchor, _, _, size):
-            where = {0: "lm", 0.5: "mm", 1: "rm"}[anchor]
-            draw.text((s * x, s * y), text, colour, ImageFont.load_default(s * size), where)
+            align = {0: "lm", 0.5: "mm", 1: "rm"}[anchor]
+            draw.text((s * x, s * y), text, colour, ImageFont.load_default(s * size), align)

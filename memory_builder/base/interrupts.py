@@ -1,4 +1,4 @@
-"""SIGTERM, which ends a job on a cluster or a container, ends a command as Ctrl-C does: it lets go of what it holds."""
+"""Make SIGTERM, which ends cluster jobs and containers, stop a command as Ctrl-C does: with its cleanup."""
 
 import signal
 import threading
@@ -8,12 +8,12 @@ from types import FrameType
 from typing import NoReturn
 
 INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes, as the shell says of programs that Ctrl-C and SIGTERM ended."""
+"""Exit codes that a shell reports for programs ended by Ctrl-C and SIGTERM."""
 
 
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt here, once; Ray passes no other exception on."""
+    """Raise KeyboardInterrupt in this block at the first SIGTERM; Ray passes no other exception on."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -26,20 +26,20 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def is_sigterm_ours() -> bool:
-    """Whether a block of ``sigterm_interrupts`` is under way and was not ended by it."""
+    """Whether ``sigterm_interrupts`` is active and no SIGTERM came yet."""
     return signal.getsignal(signal.SIGTERM) is _interrupt
 
 
-def take_sigterm_again() -> None:
-    """Put our handler back in the place of a library's: Ray's prints its stacks and aborts."""
+def restore_sigterm_handler() -> None:
+    """Reinstall our SIGTERM handler over a library's: Ray's prints its stacks and aborts."""
     signal.signal(signal.SIGTERM, _interrupt)
 
 
 def exit_code() -> int:
-    """Of a command that KeyboardInterrupt ended."""
+    """Exit code of a command that KeyboardInterrupt ended."""
     return TERMINATED if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN else INTERRUPTED
 
 
 def _interrupt(_number: int, _frame: FrameType | None) -> NoReturn:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one does not cut short what the first began
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second SIGTERM does not interrupt the cleanup
     raise KeyboardInterrupt

@@ -8,5 +8,5 @@ logger = logging.getLogger("memory_builder")
 
 @lru_cache(256)
 def warn_once(message: str) -> None:
-    """Log a warning, however often it is met, once in this process."""
+    """Log a warning once in this process."""
     logger.warning(message)

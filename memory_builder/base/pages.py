@@ -12,7 +12,7 @@ OWN = "memory_builder.base"
 
 
 def render(template: str, *, title: str, **values: Any) -> str:
-    """Return a page; every value is escaped unless it says how it looks in HTML itself, as a chart does.
+    """Render a page; every value is escaped unless it has ``__html__``, as a chart does.
 
     Args:
         template: the package that ships it, a slash, and the file's name.
@@ -21,7 +21,7 @@ def render(template: str, *, title: str, **values: Any) -> str:
 
 
 def data_uri(data: bytes, media_type: str) -> str:
-    """Bytes as an address that a page can hold."""
+    """Encode bytes as a ``data:`` URI."""
     return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
 
 

@@ -1,4 +1,4 @@
-"""Do the next few items in threads while the current one is used, and yield the results in order."""
+"""Process the next few items in threads while the current one is used, and yield results in order."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -24,7 +24,7 @@ class Progress:
         self._every_s = every_s
         self._last = self._started
         self.watch: Callable[[], None] | None = None
-        """Called at each item, by whoever draws a bar."""
+        """Called at each item, to redraw a progress bar."""
         self._log(0.0)
 
     def advance(self, *, n_pairs: int = 0, failed: bool = False) -> None:
@@ -40,7 +40,7 @@ class Progress:
             self._log(now - self._started)
 
     def line(self, elapsed_s: float) -> str:
-        """The line itself."""
+        """Format a progress line."""
         finished = self.n_done + self.n_failed - self._n_at_start
         left = self.n_planned - self.n_done - self.n_failed
         rate = f", {self.n_pairs / elapsed_s:,.0f} pairs/s" if self.n_pairs and elapsed_s else ""

@@ -1,8 +1,7 @@
-"""How the work of a stage is spread: a Runner takes a task and its items, and yields what came of each.
+"""Runners: run a task over the items of a stage and yield each item's result or exception.
 
-A task is a picklable description of a worker; ``start`` is called once where the work is done (it loads the model),
-and what it returns is called once an item. The same tasks run in this process here and on a cluster's actors in
-``cluster.runner``.
+A task is a picklable description of a worker. ``start`` is called once per worker (it loads the model) and returns a
+function that is called once per item. The same tasks run in this process here and on Ray actors in ``cluster.runner``.
 """
 
 import os
@@ -18,7 +17,7 @@ from memory_builder.base.prefetch import map_ahead
 from memory_builder.errors import UsageError
 
 ITEMS_ON_A_GPU = 2
-"""While one shard is on the GPU, another is read or written."""
+"""Items per GPU at a time: one shard is encoded while another is read or written."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,15 +26,15 @@ TaskResult = TypeVar("TaskResult", covariant=True)
 
 
 class Task(Protocol[TaskItem, TaskResult]):
-    """What a worker needs to know before its first item."""
+    """A picklable description of a worker."""
 
     @property
     def wants_gpu(self) -> bool:
-        """Give each worker a whole GPU where there are any, and let it do ITEMS_ON_A_GPU items at once."""
+        """Whether each worker gets a whole GPU, if there are GPUs, and runs ITEMS_ON_A_GPU items at once."""
         ...
 
     def start(self) -> Callable[[TaskItem], TaskResult]:
-        """Prepare a worker; an exception here fails the run and blames no item."""
+        """Prepare a worker. If this raises, the whole run fails and no item is recorded as failed."""
         ...
 
 
@@ -43,16 +42,16 @@ class Runner(Protocol):
     """Runs tasks somewhere."""
 
     def run(self, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result | Exception]]:
-        """Yield every item exactly once, as it finishes, with its result or the exception that is its own fault.
+        """Yield every item exactly once, as it finishes, with its result or the exception that it raised.
 
         Raises:
-            Whatever ``task.start`` raises, or WorkerError when workers keep dying without any success between.
+            Any exception of ``task.start``, or WorkerError when workers keep dying without any success between.
         """
         ...
 
 
 class LocalRunner:
-    """One worker in this process, items in order. Its threads are those of torch, faiss and the decoders."""
+    """Runs items in order in this process. torch, faiss and the decoders use threads."""
 
     def run(self, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result | Exception]]:
         if not items:
@@ -73,12 +72,12 @@ def _attempt(work: Callable[[Item], Result], item: Item) -> tuple[Item, Result |
 
 
 GPU_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
-"""On Linux a device that torch could see has made one of these: NVIDIA's driver, that of WSL, AMD's."""
+"""Device files of the Linux drivers whose GPUs torch can use: NVIDIA's, WSL's, AMD's."""
 
 
 def has_gpu() -> bool:
     """Whether torch sees a device in this process."""
-    # Importing torch takes seconds, which an index that is built on a CPU has no other need to spend.
+    # Importing torch takes seconds, and building an index on a CPU needs no torch.
     if sys.platform == "linux" and not any(map(os.path.exists, GPU_FILES)):
         return False
     import torch
@@ -87,13 +86,13 @@ def has_gpu() -> bool:
 
 
 def available_threads() -> int:
-    """Threads this worker may use: what its runner reserved for it, else the CPUs of the machine."""
+    """Threads this worker may use: those its runner reserved, else the CPUs of the machine."""
     reserved = os.environ.get("OMP_NUM_THREADS", "")
     return int(reserved) if reserved.isdecimal() and int(reserved) else os.cpu_count() or 1
 
 
 def run_all(runner: Runner, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result]]:
-    """As ``Runner.run``, for work that is of no use in part: the first exception is raised."""
+    """Run a task and raise the first exception, for stages whose partial results are useless."""
     for item, result in runner.run(task, items):
         if isinstance(result, Exception):
             raise result
@@ -101,7 +100,7 @@ def run_all(runner: Runner, task: Task[Item, Result], items: Sequence[Item]) -> 
 
 
 def run_one(runner: Runner, task: Task[Item, Result], item: Item) -> Result:
-    """Run a stage that is a single piece of work; its exception is raised here."""
+    """Run a task on a single item and raise its exception."""
     ((_, result),) = runner.run(task, [item])
     if isinstance(result, Exception):
         raise result

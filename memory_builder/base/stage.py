@@ -1,8 +1,7 @@
-"""A stage: the items that have no record yet go to workers, which write data first and the record last.
+"""A stage runs a task over the items without a record; workers write their data first and the record last.
 
-Every driver runs its work through here: progress is counted, a full storage ends the stage, failures of single items
-are handed to the driver or raised. What is done is known by its records, so any stage can be killed at any moment and
-run again.
+Every driver runs its work through here: progress is counted, full storage ends the stage, failures of single items are
+handed to the driver or raised. Records state which items are done, so a stage can be killed at any moment and rerun.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +15,14 @@ from memory_builder.errors import StorageFullError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage(Generic[Item, Result]):
-    """One kind of work over many items."""
+    """A task over many items, with its runner and its name."""
 
     name: str
-    """Begins each line of progress."""
+    """Prefix of progress lines."""
     task: Task[Item, Result]
-    """Describes a worker."""
     runner: Runner
     unit: str = "shards"
-    """What the items are, in lines of progress."""
+    """Name of the items in progress lines."""
 
     def outcomes(
         self,
@@ -37,11 +35,11 @@ class Stage(Generic[Item, Result]):
 
         Args:
             pending: items without a record.
-            n_done: items that have one.
-            n_pairs: pairs that a result stands for, for the rate.
+            n_done: number of items that have one.
+            n_pairs: counts the pairs of a result, for the rate.
 
         Raises:
-            StorageFullError: no item is at fault, and the others would fail alike.
+            StorageFullError: the storage is full, so the other items would fail too.
         """
         progress = Progress(self.name, n_planned=n_done + len(pending), n_done=n_done, unit=self.unit)
         for item, result in self.runner.run(self.task, pending):
@@ -55,7 +53,7 @@ class Stage(Generic[Item, Result]):
                 progress.advance(n_pairs=n_pairs(result))
 
     def results(self, pending: Sequence[Item], *, n_done: int = 0) -> Iterator[tuple[Item, Result]]:
-        """As ``outcomes``, for work that is of no use in part: the exception of the first item that fails is raised."""
+        """Run the task as ``outcomes`` does and raise the first exception, if partial results are useless."""
         for item, result in self.outcomes(pending, n_done=n_done):
             if isinstance(result, Exception):
                 raise result

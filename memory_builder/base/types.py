@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 Modality = Literal["image", "text"]
-"""Of a query, or of the keys that an index holds."""
+"""Modality of a query, or of the vectors of an index."""
 Ids = npt.NDArray[np.int64]
 """Row ids."""
 Vectors = npt.NDArray[np.float16]
@@ -36,18 +36,18 @@ def split_ids(ids: Ids) -> tuple[Ids, Ids]:
 
 
 def split_id(row_id: int) -> tuple[int, int]:
-    """The same of one id."""
+    """Id → (shard ordinal, row)."""
     return row_id >> ROW_BITS, row_id & ((1 << ROW_BITS) - 1)
 
 
 def rows_of(ordinal: int, ids: Ids) -> Ids:
-    """Those of ascending ids that lie in one shard, as rows of it."""
+    """Select the rows of one shard from ascending ids."""
     low, high = np.searchsorted(ids, [ordinal << ROW_BITS, (ordinal + 1) << ROW_BITS])
     return split_ids(ids[low:high])[1]
 
 
 def in_blocks(ids: Iterable[Ids], n_rows: int) -> Iterator[Ids]:
-    """Ids that come a shard at a time, joined until they are ``n_rows`` or more."""
+    """Join the ids of shards into blocks of at least ``n_rows``."""
     waiting: list[Ids] = []
     for of_shard in ids:
         waiting.append(of_shard)

@@ -1,1 +1,1 @@
-"""What a memory's folder states: plan, commits, snapshots, tombstones, and rows by id. Imports no faiss."""
+"""Records of a memory: description, plan, commits, snapshots, tombstones; rows by id. Imports no faiss."""

@@ -59,32 +59,32 @@ JSON_COLUMNS = ("reasons", "checksums", "seconds", "notes")
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Commit:
-    """The record that makes one shard's files exist."""
+    """Commit record of one shard: without it the shard's files do not count."""
 
     ordinal: Ordinal
     uri: str
     etag: str
     config_hash: ShortHash
     n_read: Count
-    """Pairs met in the input; ``n_written`` plus the rejects."""
+    """Pairs read from the input: ``n_written`` plus the rejects."""
     n_written: RowCount
     n_images: RowCount
-    """Rows whose image vector is not blank; likewise ``n_texts``."""
+    """Rows whose image vector is not blank; ``n_texts`` counts text vectors."""
     n_texts: RowCount
     reasons: dict[str, Count]
     """Rejects by reason."""
     partial: str | None
-    """Why and where the input broke off; None when it was read to its end."""
+    """Reason and position at which reading stopped; None if the input was read to its end."""
     checksums: dict[ShardFile, Digest]
     """Path under the memory → SHA-256."""
     seconds: dict[str, Seconds] = field(default_factory=dict)
-    """Wall time by what it went into (``decode`` and ``forward`` among them), and ``total``."""
+    """Wall time by step (``decode`` and ``forward`` among them), and ``total``."""
     finished_s: Seconds = 0.0
     """Unix time."""
     retries: Count = 0
-    """Storage requests that this worker had to make again since its commit before."""
+    """Retries of this worker's storage requests since its previous commit."""
     notes: dict[str, Count] = field(default_factory=dict)
-    """What else is worth knowing of its rows, with how many it concerns."""
+    """Remarks about the rows, with the number of rows each concerns."""
 
     def n_present(self, modality: str) -> int:
         """Rows whose vector of this modality is not blank."""
@@ -95,29 +95,29 @@ class Commit:
 
     @staticmethod
     def from_json(data: bytes, where: str = "a commit record", ordinal: int | None = None) -> "Commit":
-        """The record in a file, which is named after the ordinal if one is given.
+        """Decode a commit record; ``ordinal``, if given, is the one in its file name.
 
         Raises:
-            CorruptMemoryError: it is damaged.
+            CorruptMemoryError: the record is damaged.
         """
         return checked_commit(decode(Commit, data, where=where), where, ordinal)
 
 
 def checked_commit(commit: Commit, where: str, ordinal: int | None = None) -> Commit:
-    """A commit that speaks of its own shard alone."""
+    """Check that a commit names only its own shard and files, with counts that add up; return it."""
     check_own_files(commit.ordinal, commit.checksums, where)
     if ordinal not in (None, commit.ordinal):
-        raise CorruptMemoryError(f"{where} is damaged (ordinal: it is of shard {commit.ordinal})", REPAIR)
+        raise CorruptMemoryError(f"{where} is damaged (ordinal: the record is of shard {commit.ordinal})", REPAIR)
     if not max(commit.n_images, commit.n_texts) <= commit.n_written <= commit.n_read:
-        raise CorruptMemoryError(f"{where} is damaged (n_written: not between what was read and what is there)", REPAIR)
+        raise CorruptMemoryError(f"{where} is damaged (n_written: above n_read, or below n_images or n_texts)", REPAIR)
     return commit
 
 
 def refuse_uncommitted(ordinals: Iterable[int], commits: Mapping[int, Commit], where: str) -> None:
-    """Refuse a part that holds rows of shards that the memory does not have.
+    """Refuse a part with rows of shards that are not committed.
 
     Raises:
-        CorruptMemoryError: it does.
+        CorruptMemoryError: a shard is not committed.
     """
     unknown = [ordinal for ordinal in ordinals if ordinal not in commits]
     if unknown:
@@ -125,10 +125,10 @@ def refuse_uncommitted(ordinals: Iterable[int], commits: Mapping[int, Commit], w
 
 
 def check_own_files(ordinal: int, paths: Iterable[str], where: str, fix: str = REPAIR) -> None:
-    """Refuse the record of a shard that names files of another.
+    """Refuse the record of a shard that names files of another shard.
 
     Raises:
-        CorruptMemoryError: it does.
+        CorruptMemoryError: a file is of another shard.
     """
     foreign = [path for path in paths if not path.partition(".")[0].endswith(f"_{shard_name(ordinal)}")]
     if foreign:
@@ -136,19 +136,19 @@ def check_own_files(ordinal: int, paths: Iterable[str], where: str, fix: str = R
 
 
 def read_commits(store: Store, names: Sequence[str]) -> dict[int, Commit]:
-    """The commit records with these file names, by ordinal."""
+    """Read the commit records with these file names, by ordinal."""
     with ThreadPoolExecutor(16) as threads:
         commits = threads.map(lambda name: read_commit(store, int(name.removesuffix(".json"))), names)
         return {commit.ordinal: commit for commit in commits if commit is not None}
 
 
 def read_commit(store: Store, ordinal: int) -> Commit | None:
-    """The commit record of a shard; None when there is none.
+    """Read the commit record of a shard; None if it is missing.
 
-    An empty file is none: on a filesystem without hard links a writer that was killed may have left one.
+    An empty file counts as missing: on a filesystem without hard links a writer that was killed may have left one.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the record is damaged.
     """
     path = commit_path(ordinal)
     try:
@@ -156,21 +156,21 @@ def read_commit(store: Store, ordinal: int) -> Commit | None:
     except FileNotFoundError:
         return None
     if not data:
-        warn_once(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed makes it again")
+        warn_once(f"{store.root}/{path} is empty, so its shard counts as not embedded; the next embed writes it again")
         return None
     return Commit.from_json(data, f"{store.root}/{path}", ordinal)
 
 
 def record_names(store: Store, folder: str) -> list[str]:
-    """Names of the per-shard records in a folder; what else lies there is not ours."""
+    """List the names of per-shard records in a folder, without other files."""
     return [name for name in store.list(folder) if re.fullmatch(r"\d{5,}\.json", name)]
 
 
 def write_commit(store: Store, commit: Commit) -> Commit:
-    """Create the record, stamped with time and retries. Everything it names must already lie there.
+    """Create the record, stamped with time and retries, after all files that it names are written.
 
     Raises:
-        ConcurrentWriterError: another driver committed something else in this place.
+        ConcurrentWriterError: another driver committed other content for this shard.
     """
     commit = replace(commit, finished_s=time.time(), retries=RETRIES.take())
     path = commit_path(commit.ordinal)
@@ -187,7 +187,7 @@ def write_commit(store: Store, commit: Commit) -> Commit:
                 f"{store.root}/{path}: another driver committed {committed.uri if committed else 'something'} instead "
                 f"of {commit.uri}; let one finish, then run the other again"
             ) from None
-        return committed  # it did the same work, and the bytes are the same
+        return committed  # the other driver did the same work, and the bytes are the same
     return commit
 
 
@@ -197,7 +197,7 @@ def commit_to_row(commit: Commit) -> dict[str, Any]:
 
 
 def commit_from_row(row: dict[str, Any]) -> dict[str, Any]:
-    return row | {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}  # older: fewer columns
+    return row | {name: json.loads(row[name]) for name in JSON_COLUMNS if name in row}  # older files have fewer columns
 
 
 NEWER_COLUMNS = ("retries", "notes")
@@ -207,7 +207,7 @@ MAX_SHARDS = 1 << 21
 
 
 def read_manifest_table(store: Store) -> tuple[pa.Table, dict[bytes, bytes]]:
-    """(the rows, what stands beside them); FileNotFoundError when there is none."""
+    """Read ``manifest.parquet``: (its rows, its file metadata); FileNotFoundError if it is missing."""
     data, where = store.read(MANIFEST), f"{store.root}/{MANIFEST}"
     table = decode_table(data, MANIFEST_SCHEMA, where=where, optional=NEWER_COLUMNS, max_rows=MAX_SHARDS)
     return table, table.schema.metadata or {}

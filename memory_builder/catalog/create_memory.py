@@ -1,4 +1,4 @@
-"""Write ``memory.json`` for a new memory; for an existing one, check that its settings agree."""
+"""Write ``memory.json`` of a new memory, or check that the settings of an existing one agree."""
 
 from memory_builder.catalog.description import DESCRIPTION, Description, read_description, read_description_strictly
 from memory_builder.catalog.manifest import Manifest
@@ -7,14 +7,14 @@ from memory_builder.storage.store import Store
 
 
 def create_memory(store: Store, description: Description) -> None:
-    """Write ``memory.json`` for a new memory, or anew where it was lost; for an existing one check that it agrees.
+    """Write ``memory.json`` of a new memory or where it was lost; check the settings of an existing one.
 
     Raises:
         ConfigMismatchError: the memory was written with other settings.
     """
     try:
         existing: Description | None = read_description(store)
-    except (UsageError, CorruptMemoryError):  # a new memory; or what is there is lost
+    except (UsageError, CorruptMemoryError):  # a new memory, or one whose description is lost
         existing = None
     hashes = (
         {existing.config_hash} if existing else {commit.config_hash for commit in Manifest.read(store).commits.values()}
@@ -25,11 +25,11 @@ def create_memory(store: Store, description: Description) -> None:
         try:
             store.create(DESCRIPTION, description.to_json())
         except FileExistsError:
-            _compare_with_the_first(store, description)
+            _compare_with_existing(store, description)
 
 
-def _compare_with_the_first(store: Store, description: Description) -> None:
-    """Another writer created ``memory.json`` meanwhile, or it is damaged."""
+def _compare_with_existing(store: Store, description: Description) -> None:
+    """Compare with the ``memory.json`` that another writer created meanwhile; replace a damaged one."""
     data = store.read(DESCRIPTION)
     try:
         existing = read_description_strictly(store, data)
@@ -49,9 +49,9 @@ def _refuse_other_settings(
         for name in sorted(config.keys() | description.config.keys())
         if existing and config.get(name) != description.config.get(name)
     }
-    changes = ", ".join(f"{name}: {old!r} there, {new!r} asked" for name, (old, new) in differing.items())
+    changes = ", ".join(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in differing.items())
     raise ConfigMismatchError(
         f"{store.root} was written with config {existing_hash}, this run has {description.config_hash} "
-        f"({changes or 'memory.json is lost, so what differs is not known'}). Use the same settings, or another "
+        f"({changes or 'memory.json is lost, so the differences are unknown'}). Use the same settings, or another "
         "--memory folder."
     ) from None

@@ -1,4 +1,4 @@
-"""Delete rows by id: the next snapshot lists them among its tombstones, and no search returns them from then on."""
+"""Delete rows by id: the next snapshot adds them to its tombstones, and searches leave them out."""
 
 from dataclasses import replace
 
@@ -12,18 +12,18 @@ from memory_builder.storage.store import Store
 
 
 def delete_rows(store: Store, ids: Ids) -> Snapshot:
-    """Make a snapshot current in which the rows ``ids`` i64[n] are deleted; the current one where they all are.
+    """Write a snapshot in which the rows ``ids`` i64[n] are deleted; return it, or the current one if they all are.
 
     Raises:
-        ConcurrentWriterError: other writers were always faster.
+        ConcurrentWriterError: other writers won every attempt.
     """
 
     def deleted(before: Snapshot) -> Snapshot:
-        gone = current_tombstones(store, before)
-        together = np.union1d(gone, ids)
-        if len(together) == len(gone):
+        old = current_tombstones(store, before)
+        new = np.union1d(old, ids)
+        if len(new) == len(old):
             return before
-        path, digest = write_tombstones(store, together)
+        path, digest = write_tombstones(store, new)
         return replace(before, number=before.number + 1, tombstones=path, tombstones_sha256=digest)
 
     return update_snapshot(store, deleted)

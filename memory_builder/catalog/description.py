@@ -30,7 +30,7 @@ EMBED_AGAIN = (
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Description:
-    """``memory.json``: what every row of this memory has in common."""
+    """``memory.json``: the settings that all rows of a memory share."""
 
     model: str
     pretrained: str | None
@@ -41,7 +41,7 @@ class Description:
     config: dict[str, Any]
     """Every setting, for people to read."""
     config_hash: ShortHash
-    """Over those that are not at their default: a later version's new setting does not lock this memory."""
+    """Hash of the settings that are not at their default: a new setting of a later version does not change it."""
     dtype: Literal["float16"] = "float16"
     format_version: Annotated[int, Field(ge=1, le=FORMAT_VERSION)] = FORMAT_VERSION
 
@@ -50,11 +50,11 @@ class Description:
 
 
 def read_description(store: Store) -> Description:
-    """``memory.json``; where that is missing or damaged, the copy of it in ``manifest.parquet``.
+    """Read ``memory.json``; if it is missing or damaged, its copy in ``manifest.parquet``.
 
     Raises:
-        UsageError: there is no memory here.
-        CorruptMemoryError: it is damaged, and there is no copy.
+        UsageError: the folder is not a memory.
+        CorruptMemoryError: the file is damaged, and there is no copy.
     """
     missing = UsageError(f"no memory at {store.root}: {DESCRIPTION} is missing (memory-builder embed makes one)")
     error: UsageError | CorruptMemoryError
@@ -69,28 +69,25 @@ def read_description(store: Store) -> Description:
     if copy is None:
         raise error from None
     warn_once(
-        f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. {_writes_anew(store)}"
+        f"{store.root}/{DESCRIPTION} is missing or damaged; the copy in {MANIFEST} is used. "
+        f"memory-builder verify {store.root} --repair writes it anew"
     )
     return copy
 
 
-def _writes_anew(store: Store) -> str:
-    return f"memory-builder verify {store.root} --repair writes it anew"
-
-
 def read_description_strictly(store: Store, data: bytes) -> Description:
-    """What ``memory.json`` says.
+    """Decode ``memory.json``.
 
     Raises:
-        UsageError: a newer version wrote it.
-        CorruptMemoryError: it is damaged.
+        UsageError: a newer version wrote the file.
+        CorruptMemoryError: the file is damaged.
     """
     check_format(store, data)
     return decode(Description, data, where=f"{store.root}/{DESCRIPTION}", fix=EMBED_AGAIN)
 
 
 def described_by_manifest(store: Store) -> Description | None:
-    """The copy of ``memory.json`` in the folded commits; None where there is none, as in older memories."""
+    """Read the copy of ``memory.json`` in ``manifest.parquet``; None if it has none, as in older memories."""
     try:
         _, metadata = read_manifest_table(store)
         return read_description_strictly(store, metadata[b"description"])

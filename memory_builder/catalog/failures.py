@@ -1,4 +1,4 @@
-"""Why a shard failed last time: kept where ``info`` finds it and ``embed --retry-failed`` starts from."""
+"""Failure records: why a shard failed last time, for ``info`` and ``embed --retry-failed``."""
 
 import time
 from collections.abc import Collection
@@ -12,10 +12,10 @@ from memory_builder.storage.store import Store
 
 
 def record_failure(store: Store, shard: Shard, error: Exception) -> str:
-    """Keep why a shard failed; the next run tries it again.
+    """Record why a shard failed; the next run retries it.
 
     Returns:
-        The reason as it is shown.
+        The reason, as users see it.
     """
     message = f"{type(error).__name__}: {error}"
     record = {"ordinal": shard.ordinal, "uri": shard.uri, "error": message, "failed_s": time.time()}
@@ -24,11 +24,11 @@ def record_failure(store: Store, shard: Shard, error: Exception) -> str:
 
 
 def clear_failure(store: Store, shard: Shard) -> None:
-    """Forget an earlier failure of a shard that is committed now."""
-    with suppress(FileNotFoundError):  # there was none, or another driver forgot it first
+    """Remove the failure record of a shard that is committed now."""
+    with suppress(FileNotFoundError):  # no failure, or another driver removed it first
         store.remove(f"failures/{shard_name(shard.ordinal)}.json")
 
 
 def failed_ordinals(store: Store, committed: Collection[int]) -> set[int]:
-    """The shards that failed and were not committed since."""
+    """Return the ordinals of shards that failed and were not committed since."""
     return {int(name.removesuffix(".json")) for name in record_names(store, "failures")}.difference(committed)

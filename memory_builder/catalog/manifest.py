@@ -1,4 +1,4 @@
-"""What a memory's folder says of itself: ``memory.json``, the commit records, and the manifest they are folded into.
+"""The manifest: all commit records of a memory, folded into one table.
 
 A shard is done when its commit record exists and for no other reason. The driver folds commit records into
 ``manifest.parquet`` so that a reader of a finished memory opens a handful of files, however many shards it has.
@@ -25,7 +25,7 @@ from memory_builder.catalog.paths import shard_name
 from memory_builder.catalog.snapshots import read_snapshot
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.storage.formats import parquet_bytes
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.records import FORMAT_VERSION, decode_value, reading
 from memory_builder.storage.store import Store
 
@@ -35,7 +35,7 @@ FOLD_EVERY = 1_000
 class Manifest:
     """The commit records of a memory.
 
-    ``version`` counts the folds: a snapshot names the version it needs, and later ones only ever add shards.
+    ``version`` counts the folds: a snapshot names the version it needs, and later versions only add shards.
     """
 
     def __init__(self, commits: dict[int, Commit], version: int, folded: frozenset[int]) -> None:
@@ -45,10 +45,10 @@ class Manifest:
 
     @staticmethod
     def read_folded(store: Store) -> "Manifest":
-        """Only ``manifest.parquet``: one file, whatever the number of shards. Without it, the commit records.
+        """Read ``manifest.parquet`` alone; if it is missing or damaged, the commit records.
 
         Raises:
-            CorruptMemoryError: it is damaged, and a commit record too.
+            CorruptMemoryError: the table is damaged, and a commit record too.
         """
         try:
             manifest = Manifest.read_strictly(store)
@@ -61,10 +61,10 @@ class Manifest:
 
     @staticmethod
     def read_strictly(store: Store) -> "Manifest":
-        """Only ``manifest.parquet``; empty where there is none.
+        """Read ``manifest.parquet`` alone; an empty manifest if it is missing.
 
         Raises:
-            CorruptMemoryError: it is damaged.
+            CorruptMemoryError: the table is damaged.
         """
         where = f"{store.root}/{MANIFEST}"
         try:
@@ -82,7 +82,7 @@ class Manifest:
 
     @staticmethod
     def read(store: Store) -> "Manifest":
-        """``manifest.parquet`` and the commit records written since."""
+        """Read ``manifest.parquet`` and the commit records written since."""
         manifest = Manifest.read_folded(store)
         names = {f"{shard_name(ordinal)}.json" for ordinal in manifest.commits}
         later = [name for name in record_names(store, "commits") if name not in names]
@@ -93,17 +93,17 @@ class Manifest:
         self.commits[commit.ordinal] = commit
 
     def fold(self, store: Store) -> None:
-        """Write all commit records as one table, those another process folded meanwhile among them.
+        """Write all commit records as one table, including those that another process folded meanwhile.
 
-        The records stay where they are: they are the truth, this is a faster way to read them.
+        The records are kept: they are authoritative, and the table is a faster way to read them.
         """
-        with turn(store, "manifest.lock") as held:
+        with hold_lock(store, "manifest.lock") as held:
             folded = Manifest.read_folded(store)
             self.commits = dict(sorted((folded.commits | self.commits).items()))
             if folded.folded == self.commits.keys():
                 self.version, self.folded = folded.version, folded.folded
                 return
-            # Where the file was lost, its version is what the current state needs at least.
+            # If the file was lost, its version was at least the one that the current snapshot needs.
             reached = folded.version or read_snapshot(store).manifest_version - 1
             self.version = max(self.version, reached, 0) + 1
             held.check()
@@ -112,12 +112,12 @@ class Manifest:
 
     @staticmethod
     def rewrite(store: Store) -> None:
-        """Write ``manifest.parquet`` anew from the commit records alone, whatever it says.
+        """Rewrite ``manifest.parquet`` from the commit records alone.
 
         Raises:
             CorruptMemoryError: a commit record is damaged.
         """
-        with turn(store, "manifest.lock") as held:
+        with hold_lock(store, "manifest.lock") as held:
             commits = read_commits(store, record_names(store, "commits"))
             manifest = Manifest(dict(sorted(commits.items())), read_snapshot(store).manifest_version, frozenset())
             with suppress(CorruptMemoryError):
@@ -129,7 +129,7 @@ class Manifest:
     def _to_parquet(self, description: Description | None) -> bytes:
         rows = [commit_to_row(commit) for commit in self.commits.values()]
         metadata = {"version": str(self.version), "format": str(FORMAT_VERSION)}
-        if description is not None:  # should memory.json be lost
+        if description is not None:  # a copy, in case memory.json is lost
             metadata["description"] = description.to_json().decode()
         return parquet_bytes(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA.with_metadata(metadata)))
 

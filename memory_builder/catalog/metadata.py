@@ -1,4 +1,4 @@
-"""The columns of a shard's metadata: the fixed ones, the chosen ones, and ``extra`` for the rest of a pair's json.
+"""Metadata columns of a shard: the fixed ones, the chosen ones, and ``extra`` for the rest of a pair's json.
 
 The same rows give the same bytes; docs/contract.md describes every column."""
 
@@ -25,7 +25,7 @@ FIXED_FIELDS = [
 
 LOOKUP_FIELDS = ("key", "caption", "url")
 PATH = "path"
-"""The column of ``Rows.table`` made of a row\'s shard and member: where its picture came from."""
+"""Column of ``Rows.table`` with the path of a row's picture, derived from its shard and member."""
 
 
 COLUMN_TYPES = {"string": pa.string(), "int": pa.int64(), "float": pa.float64(), "bool": pa.bool_()}
@@ -36,12 +36,12 @@ def metadata_table(
     column_types: dict[str, str],
     notes: Counter[str] | None = None,
 ) -> pa.Table:
-    """The fixed columns, the chosen ones, and the rest of each pair's json in ``extra``.
+    """Build the metadata table: fixed columns, chosen ones, and the rest of each pair's json in ``extra``.
 
     Args:
-        rows: what was found out about a pair (by name of a fixed column), and what its json says.
+        rows: (values of fixed columns, fields of the json) of each pair.
         column_types: json field → one of COLUMN_TYPES.
-        notes: where what does not fit is counted.
+        notes: counts the values that do not fit their column.
     """
     counts: Counter[str] = Counter() if notes is None else notes
     chosen = {name: COLUMN_TYPES[kind] for name, kind in column_types.items()}
@@ -56,7 +56,7 @@ def metadata_table(
 def metadata_row(
     known: dict[str, Any], fields: dict[str, Any], column_types: Mapping[str, str], notes: Counter[str] | None = None
 ) -> dict[str, Any]:
-    """One row of ``metadata_table``."""
+    """Build one row of ``metadata_table``."""
     notes = Counter() if notes is None else notes
     known = {name: known.get(name) for name, _ in FIXED_FIELDS}
     url = fields.get("url")
@@ -66,10 +66,10 @@ def metadata_row(
         row[name] = converted(value, kind)
         if row[name] is None and value not in (None, ""):
             notes[f"values of {name} are no {kind}: null in its column, kept in extra"] += 1
-    # A claim that differs from what we saw ourselves is kept beside it.
+    # A field that differs from the value measured here is kept in extra.
     rest = {name: value for name, value in fields.items() if row.get(name) is None or row[name] != value}
-    kept = {name: value for name, value in rest.items() if name not in column_types or row[name] is None}
-    return row | {"extra": strict_json(kept, notes)}
+    extra = {name: value for name, value in rest.items() if name not in column_types or row[name] is None}
+    return row | {"extra": strict_json(extra, notes)}
 
 
 LOOKUP_SCHEMA = pa.schema([(name, dict(FIXED_FIELDS)[name]) for name in LOOKUP_FIELDS])

@@ -1,4 +1,4 @@
-"""Where a row came from, as its user named it: the path of its picture, or of the shard that holds it."""
+"""Path of a row's picture, or of the shard that holds it, as the user named its source."""
 
 import posixpath
 
@@ -7,16 +7,16 @@ from memory_builder.readers.shard_uri import split_uri
 
 
 def path_of(uri: str, member: str | None) -> str | None:
-    """The path or URI of a row's file; None of a row that only has an address, which is its ``url``.
+    """Return the path or URI of a row's picture; None for a row that only has a ``url``.
 
     Args:
         uri: the row's shard.
-        member: the row's, in the metadata.
+        member: the row's ``member`` in the metadata.
 
-    A picture in a tar is its path below the tar's; one inside a table has the table's path.
+    A picture in a tar has a path below the tar's; one inside a table has the table's path.
     """
     path, piece = split_uri(uri)
-    if member is None or piece.is_published:  # of vectors that were embedded elsewhere nobody knows the files
+    if member is None or piece.is_published:  # the files of vectors that were embedded elsewhere are unknown
         return None
     if piece.folder is not None:
         return posixpath.join(path, piece.folder, member)

@@ -1,4 +1,4 @@
-"""The plan: every shard a memory was asked to hold, in the order that its ordinals say; it only grows."""
+"""The plan: all shards of a memory, committed or not, in order of their ordinals; it only grows."""
 
 import os
 from collections.abc import Sequence
@@ -14,38 +14,40 @@ from memory_builder.errors import CorruptMemoryError
 from memory_builder.readers.shard import MAX_ORDINAL, Shard, Source
 from memory_builder.readers.shard_uri import join_uri, split_uri
 from memory_builder.storage.formats import parquet_bytes
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.records import Ordinal, Seconds, decode_table, read_sound_record, reading, strict_record
 from memory_builder.storage.store import Store
 
 PLAN = "plan.parquet"
 REPLACED = "pairs changed since they were embedded and replace their earlier rows"
-"""The note of a shard that was planned again because its source changed."""
+"""Note of a shard that was planned again because its source changed."""
 REPLACED_ROWS = "pairs of a table without keys changed since they were embedded and replace their earlier rows"
-"""The same where a pair is known by its content."""
+"""The same note for pairs that are identified by their content."""
 REPLACEMENTS = (REPLACED, REPLACED_ROWS)
 PLAN_SCHEMA = pa.schema([("ordinal", pa.int64()), ("uri", pa.string()), ("bytes", pa.int64()), ("etag", pa.string())])
 
 
 def read_plan(store: Store) -> list[Shard]:
-    """All planned shards in order of their ordinals.
+    """Read all planned shards in order of their ordinals.
 
-    Where the plan is damaged or missing, what the commit records and those of failures say of it: shards that nobody
-    worked at yet are not among them, and are planned anew by the embed that names them.
+    If the plan is damaged or missing, it is derived from the commit and failure records: shards that were not started
+    are missing then, and are planned again by the embed that names them.
     """
     try:
         plan = read_plan_strictly(store)
     except CorruptMemoryError as error:
-        warn_once(f"{error.problem}; the committed and the failed shards are planned, with their sizes unknown")
+        warn_once(
+            f"{error.problem}; the plan is derived from the records of committed and failed shards, without sizes"
+        )
         return derived_plan(store)
     return derived_plan(store) if plan is None else plan
 
 
 def read_plan_strictly(store: Store) -> list[Shard] | None:
-    """What ``plan.parquet`` says; None when there is none.
+    """Read ``plan.parquet``; None if it is missing.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the file is damaged.
     """
     where = f"{store.root}/{PLAN}"
     try:
@@ -75,7 +77,7 @@ class Failure:
 
 
 def derived_plan(store: Store) -> list[Shard]:
-    """The shards that were worked at, as far as their records can be read."""
+    """Derive the plan from the readable commit and failure records."""
     shards = {
         commit.ordinal: Shard(ordinal=commit.ordinal, uri=commit.uri, etag=commit.etag, bytes=0)
         for commit in Manifest.read(store).commits.values()
@@ -95,28 +97,28 @@ def put_plan(store: Store, plan: Sequence[Shard]) -> None:
 
 
 def extend_plan(store: Store, sources: Sequence[Source]) -> list[Shard]:
-    """Add the sources that are not planned yet, behind those that are; return the whole plan.
+    """Append the sources that are not planned yet; return the whole plan.
 
     A source that changed since it was planned becomes a new shard if its old one is committed (committed rows
-    never move), and replaces its entry if it is not. Drivers that plan at the same time take turns.
+    never move), and replaces its entry if it is not. A lock lets one driver plan at a time.
     """
     plan = read_plan(store)
     if not _unplanned(store, plan, sources):
         return plan
-    with turn(store, "plan.lock") as held:
+    with hold_lock(store, "plan.lock") as held:
         plan = read_plan(store)
         committed = Manifest.read(store).commits
         plan, n_again = _extended(plan, _unplanned(store, plan, sources), committed)
         held.check()
         put_plan(store, plan)
     if n_again:
-        logger.info(f"{n_again} sources changed since they were embedded: what is new or changed in them is embedded")
+        logger.info(f"{n_again} sources changed since they were embedded: their new and changed pairs are embedded")
     return plan
 
 
 def _unplanned(store: Store, plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
-    """The sources that have no entry, as they are now; one that is again what it was needs none unless rows of it were
-    replaced meanwhile."""
+    """Select the sources whose current version has no entry. A source that returned to a planned version needs no entry
+    unless some of its rows were replaced meanwhile."""
     newest = {shard.uri: shard for shard in plan}
     planned = {(shard.uri, shard.etag) for shard in plan}
     fresh = [source for source in sources if source.uri not in newest or newest[source.uri].etag != source.etag]
@@ -130,9 +132,9 @@ def _unplanned(store: Store, plan: Sequence[Shard], sources: Sequence[Source]) -
 def _extended(
     plan: Sequence[Shard], sources: Sequence[Source], committed: dict[int, Commit]
 ) -> tuple[list[Shard], int]:
-    """(the plan with these sources, how many of them are planned again behind their committed selves).
+    """Return (the plan with these sources, number of sources planned again because their shard is committed).
 
-    A new shard takes the lowest free ordinal: the next one, but where the plan was lost and only in part derived.
+    A new shard takes the lowest free ordinal: the next one, unless the plan was lost and derived in part.
     """
     by_ordinal = {shard.ordinal: shard for shard in plan}
     known = {shard.uri: shard for shard in plan}
@@ -149,7 +151,7 @@ def _extended(
 
 
 def spelled_as_planned(plan: Sequence[Shard], sources: Sequence[Source]) -> list[Source]:
-    """The sources, each under the name it was planned by: a folder or a file may be reached by a link, too."""
+    """Rename each source to its planned name, which may differ by symbolic links."""
     planned = {shard.uri for shard in plan}
     if all(source.uri in planned for source in sources):
         return list(sources)
@@ -161,6 +163,6 @@ def spelled_as_planned(plan: Sequence[Shard], sources: Sequence[Source]) -> list
 
 
 def real_name(uri: str) -> str:
-    """The name of a shard without links, be they folders above it or the file; of a remote one, its own."""
+    """Resolve the symbolic links in a local shard's name; a remote one's is returned as it is."""
     path, piece = split_uri(uri)
     return uri if "://" in path else join_uri(os.path.realpath(path), piece)

@@ -1,4 +1,4 @@
-"""A memory as a source of published embeddings: which of its shards are committed, which of their rows are deleted."""
+"""Committed shards and deleted rows of a memory that is imported as published embeddings."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from memory_builder.storage.store import Store
 
 
 def committed_names(root: str) -> set[str] | None:
-    """The names of the committed shards of the memory at ``root``; None where the folder is no memory."""
+    """Return the names of the committed shards of the memory at ``root``; None if it is not a memory."""
     store = Store(root)
     if not store.exists(DESCRIPTION):
         return None
@@ -21,7 +21,7 @@ def committed_names(root: str) -> set[str] | None:
 
 
 def deleted_rows(uri: str) -> Ids:
-    """i64[n] rows of the shard ``uri`` that its memory has deleted; none where its folder is no memory."""
+    """Return the deleted rows i64[n] of the shard ``uri``; none if its folder is not a memory."""
     root, piece = split_uri(uri)
     name = piece.embeddings or ""
     if not name.isdecimal():

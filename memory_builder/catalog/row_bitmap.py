@@ -1,4 +1,4 @@
-"""Sets of rows, a bit a row: what a filter keeps, what is left after deletions. 100 million rows take 12.5 MB."""
+"""Sets of rows as bitmaps, for filters and deletions: 100 million rows take 12.5 MB."""
 
 from collections.abc import Iterable
 from functools import cached_property
@@ -15,10 +15,10 @@ Mask = npt.NDArray[np.bool_]
 
 
 class RowBitmap:
-    """Some rows of some shards. Immutable, and safe to ask from several threads."""
+    """A set of rows of some shards. Immutable and thread-safe."""
 
     def __init__(self, masks: Iterable[tuple[int, Mask]]) -> None:
-        """(ordinal, bool[rows of that shard]) of each shard that has rows in the set, in order of the ordinals."""
+        """Take (ordinal, bool[rows of the shard]) of each shard with rows in the set, in order of the ordinals."""
         ordinals, n_rows, packed, n = [], [], [], 0
         for ordinal, mask in masks:
             ordinals.append(ordinal)
@@ -29,7 +29,7 @@ class RowBitmap:
         self._ordinals = np.array(ordinals, np.int64)
         self._n_rows = np.array(n_rows, np.int64)
         self._starts = np.cumsum([0, *map(len, packed)])  # byte where a shard's bits begin
-        self._bits = np.concatenate([*packed, np.zeros(1, np.uint8)])  # a set without shards has something to look at
+        self._bits = np.concatenate([*packed, np.zeros(1, np.uint8)])  # so that index 0 is valid without shards
 
     def __len__(self) -> int:
         return self._n
@@ -46,7 +46,7 @@ class RowBitmap:
         return contained
 
     def mask(self, ordinal: int) -> Mask | None:
-        """bool[rows of the shard]; None when no row of it is in the set."""
+        """Return the mask bool[rows of the shard]; None if none of its rows is in the set."""
         position = int(np.searchsorted(self._ordinals, ordinal))
         if position == len(self._ordinals) or self._ordinals[position] != ordinal:
             return None
@@ -56,21 +56,21 @@ class RowBitmap:
         return bits.astype(np.bool_)
 
     def ids(self) -> Ids:
-        """i64[n], ascending."""
+        """Return the row ids i64[n], ascending."""
         masks = ((int(ordinal), self.mask(int(ordinal))) for ordinal in self._ordinals)
         by_shard = [row_ids(ordinal, np.flatnonzero(mask)) for ordinal, mask in masks if mask is not None]
         return np.concatenate(by_shard) if by_shard else np.zeros(0, np.int64)
 
     @cached_property
     def selector(self) -> Any:
-        """As faiss takes it: a hash set, some 44 bytes a row, so for sets that are not large."""
+        """faiss's ID selector of the set: a hash set of some 44 bytes a row, so only for small sets."""
         return faiss.IDSelectorBatch(self.ids())
 
 
 def remaining_rows(
     commits: dict[int, Commit], ordinals: Iterable[int], deleted: Ids, kept: RowBitmap | None
 ) -> RowBitmap:
-    """The rows of these shards that a filter keeps (None: there is none) and that are not deleted (i64[n], sorted)."""
+    """Select rows of these shards: ``kept`` by a filter (None: all), without ``deleted`` (i64[n], sorted)."""
 
     def masks() -> Iterable[tuple[int, Mask]]:
         for ordinal in sorted(ordinals):

@@ -1,7 +1,7 @@
-"""Row ids, and random access to committed rows by id: vectors, captions, metadata.
+"""Random access to committed rows by row id: vectors, captions, metadata.
 
-A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an object store only the pages of the asked
-vectors are fetched, and kept for a while, or the whole file once many are asked for.
+A row id is ``ordinal << 32 | row``. Local files are memory-mapped; from an object store only the pages of the requested
+vectors are fetched and cached, or the whole file if many are requested.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ MAPPED_FILES = 256  # of vectors, and as many of captions; each holds a descript
 
 
 def are_rows(ids: Ids, commits: Mapping[int, Commit]) -> npt.NDArray[np.bool_]:
-    """i64[n] → bool[n]: whether these shards have such a row."""
+    """i64[n] ids → bool[n]: whether the commits have such a row."""
     ordinals, rows = split_ids(ids)
     met, at = np.unique(ordinals, return_inverse=True)
     sizes = np.array([commits[ordinal].n_written if ordinal in commits else 0 for ordinal in met.tolist()], np.int64)
@@ -42,14 +42,14 @@ def are_rows(ids: Ids, commits: Mapping[int, Commit]) -> npt.NDArray[np.bool_]:
 
 
 def open_vectors(store: Store, commit: Commit, modality: str, d: int) -> Vectors:
-    """All vectors of one shard: f16[n, d], memory-mapped where the store is local.
+    """Open all vectors of one shard, memory-mapped: f16[n, d].
 
     Raises:
-        CorruptMemoryError: the file is missing or not what the commit record says.
+        CorruptMemoryError: the file is missing, damaged or of another shape than its commit record's.
     """
     path = vectors_path(commit.ordinal, modality)
     try:
-        with np.errstate(over="ignore"):  # a shape whose product is no number is refused by what comes of it
+        with np.errstate(over="ignore"):  # a shape whose product overflows is refused below
             vectors: Vectors = read_npy(store.fetch(path), mapped=True)
     except FileNotFoundError:
         raise CorruptMemoryError(f"{store.root}/{path} is missing though its shard is committed", REPAIR) from None
@@ -65,9 +65,9 @@ def open_vectors(store: Store, commit: Commit, modality: str, d: int) -> Vectors
 
 
 def present_rows(commit: Commit, vectors: Vectors, modality: str, deleted: Ids | None = None) -> Ids:
-    """Rows of a shard that have this modality and are not deleted (i64[n], ascending): those an index is to hold.
+    """Return the rows of a shard to index, i64[n], ascending: those with this modality that are not deleted.
 
-    A purged row is blank, though its commit record counts it; it is deleted too, so it is left out by that.
+    A purged row is blank, though its commit record counts it; as it is deleted too, it is left out.
     """
     is_full = commit.n_present(modality) == commit.n_written
     rows = np.arange(commit.n_written) if is_full else np.flatnonzero(vectors.any(axis=1))
@@ -77,7 +77,7 @@ def present_rows(commit: Commit, vectors: Vectors, modality: str, deleted: Ids |
 class Rows:
     """The committed rows of a memory.
 
-    All are found by their ids; ``n_present`` and ``ids_at`` leave out the deleted ones (i64[n], ascending), if told.
+    Look-ups by id include deleted rows; ``n_present`` and ``ids_at`` leave out ``deleted`` (i64[n], ascending).
     """
 
     def __init__(self, store: Store, commits: dict[int, Commit], d: int, deleted: Ids | None = None) -> None:
@@ -86,7 +86,7 @@ class Rows:
         self.d = d
         self._deleted = np.zeros(0, np.int64) if deleted is None else deleted
         self._pages = PageCache(store)
-        # Caches of this instance, which goes, with its maps, as soon as the memory does.
+        # Caches of the instance without a reference cycle, so that the maps close together with the memory.
         self._maps: LRUCache[Any, Vectors] = LRUCache(MAPPED_FILES)
         self._headers: LRUCache[Any, tuple[int, int]] = LRUCache(MAPPED_FILES)
         self._lookups: LRUCache[Any, pa.RecordBatch] = LRUCache(MAPPED_FILES)
@@ -94,7 +94,7 @@ class Rows:
         self._lock = Lock()
 
     def vectors(self, ids: Ids, modality: Modality) -> npt.NDArray[np.float32]:
-        """i64[n] → f32[n, d] exact vectors; the row of id -1 is zero."""
+        """i64[n] ids → f32[n, d] exact vectors; zeros for id -1."""
         out = np.zeros((len(ids), self.d), np.float32)
         for ordinal, positions, rows in self.by_shard(ids):
             n_bytes = 2 * self.d * self.commits[ordinal].n_written
@@ -105,13 +105,13 @@ class Rows:
         return out
 
     def table(self, ids: Ids, columns: Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
-        """i64[n] → n rows of id and these columns; the row of id -1 is null.
+        """i64[n] ids → n rows of id and these columns; nulls for id -1.
 
-        Those of the look-up files are quick; any other metadata column, and ``path`` (``origins.path_of``), reads a
-        parquet file for each shard that is met.
+        Columns of the look-up files are quick; any other metadata column, and ``path`` (``origins.path_of``), reads a
+        parquet file of each shard.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: a column does not exist.
         """
         flat = np.asarray(ids, np.int64).ravel()
         quick = [name for name in columns if name in LOOKUP_FIELDS]
@@ -120,10 +120,10 @@ class Rows:
         if len(quick) == len(columns) or not self.commits:
             return table
         metadata = self.metadata(flat, [*slow, *(["member"] if PATH in columns and "member" not in slow else [])])
-        made = {name: table[name] for name in table.column_names} | {name: metadata[name] for name in slow}
+        arrays = {name: table[name] for name in table.column_names} | {name: metadata[name] for name in slow}
         if PATH in columns:
-            made[PATH] = string_array(self._paths(flat, metadata["member"].to_pylist()))
-        return pa.table({name: made[name] for name in ("id", *columns)})
+            arrays[PATH] = string_array(self._paths(flat, metadata["member"].to_pylist()))
+        return pa.table({name: arrays[name] for name in ("id", *columns)})
 
     def _paths(self, ids: Ids, members: list[str | None]) -> list[str | None]:
         return [
@@ -141,22 +141,22 @@ class Rows:
         return table.add_column(0, "id", arrow_array(flat))
 
     def metadata(self, ids: Ids, columns: Sequence[str] | None = None) -> pa.Table:
-        """i64[n] → n rows of every metadata column (or these); the row of id -1 is null.
+        """i64[n] ids → n rows of all metadata columns (or these); nulls for id -1.
 
-        Reads a parquet file for each shard that is met.
+        Reads a parquet file of each shard.
         """
         flat = np.asarray(ids, np.int64).ravel()
         tables, positions = [], []
         for ordinal, where, rows in self.by_shard(flat):
             tables.append(self.shard_metadata(ordinal, columns).take(arrow_array(rows)))
             positions.append(where)
-        if not tables:  # any shard knows the columns
+        if not tables:  # all shards have the same columns
             tables = [self.shard_metadata(ordinal, columns).slice(0, 0) for ordinal in list(self.commits)[:1]]
-        with reading(f"{self.store.root}/metadata"):  # of which every file has the same columns
+        with reading(f"{self.store.root}/metadata"):  # raises if the columns of two files differ
             return _in_order(pa.concat_tables(tables), positions, len(flat)) if tables else pa.table({})
 
     def with_keys(self, keys: Sequence[str]) -> tuple[Ids, list[str]]:
-        """Pairs' keys → (i64[n] the rows that have one of them, in any shard, and the keys that no row has)."""
+        """Pair keys → (ids i64[n] of all rows with one of them, the keys that no row has)."""
         wanted, met, ids = pa.array(keys, pa.string()), set(), [np.zeros(0, np.int64)]
         for ordinal in self.commits:
             column = self._taken(ordinal, np.arange(self.commits[ordinal].n_written), ["key"]).column("key")
@@ -166,11 +166,11 @@ class Rows:
         return np.concatenate(ids), [key for key in keys if key not in met]
 
     def n_present(self, modality: Modality) -> int:
-        """Rows that have this modality and are not deleted."""
+        """Count the rows that have this modality and are not deleted."""
         return sum(self._count(ordinal, modality) for ordinal in self.commits)
 
     def ids_at(self, positions: Ids, modality: Modality) -> Ids:
-        """Ascending positions among the rows that ``n_present`` counts, i64[n] → their row ids, i64[n]."""
+        """Ascending positions i64[n] among the rows of ``n_present`` → row ids i64[n]."""
         ids, start = [np.zeros(0, np.int64)], 0
         for ordinal in self.commits:
             end = start + self._count(ordinal, modality)
@@ -183,7 +183,7 @@ class Rows:
     @cachedmethod(attrgetter("_counts"), lock=attrgetter("_lock"))
     def _count(self, ordinal: int, modality: Modality) -> int:
         commit, n_deleted = self.commits[ordinal], len(rows_of(ordinal, self._deleted))
-        if n_deleted and commit.n_present(modality) < commit.n_written:  # which of them have it, only the vectors know
+        if n_deleted and commit.n_present(modality) < commit.n_written:  # deleted rows may lack it: read the vectors
             return len(self._present(ordinal, modality))
         return commit.n_present(modality) - n_deleted
 
@@ -191,11 +191,11 @@ class Rows:
         return present_rows(self.commits[ordinal], self._mapped(ordinal, modality), modality, self._deleted)
 
     def source(self, row_id: int) -> str:
-        """The shard (its uri) that a row came from."""
+        """URI of the shard of a row."""
         return self.commits[row_id >> ROW_BITS].uri
 
     def by_shard(self, ids: Ids) -> Iterator[tuple[int, Ids, Ids]]:
-        """(ordinal, places in ``ids``, rows in the shard), for the ids that are not -1."""
+        """Group the ids other than -1 by shard: (ordinal, positions in ``ids``, rows in the shard)."""
         ordinals, rows = split_ids(ids)
         wanted = np.flatnonzero(ids != NO_ROW)
         wanted = wanted[np.argsort(ordinals[wanted], kind="stable")]
@@ -214,12 +214,12 @@ class Rows:
 
     @cachedmethod(attrgetter("_lookups"), lock=attrgetter("_lock"))
     def _lookup(self, ordinal: int) -> pa.RecordBatch:
-        """The look-up columns of one shard; where their file is missing or damaged, from the shard's metadata."""
+        """Read the look-up columns of one shard; from its metadata if the look-up file is missing or damaged."""
         where = f"{self.store.root}/{lookup_path(ordinal)}"
         try:
             with reading(where):
                 file = pa.ipc.open_file(pa.memory_map(str(self.store.fetch(lookup_path(ordinal)))))
-                # of a shard without rows there is no batch
+                # the file of a shard without rows has no batch
                 batch = file.get_batch(0) if file.num_record_batches else pa.RecordBatch.from_pylist([], file.schema)
                 batch.validate()
                 if batch.schema.remove_metadata() != LOOKUP_SCHEMA or len(batch) != self.commits[ordinal].n_written:
@@ -231,9 +231,9 @@ class Rows:
         return batch
 
     def _taken(self, ordinal: int, rows: Ids, columns: Sequence[str]) -> pa.RecordBatch:
-        """Some rows of a shard's look-up columns.
+        """Take rows of a shard's look-up columns.
 
-        Arrow believes the offsets of a mapped file, so those that are followed here are looked at before.
+        Arrow trusts the offsets of a mapped file, so the offsets of these rows are checked first.
         """
         batch = self._lookup(ordinal).select(list(columns))
         if all(_are_offsets_sound(column, rows) for column in batch.columns):
@@ -241,17 +241,19 @@ class Rows:
             with suppress(pa.ArrowInvalid):
                 taken.validate(full=True)
                 return taken
-        raise CorruptMemoryError(f"{self.store.root}/{lookup_path(ordinal)} is damaged (a text lies outside)", REPAIR)
+        raise CorruptMemoryError(
+            f"{self.store.root}/{lookup_path(ordinal)} is damaged (a text is out of range)", REPAIR
+        )
 
     def schema(self) -> pa.Schema:
-        """The metadata columns; every shard has the same."""
+        """Schema of the metadata, which is the same for all shards."""
         return self.shard_metadata(next(iter(self.commits))).schema
 
     def shard_metadata(self, ordinal: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Every metadata column of one shard, or these: n rows, in order.
+        """Read all metadata columns of one shard, or these: n rows, in order.
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: a column does not exist.
             CorruptMemoryError: the file is missing or damaged.
         """
         path = metadata_path(ordinal)
@@ -264,7 +266,7 @@ class Rows:
                         f"no column {', '.join(sorted(unknown))} in {self.store.root}: it has {', '.join(names)}"
                     )
                 if file.metadata.num_rows != self.commits[ordinal].n_written:
-                    raise ValueError(f"{file.metadata.num_rows:,} rows, not its commit's")
+                    raise ValueError(f"{file.metadata.num_rows:,} rows, unlike its commit record")
                 expected = [*FIXED_FIELDS, ("extra", pa.string())]
                 wrong = [name for name, kind in expected if file.schema_arrow.field(name).type != kind]
                 if wrong:
@@ -285,20 +287,20 @@ class Rows:
 
     @cachedmethod(attrgetter("_headers"), lock=attrgetter("_lock"))
     def _header(self, ordinal: int, modality: str) -> tuple[int, int]:
-        """(byte where the rows begin, bytes a row) of a .npy file of version 1."""
+        """Read the header of a .npy file of version 1: (offset of the rows in bytes, bytes per row)."""
         path = vectors_path(ordinal, modality)
         head = self.store.fs.cat_file(self.store.full(path), start=0, end=128)
         shape, dtype, start = read_npy_header(head)
         if dtype != np.float16 or shape != (self.commits[ordinal].n_written, self.d):
             raise CorruptMemoryError(
-                f"{self.store.root}/{path} holds {dtype}{list(shape)}, not what its commit says",
+                f"{self.store.root}/{path} holds {dtype}{list(shape)}, unlike its commit record",
                 REPAIR,
             )
         return start, 2 * self.d
 
 
 def _are_offsets_sound(column: pa.StringArray, rows: Ids) -> bool:
-    """Whether the texts of these rows lie inside their buffer."""
+    """Whether the offsets of these rows are within the text buffer."""
     _, offsets, texts = column.buffers()
     if offsets is None or not len(rows):
         return True
@@ -308,7 +310,7 @@ def _are_offsets_sound(column: pa.StringArray, rows: Ids) -> bool:
 
 
 def _in_order(table: pa.Table, positions: Sequence[Ids], n: int) -> pa.Table:
-    """Rows gathered shard by shard → n rows in the order that was asked for, null where none was."""
+    """Sort rows that were read shard by shard into n rows by ``positions``, with nulls elsewhere."""
     position = np.full(n, -1)
     if positions:
         position[np.concatenate(positions)] = np.arange(table.num_rows)

@@ -1,4 +1,4 @@
-"""The states of a memory: which indexes answer, with which parts, and which rows are deleted."""
+"""Snapshots: the states of a memory, each with its indexes, their parts, and the deleted rows."""
 
 import json
 from dataclasses import dataclass, field, replace
@@ -32,14 +32,14 @@ TOMBSTONES = "tombstones"
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexView:
-    """One index as a snapshot shows it."""
+    """One index in a snapshot: its folder, parts and tuning file."""
 
     index: IndexFolder
     segments: list[list[PartName]]
-    """Part names by segment: the first build, then one segment an append."""
+    """Part names by segment: the first build, then one segment for each append."""
     n_rows: Count
     tuning: TuningFile = "tuning.json"
-    """File in that folder: the settings that searches use."""
+    """File in that folder with the search parameters."""
 
     @property
     def parts(self) -> list[str]:
@@ -55,7 +55,7 @@ class Snapshot:
     number: Count
     manifest_version: Count
     indexes: dict[Modality, IndexView]
-    """Key modality (``image`` or ``text``) → index."""
+    """Modality of the indexed vectors (``image`` or ``text``) → index."""
     tombstones: TombstonesFile | None = None
     """File of deleted row ids, if any."""
     tombstones_sha256: Digest | None = None
@@ -68,15 +68,15 @@ class Snapshot:
 
     @property
     def modalities(self) -> tuple[Literal["image", "text"], ...]:
-        """The key modalities that have an index."""
+        """Modalities that have an index."""
         both: tuple[Literal["image", "text"], ...] = ("image", "text")
         return tuple(modality for modality in both if modality in self.indexes)
 
     def view(self, modality: str, root: str) -> IndexView:
-        """The index of a key modality.
+        """Return the index of a modality.
 
         Raises:
-            IndexBuildError: there is none; the message says how to make it.
+            IndexBuildError: the modality has no index; the message names the command that builds one.
         """
         if modality not in self.indexes:
             raise IndexBuildError(
@@ -87,15 +87,15 @@ class Snapshot:
 
 
 def read_snapshot(store: Store) -> Snapshot:
-    """The current state; number 0, with no index, when none was written yet.
+    """Read the current snapshot; number 0, without indexes, if none was written yet.
 
-    Where its file is damaged, the newest whole state before it, with the rows deleted that were deleted by then.
+    If its file is damaged, the newest readable snapshot before it is used, with the newest tombstones.
     """
     return read_current(store)[0]
 
 
 def read_current(store: Store) -> tuple[Snapshot, bool]:
-    """(as ``read_snapshot``, whether that is what its file says and nothing stands in for it)."""
+    """Return (the current snapshot as ``read_snapshot`` does, whether its own file was readable)."""
     numbers = snapshot_numbers(store)
     if not numbers:
         return Snapshot(number=0, manifest_version=0, indexes={}), True
@@ -108,19 +108,19 @@ def read_current(store: Store) -> tuple[Snapshot, bool]:
 
 
 def describe_recovered(snapshot: Snapshot) -> str:
-    """What a state that stands in for a damaged one holds, in words."""
+    """Describe the snapshot that is used in place of a damaged one."""
     indexes = ", ".join(snapshot.indexes) or "none"
     deleted = f"the deleted rows of {snapshot.tombstones}" if snapshot.tombstones else "no deleted rows"
     return (
-        f"the newest whole state before it is used (indexes: {indexes}; {deleted}). What was appended, indexed or "
-        "compacted in that state is to be done again"
+        f"the newest readable snapshot before it is used (indexes: {indexes}; {deleted}). Run the append, index or "
+        "compact that wrote the damaged one again"
     )
 
 
 def recovered_snapshot(store: Store, number: int) -> Snapshot:
-    """What can be said of a state whose file is damaged: the newest whole one before it, under this number.
+    """Replace a damaged snapshot by the newest readable one before it, under the damaged one's number.
 
-    Tombstones only grow, so the newest readable file of them is taken: a row that was deleted stays so.
+    Tombstones only grow, so the newest tombstones file is used: deleted rows stay deleted.
     """
     before = Snapshot(number=0, manifest_version=0, indexes={})
     for earlier in reversed([stored for stored in snapshot_numbers(store) if stored < number]):
@@ -134,7 +134,7 @@ def recovered_snapshot(store: Store, number: int) -> Snapshot:
 
 
 def _newest_tombstones(store: Store) -> tuple[str, str] | None:
-    """(path, SHA-256) of the tombstones of the highest number. An empty file is none: its writer was killed."""
+    """Return (path, SHA-256) of the newest tombstones file; skip empty ones, whose writers were killed."""
     for number in sorted(map(int, _stems(store, TOMBSTONES, ".npy")), reverse=True):
         data = store.read(f"{TOMBSTONES}/{number}.npy")
         if data:
@@ -143,37 +143,37 @@ def _newest_tombstones(store: Store) -> tuple[str, str] | None:
 
 
 def snapshot_numbers(store: Store) -> list[int]:
-    """Numbers of all snapshots, ascending. None is ever removed: a writer that is late must find its number taken."""
+    """List the numbers of all snapshots, ascending. None is ever removed, so that a late writer's number is taken."""
     return sorted(int(stem) for stem in _stems(store, "snapshots", ".json"))
 
 
 def _stems(store: Store, folder: str, suffix: str) -> list[str]:
-    """Of the files in a folder that are called as ours are, a number without leading zeros, the number."""
+    """List the stems of the files in a folder that are named by a number without leading zeros."""
     stems = (name.removesuffix(suffix) for name in store.list(folder) if name.endswith(suffix))
     return [stem for stem in stems if stem.isascii() and stem.isdecimal() and len(stem) < 19 and stem == str(int(stem))]
 
 
 def read_numbered_snapshot(store: Store, number: int) -> Snapshot:
-    """The state as it was at this number.
+    """Read the snapshot of this number.
 
     Raises:
-        CorruptMemoryError: its file is damaged.
-        FileNotFoundError: there is no such state.
-        UsageError: a newer version wrote it.
+        CorruptMemoryError: the file is damaged.
+        FileNotFoundError: the file does not exist.
+        UsageError: a newer version wrote the file.
     """
     path = f"snapshots/{number}.json"
     data, where = store.read(path), f"{store.root}/{path}"
     check_format(store, data)
     snapshot = decode(Snapshot, data, where=where)
     if snapshot.number != number:
-        raise CorruptMemoryError(f"{where} is damaged (number: it says {snapshot.number})", REPAIR)
+        raise CorruptMemoryError(f"{where} is damaged (number: the record has {snapshot.number})", REPAIR)
     return snapshot
 
 
 @partial_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """What searches use of a tuned setting, and what is told of it."""
+    """Tuned search parameters, with their measured recall and latency."""
 
     nprobe: Annotated[int, Field(ge=1, le=1 << 31)]
     refine: Annotated[int, Field(ge=0, le=1 << 20)]
@@ -185,7 +185,7 @@ class Setting:
 @partial_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tuning:
-    """``tuning.json``, as far as it must be right for a search."""
+    """``tuning.json``: the fields that a search needs."""
 
     target_recall: float
     sides: dict[Modality, Setting]
@@ -193,10 +193,10 @@ class Tuning:
 
 
 def read_tuning(store: Store, view: IndexView) -> dict[str, Any]:
-    """What was measured of an index: settings, recall, curves (``tuning.json``).
+    """Read the tuning of an index (``tuning.json``): search parameters, recall, curves.
 
     Raises:
-        CorruptMemoryError: it is missing or damaged.
+        CorruptMemoryError: the file is missing or damaged.
     """
     path = f"{view.index}/{view.tuning}"
     tuning = read_tuning_file(store, path)
@@ -206,10 +206,10 @@ def read_tuning(store: Store, view: IndexView) -> dict[str, Any]:
 
 
 def read_tuning_file(store: Store, path: str) -> dict[str, Any] | None:
-    """What a tuning file says; None when there is none.
+    """Read a tuning file; None if it is missing.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the file is damaged.
     """
     try:
         data = store.read(path)
@@ -221,7 +221,7 @@ def read_tuning_file(store: Store, path: str) -> dict[str, Any] | None:
 
 
 def write_snapshot(store: Store, snapshot: Snapshot) -> None:
-    """Make a state current; refused when another writer took the number."""
+    """Write a snapshot, which makes it current; ConcurrentWriterError if another writer took its number."""
     try:
         store.create(f"snapshots/{snapshot.number}.json", snapshot.to_json())
     except FileExistsError:

@@ -1,8 +1,8 @@
-"""What this user named on this machine: sources that were embedded from here, and models.
+"""Trusted sources and models: those that this user named on this machine.
 
-A memory says of itself where its rows came from and which model made them, and whoever wrote it may have written
-anything. That is followed only as far as the caller says so, or this record does, which no download can write: it lies
-in the user's own state folder, outside of every memory.
+A memory's records name the sources of its rows and its model, and a stranger may have written them. They are opened
+only if the caller allows it, or if they are recorded here as trusted: in the user's own state folder, outside of every
+memory, where no download can write.
 """
 
 import json
@@ -26,16 +26,16 @@ from memory_builder.readers.shard_uri import join_uri, split_uri
 from memory_builder.storage.store import sha256
 
 PLAIN_NAME = re.compile(r"[\w.-]+")
-"""Of an architecture or pretrained tag of open_clip's own: no path, no address."""
+"""Name of one of open_clip's architectures or pretrained tags: neither a path nor a URL."""
 
 
 def link_policy(
     commits: Iterable[Commit | Shard], *, local_roots: Iterable[str] = (), allow_hosts: Iterable[str] = ()
 ) -> LinkPolicy:
-    """What may be read to get the pictures of a memory's rows.
+    """Return the policy for reading the pictures of a memory's rows.
 
     Args:
-        commits: of the memory, or the shards of its plan.
+        commits: commits of the memory, or the shards of its plan.
         local_roots, allow_hosts: see ``LinkPolicy``.
     """
     remembered = set(_read(_sources_file()))
@@ -46,23 +46,23 @@ def link_policy(
 
 
 def remember_sources(sources: Iterable[Source]) -> None:
-    """Record that this user embeds these shards, as they are now.
+    """Record the current versions of these shards as trusted.
 
-    What is kept is a digest of name and version: a stranger who guesses a path does not know when that file was
-    written, and a memory that is moved or copied stays one's own.
+    The record is a digest of name and version: a stranger who guesses a path does not know when that file was
+    written, and a memory that is moved or copied stays trusted.
     """
     _append(_sources_file(), {_source_digest(source.uri, source.etag) for source in sources})
 
 
 def refuse_unnamed(shards: Iterable[Shard], planned: Iterable[Shard]) -> None:
-    """Of work that a memory alone names: do none on what this user never named.
+    """Refuse to read shards that only the memory names, and not this user.
 
     Args:
-        shards: to be read.
-        planned: all of the memory.
+        shards: the shards to read.
+        planned: all shards of the memory.
 
     Raises:
-        UsageError: one is somebody else's.
+        UsageError: a shard is not trusted.
     """
     own = link_policy(planned).sources
     for shard in shards:
@@ -80,31 +80,31 @@ def _source_digest(uri: str, etag: str) -> str:
 
 
 def remember_model(config: EncoderConfig) -> None:
-    """Record that this user named a model that is not one of open_clip's own."""
+    """Record as trusted a model that this user named and that is not one of open_clip's own."""
     if not _is_known(config):
         _append(_models_file(), {_name(config)})
 
 
 def trusted_encoder(config: EncoderConfig, whose: str) -> EncoderConfig:
-    """A model that a file names, if it may be loaded.
+    """Return a model that a record names, if it is trusted.
 
     Args:
         whose: the memory, subset or run that names it.
 
     Raises:
-        EncoderError: it is a folder, a weights file or a repository that this user never named on this machine.
+        EncoderError: the model is a folder, weights file or repository that this user never named on this machine.
     """
     if not config.model or _is_known(config) or _name(config) in set(_read(_models_file())):
         return config
     weights = f" with pretrained {config.pretrained}" if config.pretrained else ""
     raise EncoderError(
-        f"{whose} names the model {config.model}{weights}, which nobody named on this machine before; a model from "
-        "elsewhere may do harm. If you trust it, name it yourself: --model (and --pretrained), or encoder= in Python"
+        f"{whose} names the model {config.model}{weights}, which was never named on this machine; an untrusted model "
+        "may be harmful. If you trust it, name it yourself: --model (and --pretrained), or encoder= in Python"
     )
 
 
 def encoder_of(description: Description, root: str) -> EncoderConfig:
-    """The model that a memory says it was built with.
+    """Return the model that a memory's description names, if it is trusted.
 
     Raises:
         EncoderError: see ``trusted_encoder``.
@@ -113,7 +113,7 @@ def encoder_of(description: Description, root: str) -> EncoderConfig:
 
 
 def _is_known(config: EncoderConfig) -> bool:
-    """Whether open_clip or this package brings it."""
+    """Whether a model comes with open_clip or this package."""
     folder = config.model.removeprefix(LOCAL_DIR)
     if folder != config.model:
         return os.path.realpath(folder) == os.path.realpath(str(files("memory_builder.demo") / "model"))
@@ -142,7 +142,7 @@ def _sources_file() -> Path:
 
 
 def _read(path: Path) -> Iterator[str]:
-    """What a file of strings holds, one JSON string a line; nothing of a file that others may write."""
+    """Read a file of JSON strings, one a line; nothing if other users may write the file."""
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())
@@ -151,7 +151,7 @@ def _read(path: Path) -> Iterator[str]:
             for line in file:
                 try:
                     value = json.loads(line)
-                except ValueError:  # cut off by a kill
+                except ValueError:  # a write that was killed
                     continue
                 if isinstance(value, str):
                     yield value
@@ -160,7 +160,7 @@ def _read(path: Path) -> Iterator[str]:
 
 
 def _append(path: Path, values: Iterable[str]) -> None:
-    """Add the lines that are not there yet, in one write: writers at the same time do not mix."""
+    """Append the values that are missing, in one write, so that concurrent writers do not mix lines."""
     new = sorted(set(values) - set(_read(path)))
     if not new:
         return
@@ -173,5 +173,5 @@ def _append(path: Path, values: Iterable[str]) -> None:
             os.close(descriptor)
     except OSError as error:
         logger.info(
-            f"{path} cannot be written ({error.strerror}): later commands need --local-root or --model to read these"
+            f"{path} cannot be written ({error.strerror}): later commands need --local-root or --model to trust these"
         )

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
 from memory_builder.commands.console import print_table
-from memory_builder.commands.options import LinkOptions, say_loading_of_run
+from memory_builder.commands.options import LinkOptions, log_loading_of_run
 from memory_builder.errors import UsageError
-from memory_builder.model.encoder import EncoderConfig, named_encoder, say_loading
+from memory_builder.model.encoder import EncoderConfig, log_loading, named_encoder
 
 if TYPE_CHECKING:
     from trainer.evaluate.config import EvalConfig
@@ -69,13 +69,13 @@ class EvaluateOptions:
             batch_size=self.batch_size,
         )
 
-    def say_loading(self) -> None:
+    def log_loading(self) -> None:
         """Print which model is loaded, before importing the trainer."""
         named = named_encoder(self.model, None)
         if named is not None:
-            say_loading(named.model)
+            log_loading(named.model)
         elif self.run is not None:
-            say_loading_of_run(self.run)
+            log_loading_of_run(self.run)
 
     def check_pretrained(self) -> None:
         """Refuse --pretrained without --model, where it has no effect."""
@@ -270,7 +270,7 @@ class Evaluate:
     task: OmitSubcommandPrefixes[OmitArgPrefixes[EvaluateTask]]
 
     def run(self) -> int:
-        self.task.options.say_loading()
+        self.task.options.log_loading()
         return self.task.run()
 
 

@@ -9,7 +9,7 @@ from memory_builder.base.runner import (
     Runner,
     RunnerConfig,
 )
-from memory_builder.model.encoder import EncoderConfig, named_encoder, say_loading
+from memory_builder.model.encoder import EncoderConfig, log_loading, named_encoder
 from memory_builder.storage.store import Store
 
 FAILED = 1
@@ -58,10 +58,10 @@ class MovedModel:
         return named_encoder(self.model, self.pretrained)
 
 
-def say_loading_of_run(run: str) -> None:
+def log_loading_of_run(run: str) -> None:
     """Tell which model a run of train needs; whether that may be loaded, or is there at all, is seen when it is."""
     from trainer.loop.run_config import read_run_config
 
     record = read_run_config(Store(run))
     if record is not None and isinstance(record.get("encoder"), dict):
-        say_loading(str(record["encoder"].get("model")))
+        log_loading(str(record["encoder"].get("model")))

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, Positional, arg, subcommand
 
-from memory_builder.commands.options import say_loading_of_run
+from memory_builder.commands.options import log_loading_of_run
 from memory_builder.commands.train_reco import TrainReco
 from memory_builder.errors import UsageError
-from memory_builder.model.encoder import named_encoder, say_loading
+from memory_builder.model.encoder import log_loading, named_encoder
 from trainer.loop.config import LoopConfig, TrainRunnerConfig
 from trainer.react.config import DataConfig, ReactConfig
 
@@ -44,7 +44,7 @@ class TrainReact:
         encoder = named_encoder(self.model, self.pretrained) or described_encoder(self.subset)
         if encoder is None:
             raise UsageError(f"{self.subset} does not name the model that it was retrieved with: name --model")
-        say_loading(encoder.model)
+        log_loading(encoder.model)
         from trainer.loop.launch import run_job
         from trainer.react.job import ReactJob
 
@@ -86,7 +86,7 @@ class ExportRun:
 
     def run(self) -> int:
         if self.model is None:
-            say_loading_of_run(self.source)
+            log_loading_of_run(self.source)
         from trainer.react.export import export_plain, export_released
         from trainer.react.load import CheckpointRef, load_run
         from trainer.react.released_checkpoint import load_released

@@ -1,1 +1,1 @@
-"""One shard in, one commit out: embeds pairs, or imports embeddings published elsewhere."""
+"""Embed the pairs of a shard, or import published embeddings, and commit the result."""

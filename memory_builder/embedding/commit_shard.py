@@ -1,4 +1,4 @@
-"""The files that one shard leaves in a memory, and their commit record: the same whoever made the vectors."""
+"""Write the files of one shard and their commit record, for embedded and imported vectors alike."""
 
 import time
 from collections import Counter
@@ -35,18 +35,18 @@ def commit_shard(
     """Write a shard's files, then its commit record.
 
     Args:
-        images, texts: f16[n, d], unit rows; zero where a row lacks that side.
-        metadata: n rows, see ``tables.metadata_table``.
-        seconds: wall time by what it went into; ``write`` is added.
+        images, texts: f16[n, d], unit rows; zeros where a row lacks that modality.
+        metadata: n rows, see ``metadata.metadata_table``.
+        seconds: wall time by step; ``write`` is added.
     """
     started = time.perf_counter()
-    refused = {"key": [reject.key for reject in rejects], "reason": [reject.reason for reject in rejects]}
+    rejected = {"key": [reject.key for reject in rejects], "reason": [reject.reason for reject in rejects]}
     files = {
         vectors_path(shard.ordinal, "image"): npy_bytes(images),
         vectors_path(shard.ordinal, "text"): npy_bytes(texts),
         metadata_path(shard.ordinal): parquet_bytes(metadata),
         lookup_path(shard.ordinal): arrow_bytes(metadata.select(LOOKUP_FIELDS)),
-        rejects_path(shard.ordinal): parquet_bytes(pa.table(refused, schema=REJECTS)),
+        rejects_path(shard.ordinal): parquet_bytes(pa.table(rejected, schema=REJECTS)),
     }
     for path, data in files.items():
         store.put(path, data)

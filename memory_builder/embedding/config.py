@@ -1,4 +1,4 @@
-"""What all rows of a memory have in common: the settings that decide its bytes, and ``memory.json``."""
+"""Settings that all rows of a memory share, and ``memory.json`` made of them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
@@ -16,25 +16,25 @@ from memory_builder.storage.records import content_hash
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedConfig:
-    """What decides the bytes of a memory, beside its inputs and its encoder."""
+    """Settings that determine the bytes of a memory, besides its inputs and encoder."""
 
     require: Require = "both"
-    """Sides a pair must have; one that lacks a required side is a reject."""
+    """Modalities a pair must have; a pair that lacks one is a reject."""
     caption_key: str = CAPTION
-    """Json field, column or member suffix that holds the caption. As long as it is caption, a .txt comes first, and
-    fields called text, alt or title will do. Of a list of captions, the first that says something."""
+    """Json field, column or member suffix that holds the caption. With the default, a .txt is used first, then fields
+    named caption, text, alt or title. Of a list of captions, the first that is not blank is used."""
     image_key: str | None = None
-    """Column of a table that holds the pictures, or their paths or URIs; unless given, the first of usual name."""
+    """Column of a table that holds the pictures, or their paths or URIs; by default the first of a usual name."""
     url_key: str | None = None
-    """Json field or column that holds a pair's address; unless given, url, image_url or uri, in capitals or not."""
+    """Json field or column that holds a pair's URL; by default url, image_url or uri, ignoring case."""
     columns: tuple[str, ...] = ()
     """Json fields to keep as metadata columns, as name:type with type string, int, float or bool."""
     batch_size: int = 256
-    """Pairs a forward pass; part of the configuration because float16 rows depend on it."""
+    """Pairs per forward pass; part of the configuration because float16 rows depend on it."""
     max_pixels: int = MAX_PIXELS
-    """A larger picture is a reject."""
+    """Pixels of the largest picture; a larger one is a reject."""
     jpeg_draft: bool = False
-    """Decode large JPEGs at reduced detail: faster, and the vectors differ a little."""
+    """Decode large JPEGs at reduced detail: faster, with slightly different vectors."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "columns", several(self.columns))
@@ -54,7 +54,7 @@ class EmbedConfig:
 
 
 def describe_vectors(d: int, config: EmbedConfig) -> Description:
-    """``memory.json`` for vectors of which nobody says what model made them: only vectors can be asked for there."""
+    """Make ``memory.json`` for vectors of an unknown model; that memory can only be searched with vectors."""
     return Description(
         model="",
         pretrained=None,
@@ -71,7 +71,7 @@ def _changed(config: EmbedConfig) -> dict[str, Any]:
 
 
 def describe(encoder: Encoder, config: EmbedConfig) -> Description:
-    """``memory.json`` for a memory made by this encoder and config; its tokenizer is opened, lest that fail later."""
+    """Make ``memory.json`` for an encoder and config; load the tokenizer too, so that its errors come early."""
     encoder.tokenizer  # noqa: B018
     decisive: dict[str, Any] = {
         "fingerprint": encoder.fingerprint,
@@ -96,7 +96,7 @@ def describe(encoder: Encoder, config: EmbedConfig) -> Description:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescribeTask:
-    """Describe a memory on a worker, whose device decides the precision. The one item is ``memory.json``."""
+    """Make ``memory.json``, the only item, on a worker, whose device determines the precision."""
 
     encoder: EncoderConfig
     config: EmbedConfig

@@ -1,6 +1,6 @@
-"""The drivers that fill a memory: ``embed`` and ``import_embeddings``.
+"""Drivers that fill a memory: ``embed`` and ``import_embeddings``.
 
-Each may be killed at any moment and started again; what is committed is not done again.
+Each may be killed at any moment and restarted; committed shards are not done again.
 """
 
 import time
@@ -23,9 +23,9 @@ from memory_builder.catalog.published_memory import committed_names
 from memory_builder.catalog.trusted import refuse_unnamed, remember_model, remember_sources
 from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_vectors
 from memory_builder.embedding.embed_shard import EmbedTask
-from memory_builder.embedding.import_shard import ImportTask, what_is_lacking
+from memory_builder.embedding.import_shard import ImportTask, describe_missing
 from memory_builder.embedding.known_pairs import delete_replaced, with_earlier
-from memory_builder.embedding.retry_rejects import rejected_sources, standing_reasons
+from memory_builder.embedding.retry_rejects import latest_reasons, rejected_sources
 from memory_builder.embedding.settings import check_settings, settings_for_embed, settings_for_import
 from memory_builder.errors import ConcurrentWriterError, EncoderError
 from memory_builder.model.encoder import EncoderConfig, named_encoder
@@ -44,19 +44,19 @@ class EmbedReport:
     n_shards: int
     """Shards of the sources."""
     n_embedded: int
-    """Shards embedded by this run; the others were done already."""
+    """Shards embedded by this run; the others were committed before."""
     n_rows: int
-    """Rows in the memory, whoever wrote them; likewise ``n_rejects`` and ``n_partial``."""
+    """Rows in the memory, from all runs; ``n_rejects`` and ``n_partial`` count all runs too."""
     n_rejects: int
     reasons: dict[str, int]
-    """Rejects by reason, the commonest first."""
+    """Rejects by reason, the most frequent first."""
     n_partial: int
     failed: dict[str, str]
-    """Shard uri → error."""
+    """Shard URI → error."""
     n_retries: int
-    """Storage requests this run had to make again."""
+    """Retries of storage requests in this run."""
     notes: dict[str, int]
-    """Remarks about the rows this run wrote, each with the number of rows it concerns."""
+    """Remarks about the rows of this run, with the number of rows each concerns."""
     seconds: float
 
 
@@ -81,36 +81,36 @@ def embed(
         memory: its folder, a local path or an fsspec URL.
         model, pretrained: an open_clip model and its pretrained tag or weights file; ``encoder`` with its defaults.
         encoder: the model in full. With neither, the model that the memory was built with.
-        config: how pairs are read; the memory's own, unless given.
-        runner: where shards are embedded; in this process, unless given.
-        decode_threads: threads that decode pictures in each worker; its CPUs, unless given.
+        config: how pairs are read (default: the memory's own).
+        runner: where shards are embedded (default: in this process).
+        decode_threads: threads that decode pictures in each worker (default: its CPUs).
         allow_hosts: hosts that links may lead to although their addresses are not public.
         retry_failed: only shards that failed last time; without sources, all such shards of the memory.
-        retry_rejects: only pairs that were rejected, likewise; they become rows of new shards.
+        retry_rejects: only rejected pairs, of the sources or else of the memory; they become rows of new shards.
 
     Raises:
         SourceError: a source matches nothing.
         EncoderError: the model cannot be loaded.
         ConfigMismatchError: the memory was written with another encoder or configuration.
-        StorageFullError: there is no room left for the memory.
+        StorageFullError: the storage is full.
     """
     started = time.monotonic()
     store, runner = Store(memory), runner or LocalRunner()
     encoder, config = settings_for_embed(store, encoder or named_encoder(model, pretrained), config)
-    sources_read = find_sources(sources)
+    found_sources = find_sources(sources)
     check_settings(store, encoder, config)
     described = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
     create_memory(store, described)
     remember_model(encoder)
-    sources_read = spelled_as_planned(read_plan(store), sources_read)
-    remember_sources(sources_read)
+    found_sources = spelled_as_planned(read_plan(store), found_sources)
+    remember_sources(found_sources)
     store.sweep()
     if retry_rejects:
-        uris = {source.uri for source in sources_read} if sources else None
-        sources_read = rejected_sources(Manifest.read(store).commits.values(), uris)
-    plan = extend_plan(store, sources_read)
+        uris = {source.uri for source in found_sources} if sources else None
+        found_sources = rejected_sources(Manifest.read(store).commits.values(), uris)
+    plan = extend_plan(store, found_sources)
     manifest = Manifest.read(store)
-    shards = _shards_of(plan, sources_read)
+    shards = _shards_of(plan, found_sources)
     if retry_failed:
         failures = failed_ordinals(store, manifest.commits)
         shards = [shard for shard in (shards if sources else plan) if shard.ordinal in failures]
@@ -144,7 +144,7 @@ def import_embeddings(
     modality: Modality | None = None,
     keys: Modality | None = None,
 ) -> EmbedReport:
-    """Copy published embeddings into ``memory``, as far as it does not hold them yet.
+    """Copy every shard of published embeddings that ``memory`` does not hold yet.
 
     Args:
         root: a folder of ``img_emb``, ``text_emb`` and ``metadata``, any of the first two; of ``.npy`` files; or a
@@ -153,11 +153,11 @@ def import_embeddings(
         model, pretrained: the open_clip model they were made with; ``encoder`` with its defaults.
         encoder: that model in full. With neither, the memory can be searched with vectors alone.
         config: only its ``columns``, ``caption_key`` and ``url_key`` matter.
-        runner: where shards are copied; in this process, unless given.
-        modality: of vectors whose files or columns do not say it; image, unless given. ``keys`` is its former name.
+        runner: where shards are copied (default: in this process).
+        modality: of vectors whose file or column name contains none (default: image). ``keys`` is its former name.
 
     Raises:
-        SourceError: there are no embeddings, or they do not belong together.
+        SourceError: there are no embeddings, or their files do not match.
         EncoderError: the model cannot be loaded.
         ConfigMismatchError: the memory was written with another encoder or configuration.
     """
@@ -166,8 +166,8 @@ def import_embeddings(
     config = config or EmbedConfig()
     sources = find_published(root, one_modality(modality, keys), committed=committed_names(root))
     d = published_width(sources)
-    if lacking := what_is_lacking(sources[0].uri, config):
-        logger.info(f"import: {lacking}")
+    if missing := describe_missing(sources[0].uri, config):
+        logger.info(f"import: {missing}")
     config = settings_for_import(store, config)
     check_settings(store, encoder, config)
     if encoder is None:
@@ -188,7 +188,7 @@ def import_embeddings(
 
 
 def _shards_of(plan: Sequence[Shard], sources: Sequence[Source]) -> list[Shard]:
-    """The planned shards of these sources, as they are now."""
+    """Select the planned shards of the current versions of these sources."""
     wanted = {(source.uri, source.etag) for source in sources}
     return [shard for shard in plan if (shard.uri, shard.etag) in wanted]
 
@@ -218,7 +218,7 @@ def _commit_shards(
     every_shard = [shard for _, shards in work for shard in shards]
     delete_replaced(store, every_shard, manifest.commits)
     commits = manifest.commits.values()
-    reasons = standing_reasons(commits)
+    reasons = latest_reasons(commits)
     return EmbedReport(
         n_shards=len(every_shard),
         n_embedded=n_pending - len(failed),
@@ -238,6 +238,6 @@ def _is_done(shard: Shard, manifest: Manifest) -> bool:
     if commit is not None and commit.uri != shard.uri:
         raise ConcurrentWriterError(
             f"shard {shard.ordinal} is {shard.uri} in the plan and {commit.uri} in its commit record: two drivers "
-            "wrote this memory without seeing each other; embed into a new folder"
+            "planned this memory independently; embed into a new folder"
         )
     return commit is not None

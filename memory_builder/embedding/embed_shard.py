@@ -1,8 +1,7 @@
-"""One shard → embeddings, metadata, rejects and a commit record.
+"""Embed one shard: write its embeddings, metadata and rejects, then its commit record.
 
-``embed_shard`` is the work of one shard and knows no cluster. Pictures are decoded in threads, batches go through the
-model in another, files are written at the end; a batch never crosses a shard, so the same input and config give the
-same bytes and doing a shard twice is harmless.
+Pictures are decoded in threads, batches are encoded in another thread, files are written at the end. A batch never
+crosses a shard, so the same input and config give the same bytes, and embedding a shard twice is harmless.
 """
 
 import time
@@ -40,14 +39,14 @@ from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store, sha256
 
 ATTEMPTS = 3
-"""At reading a shard whose storage fails."""
+"""Attempts at reading a shard while its storage fails."""
 BATCHES_AHEAD = 2
-"""Batches that wait for the model; more only hold memory."""
+"""Batches that wait for the model; more would only take memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EmbedTask:
-    """A worker with the model loaded, writing into ``memory``."""
+    """A worker that loads the model and embeds shards into ``memory``."""
 
     memory: Store | str
     encoder: EncoderConfig
@@ -89,7 +88,7 @@ def embed_shard(
     """Embed one shard and commit it: data first, the record last.
 
     Raises:
-        SourceError: the shard is gone, cannot be read, or is not what it was when it was planned.
+        SourceError: the shard is missing, cannot be read, or changed since it was planned.
     """
     gather, attempt = False, 1
     while True:
@@ -105,9 +104,9 @@ def embed_shard(
                 raise
             attempt += 1
     rows, notes, seconds = read
-    notes[NO_CAPTION] += sum(not row.has_text for row in rows.kept)
-    notes["rows have no picture"] += sum(not row.has_image for row in rows.kept)
-    metadata = metadata_table([(row.found, row.fields) for row in rows.kept], config.column_types, notes)
+    notes[NO_CAPTION] += sum(not row.has_text for row in rows.accepted)
+    notes["rows have no picture"] += sum(not row.has_image for row in rows.accepted)
+    metadata = metadata_table([(row.fixed, row.fields) for row in rows.accepted], config.column_types, notes)
     images, texts = rows.matrices()
     return commit_shard(
         store,
@@ -116,7 +115,7 @@ def embed_shard(
         texts=texts,
         metadata=metadata,
         rejects=rows.rejects,
-        partial=rows.broken,
+        partial=rows.truncated,
         config_hash=config_hash,
         seconds=seconds,
         notes=notes,
@@ -133,7 +132,7 @@ def _read(
     *,
     gather: bool,
 ) -> "tuple[_Rows, Counter[str], dict[str, float]]":
-    """The rows of a shard, encoded; remarks about it; and the seconds that took."""
+    """Read and encode a shard: (its rows, notes about them, seconds by step)."""
     started = time.perf_counter()
     _check_unchanged(shard)
     notes: Counter[str] = Counter()
@@ -155,9 +154,9 @@ def _read(
     prepare = partial(_prepare, encoder=encoder, config=config)
     with closing(rows), ThreadPoolExecutor(decode_threads) as threads, closing(pairs):
         for item in map_ahead(prepare, _unknown(pairs, known, notes), threads, 2 * config.batch_size):
-            if isinstance(item, _Row) and item.found["key"] in known.replacing:
+            if isinstance(item, _Row) and item.fixed["key"] in known.replacing:
                 notes[REPLACED_ROWS if item.is_numbered else REPLACED] += 1
-            notes[SHARED_KEY] += isinstance(item, _Row) and item.found["key"] in known.shared
+            notes[SHARED_KEY] += isinstance(item, _Row) and item.fixed["key"] in known.shared
             rows.add(item)
         rows.finish()
     _check_unchanged(shard)
@@ -167,7 +166,7 @@ def _read(
 def _unknown(
     pairs: Iterable[Pair | Reject | Truncated], known: KnownPairs, notes: Counter[str]
 ) -> Iterator[Pair | Reject | Truncated]:
-    """Without the pairs that are in the memory as they are; these are counted."""
+    """Leave out the pairs that are unchanged in the memory, and count them."""
     for item in pairs:
         is_known = item.reason == UNCHANGED if isinstance(item, Reject) else False
         if is_known or (isinstance(item, Pair) and not known.admits(item)):
@@ -181,21 +180,21 @@ def _check_unchanged(shard: Shard) -> None:
     if etag != shard.etag:
         raise SourceError(
             f"shard {shard.uri} changed since it was planned (etag {shard.etag} then, {etag} now): "
-            "run embed again to plan it anew"
+            "run embed again to plan its current version"
         )
 
 
 def _worth_retrying(store: Store, ordinal: int) -> frozenset[str]:
-    """Keys of the pairs that a shard rejected; of the same key twice, the second never was a pair."""
+    """Return the keys of the pairs that a shard rejected, without duplicate keys, which no retry can accept."""
     rejects = read_parquet(store.read(rejects_path(ordinal))).to_pylist()
     return frozenset(reject["key"] for reject in rejects if reject["reason"] != DUPLICATE_KEY)
 
 
 @dataclass(slots=True)
 class _Row:
-    """A pair on its way to becoming a row; picture and pixels are dropped once encoded."""
+    """A pair that becomes a row; its pixels are dropped once encoded."""
 
-    found: dict[str, Any]
+    fixed: dict[str, Any]
     """The fixed metadata columns."""
     fields: dict[str, Any]
     pixels: Pixels | None  # u8[h, w, 3]
@@ -205,15 +204,15 @@ class _Row:
 
     @property
     def has_image(self) -> bool:
-        return bool(self.found["has_image"])
+        return bool(self.fixed["has_image"])
 
     @property
     def has_text(self) -> bool:
-        return bool(self.found["has_text"])
+        return bool(self.fixed["has_text"])
 
 
 def _prepare(item: Pair | Reject | Truncated, *, encoder: Encoder, config: EmbedConfig) -> _Row | Reject | Truncated:
-    """Decode and resize; runs in threads."""
+    """Decode and resize a picture; runs in threads."""
     if not isinstance(item, Pair):
         return item
     started = time.perf_counter()
@@ -228,7 +227,7 @@ def _prepare(item: Pair | Reject | Truncated, *, encoder: Encoder, config: Embed
             return Reject(key=item.key, reason=str(bad))
         pixels, digest = encoder.preprocess(image), sha256(item.image)
         size = picture_size(item.image) if config.jpeg_draft else image.size
-    found = {
+    fixed = {
         "key": item.key,
         "caption": item.caption,
         "width": size[0],
@@ -238,72 +237,72 @@ def _prepare(item: Pair | Reject | Truncated, *, encoder: Encoder, config: Embed
         "has_image": item.image is not None,
         "has_text": item.caption is not None,
     }
-    return _Row(found, item.fields, pixels, time.perf_counter() - started, item.is_numbered)
+    return _Row(fixed, item.fields, pixels, time.perf_counter() - started, item.is_numbered)
 
 
 @dataclass(slots=True)
 class _Rows:
-    """The rows of one shard as they grow."""
+    """Rows of one shard, collected batch by batch."""
 
     encoder: Encoder
     config: EmbedConfig
-    kept: list[_Row] = field(default_factory=list)
+    accepted: list[_Row] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
-    broken: str | None = None
+    truncated: str | None = None
     decode_s: float = 0.0
-    """Of all threads together."""
+    """Seconds of all threads together."""
     forward_s: float = 0.0
     batch: list[_Row] = field(default_factory=list)
     waiting: deque[tuple[list[_Row], "Future[_Encoded]"]] = field(default_factory=deque)
     thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     texts: dict[str, Vectors] = field(default_factory=dict)
-    """Caption → its vector: one that is repeated goes through the model once."""
+    """Caption → its vector, so that each distinct caption is encoded once."""
     vectors: list[tuple[Vectors, Vectors]] = field(default_factory=list)
 
     def add(self, item: _Row | Reject | Truncated) -> None:
         if isinstance(item, Truncated):
             if item.offset == 0:
                 raise SourceError(f"{item.reason}: fetch the shard again, or embed without it")
-            self.broken = item.reason
+            self.truncated = item.reason
         elif isinstance(item, Reject):
             self.rejects.append(item)
         else:
             self.decode_s += item.decode_s
             self.batch.append(item)
             if len(self.batch) == self.config.batch_size:
-                self._hand_over()
+                self._submit_batch()
 
     def finish(self) -> None:
-        """Encode what is left and wait for all."""
+        """Encode the last batch and collect all."""
         if self.batch:
-            self._hand_over()
+            self._submit_batch()
         while self.waiting:
-            self._take_back()
+            self._collect_batch()
 
     def close(self) -> None:
         self.thread.shutdown(cancel_futures=True)
 
-    def _hand_over(self) -> None:
+    def _submit_batch(self) -> None:
         if len(self.waiting) == BATCHES_AHEAD:
-            self._take_back()
+            self._collect_batch()
         self.waiting.append((self.batch, self.thread.submit(self._encode, self.batch)))
         self.batch = []
 
-    def _take_back(self) -> None:
-        """The oldest batch's vectors; rows whose vectors are not finite become rejects."""
+    def _collect_batch(self) -> None:
+        """Collect the oldest batch's vectors; rows whose vectors are not finite become rejects."""
         batch, encoding = self.waiting.popleft()
         images, texts, seconds = encoding.result()
         self.forward_s += seconds
         good = np.asarray(np.isfinite(np.hstack([images, texts])).all(axis=1))  # bool[b]
         for row, is_good in zip(batch, good.tolist(), strict=True):
             if is_good:
-                self.kept.append(row)
+                self.accepted.append(row)
             else:
-                self.rejects.append(Reject(key=row.found["key"], reason="embedding is not finite"))
+                self.rejects.append(Reject(key=row.fixed["key"], reason="embedding is not finite"))
         self.vectors.append((images[good], texts[good]))
 
     def _encode(self, batch: list[_Row]) -> "_Encoded":
-        """A batch through the model; runs in its own thread. A side that is not there stays zero."""
+        """Encode a batch in a thread of its own; a missing image or caption has a zero vector."""
         started = time.perf_counter()
         images = np.zeros((len(batch), self.encoder.d), np.float16)
         pixels = [row.pixels for row in batch if row.pixels is not None]
@@ -312,7 +311,7 @@ class _Rows:
         for row in batch:
             row.pixels = None
         texts = np.zeros((len(batch), self.encoder.d), np.float16)
-        captions = [row.found["caption"] for row in batch if row.has_text]
+        captions = [row.fixed["caption"] for row in batch if row.has_text]
         fresh = list(dict.fromkeys(caption for caption in captions if caption not in self.texts))
         if fresh:
             self.texts |= zip(fresh, self.encoder.encode_texts(fresh), strict=True)
@@ -321,7 +320,7 @@ class _Rows:
         return images, texts, time.perf_counter() - started
 
     def matrices(self) -> tuple[Vectors, Vectors]:
-        """Image and text vectors of the rows kept: f16[n, d] each."""
+        """Return image and text vectors of the accepted rows: f16[n, d] each."""
         if not self.vectors:
             return np.zeros((0, self.encoder.d), np.float16), np.zeros((0, self.encoder.d), np.float16)
         images, texts = zip(*self.vectors, strict=True)

@@ -1,4 +1,4 @@
-"""A memory made of embeddings that the caller holds in arrays."""
+"""Write a memory from arrays of embeddings."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ SHARD_ROWS = 1_000_000
 KINDS = {"string": "string", "large_string": "string", "bool": "bool", "double": "float", "float": "float"}
 """Arrow type → type of a metadata column; every integer is an int."""
 GIVEN = ("key", "caption", "url", "width", "height", "sha256", "member")
-"""Fixed columns that a caller may give."""
+"""Fixed columns that callers may pass."""
 
 
 def write_vectors(
@@ -39,14 +39,14 @@ def write_vectors(
     encoder: EncoderConfig | None = None,
     shard_rows: int = SHARD_ROWS,
 ) -> Store:
-    """Write embeddings and their metadata as shards of a memory, new or existing; the same call adds nothing twice.
+    """Write embeddings and their metadata as shards of a new or existing memory; the same call twice adds them once.
 
     Args:
         memory: its folder, a local path or an fsspec URL.
         images: f[n, d] image embeddings, scaled to unit length here; a row of zeros is a pair without an image.
-        texts: f[n, d] text embeddings, likewise; row i of both belongs to pair i.
-        metadata: columns of n values: key, caption and url are known, others become metadata columns.
-        encoder: the model that made them; without it, the memory can be searched with vectors alone.
+        texts: f[n, d] text embeddings, scaled too; row i of both belongs to pair i.
+        metadata: columns of n values: key, caption and url are fixed columns, others become metadata columns.
+        encoder: the model of the embeddings; without it, the memory can be searched with vectors alone.
         shard_rows: rows of each shard.
 
     Raises:
@@ -107,7 +107,7 @@ def _unit(array: npt.ArrayLike, modality: str) -> Vectors:
 
 
 def _kind(table: pa.Table, name: str) -> str:
-    """The type of a metadata column, as ``--columns`` names it."""
+    """Return the type of a metadata column, named as in ``--columns``."""
     kind = table.schema.field(name).type
     known = "int" if pa.types.is_integer(kind) else KINDS.get(str(kind))
     if known is None:
@@ -116,7 +116,7 @@ def _kind(table: pa.Table, name: str) -> str:
 
 
 def _metadata(table: pa.Table, vectors: dict[str, Vectors], rows: slice, config: EmbedConfig) -> pa.Table:
-    """The metadata table of one shard, from the caller's columns."""
+    """Build the metadata table of one shard from the caller's columns."""
     has_image: list[bool] = np.asarray(vectors["image"][rows].any(axis=1)).tolist()
     has_text: list[bool] = np.asarray(vectors["text"][rows].any(axis=1)).tolist()
     fixed = {name for name, _ in FIXED_FIELDS}

@@ -1,7 +1,7 @@
-"""Published embeddings → a shard of a memory, as if it had been embedded here.
+"""Import one shard of published embeddings into a memory.
 
-No row is left out: one without a usable vector stays blank, so that the row numbers of an index published with them
-stay right. Only rows that a memory of ours has deleted are.
+Every row is kept, blank if its vector is unusable, so that the row numbers of an index published with them stay valid.
+Only the deleted rows of an imported memory are left out.
 """
 
 import json
@@ -28,7 +28,7 @@ from memory_builder.embedding.commit_shard import commit_shard
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import SourceError
 from memory_builder.readers.columns import first_spelled, key_text, python_rows, text_of
-from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, call_url
+from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, rename_url
 from memory_builder.readers.published import FOLDERS, MODALITIES, Published, metadata_columns, read_published
 from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
@@ -36,7 +36,7 @@ from memory_builder.storage.formats import npy_bytes, parquet_bytes
 from memory_builder.storage.store import Store, sha256
 
 UNIT_TOLERANCE = 1e-2
-"""Published float16 rows are off by some 1e-3."""
+"""Tolerated deviation from length 1: published float16 rows deviate by some 1e-3."""
 KEY_COLUMNS = ("image_path", "key", "__key__")
 BLOCK_ROWS = 1 << 16
 NO_CAPTION = "rows have no caption"
@@ -66,17 +66,17 @@ class ImportTask:
 def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, config_hash: str) -> Commit:
     """Copy one shard of published embeddings into a memory and commit it.
 
-    Of a shard whose files were written anew with the same content, no row is copied again.
+    If the files were rewritten with the same content, no row is copied again.
 
     Raises:
-        SourceError: files are gone, of another width, hold no vectors, or do not have the same number of rows.
+        SourceError: files are missing, hold no vectors or vectors of another width, or differ in their number of rows.
     """
     started = time.perf_counter()
     try:
         published = read_published(shard.uri)
     except FileNotFoundError:
-        raise SourceError(f"shard {shard.uri} is gone since it was planned: put it back") from None
-    n = _agree(published, d)
+        raise SourceError(f"shard {shard.uri} is missing since it was planned: restore it") from None
+    n = _check_rows(published, d)
     notes: Counter[str] = Counter()
     vectors = {modality: np.zeros((n, d), np.float16) for modality in MODALITIES}
     vectors |= {modality: _unit(array, modality, notes) for modality, array in published.vectors.items() if array.size}
@@ -89,7 +89,7 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, con
     rows = list(_rows(table, kept, _prefix(shard.uri), has, config, notes))
     metadata = metadata_table(rows, config.column_types, notes)
     if shard.earlier and _is_unchanged(store, shard, vectors, metadata):
-        return _commit_none(shard, store, d, config, config_hash, len(kept), started)
+        return _commit_no_rows(shard, store, d, config, config_hash, len(kept), started)
     notes[REPLACED] += len(kept) if shard.earlier else 0
     return commit_shard(
         store,
@@ -105,11 +105,11 @@ def import_shard(shard: Shard, *, store: Store, d: int, config: EmbedConfig, con
     )
 
 
-def what_is_lacking(uri: str, config: EmbedConfig) -> str | None:
-    """What the rows of a shard will be without, and why, in a sentence; None if they have captions and URLs.
+def describe_missing(uri: str, config: EmbedConfig) -> str | None:
+    """Describe whether the rows of a shard will lack captions or URLs, and why; None if they have both.
 
     Raises:
-        SourceError: a column that was named is not there.
+        SourceError: --caption-key or --url-key names a missing column.
     """
     names = metadata_columns(uri)
     if names is None:
@@ -117,41 +117,41 @@ def what_is_lacking(uri: str, config: EmbedConfig) -> str | None:
     for option, name in (("--caption-key", config.caption_key), ("--url-key", config.url_key)):
         if name not in (None, CAPTION) and name not in names:
             raise SourceError(f"metadata has the columns {', '.join(names)}, and no {name!r}: give another {option}")
-    lacking = [
-        f"{what} (expected a column {spellings[0]}, or {option} NAME)"
-        for what, spellings, column, option in (
+    missing = [
+        f"{name} (expected a column {spellings[0]}, or {option} NAME)"
+        for name, spellings, column, option in (
             ("captions", CAPTION_SPELLINGS, caption_column(names, config), "--caption-key"),
             ("URLs", URL_SPELLINGS, url_column(names, config), "--url-key"),
         )
         if column is None
     ]
-    return f"metadata has the columns {', '.join(names)}: rows without {' and '.join(lacking)}" if lacking else None
+    return f"metadata has the columns {', '.join(names)}: rows without {' and '.join(missing)}" if missing else None
 
 
 def caption_column(names: list[str], config: EmbedConfig) -> str | None:
-    """The metadata column that holds captions."""
+    """Return the name of the metadata column with captions."""
     return first_spelled(CAPTION_SPELLINGS if config.caption_key == CAPTION else (config.caption_key,), names)
 
 
 def url_column(names: list[str], config: EmbedConfig) -> str | None:
-    """The metadata column that holds addresses."""
+    """Return the name of the metadata column with URLs."""
     return config.url_key or first_spelled(URL_SPELLINGS, names)
 
 
 def _prefix(uri: str) -> str:
-    """What stands before a row's number in the key of a row that has none."""
+    """Return the prefix of generated keys, ``<prefix>/<row>``, for rows without a key."""
     piece = split_uri(uri)[1]
     return piece.embeddings or (piece.vectors or "").rsplit(".", 1)[0] or str((piece.items or (0,))[0])
 
 
-def _agree(published: Published, d: int) -> int:
-    """How many rows they all have."""
+def _check_rows(published: Published, d: int) -> int:
+    """Check that all files have the same number of rows, and width d; return the number."""
     rows = {published.files[modality]: len(array) for modality, array in published.vectors.items()}
     if published.metadata is not None:
         rows[published.files["metadata"]] = published.metadata.num_rows
     if len(set(rows.values())) != 1:
         counts = ", ".join(f"{file} has {n:,} rows" for file, n in rows.items())
-        raise SourceError(f"rows do not pair up: {counts}. Fetch the files again, or find those that belong together")
+        raise SourceError(f"rows do not pair up: {counts}. Fetch the files again, or select the matching ones")
     for modality, array in published.vectors.items():
         if array.size and array.shape[1] != d:
             raise SourceError(
@@ -161,11 +161,11 @@ def _agree(published: Published, d: int) -> int:
 
 
 def _unit(array: npt.NDArray[Any], modality: str, notes: Counter[str]) -> Vectors:
-    """[n, d] of any float → f16[n, d] of unit rows; a row that is not finite, or zero, is left blank."""
+    """Normalise [n, d] of any float type → f16[n, d] unit rows; rows that are zero or not finite stay blank."""
     vectors = np.zeros(array.shape, np.float16)
     for start in range(0, len(array), BLOCK_ROWS):
         block = np.array(array[start : start + BLOCK_ROWS], np.float32)
-        with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is what we look for
+        with np.errstate(invalid="ignore", over="ignore"):  # rows that are not finite are detected below
             lengths = np.linalg.norm(block, axis=1)  # f32[b]
         usable = np.isfinite(lengths) & (lengths > 0)
         off = usable & (np.abs(lengths - 1) > UNIT_TOLERANCE)
@@ -184,21 +184,21 @@ def _rows(
     config: EmbedConfig,
     notes: Counter[str],
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """(fixed columns, everything else the metadata says) of every row; cells that cannot be read count as absent."""
+    """Yield (fixed columns, other fields) of every row; unreadable cells count as missing."""
     names = [] if table is None else table.column_names
-    is_ours = {name for name, _ in FIXED_FIELDS} | {"extra"} <= {*names}
+    is_memory = {name for name, _ in FIXED_FIELDS} | {"extra"} <= {*names}
     key = next((name for name in KEY_COLUMNS if name in names), None)
     caption, url = caption_column(names, config), url_column(names, config)
     given = python_rows(table) if table is not None else [({}, None) for _ in kept]
     for i, (row, fault) in enumerate(given):
         if fault:
             notes[fault] += 1
-        if is_ours:
+        if is_memory:
             known, fields = _of_memory(row)
         else:
             own_key = row.pop(key, None) if key else None
             text = _text(row.pop(caption, None), notes) if caption else None
-            fields = call_url(row, url)
+            fields = rename_url(row, url)
             notes[NO_CAPTION] += text is None
             notes[NO_URL] += not isinstance(fields.get("url"), str)
             known = {
@@ -211,9 +211,9 @@ def _rows(
 
 
 def _of_memory(row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A metadata row of a memory of ours as the fixed columns and the fields that it was made of."""
+    """Split a memory's metadata row into its fixed columns and the fields that it was made of."""
     known = {name: row.pop(name) for name, _ in FIXED_FIELDS}
-    row.pop("row_id", None)  # of the memory it comes from
+    row.pop("row_id", None)  # the id in the imported memory
     try:
         fields = json.loads(row.pop("extra") or "{}")
     except ValueError:
@@ -232,7 +232,7 @@ def _text(value: Any, notes: Counter[str]) -> str | None:
 
 
 def _size(fields: dict[str, Any], modality: str) -> int | None:
-    """A picture's width or height, taken out of what the metadata says; what is no such number stays there."""
+    """Pop a picture's width or height from the fields; a value that is not a valid size stays."""
     for name in (modality, f"original_{modality}"):
         value = fields.pop(name, None)
         if isinstance(value, int | float) and 0 <= value < 2**31:
@@ -244,17 +244,17 @@ def _size(fields: dict[str, Any], modality: str) -> int | None:
 
 
 def _is_unchanged(store: Store, shard: Shard, vectors: dict[Any, Vectors], metadata: pa.Table) -> bool:
-    """Whether the newest earlier shard of these files that holds rows holds the same."""
+    """Whether the newest earlier shard of these files that has rows has the same content."""
     commits = Manifest.read(store).commits
     newest = next((commits[o] for o in reversed(shard.earlier) if commits[o].n_written), None)
     if newest is None:
         return False
-    made = {vectors_path(newest.ordinal, modality): npy_bytes(array) for modality, array in vectors.items()}
-    made[metadata_path(newest.ordinal)] = parquet_bytes(metadata)
-    return all(newest.checksums.get(path) == sha256(data) for path, data in made.items())
+    files = {vectors_path(newest.ordinal, modality): npy_bytes(array) for modality, array in vectors.items()}
+    files[metadata_path(newest.ordinal)] = parquet_bytes(metadata)
+    return all(newest.checksums.get(path) == sha256(data) for path, data in files.items())
 
 
-def _commit_none(
+def _commit_no_rows(
     shard: Shard, store: Store, d: int, config: EmbedConfig, config_hash: str, n_unchanged: int, started: float
 ) -> Commit:
     return commit_shard(

@@ -1,7 +1,8 @@
-"""What a memory holds already of a source that changed: the same pairs are not embedded again, changed ones replace.
+"""Compare a changed source with its earlier rows: unchanged pairs are not embedded again, changed ones replace rows.
 
-A folder gains pictures, a listing gains lines, shards are fetched again: the source is planned anew, and its pairs are
-compared with the rows of its earlier shards. A row whose pair changed is deleted once its successor is committed.
+When a folder gains pictures, a listing gains lines or shards are fetched again, the source is planned again and its
+pairs are compared with the rows of its earlier shards. A row whose pair changed is deleted once its successor is
+committed.
 """
 
 import posixpath
@@ -31,7 +32,7 @@ SHARED_KEY = "pairs are new or changed under a key that several have: earlier ro
 
 
 def with_earlier(shards: Sequence[Shard], commits: Iterable[Commit]) -> list[Shard]:
-    """The shards, each with the committed shards of an earlier state of its source, whatever piece of it they hold."""
+    """Set ``earlier`` of each shard: the committed shards of earlier versions of its source, of any piece."""
     by_ordinal = {commit.ordinal: commit for commit in commits} if shards else {}
     by_path: dict[tuple[str, str], list[Commit]] = defaultdict(list)
     for _, commit in sorted(by_ordinal.items()):
@@ -42,22 +43,22 @@ def with_earlier(shards: Sequence[Shard], commits: Iterable[Commit]) -> list[Sha
 
 
 def _earlier(shard: Shard, commits: Sequence[Commit], by_ordinal: Mapping[int, Commit]) -> tuple[int, ...]:
-    """Ordinals of those of these commits that hold an earlier state; another state may lie between two equal ones."""
-    own = first_try(shard, by_ordinal)
+    """Return the ordinals of the commits of earlier versions; a version may return after another one."""
+    own = original_shard(shard, by_ordinal)
     others = [commit.ordinal for commit in commits if commit.ordinal < own.ordinal and commit.etag != own.etag]
     last_other = max(others, default=-1)
-    return tuple(c.ordinal for c in commits if first_try(c, by_ordinal).ordinal <= last_other)
+    return tuple(c.ordinal for c in commits if original_shard(c, by_ordinal).ordinal <= last_other)
 
 
-def first_try(shard: Shard | Commit, by_ordinal: Mapping[int, Commit]) -> Shard | Commit:
-    """The shard that rejected the pairs of a second try; any other shard itself."""
+def original_shard(shard: Shard | Commit, by_ordinal: Mapping[int, Commit]) -> Shard | Commit:
+    """Return the shard whose rejects a shard retries; any other shard itself."""
     while (rejecting := split_uri(shard.uri)[1].rejects) is not None and rejecting in by_ordinal:
         shard = by_ordinal[rejecting]
     return shard
 
 
 def path_of(uri: str) -> tuple[str, str]:
-    """The source that a shard is a piece of: all states of it are compared."""
+    """Return an identifier of the source that a shard is a piece of, for comparing its versions."""
     path, piece = split_uri(real_name(uri))
     if piece.is_published and piece.items is not None:  # its rows are replaced as a whole, not by key
         return path, f"{piece.vectors} {piece.items[0]}"
@@ -65,12 +66,12 @@ def path_of(uri: str) -> tuple[str, str]:
 
 
 class KnownPairs:
-    """The metadata rows of some committed shards; of a pair that was embedded several times, the latest.
+    """Metadata rows of the earlier shards of a source; of a pair that was embedded several times, the latest.
 
-    A pair is known by its key. A key that pairs of one state share, which only a table of several shards may have, says
-    nothing of which row is whose: all its rows are known, and none of them is replaced. Where keys are row numbers,
-    which others have once rows were put in between, a pair is known by its picture and caption, or by its picture in
-    the same place with another caption. Pairs are asked for one after the other, in the order of their shard.
+    A pair is identified by its key. A key that several pairs of one version share (possible in a table of several
+    shards) is ambiguous: all its rows are compared, and none is replaced. If keys are row numbers, which shift when
+    rows are inserted, a pair is identified by its picture and caption, or by its picture in the same row with another
+    caption. ``admits`` must be called in the order of the shard's pairs.
     """
 
     def __init__(self, store: Store, ordinals: Sequence[int], column_types: dict[str, str]) -> None:
@@ -79,11 +80,11 @@ class KnownPairs:
         self._by_file: dict[str, str] = {}
         self._by_content: dict[tuple[str | None, str | None], dict[str, Any]] = {}
         self._purged: dict[str, dict[str, Any]] = {}
-        self._overtaken: set[int] = set()
+        self._replaced: set[int] = set()
         self.shared = shared_keys(store, ordinals)
-        """Keys that pairs of one state share."""
+        """Keys that several pairs of one version share."""
         self.replacing: set[str] = set()
-        """Keys of the pairs that take the place of an earlier row."""
+        """Keys of the pairs that replace an earlier row."""
         for ordinal in ordinals:
             for row in _read_rows(store, ordinal):
                 self._by_key.setdefault(row["key"], []).append(row)
@@ -94,43 +95,43 @@ class KnownPairs:
                     self._purged[row["sha256"]] = row
 
     def admits(self, pair: Pair, *, is_fetched: bool = True) -> bool:
-        """Whether a pair is to be embedded: it is new, or not what its earlier row was made of.
+        """Whether a pair must be embedded: it is new, or differs from its earlier row.
 
         Args:
-            pair: as it is read now.
-            is_fetched: its picture is there; else the address is taken for it.
+            pair: the pair of the current version.
+            is_fetched: its picture is loaded; else its URL is compared instead.
         """
         if not self._by_key:
             return True
         digest = None if pair.image is None else sha256(pair.image)
-        rows = self._of_number(pair, digest) if pair.is_numbered else self._of_key(pair.key, pair.member)
+        rows = self._rows_by_content(pair, digest) if pair.is_numbered else self._rows_by_key(pair.key, pair.member)
         for row in rows:
             is_same = row["sha256"] == digest if is_fetched else row["member"] == pair.member
             if is_same and (_is_purged(row) or self._is_described(row, pair.caption, pair.fields)):
                 return False
         if rows and (pair.is_numbered or pair.key not in self.shared):
-            self._overtaken.update(map(id, rows))
+            self._replaced.update(map(id, rows))
             self.replacing.add(pair.key)
         return True
 
-    def _of_key(self, key: str, member: str | None) -> list[dict[str, Any]]:
-        # one picture of a stem is called by it, several keep their suffix: the latest row of the file counts
+    def _rows_by_key(self, key: str, member: str | None) -> list[dict[str, Any]]:
+        # The key of a stem's only picture is the stem, those of several include the suffix: compare by file.
         key = self._by_file.get(file_of(key, member) or "", key)
         rows = self._by_key.get(key, [])
         return rows if key in self.shared else rows[-1:]
 
-    def _of_number(self, pair: Pair, digest: str | None) -> list[dict[str, Any]]:
-        what = picture_of({"member": pair.member, "sha256": digest})
-        row = self._by_content.get((what, pair.caption))
-        if row is not None and id(row) not in self._overtaken:
+    def _rows_by_content(self, pair: Pair, digest: str | None) -> list[dict[str, Any]]:
+        picture = picture_of({"member": pair.member, "sha256": digest})
+        row = self._by_content.get((picture, pair.caption))
+        if row is not None and id(row) not in self._replaced:
             return [row]
-        if digest in self._purged:  # of its address and caption nothing is left
+        if digest in self._purged:  # a purged row has neither URL nor caption
             return [self._purged[digest]]
         at_key = self._by_key.get(pair.key, [])[-1:]
-        return at_key if at_key and what is not None and picture_of(at_key[0]) == what else []
+        return at_key if at_key and picture is not None and picture_of(at_key[0]) == picture else []
 
     def holds_row(self, row: Row, rules: PairRules) -> bool:
-        """Whether a row of a table names an address that is in the memory with the same caption and fields already."""
+        """Whether the memory already holds the URL of a table's row with the same caption and fields."""
         if row.link is None or row.fault or "://" not in row.link:
             return False
         try:
@@ -148,12 +149,12 @@ class KnownPairs:
 
 
 def shared_keys(store: Store, ordinals: Sequence[int]) -> set[str]:
-    """Keys that several pairs of one state of a source have, in committed shards of several states."""
+    """Return the keys that several pairs of one version of a source share, in committed shards of all versions."""
     commits = {ordinal: commit for ordinal in ordinals if (commit := read_commit(store, ordinal)) is not None}
     shared: set[str] = set()
     etags: dict[str, str] = {}
     for ordinal, commit in commits.items():
-        etag = first_try(commit, commits).etag
+        etag = original_shard(commit, commits).etag
         for row in _read_rows(store, ordinal, ["key"]):
             if etags.get(row["key"]) == etag:
                 shared.add(row["key"])
@@ -162,32 +163,32 @@ def shared_keys(store: Store, ordinals: Sequence[int]) -> set[str]:
 
 
 def picture_of(row: Mapping[str, Any]) -> str | None:
-    """What identifies the picture of a table's row: the file or address that it names, or the checksum of its bytes."""
+    """Identify the picture of a table's row: its path or URL, or the checksum of its bytes."""
     member: str | None = row["member"]
     checksum: str | None = row["sha256"]
     return checksum if member is None or member.startswith("row ") else member
 
 
 def file_of(key: str, member: str | None) -> str | None:
-    """The path of a pair's picture where the key is that, with its suffix or without."""
+    """Return the path of a pair's picture if the key is that path, with or without the suffix."""
     name = posixpath.join(posixpath.dirname(key), posixpath.basename(member or ""))
     return name if name == key or name.startswith(f"{key}.") else None
 
 
 def _is_purged(row: Mapping[str, Any]) -> bool:
-    """Whether it was deleted for good, and its caption is gone: its picture must not come back."""
+    """Whether a row was purged; its picture must not be embedded again."""
     return not row["has_image"] and not row["has_text"]
 
 
 def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Commit]) -> None:
-    """Delete the rows that those of these committed shards replace; what is deleted already stays so."""
+    """Delete the earlier rows that the rows of these shards, if committed, replace."""
     replacing = [s for s in shards if s.ordinal in commits and commits[s.ordinal].notes.keys() & {*REPLACEMENTS}]
     stale = [np.zeros(0, np.int64)]
     for shard in with_earlier(replacing, commits.values()):
-        is_published = split_uri(shard.uri)[1].is_published  # then all of the files is replaced
+        is_published = split_uri(shard.uri)[1].is_published  # replaced as a whole
         is_numbered = REPLACED_ROWS in commits[shard.ordinal].notes
         shared = set() if is_published or is_numbered else shared_keys(store, shard.earlier)
-        identify = _of_numbered if is_numbered else _of_keyed
+        identify = _content_identities if is_numbered else _key_identities
         fresh = {
             identity
             for row in _read_rows(store, shard.ordinal, IDENTIFYING)
@@ -207,15 +208,15 @@ def delete_replaced(store: Store, shards: Sequence[Shard], commits: dict[int, Co
         delete_rows(store, np.unique(ids))
 
 
-def _of_keyed(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def _key_identities(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
     file = file_of(row["key"], row["member"])
     return [("key", row["key"])] if file is None else [("key", row["key"]), ("file", file)]
 
 
-def _of_numbered(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    what = picture_of(row)
-    by_content = ("content", what or "", row["caption"] or "")
-    return [by_content] if what is None else [by_content, ("number", row["key"], what)]
+def _content_identities(row: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    picture = picture_of(row)
+    by_content = ("content", picture or "", row["caption"] or "")
+    return [by_content] if picture is None else [by_content, ("number", row["key"], picture)]
 
 
 def _read_rows(store: Store, ordinal: int, columns: list[str] | None = None) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""Rejected pairs, and a second try at them.
+"""Retry rejected pairs.
 
-Committed rows never move, so what a second try makes of a shard's rejects becomes a shard of its own, whose name says
-whose rejects they are. The same pair twice is not tried again: the second never was one.
+Committed rows never move, so the rows of retried rejects become a shard of their own, whose URI names the shard that
+rejected them. Rejects with a duplicate key are not retried.
 """
 
 from collections import Counter, defaultdict
@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from memory_builder.catalog.commits import Commit
-from memory_builder.embedding.known_pairs import first_try, path_of
+from memory_builder.embedding.known_pairs import original_shard, path_of
 from memory_builder.errors import SourceError
 from memory_builder.readers.discover import current_etag
 from memory_builder.readers.read import DUPLICATE_KEY
@@ -19,18 +19,18 @@ from memory_builder.readers.shard_uri import join_uri, split_uri
 
 
 def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = None) -> list[Source]:
-    """A source for the rejects of each shard that were not tried again yet; ``named``: only of those uris.
+    """Return a source for the rejects of each shard that were not retried yet; ``named``: only of those URIs.
 
-    Of a shard that is gone too: that one then fails, and the others are tried.
+    A missing shard has a source too: it fails then, and the others are retried.
     """
     commits = list(commits)
-    tried = _tried_again(commits)
+    retried = _retried(commits)
     sources = []
-    for commit in _standing(commits):
+    for commit in _current(commits):
         n = sum(n for reason, n in commit.reasons.items() if reason != DUPLICATE_KEY)
         path, piece = split_uri(commit.uri)
         is_named = named is None or join_uri(path, replace(piece, rejects=None)) in named
-        if n and is_named and commit.ordinal not in tried:
+        if n and is_named and commit.ordinal not in retried:
             uri, etag = join_uri(path, replace(piece, rejects=commit.ordinal)), commit.etag
             with suppress(SourceError):
                 etag = current_etag(uri)
@@ -38,27 +38,26 @@ def rejected_sources(commits: Iterable[Commit], named: Collection[str] | None = 
     return sources
 
 
-def standing_reasons(commits: Iterable[Commit]) -> Counter[str]:
-    """Rejects by reason, each pair counted once, by what came of it last."""
+def latest_reasons(commits: Iterable[Commit]) -> Counter[str]:
+    """Count rejects by reason, each pair once, by its latest attempt."""
     commits = list(commits)
-    tried = _tried_again(commits)
+    retried = _retried(commits)
     reasons: Counter[str] = Counter()
-    for commit in _standing(commits):
+    for commit in _current(commits):
         last = commit.reasons
-        if commit.ordinal in tried:
+        if commit.ordinal in retried:
             last = {reason: n for reason, n in last.items() if reason == DUPLICATE_KEY}
         reasons.update(last)
     return reasons
 
 
-def _tried_again(commits: list[Commit]) -> set[int]:
+def _retried(commits: list[Commit]) -> set[int]:
     ordinals = (split_uri(commit.uri)[1].rejects for commit in commits)
     return {ordinal for ordinal in ordinals if ordinal is not None}
 
 
-def _standing(commits: list[Commit]) -> list[Commit]:
-    """Those whose pairs were not read again by a shard of a later state of their source, which says what became of
-    them."""
+def _current(commits: list[Commit]) -> list[Commit]:
+    """Select the commits whose pairs were not read again by a shard of a later version of their source."""
     by_ordinal = {commit.ordinal: commit for commit in commits}
     by_path: dict[tuple[str, str], list[Commit]] = defaultdict(list)
     for commit in commits:
@@ -67,7 +66,7 @@ def _standing(commits: list[Commit]) -> list[Commit]:
     return [
         commit
         for commit in commits
-        if not any(_reads_again(other, first_try(commit, by_ordinal)) for other in by_path[path_of(commit.uri)])
+        if not any(_reads_again(other, original_shard(commit, by_ordinal)) for other in by_path[path_of(commit.uri)])
     ]
 
 

@@ -1,4 +1,4 @@
-"""The settings of a memory that exists: the defaults of what is added to it, compared before a model is loaded."""
+"""Settings of an existing memory: defaults for embedding into it, compared before a model is loaded."""
 
 from contextlib import suppress
 from dataclasses import fields, replace
@@ -13,26 +13,26 @@ from memory_builder.catalog.trusted import PLAIN_NAME, encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, UsageError
 from memory_builder.model.encoder import EncoderConfig
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store
 
 
 def existing_description(store: Store) -> Description | None:
-    """``memory.json``; None where there is none that can be read."""
+    """Read ``memory.json``; None if it is missing or damaged."""
     with suppress(MemoryBuilderError, OSError):
         return read_description(store)
     return None
 
 
 def config_of(description: Description) -> EmbedConfig:
-    """How pairs of this memory were read."""
+    """Return the configuration that a memory's pairs were read with."""
     return EmbedConfig(**settings_in(EmbedConfig, description.config))
 
 
 def default_encoder(description: Description, root: str) -> EncoderConfig | None:
-    """The model that embeds into this memory where none is named; None where it may not be taken from there.
+    """Return the memory's own model as the default for embedding; None if it is not trusted.
 
-    See ``trusted.trusted_encoder``: a memory from elsewhere names no model for us.
+    See ``trusted.trusted_encoder``.
     """
     with suppress(MemoryBuilderError):
         named = encoder_of(description, root)
@@ -41,7 +41,7 @@ def default_encoder(description: Description, root: str) -> EncoderConfig | None
 
 
 def settings_in(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a memory that are fields of this dataclass; what is newer than the memory has its default."""
+    """Return a memory's settings that are fields of a dataclass; fields newer than the memory are left out."""
     names = {field.name for field in fields(kind)} & config.keys() - {"model", "pretrained"}
     known = {name: config[name] for name in names}
     return {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
@@ -50,7 +50,7 @@ def settings_in(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
 def settings_for_embed(
     store: Store, encoder: EncoderConfig | None, config: EmbedConfig | None
 ) -> tuple[EncoderConfig, EmbedConfig]:
-    """The model and settings to embed with: those given, else the memory's own, else defaults.
+    """Return the model and settings to embed with: those given, else the memory's own, else defaults.
 
     Raises:
         UsageError: no model is given, and the memory does not exist or is not trusted to name one.
@@ -64,7 +64,7 @@ def settings_for_embed(
 
 
 def settings_for_import(store: Store, config: EmbedConfig) -> EmbedConfig:
-    """These settings; those that decide nothing of an import are the memory's, if there is one."""
+    """Return the settings of an import: the given ones, and the memory's own for those that do not affect imports."""
     existing = existing_description(store)
     if existing is None:
         return config
@@ -73,10 +73,10 @@ def settings_for_import(store: Store, config: EmbedConfig) -> EmbedConfig:
 
 
 def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedConfig) -> None:
-    """Compare what can be compared without a model. A memory without rows takes the new settings.
+    """Compare the settings that need no model. A memory without rows takes the new settings.
 
     Raises:
-        ConfigMismatchError: the memory holds rows and was written with others.
+        ConfigMismatchError: the memory holds rows and was written with other settings.
     """
     existing = existing_description(store)
     if existing is None:
@@ -89,15 +89,15 @@ def check_settings(store: Store, encoder: EncoderConfig | None, config: EmbedCon
         logger.info(f"{store.root} holds no rows: it takes the new settings ({', '.join(sorted(differing))})")
         _forget(store)
         return
-    changes = ", ".join(f"{name}: {old!r} there, {new!r} now" for name, (old, new) in sorted(differing.items()))
+    changes = ", ".join(f"{name}: {old!r} before, {new!r} now" for name, (old, new) in sorted(differing.items()))
     raise ConfigMismatchError(
         f"{store.root} holds {n_rows:,} rows that were written with other settings ({changes}). "
-        "Leave them out to take the memory's own, or name another --memory folder."
+        "Omit them to use the memory's own, or name another --memory folder."
     )
 
 
 def _differing(existing: Description, encoder: EncoderConfig | None, config: EmbedConfig) -> dict[str, tuple[Any, Any]]:
-    if not existing.fingerprint:  # of vectors alone only the columns matter
+    if not existing.fingerprint:  # a memory of vectors alone: only the columns matter
         return (
             {}
             if set(config.columns) == set(existing.config.get("columns", ()))
@@ -111,14 +111,14 @@ def _differing(existing: Description, encoder: EncoderConfig | None, config: Emb
         tags = [
             tag for tag in (existing.pretrained, encoder.pretrained) if tag is not None and PLAIN_NAME.fullmatch(tag)
         ]
-        if len(tags) == 2:  # a weights file may hold what a tag names: its fingerprint says so
+        if len(tags) == 2:  # a weights file may hold a tag's weights: fingerprints are compared later
             differing["pretrained"] = (existing.pretrained, encoder.pretrained)
     return {name: (old, new) for name, (old, new) in differing.items() if old != new}
 
 
 def _forget(store: Store) -> None:
     """Remove the records of a memory without rows, so that its sources are read anew; memory.json last."""
-    with turn(store, "plan.lock"):
+    with hold_lock(store, "plan.lock"):
         names = [f"{folder}/{name}" for folder in ("commits", "failures") for name in record_names(store, folder)]
         for path in (*names, "manifest.parquet", PLAN, DESCRIPTION):
             with suppress(FileNotFoundError):

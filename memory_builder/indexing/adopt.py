@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from faiss.contrib.factory_tools import reverse_index_factory
 
-from memory_builder.ann.faiss_checks import unsound
-from memory_builder.ann.inverted_lists import LISTS, POPULATED, Codes, lists_reach, read_list, with_lists_in_memory
+from memory_builder.ann.faiss_checks import index_problem
+from memory_builder.ann.inverted_lists import LISTS, POPULATED, Codes, end_of_lists, read_list, with_lists_in_memory
 from memory_builder.ann.parts import Part, PartRecord, fill, finished_part, open_trained, plan_parts, record_part
 from memory_builder.ann.quantizer import draw_split
 from memory_builder.base.log import logger
@@ -102,13 +102,13 @@ def open_published(path: Path) -> Any:
 def _read(path: Path, flags: int, lists: Path) -> Any:
     try:
         index = faiss.read_index(str(path), flags)
-        problem = None if _is_packed(index) else unsound(index)
+        problem = None if _is_packed(index) else index_problem(index)
     except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
         problem = (str(error).strip().splitlines() or [type(error).__name__])[-1][-200:]
     if problem is not None:
         raise IndexBuildError(f"{path} cannot be read as a faiss index: {problem}")
     ivf = faiss.try_extract_index_ivf(index)
-    reach = 0 if ivf is None else lists_reach(faiss.downcast_index(ivf))
+    reach = 0 if ivf is None else end_of_lists(faiss.downcast_index(ivf))
     if lists.stat().st_size < reach:
         raise IndexBuildError(
             f"{lists} has {lists.stat().st_size:,} bytes, the lists of {path.name} reach to byte {reach:,}: they do "

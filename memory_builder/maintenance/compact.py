@@ -28,7 +28,7 @@ from memory_builder.catalog.update_snapshot import LOCK, update_snapshot
 from memory_builder.errors import REPAIR, ConcurrentWriterError, CorruptMemoryError
 from memory_builder.export.faiss_ondisk import remove_merged
 from memory_builder.maintenance.purge import purge_rows
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.records import is_index_folder, is_part_file
 from memory_builder.storage.store import Store
 
@@ -151,7 +151,7 @@ def remove_unused(
 
     In the folders of the current indexes, unless others are given: one that is being built elsewhere has no state yet.
     """
-    with turn(store, LOCK) as held:
+    with hold_lock(store, LOCK) as held:
         try:
             kept = _kept_states(store, keep_s, states_kept)
         except CorruptMemoryError as error:

@@ -15,7 +15,7 @@ from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.plan import read_plan
 from memory_builder.catalog.snapshots import IndexView, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
-from memory_builder.embedding.retry_rejects import standing_reasons
+from memory_builder.embedding.retry_rejects import latest_reasons
 from memory_builder.errors import BUILD_AGAIN, CorruptMemoryError
 from memory_builder.indexing.train import read_quantizer
 from memory_builder.maintenance.verify import damaged_records
@@ -69,7 +69,7 @@ def read_info(store: Store) -> Info:
     failed = failed_ordinals(store, commits) & planned
     snapshot = read_snapshot(store)
     deleted = current_tombstones(store, snapshot)
-    rejects = standing_reasons(commits.values())
+    rejects = latest_reasons(commits.values())
     partial = sum(commit.partial is not None for commit in commits.values())
     pending = len(planned - commits.keys() - failed)
     rate = pairs_per_second(list(commits.values()))

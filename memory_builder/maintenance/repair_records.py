@@ -27,7 +27,7 @@ from memory_builder.catalog.update_snapshot import LOCK
 from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.maintenance.purge import FOLDER as PURGES
 from memory_builder.maintenance.verify import Problem, folded_commits, sound_snapshots, verify_shard
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store
 
 
@@ -104,7 +104,7 @@ def _differs(store: Store) -> bool:
 
 
 def _mend_plan(store: Store, mended: Mended) -> None:
-    with turn(store, "plan.lock") as held:
+    with hold_lock(store, "plan.lock") as held:
         plan = derived_plan(store)
         held.check()
         put_plan(store, plan)
@@ -116,7 +116,7 @@ def _mend_plan(store: Store, mended: Mended) -> None:
 
 def _mend_snapshot(store: Store, number: int, mended: Mended) -> None:
     path = f"snapshots/{number}.json"
-    with turn(store, LOCK) as held:
+    with hold_lock(store, LOCK) as held:
         recovered = recovered_snapshot(store, number)
         held.check()
         store.put(path, recovered.to_json())
@@ -139,7 +139,7 @@ def _mend_tombstones(store: Store, mended: Mended) -> None:
         return
     deleted = np.union1d(known, purged)
     written: tuple[str | None, str | None] = write_tombstones(store, deleted) if len(deleted) else (None, None)
-    with turn(store, LOCK) as held:
+    with hold_lock(store, LOCK) as held:
         after = replace(snapshot, number=snapshot.number + 1, tombstones=written[0], tombstones_sha256=written[1])
         held.check()
         write_snapshot(store, after)

@@ -1,7 +1,7 @@
 """A frozen open_clip model behind two functions: pictures → unit vectors, texts → unit vectors.
 
-torch and open_clip take seconds to import. They are imported where a model is really used, so that commands that
-need none start at once.
+torch and open_clip take seconds to import. They are imported where a model is used, so that other commands start at
+once.
 """
 
 import hashlib
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     import torch
 
 CONFIG = "open_clip_config.json"
-"""Beside the weights in a ``local-dir:`` folder."""
+"""Configuration file beside the weights in a ``local-dir:`` folder."""
 MAX_READ = 8192
-"""Characters of a text that are tokenised: hundreds of times the context of any model, and no hours of a tokenizer."""
+"""Characters of a text that are tokenised: hundreds of times any model's context; more could take hours."""
 Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncoderConfig:
-    """Which model, in open_clip's own words."""
+    """An open_clip model, its weights and precision."""
 
     model: str
     """An open_clip model name, or local-dir:FOLDER with open_clip_config.json and weights."""
@@ -48,7 +48,7 @@ class EncoderConfig:
     """Compile the model with torch.compile: minutes at the start, faster from then on."""
 
     def __post_init__(self) -> None:
-        # memory.json keeps these, and who opens the memory may stand in another folder.
+        # memory.json keeps these, and the memory may be opened from another working directory.
         folder = self.model.removeprefix(LOCAL_DIR)
         if folder != self.model:
             object.__setattr__(self, "model", LOCAL_DIR + os.path.abspath(folder))
@@ -64,13 +64,13 @@ class EncoderConfig:
 
 
 def named_encoder(model: str | None, pretrained: str | None) -> EncoderConfig | None:
-    """What --model and --pretrained name, if they do.
+    """Return the encoder that --model and --pretrained name; None without --model.
 
     Raises:
-        UsageError: weights are named, and no model that they are of.
+        UsageError: --pretrained is given without --model.
     """
     if pretrained is not None and model is None:
-        raise UsageError(f"--pretrained {pretrained} needs --model: the model that these are the weights of")
+        raise UsageError(f"--pretrained {pretrained} needs --model, the architecture of these weights")
     return EncoderConfig(model=model, pretrained=pretrained) if model else None
 
 
@@ -78,15 +78,15 @@ class Encoder:
     """A loaded model. ``d`` is the width of its embeddings.
 
     ``fingerprint`` covers architecture (which names the tokenizer), weights and preprocessing: two encoders with the
-    same fingerprint give the same vectors, whatever their files are called. The tokenizer is opened with the first
-    text: whoever expects a fingerprint has compared it by then.
+    same fingerprint give the same vectors, whatever their files are called. The tokenizer is loaded with the first
+    text, after callers have compared the fingerprint.
 
     Raises:
-        EncoderError: the name, tag, folder or weights file is not known or not usable.
+        EncoderError: the name, tag, folder or weights file is unknown or unusable.
     """
 
     def __init__(self, config: EncoderConfig) -> None:
-        say_loading(config.model)
+        log_loading(config.model)
         import torch
 
         import_open_clip()
@@ -105,7 +105,7 @@ class Encoder:
         if config.compile:
             self._encode_image = torch.compile(self._encode_image)
             self._encode_text = torch.compile(self._encode_text, dynamic=True)
-        self._turn = Lock()  # threads that share this encoder take turns: two passes at once only slow each other
+        self._lock = Lock()  # one forward pass at a time: two at once only slow each other
         self.d = self._width()
         self.image_size = min(self.preprocess(Image.new("RGB", (8, 8))).shape[:2])
 
@@ -114,20 +114,20 @@ class Encoder:
         """Texts → i64[n, context].
 
         Raises:
-            EncoderError: it cannot be opened.
+            EncoderError: the tokenizer cannot be loaded.
         """
         import open_clip
 
-        # open_clip hands these to transformers where that makes the tokenizer; its own takes none.
-        named = (model_config(self.config.model).get("text_cfg") or {}).get("hf_tokenizer_name")
-        with _loading(self.config):
-            made: Callable[[list[str]], Any] = open_clip.get_tokenizer(
-                self.config.model, **({"trust_remote_code": False} if named else {})
+        # open_clip passes the option to transformers' tokenizers; its own takes none.
+        is_hugging_face = (model_config(self.config.model).get("text_cfg") or {}).get("hf_tokenizer_name")
+        with _encoder_errors(self.config):
+            tokenizer: Callable[[list[str]], Any] = open_clip.get_tokenizer(
+                self.config.model, **({"trust_remote_code": False} if is_hugging_face else {})
             )
-        return made
+        return tokenizer
 
     def preprocess(self, image: Image.Image) -> Pixels:
-        """RGB picture → u8[h, w, 3], resized and cropped exactly as open_clip does it, not normalised yet."""
+        """RGB picture → u8[h, w, 3], resized and cropped exactly as open_clip does, not yet normalised."""
         return np.array(self._resize(image).convert("RGB"))
 
     def encode_images(self, pixels: Pixels) -> Vectors:
@@ -136,7 +136,7 @@ class Encoder:
             return np.zeros((0, self.d), np.float16)
         import torch
 
-        with self._turn, torch.inference_mode(), self._autocast():
+        with self._lock, torch.inference_mode(), self._autocast():
             batch = torch.from_numpy(pixels)
             if self.device.type == "cuda":
                 batch = batch.pin_memory().to(self.device, non_blocking=True)
@@ -152,12 +152,12 @@ class Encoder:
 
         distinct = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         tokens = self.tokenizer([text[:MAX_READ] for text in distinct])  # i64[m, context]
-        with self._turn, torch.inference_mode(), self._autocast():
+        with self._lock, torch.inference_mode(), self._autocast():
             vectors = _unit_rows(self._encode_text(tokens.to(self.device)))
         return vectors[[distinct[text] for text in texts]]
 
     def _width(self) -> int:
-        """d, as a text of nothing but padding has it."""
+        """Measure d on a text of padding."""
         import torch
 
         length = int(getattr(self.model, "context_length", 0) or self.model.text.context_length)
@@ -178,11 +178,11 @@ def _unit_rows(features: "torch.Tensor") -> Vectors:
 
 
 def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any]]:
-    """The model with its weights, which are tensors and nothing else, and its architecture."""
+    """Load the model, with a weights file of tensors alone, and its architecture."""
     import open_clip
 
     folder = config.model.removeprefix(LOCAL_DIR)
-    with _loading(config):
+    with _encoder_errors(config):
         if folder != config.model:
             refuse_code(folder)
         architecture = model_config(config.model)
@@ -200,8 +200,8 @@ def _load(config: EncoderConfig, device: Any) -> tuple[Any, dict[str, Any]]:
 
 
 @contextmanager
-def _loading(config: EncoderConfig) -> Iterator[None]:
-    """Say of whatever goes wrong what was to be loaded."""
+def _encoder_errors(config: EncoderConfig) -> Iterator[None]:
+    """Raise EncoderError, with the model's name, for any exception in this block."""
     name = f"model {config.model!r}" + (f" with pretrained {config.pretrained!r}" if config.pretrained else "")
     try:
         with _no_remote_code():
@@ -219,22 +219,22 @@ def _loading(config: EncoderConfig) -> Iterator[None]:
 
 @contextmanager
 def _no_remote_code() -> Iterator[None]:
-    """Have transformers refuse files with code of their own at once, rather than ask whoever sits at the terminal."""
+    """Make transformers refuse remote code at once, instead of prompting at the terminal."""
     try:
         from transformers import dynamic_module_utils
     except ImportError:
         yield
         return
-    waits_s = dynamic_module_utils.TIME_OUT_REMOTE_CODE
+    timeout_s = dynamic_module_utils.TIME_OUT_REMOTE_CODE
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0
     try:
         yield
     finally:
-        dynamic_module_utils.TIME_OUT_REMOTE_CODE = waits_s
+        dynamic_module_utils.TIME_OUT_REMOTE_CODE = timeout_s
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """The architecture of a model that can be loaded, as open_clip describes it: a copy of one's own."""
+    """Return a copy of the open_clip configuration of a model's architecture."""
     import open_clip
 
     if name.startswith(LOCAL_DIR):
@@ -245,7 +245,7 @@ def model_config(name: str) -> dict[str, Any]:
 
 
 def _preprocessing(model: Any, device: Any) -> tuple[Callable[[Image.Image], Any], Any, Any, dict[str, Any]]:
-    """open_clip's evaluation transform, cut where pixels are still bytes; the rest is done on the device."""
+    """Split open_clip's evaluation transform: resize and crop as uint8, then normalise on the device."""
     import open_clip
     import torch
     from open_clip.transform import PreprocessCfg, image_transform_v2
@@ -275,12 +275,12 @@ def _fingerprint(model: Any, architecture: dict[str, Any], preprocess: dict[str,
 
 
 @cache
-def say_loading(model: str) -> None:
-    """Tell that a model is being loaded, once in this process: torch alone takes seconds to import."""
+def log_loading(model: str) -> None:
+    """Log that a model is being loaded, once in this process: torch alone takes seconds to import."""
     logger.info(f"loading model {model}")
 
 
 @lru_cache(maxsize=1)
 def load_encoder(config: EncoderConfig) -> Encoder:
-    """An Encoder, kept: the stages of one process that name the same model load it once."""
+    """Load an encoder once for all stages of a process that use the same model."""
     return Encoder(config)

@@ -1,7 +1,7 @@
-"""Encoded bytes → an upright RGB picture.
+"""Decode bytes to an upright RGB picture.
 
-Policy: EXIF orientation is applied (a phone photo is embedded as people see it; open_clip's own loader ignores the
-tag), transparency is laid on white, the first frame of an animation counts. A picture that is damaged or larger than
+EXIF orientation is applied (a phone photo is embedded as people see it; open_clip's own loader ignores the tag),
+transparency becomes white, the first frame of an animation is used. A picture that is damaged or larger than
 ``max_pixels`` is refused before its pixels are allocated.
 """
 
@@ -13,31 +13,31 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Image.init()  # all formats, once: threads that decode would race for it
+Image.init()  # all formats, once: decoding threads would race for it
 
 # Pillow's own warning level for decompression bombs; a legitimate web picture is far below.
 MAX_PIXELS = 89_478_485
 ORIENTATION = 0x0112
 MAX_ASPECT = 100  # models scale the short side up: a line of 1 × 60,000 pixels would take gigabytes
-# What browsers show under these suffixes. Pillow knows more, some of it by starting other programs.
+# The formats that browsers show. Pillow knows more, some of them by starting other programs.
 FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF") if name in Image.OPEN)
 
-# What Pillow's decoders raise on broken files.
+# Exceptions of Pillow's decoders on damaged files.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error, RuntimeError)
 
 
 class BadImageError(ValueError):
-    """The bytes are no usable picture; the message is the reason kept in the rejects table."""
+    """The bytes are not a usable picture; the message is the reason in the rejects table."""
 
 
 def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int | None = None) -> Image.Image:
-    """An RGB picture, upright, opaque.
+    """Decode a picture as RGB, upright and opaque.
 
     Args:
-        draft_size: let the JPEG decoder leave out detail that a picture of this many pixels a side does not show.
+        draft_size: let the JPEG decoder skip detail that a picture of this many pixels a side does not show.
 
     Raises:
-        BadImageError: with a reason from a short, fixed list, so that rejects can be counted by it.
+        BadImageError: with a reason from a short, fixed list, so that rejects can be counted by reason.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -62,13 +62,13 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, draft_size: int |
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
-    """(width, height) of an encoded picture that can be decoded, upright, without decoding it."""
+    """Return (width, height) of a valid encoded picture, upright, without decoding it."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         try:
-            turned = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+            is_rotated = image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         except (OSError, SyntaxError, ValueError, LookupError, TypeError, struct.error):
-            turned = False
-        return (image.height, image.width) if turned else image.size
+            is_rotated = False
+        return (image.height, image.width) if is_rotated else image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -79,7 +79,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """A decoded picture as RGB, upright, opaque."""
+    """Convert a decoded picture to RGB, upright and opaque."""
     image = _upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -93,22 +93,22 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image) -> Image.Image:
-    """Grey of more than 8 bits, scaled: Pillow's own conversion clips what is brighter than 255 to white.
+    """Scale grey of more than 8 bits to 8: Pillow's own conversion clips values above 255 to white.
 
     Raises:
-        BadImageError: the values do not say what black and white are.
+        BadImageError: the range of the values leaves black and white unknown.
     """
     values = np.asarray(image).astype(np.float64)  # [h, w]
     white = _white_level(image.mode, values)
     grey = np.clip(values * 255 / white, 0, 255).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # this level of grey is to be seen through
+    if isinstance(transparent, int):  # this grey level is transparent
         grey[values == transparent] = 255
     return Image.fromarray(grey).convert("RGB")
 
 
 def _white_level(mode: str, values: npt.NDArray[np.float64]) -> float:
-    """The value of white: of 16-bit grey 65,535; else by the range in which the values lie."""
+    """Return the value of white: 65,535 for 16-bit grey, else by the range of the values."""
     if not np.isfinite(values).all() or values.min(initial=0) < 0:
         raise BadImageError("image has values below black or not finite")
     highest = values.max(initial=0)
@@ -121,7 +121,7 @@ def _white_level(mode: str, values: npt.NDArray[np.float64]) -> float:
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
-    """A WebP of a picture, at most ``side`` pixels wide and high."""
+    """Encode a picture as WebP, at most ``side`` pixels wide and high."""
     small = image.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
@@ -129,5 +129,5 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
     return buffer.getvalue()
 
 
-# Worker threads decode pictures from strangers: Pillow's remarks about odd metadata are not news to anyone.
+# Worker threads decode pictures from the web: Pillow warns of odd metadata in many of them.
 warnings.filterwarnings("ignore", module=r"PIL\.")

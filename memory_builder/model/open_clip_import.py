@@ -1,4 +1,4 @@
-"""Import open_clip without what no forward pass needs: torch's compiler, four seconds, and timm's models.
+"""Import open_clip without torch's compiler (four seconds) and timm's models, which no forward pass needs.
 
 torchvision's RoI operators and timm's newest models import the compiler, and nothing here calls either. open_clip
 itself works without timm; its towers made by timm get it when one is made.
@@ -12,7 +12,7 @@ COMPILER = "torch._dynamo.utils"
 
 
 def import_open_clip() -> Any:
-    """The module ``open_clip``; the first import decides how, later ones give what is there."""
+    """Return the module ``open_clip``; the first import decides which parts are loaded."""
     if "open_clip" not in sys.modules:
         if "torchvision" not in sys.modules:
             _import_torchvision()
@@ -29,7 +29,7 @@ def import_open_clip() -> Any:
 
 
 def _import_torchvision() -> None:
-    """Its RoI operators ask the compiler whether it is supported on a device: that is asked when they are called."""
+    """Import torchvision, whose RoI operators then import the compiler when they are called, not before."""
     if COMPILER in sys.modules:
         return
     stand_in = ModuleType(COMPILER)
@@ -48,7 +48,7 @@ def _is_compile_supported(device_type: str) -> bool:
 
 
 def _import_timm_with_its_towers(module: Any) -> None:
-    """Have ``open_clip.timm_model`` import timm when it makes its first tower."""
+    """Make ``open_clip.timm_model`` import timm when it builds its first tower."""
     make = module.TimmModel.__init__
 
     def make_with_timm(tower: Any, *arguments: Any, **named: Any) -> None:

@@ -1,5 +1,5 @@
-"""Prompts with a place for a class name. CLIP's own for its data sets (github.com/openai/CLIP, data/prompts.md) are
-built in, by the name of the set."""
+"""Prompt templates with a placeholder for the class name. CLIP's own for its data sets (github.com/openai/CLIP,
+data/prompts.md) are built in, by the name of the set."""
 
 import json
 from functools import cache
@@ -18,12 +18,12 @@ def built_in_templates() -> dict[str, tuple[str, ...]]:
 
 
 def read_templates(named: str) -> tuple[str, ...]:
-    """Prompts of a built-in set, or from a file: one a line, or a JSON list, with ``{c}`` or ``{}`` for the name.
+    """Read prompts of a built-in set, or of a file: one a line, or a JSON list, with ``{c}`` or ``{}`` for the name.
 
-    What holds such a place itself is the one prompt.
+    An argument with a placeholder is itself the only prompt.
 
     Raises:
-        UsageError: there is neither such a set nor such a file, or a prompt has no place for the name.
+        UsageError: the name is neither a built-in set nor a file, or a prompt has no placeholder.
     """
     if named in built_in_templates():
         return built_in_templates()[named]
@@ -31,9 +31,7 @@ def read_templates(named: str) -> tuple[str, ...]:
     if any(mark in named for mark in NAME_MARKS) and not path.exists():
         return (named,)
     if not path.is_file():
-        raise UsageError(
-            f"--templates {named}: no such file, and no built-in set; there are {', '.join(built_in_templates())}"
-        )
+        raise UsageError(f"--templates {named}: neither a file nor a built-in set ({', '.join(built_in_templates())})")
     try:
         text = path.read_text(encoding="utf-8-sig")
         prompts = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
@@ -48,10 +46,10 @@ def read_templates(named: str) -> tuple[str, ...]:
 
 
 def fill(template: str, name: str) -> str:
-    """The prompt with the name in its place; braces in the name stay what they are.
+    """Insert the name into a prompt; braces in the name are kept.
 
     Raises:
-        UsageError: there is no place for it.
+        UsageError: the prompt has no placeholder.
     """
     mark = next((mark for mark in NAME_MARKS if mark in template), None)
     if mark is None:

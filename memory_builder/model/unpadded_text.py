@@ -1,7 +1,7 @@
-"""Encode captions at the length they have.
+"""Encode captions without padding them to the context length.
 
 open_clip pads every caption to the context length (77 tokens, most of them padding) and refuses shorter input. A
-causal tower that reads the end-of-text token never looks behind it, so the positions past the longest caption of a
+causal tower that reads the end-of-text token never attends past it, so the positions past the longest caption of a
 batch can be left out: positions and mask are sliced, everything else is open_clip's own modules.
 """
 
@@ -12,11 +12,11 @@ import torch
 from open_clip.transformer import text_global_pool
 
 POSITIONS_MULTIPLE = 8
-"""Lengths are rounded up to it: fewer shapes for the kernels to be chosen for."""
+"""Lengths are rounded up to a multiple, so that kernels see few shapes."""
 
 
 def trimming(model: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
-    """``encode_text`` for i64[n, context] tokens without their padding; None for a tower that cannot do without."""
+    """Return an ``encode_text`` that drops the padding of i64[n, context] tokens; None if the tower needs it."""
     tower = getattr(model, "text", model)
     pool = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
     mask = getattr(tower, "attn_mask", None)

@@ -1,1 +1,1 @@
-"""Any source (tar, parquet, CSV, folder, npy) in, image-text pairs or published embeddings out."""
+"""Readers: sources (tar, parquet, CSV, folder, npy) in, image-text pairs or published embeddings out."""

@@ -1,4 +1,4 @@
-"""Which column of a table of pairs is what, and its rows."""
+"""Roles of the columns of a table of pairs (key, image, caption, URL), and its rows."""
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,10 +16,10 @@ from memory_builder.readers.pairs import (
     URL_SPELLINGS,
     PairRules,
     Truncated,
-    call_url,
+    rename_url,
 )
 
-# Where --image-key does not say it: bytes first, then paths, then what has to be fetched from afar.
+# Without --image-key: bytes first, then paths, then URLs, which have to be fetched.
 LINK_COLUMNS = (
     *("image_path", "path", "filepath", "file_path", "file_name", "filename", "file"),
     *("image_url", "url", "uri"),
@@ -27,13 +27,13 @@ LINK_COLUMNS = (
 IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", *LINK_COLUMNS)
 KEY_COLUMNS = ("key", "__key__")
 _NO_VALUE = (ValueError, OverflowError, TypeError, NotImplementedError, pa.ArrowException)
-"""What Arrow raises of a cell that Python cannot hold."""
+"""Exceptions of Arrow for a cell without a Python value."""
 _ROW_MEMBER = re.compile(r"row \d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of a table: the picture itself or where it is, and everything else."""
+    """A row of a table: its key, its picture or a link to it, and all other cells."""
 
     key: str
     image: bytes | None
@@ -41,16 +41,16 @@ class Row:
     fields: dict[str, Any]
     fault: str | None = None
     member: str | None = None
-    """Where the row is, when the picture is inside it."""
+    """``row N`` if the picture is inside the row, else None."""
     is_numbered: bool = False
     """See ``Pair``."""
 
 
 class Columns:
-    """Which column is what.
+    """Column names of key, image, caption and URL.
 
     Raises:
-        SourceError: a column that is needed is not there.
+        SourceError: a required column is missing.
     """
 
     def __init__(self, names: Sequence[str], rules: PairRules, where: str) -> None:
@@ -64,24 +64,24 @@ class Columns:
             if given and given not in names:
                 raise SourceError(f"{has}, and no {given!r}: give another {option}")
         if self.image is None and rules.require != "text":
-            raise SourceError(f"{has}: name the one that holds the pictures, or where they are, with --image-key")
+            raise SourceError(f"{has}: name the column of pictures, or of their paths or URLs, with --image-key")
         if self.caption is None and rules.require != "image":
-            raise SourceError(f"{has}: name the one that holds the captions with --caption-key, or --require image")
+            raise SourceError(f"{has}: name the column of captions with --caption-key, or give --require image")
 
     def rules(self, rules: PairRules) -> PairRules:
-        """The rules, with what was found out."""
+        """Return the rules with this table's caption column."""
         return replace(rules, caption_key=self.caption or CAPTION)
 
 
 def first_spelled(spellings: Sequence[str], names: Sequence[str]) -> str | None:
-    """The name among ``names`` that is spelled like the earliest of these, in capitals or not."""
+    """Return the name that matches the earliest of the spellings, ignoring case; an exact match comes first."""
     by_spelling = {name.lower(): name for name in reversed(names)}
     exact = next((name for name in spellings if name in names), None)
     return exact or next((by_spelling[name.lower()] for name in spellings if name.lower() in by_spelling), None)
 
 
 def distinct_names(names: Sequence[str]) -> list[str]:
-    """Names of columns, each once: the second ``caption`` is ``caption.1``, as pandas names it."""
+    """Make column names distinct: the second ``caption`` becomes ``caption.1``, as in pandas."""
     taken: list[str] = []
     for name in names:
         again = (f"{name}.{i}" for i in count(1))
@@ -90,20 +90,20 @@ def distinct_names(names: Sequence[str]) -> list[str]:
 
 
 def python_rows(table: pa.Table | pa.RecordBatch) -> list[tuple[dict[str, Any], str | None]]:
-    """(values, fault) of each row; a cell that Python cannot hold, as text that is not UTF-8, is its row's fault."""
+    """Convert rows to (values, fault); a cell without a Python value, such as text that is not UTF-8, is a fault."""
     columns = [_in_microseconds(column) for column in table.columns]
     table = pa.Table.from_arrays(columns, distinct_names(table.column_names))
     try:
         return [(values, None) for values in table.to_pylist()]
     except _NO_VALUE:
         if table.num_rows == 1:
-            return [_sound_cells(table)]
+            return [_readable_cells(table)]
     half = table.num_rows // 2
     return python_rows(table.slice(0, half)) + python_rows(table.slice(half))
 
 
 def _in_microseconds(column: Any) -> Any:
-    """A column of nanoseconds as what Python holds: else pandas is asked for them, where it is installed."""
+    """Cast a column of nanoseconds to microseconds, which Python holds; Arrow would use pandas, if installed."""
     kind = column.type
     if not (pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns"):
         return column
@@ -115,7 +115,7 @@ def _in_microseconds(column: Any) -> Any:
         return column.cast(pa.int64()).cast(pa.string()) if pa.types.is_duration(kind) else column.cast(pa.string())
 
 
-def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
+def _readable_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
     values, bad = {}, []
     for name, column in zip(row.column_names, row.columns, strict=True):
         try:
@@ -126,12 +126,12 @@ def _sound_cells(row: pa.Table | pa.RecordBatch) -> tuple[dict[str, Any], str]:
 
 
 def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
-    """A table's row; its number is its key where no column is."""
+    """Build a row from its values; without a key column its number is its key."""
     key = values.pop(columns.key, None) if columns.key else None
     row = Row(f"{number:09d}" if key is None else key_text(key), None, None, values, is_numbered=key is None)
     image = values.pop(columns.image, None) if columns.image else None
     if columns.url != columns.image:
-        row = replace(row, fields=call_url(values, columns.url))
+        row = replace(row, fields=rename_url(values, columns.url))
     if isinstance(image, dict):  # Hugging Face's image: {bytes, path}
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
     if isinstance(image, bytes) and (columns.image or "").lower() in LINK_COLUMNS:
@@ -146,19 +146,19 @@ def row_of(values: dict[str, Any], number: int, columns: Columns) -> Row:
 
 
 def key_text(value: Any) -> str:
-    """A pair's key as text; a whole number that pandas keeps as a float has no point."""
+    """Convert a pair's key to text; a whole number that pandas stored as a float loses its point."""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return text_of(value) if isinstance(value, str | bytes) else str(value)
 
 
 def text_of(value: str | bytes) -> str:
-    """A text that its table may hold as bytes, as TensorFlow's tools write it."""
+    """Decode a text that its table may hold as bytes, as TensorFlow's tools write it."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def without_known(rows: Iterable[Row | Truncated], rules: PairRules) -> Iterator[Row | Truncated]:
-    """The rows; those that are in the memory already have that as their fault, so that no picture is fetched."""
+    """Mark rows that are already in the memory with the fault UNCHANGED, so that no picture is fetched."""
     for row in rows:
         is_known = rules.known is not None and isinstance(row, Row) and rules.known(row, rules)
         yield replace(row, fault=UNCHANGED) if is_known and isinstance(row, Row) else row

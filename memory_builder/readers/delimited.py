@@ -1,7 +1,7 @@
-"""Lines of a text file, and the records of a CSV or TSV: one for each line unless a quoted cell goes on in the next.
+"""Lines of a text file, and records of a CSV or TSV: one for each line unless a quoted cell has several lines.
 
-Quotes follow RFC 4180. Captions from the web hold stray ones, and a lenient parser takes the lines behind one for part
-of a cell. Here a quote that is not closed where a cell ends is no quote: its line is read as it stands.
+Quotes follow RFC 4180. Captions from the web hold stray ones, and a lenient parser takes the lines after one as part
+of a cell. Here a quote that is not closed at the end of a cell is an ordinary character.
 """
 
 import csv
@@ -23,17 +23,17 @@ _PICTURE = re.compile(rf".*\.({'|'.join(sorted(IMAGE_SUFFIXES))})\s*", re.IGNORE
 csv.field_size_limit(MAX_LINE_BYTES)
 
 Line = tuple[int, str]
-"""Byte where it begins, and its text with the line break."""
+"""Offset of a line in bytes, and its text with the line break."""
 
 
 class LineTooLongError(ValueError):
-    """A line that no table of pairs has."""
+    """A line is too long for a table of pairs."""
 
 
 class Lines:
-    """The lines of a file from a byte on; ``position`` is where the next one begins.
+    """Reads the lines of a file from an offset on; ``position`` is the offset of the next line in bytes.
 
-    Old programs end lines with a carriage return alone; a file without any line feed at its beginning is read so.
+    Old programs end lines with a carriage return alone; a file whose first MiB has no line feed is read so.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -44,10 +44,10 @@ class Lines:
         self.position = 0
 
     def read(self, start: int) -> Iterator[Line]:
-        """Every line from byte ``start`` on.
+        """Yield every line from byte ``start`` on.
 
         Raises:
-            LineTooLongError: one is longer than ``MAX_LINE_BYTES``.
+            LineTooLongError: a line is longer than ``MAX_LINE_BYTES``.
         """
         self.position = self._file.seek(start)
         for raw in self._split_at_cr() if self._ends_with_cr else iter(self._readline, b""):
@@ -73,9 +73,9 @@ class Lines:
 
 
 class Records:
-    """The records of such lines, each with the byte where it begins.
+    """Parses lines into records, each with its offset in bytes.
 
-    Where a record ends depends on nothing before it: a file read in pieces has the same ones as the whole.
+    The end of a record depends on nothing before it: a file read in pieces has the same records as the whole.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Records:
                 yield begin, cells
 
     def peek(self) -> int | None:
-        """Byte where the next record begins; None at the end."""
+        """Offset of the next record in bytes; None at the end."""
         line = self._next()
         if line is None:
             return None
@@ -108,7 +108,7 @@ class Records:
         return self._ahead.popleft() if self._ahead else None
 
     def _parts(self, line: Line) -> list[Line]:
-        """A line that is several rows with a bare carriage return between, as those; any other as it is."""
+        """Split a line at bare carriage returns if each piece is a row; else return the line."""
         text = _without_break(line[1])
         texts = text.split("\r")
         if len(texts) == 1 or '"' in text or any(self._n_columns != len(self._split(part)) for part in texts):
@@ -123,7 +123,7 @@ class Records:
         return text.split(self._delimiter)
 
     def _quoted(self, first: Line) -> list[str]:
-        """The cells of the record that begins with this line."""
+        """Parse the record that begins with this line."""
         taken = [first]
 
         def texts() -> Iterator[str]:
@@ -141,16 +141,16 @@ class Records:
             return cells
         self._ahead.extendleft(reversed(taken[1:]))
         self._notes[STRAY_QUOTE] += 1
-        return self._as_it_stands(_without_break(first[1]))
+        return self._unquoted(_without_break(first[1]))
 
     def _holds_rows(self, cells: list[str], behind: list[str]) -> bool:
-        """Whether the lines behind the first of a record are rows themselves, between two stray quotes."""
+        """Whether the lines after a record's first are rows themselves, between two stray quotes."""
         if self._delimiter == "\t":
             return any("\n" in cell and "\t" in cell for cell in cells)
         kinds = [_kind(cell) for cell in cells]
         return any(kinds) and all([_kind(cell) for cell in self._split(text)] == kinds for text in behind)
 
-    def _as_it_stands(self, text: str) -> list[str]:
+    def _unquoted(self, text: str) -> list[str]:
         cells = self._split(text)
         if self._n_columns not in (None, len(cells)):
             try:
@@ -166,7 +166,7 @@ def _without_break(line: str) -> str:
 
 
 def _kind(cell: str) -> str:
-    """What tells a cell from a phrase of a caption; empty for one that may be a phrase."""
+    """Classify a cell that is no phrase of a caption; empty if it may be one."""
     if "://" in cell and "\n" not in cell:
         return "address"
     if _NUMBER.fullmatch(cell):

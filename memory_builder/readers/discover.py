@@ -1,4 +1,4 @@
-"""Find the shards that paths, folders, globs and brace ranges name, on any filesystem fsspec knows."""
+"""Find the shards named by paths, folders, globs and brace ranges, on any fsspec filesystem."""
 
 import glob
 import os
@@ -23,22 +23,22 @@ from memory_builder.storage.filesystem import is_local, open_filesystem, uri_of
 from memory_builder.storage.store import etag_of
 
 TABLES_SPLIT_FROM_BYTES = 16 << 20
-"""A smaller parquet file is one shard, and its footer need not be read to plan it."""
+"""Size of the smallest parquet file that is split; planning a smaller one needs no read of its footer."""
 EXPECTED = (
     f"expected tars ({', '.join(SUFFIXES['tar'])}), parquet files, listings (.csv, .tsv, .jsonl, .ndjson, "
-    "compressed or not), a folder of such or of pictures, a glob (quote it) or a brace range such as "
+    "compressed or not), a folder of these or of pictures, a glob (quote it) or a brace range such as "
     "{00000..00099}.tar"
 )
 
 
 def find_sources(patterns: str | Sequence[str]) -> list[Source]:
-    """Shards named by paths, folders, globs and brace ranges, local or on any fsspec filesystem; sorted, each once.
+    """Find the shards named by paths, folders, globs and brace ranges on any fsspec filesystem; sorted, each once.
 
-    What exists by the very name that is given is meant, whatever characters the name holds. What lies in a folder and
-    is no part of its shards is counted, in one line on standard error.
+    A path that exists is taken literally, whatever characters it holds. Files in a folder that belong to no shard are
+    counted in one log line.
 
     Raises:
-        SourceError: a pattern that matches nothing, or a folder that cannot be listed.
+        SourceError: a pattern matches nothing, or a folder cannot be listed.
     """
     sources: dict[str, Source] = {}
     for pattern in several(patterns):
@@ -47,15 +47,15 @@ def find_sources(patterns: str | Sequence[str]) -> list[Source]:
             names = [pattern] if _exists(pattern) else list(bracex.expand(pattern, limit=0))
             by_name = {name: list(_match(name, passed_over)) for name in names}
         except (OSError, ValueError, ImportError) as error:
-            raise SourceError(f"cannot look for shards at {pattern}: {error}") from error
+            raise SourceError(f"cannot list shards at {pattern}: {error}") from error
         matches = [source for matched in by_name.values() for source in matched]
         missing = [name for name, matched in by_name.items() if not matched and not glob.has_magic(name)]
         rest = f"passed over in {pattern}: {describe_passed_over(passed_over)}" if passed_over else ""
         if matches and missing:
             raise SourceError(
-                f"{len(missing)} of {len(names)} shards named by {pattern} are not there: "
+                f"{len(missing)} of {len(names)} shards named by {pattern} are missing: "
                 f"{shortened(missing)}. "
-                "Fetch them, or use a glob to take what is there"
+                "Fetch them, or use a glob to take the existing ones"
             )
         if not matches:
             raise SourceError(f"nothing to read at {pattern}: {EXPECTED}{'; ' * bool(rest)}{rest}")
@@ -66,13 +66,13 @@ def find_sources(patterns: str | Sequence[str]) -> list[Source]:
 
 
 def _each_once(sources: Iterable[Source]) -> list[Source]:
-    """Of local files that are links to each other, the first."""
-    by_place: dict[str, Source] = {}
+    """Keep the first of local files that are links to each other."""
+    by_path: dict[str, Source] = {}
     for source in sources:
         path, piece = split_uri(source.uri)
         real = join_uri(os.path.realpath(path), piece) if os.path.exists(path) else source.uri
-        by_place.setdefault(real, source)
-    return list(by_place.values())
+        by_path.setdefault(real, source)
+    return list(by_path.values())
 
 
 def _in_order(uri: str) -> tuple[str, str, int]:
@@ -86,7 +86,7 @@ def _exists(name: str) -> bool:
 
 
 def _match(name: str, passed_over: list[str]) -> Iterator[Source]:
-    """The sources of one name; what is not taken of a folder is added to ``passed_over``."""
+    """Yield the sources of one name; add the unused files of a folder to ``passed_over``."""
     fs, path = open_filesystem(name)
     if not fs.exists(path):
         yield from _glob(fs, path, passed_over) if glob.has_magic(name) else ()
@@ -99,7 +99,7 @@ def _match(name: str, passed_over: list[str]) -> Iterator[Source]:
 
 
 def _glob(fs: Any, pattern: str, passed_over: list[str]) -> Iterator[Source]:
-    """The shards among the files that match; if none do, those of the folders that match."""
+    """Yield the shards among the matching files, or if there are none, those of the matching folders."""
     start = pattern[: next((i for i, character in enumerate(pattern) if character in "*?["), None)].rpartition("/")[0]
     named_hidden = pattern.rstrip("/").rsplit("/", 1)[-1].startswith((".", "_"))
     entries = {path.rstrip("/"): file_info(fs, info) for path, info in fs.glob(pattern, detail=True).items()}
@@ -131,13 +131,13 @@ def _folder(fs: Any, path: str, passed_over: list[str]) -> Iterator[Source]:
 
 
 def _shards(fs: Any, entries: dict[str, Any]) -> Iterator[Source]:
-    with ThreadPoolExecutor(16) as threads:  # a footer to read for each large table, a link to follow for each file
+    with ThreadPoolExecutor(16) as threads:  # reads a footer for each large table, follows a link for each file
         for sources in threads.map(lambda entry: list(_sources(fs, *entry)), entries.items()):
             yield from sources
 
 
 def _sources(fs: Any, name: str, entry: dict[str, Any]) -> Iterator[Source]:
-    # A local listing tells of a link, not of its target; a remote one saves a request for every shard.
+    # A local listing describes a link, not its target; a remote one saves a request for every shard.
     info = fs.info(name) if is_local(fs) else entry
     if info["type"] == "directory":
         return
@@ -148,13 +148,13 @@ def _sources(fs: Any, name: str, entry: dict[str, Any]) -> Iterator[Source]:
 
 
 def _pieces(source: Source) -> list[Piece]:
-    """What a large table is cut into. One that cannot be read is a shard that fails, not a run that does."""
+    """Split a large table into pieces. An unreadable one becomes one shard, which fails alone, not the run."""
     with suppress(SourceError, OSError):
-        return _cut(source)
+        return _split(source)
     return [Piece()]
 
 
-def _cut(source: Source) -> list[Piece]:
+def _split(source: Source) -> list[Piece]:
     kind = kind_of(source.uri)
     if kind == "parquet" and source.bytes >= TABLES_SPLIT_FROM_BYTES:
         return parquet.pieces(source.uri)
@@ -169,7 +169,7 @@ def _source(fs: Any, path: str, info: dict[str, Any]) -> Source:
 
 
 def current_etag(uri: str) -> str:
-    """The etag a source has now; SourceError when it is gone."""
+    """Return the current etag of a source; SourceError if it is missing."""
     named, piece = split_uri(uri)
     fs, path = open_filesystem(named)
     try:
@@ -177,4 +177,4 @@ def current_etag(uri: str) -> str:
             return published_etag(uri)
         return folder.measure(fs, path, piece)[1] if piece.folder is not None else _source(fs, path, fs.info(path)).etag
     except FileNotFoundError:
-        raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None
+        raise SourceError(f"shard {uri} is missing since it was planned: restore it, or embed without it") from None

@@ -1,4 +1,4 @@
-"""The pictures of some rows of a shard, as it holds them: in one pass, whatever the kind of shard."""
+"""Read the encoded pictures of some rows of a shard, in one pass, for every kind of shard."""
 
 import posixpath
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,26 +16,26 @@ from memory_builder.storage.store import sha256
 
 GONE = "shard is gone"
 CHANGED = "changed since it was embedded"
-NOT_THERE = "not in its shard any more"
-NOWHERE = "no address known"
+NOT_IN_SHARD = "not in its shard any more"
+NO_LINK = "no address known"
 
 
 @dataclass(frozen=True, slots=True)
 class PictureRef:
-    """Where a row's picture is: ``member`` and ``url`` of its metadata."""
+    """Reference to a row's picture: ``member`` and ``url`` of its metadata."""
 
     member: str | None
     url: str | None = None
     sha256: str | None = None
-    """Of the picture that was embedded, if that is known."""
+    """Digest of the embedded picture, if known."""
 
     @staticmethod
     def of(row: Mapping[str, Any]) -> "PictureRef":
-        """Of a row of the metadata; the member of one without a picture is its caption."""
+        """Make the reference of a metadata row; the ``member`` of a row without a picture is its caption."""
         return PictureRef(row["member"] if row["has_image"] else None, row["url"], row["sha256"])
 
     def is_other(self, picture: bytes) -> bool:
-        """Whether a file of the source is another than the one that was embedded. A web server may pack anew."""
+        """Whether a file differs from the embedded one. Web servers may re-encode, so links are not compared."""
         if self.sha256 is None or self.member is None or "://" in self.member:
             return False
         return sha256(picture) != self.sha256
@@ -43,50 +43,50 @@ class PictureRef:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A picture that cannot be had any more."""
+    """A picture that is no longer available, with the reason."""
 
     reason: str
 
 
 def read_pictures(
-    uri: str, places: Sequence[PictureRef], policy: LinkPolicy, image_key: str | None = None
+    uri: str, refs: Sequence[PictureRef], policy: LinkPolicy, image_key: str | None = None
 ) -> Iterator[tuple[int, bytes | Missing]]:
-    """(which of ``places``, the picture) for each place once, those that are missing among or after the others.
+    """Yield (index in ``refs``, its picture or Missing) once for each reference, in any order.
 
-    A tar is walked once, from header to header, and only the wanted members are read; links are fetched some ahead.
+    A tar is read once, header by header, and only the wanted members' data; links are fetched ahead.
 
     Args:
         uri: the shard.
-        places: of the pictures.
-        policy: what may be read for them; what it refuses is missing.
+        refs: references to the pictures.
+        policy: decides which links are followed; refused ones are Missing.
         image_key: ``Memory.image_key``.
 
     Raises:
-        SourceError: the shard is there and reading it fails.
+        SourceError: the shard exists and reading it fails.
     """
-    left = set(range(len(places)))
+    left = set(range(len(refs)))
     try:
-        for which, picture in _read(uri, places, policy, image_key):
-            left.discard(which)
-            is_other = isinstance(picture, bytes) and places[which].is_other(picture)
-            yield which, Missing(CHANGED) if is_other else picture
-        reason = NOT_THERE
+        for index, picture in _read(uri, refs, policy, image_key):
+            left.discard(index)
+            is_other = isinstance(picture, bytes) and refs[index].is_other(picture)
+            yield index, Missing(CHANGED) if is_other else picture
+        reason = NOT_IN_SHARD
     except FileNotFoundError:
         reason = GONE
     except OSError as error:
         raise SourceError(f"reading shard {uri} failed: {error}") from error
-    for which in sorted(left):
-        yield which, Missing(reason)
+    for index in sorted(left):
+        yield index, Missing(reason)
 
 
 def _read(
-    uri: str, places: Sequence[PictureRef], policy: LinkPolicy, image_key: str | None
+    uri: str, refs: Sequence[PictureRef], policy: LinkPolicy, image_key: str | None
 ) -> Iterator[tuple[int, bytes | Missing]]:
     path, piece = split_uri(uri)
-    inside = {place.member: i for i, place in enumerate(places) if _is_inside(path, piece, place)}
-    linked = sorted(set(range(len(places))).difference(inside.values()))
+    inside = {ref.member: i for i, ref in enumerate(refs) if _is_inside(path, piece, ref)}
+    linked = sorted(set(range(len(refs))).difference(inside.values()))
     if linked:
-        fetch = partial(_fetch, path=path, piece=piece, places=places, policy=policy)
+        fetch = partial(_fetch, path=path, piece=piece, refs=refs, policy=policy)
         yield from linked_pictures.read_ahead(fetch, linked)
     if not inside:
         return
@@ -108,27 +108,27 @@ def _row_number(member: str | None) -> int | None:
     return int(number) if number.isascii() and number.isdigit() and len(number) < 19 else None
 
 
-def _is_inside(path: str, piece: Piece, place: PictureRef) -> bool:
+def _is_inside(path: str, piece: Piece, ref: PictureRef) -> bool:
     """Whether the shard's own file holds the picture."""
-    if place.member is None or piece.folder is not None or piece.is_published:
+    if ref.member is None or piece.folder is not None or piece.is_published:
         return False
     if kind_of(path) == "parquet":
-        return place.member.startswith("row ")
+        return ref.member.startswith("row ")
     return kind_of(path) != "listing"
 
 
 def _fetch(
-    which: int, *, path: str, piece: Piece, places: Sequence[PictureRef], policy: LinkPolicy
+    index: int, *, path: str, piece: Piece, refs: Sequence[PictureRef], policy: LinkPolicy
 ) -> tuple[int, bytes | Missing]:
-    place = places[which]
+    ref = refs[index]
     try:
-        if piece.folder is not None and place.member is not None:
-            target = policy.member(path, posixpath.join(piece.folder, place.member))
+        if piece.folder is not None and ref.member is not None:
+            target = policy.member(path, posixpath.join(piece.folder, ref.member))
         else:
-            link = place.member or place.url
+            link = ref.member or ref.url
             if link is None:
-                return which, Missing(NOWHERE)
+                return index, Missing(NO_LINK)
             target = policy.link(link, posixpath.join(path, "") if piece.is_published else path)
-        return which, linked_pictures.fetch_target(target)
+        return index, linked_pictures.fetch_target(target)
     except BadPairError as error:
-        return which, Missing(str(error))
+        return index, Missing(str(error))

@@ -1,4 +1,4 @@
-"""What a file is by its name: a tar, a parquet table, a listing or a picture."""
+"""Kind of a file by its name: tar, parquet table, listing or picture."""
 
 import posixpath
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
 
 
 def kind_of(name: str) -> Kind | None:
-    """The kind, in capitals or not; None for a file that is none of these."""
+    """Return the kind of a file by its suffix, ignoring case; None for other files."""
     lower = name.lower()
     for kind, suffixes in SUFFIXES.items():
         if lower.endswith(suffixes):
@@ -27,13 +27,13 @@ def kind_of(name: str) -> Kind | None:
 
 
 def split_file_name(name: str) -> tuple[str, str]:
-    """``a/10.12.PNG`` → (``a/10.12``, ``png``): unlike in a tar, at the last dot, as people name their files."""
+    """Split at the last dot, unlike in a tar: ``a/10.12.PNG`` → (``a/10.12``, ``png``)."""
     stem, suffix = posixpath.splitext(name)
     return stem, suffix[1:].lower()
 
 
 def describe_passed_over(names: Iterable[str]) -> str:
-    """What was passed over, in a line: ``2 parquet files in data/, metadata.jsonl, 3 hidden files``."""
+    """Summarise unused files in a line: ``2 parquet files in data/, metadata.jsonl, 3 hidden files``."""
     names = list(names)
     hidden = [name for name in names if is_hidden(name)]
     shown = [name for name in names if not is_hidden(name)]
@@ -52,7 +52,7 @@ def describe_passed_over(names: Iterable[str]) -> str:
 
 
 def is_hidden(below: str) -> bool:
-    """Whether a path is of those that programs leave beside data: .name, __MACOSX, and _name of what is no picture."""
+    """Whether a path is one that programs leave beside data: .name, __MACOSX, or _name unless it is a picture."""
     *folders, name = below.strip("/").split("/")
     if any(part.startswith(".") or part == "__MACOSX" for part in (*folders, name)):
         return True

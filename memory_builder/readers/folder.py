@@ -1,6 +1,6 @@
-"""Folders of pictures, each with its caption in a ``.txt`` or ``.json`` of the same name → pairs.
+"""Read pairs from folders of pictures, each with its caption in a ``.txt`` or ``.json`` of the same name.
 
-Every folder below the one that was named is a shard, a large one several. The key is the path below the named one.
+Every folder below the given one is a shard, a large one several. A pair's key is its path below the given folder.
 """
 
 import os
@@ -17,14 +17,14 @@ from memory_builder.readers.sidecar_table import read_table_beside
 from memory_builder.storage.filesystem import is_local, open_filesystem
 from memory_builder.storage.store import sha256, version_of
 
-_Entry = tuple[str, int, str]  # file name, bytes, what changes with its content
+_Entry = tuple[str, int, str]  # file name, bytes, version
 _SUFFIXES = IMAGE_SUFFIXES | {"txt", "json"}
 
 
 def read(root: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject]:
-    """The pairs of one folder, or of some of its names.
+    """Yield the pairs of one folder, or of some of its names.
 
-    A table of img2dataset that lies beside the folder and is called like it is joined by key.
+    A table of img2dataset beside the folder, with the folder's name, is joined by key.
     """
     fs, path = open_filesystem(root)
     below = piece.folder or ""
@@ -41,19 +41,19 @@ def read(root: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject]:
 
 
 def pieces(fs: Any, path: str, folders: Iterable[str]) -> list[tuple[Piece, int, str]]:
-    """(piece, bytes, etag) of folders below a path, each by its path below that."""
-    cut = []
+    """Split folders, given by their paths below ``path``, into pieces: (piece, bytes, etag)."""
+    result = []
     for below in sorted(folders):
         n_names = len(_names(fs, path, Piece(folder=below)))
         for start in range(0, n_names, PAIRS_A_SHARD):
             items = (start, start + PAIRS_A_SHARD) if n_names > PAIRS_A_SHARD else None
             piece = Piece(folder=below, items=items)
-            cut.append((piece, *measure(fs, path, piece)))
-    return cut
+            result.append((piece, *measure(fs, path, piece)))
+    return result
 
 
 def measure(fs: Any, path: str, piece: Piece) -> tuple[int, str]:
-    """(bytes, etag) of a piece; FileNotFoundError when it is gone."""
+    """Return (bytes, etag) of a piece; FileNotFoundError if it has no files."""
     entries = [entry for files in _names(fs, path, piece).values() for entry in files]
     if not entries:
         raise FileNotFoundError(_below(path, piece))
@@ -61,7 +61,7 @@ def measure(fs: Any, path: str, piece: Piece) -> tuple[int, str]:
 
 
 def file_info(fs: Any, info: dict[str, Any]) -> dict[str, Any]:
-    """What a listing says of a file; of a local link, what is to be said of its target."""
+    """Return a listed file's info; for a local link, that of its target."""
     if is_local(fs) and info.get("islink") and os.path.exists(info["name"]):
         target: dict[str, Any] = fs.info(info["name"])
         return target
@@ -73,7 +73,7 @@ def _below(path: str, piece: Piece) -> str:
 
 
 def _names(fs: Any, path: str, piece: Piece) -> dict[str, list[_Entry]]:
-    """Name without suffix → its files, in order of the names."""
+    """Group the files by their name without suffix, in order."""
     names: dict[str, list[_Entry]] = {}
     for listed in fs.ls(_below(path, piece), detail=True):
         info = file_info(fs, listed)
@@ -89,7 +89,7 @@ def _names(fs: Any, path: str, piece: Piece) -> dict[str, list[_Entry]]:
 
 
 def _is_wanted(key: str, rules: PairRules) -> bool:
-    """Whether a pair of this stem is; that of one picture of several is called by its suffix too."""
+    """Whether a pair with this stem is wanted; if a stem has several pictures, their keys include the suffix."""
     name = printable(key)
     return rules.only is None or name in rules.only or any(split_file_name(only)[0] == name for only in rules.only)
 

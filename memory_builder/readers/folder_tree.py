@@ -1,8 +1,8 @@
-"""Every file below a folder, and which of them make the shards; the rest is counted, by kind.
+"""Select the shards among all files below a folder; count the other files by kind.
 
-The first kind that is there makes the shards: tars, then parquet tables, then listings, then folders of pictures. Two
-kinds of table are not shards: what img2dataset writes beside its tars and folders is joined to those, and a listing
-beside pictures of which it names none says nothing of them.
+The shards are files of the first kind that exists: tars, then parquet tables, then listings, then folders of pictures.
+Two kinds of table are not shards: img2dataset's tables beside its tars and folders, which are joined to those, and a
+listing beside pictures that names none of them.
 """
 
 import os
@@ -27,7 +27,7 @@ class Selection:
     """The shards of a folder."""
 
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Path → what the filesystem says of the file."""
+    """Path → the filesystem's info of the file."""
     folders: list[str] = field(default_factory=list)
     """Folders of pictures, by their path below the root."""
     passed_over: list[str] = field(default_factory=list)
@@ -35,7 +35,7 @@ class Selection:
 
 
 def select(fs: Any, root: str) -> Selection:
-    """The shards of a folder and of all below it."""
+    """Select the shards of a folder and all folders below it."""
     every = dict(sorted(_walk(fs, root)))
     files = {path: info for path, info in every.items() if _is_stored(path, info) and not is_hidden(path[len(root) :])}
     by_kind: dict[str | None, list[str]] = {}
@@ -72,7 +72,7 @@ def select(fs: Any, root: str) -> Selection:
 
 
 def _walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(path, what the filesystem says) of every file below a folder; links are followed, each folder once."""
+    """Yield (path, info) of every file below a folder; follow links, but enter each folder once."""
     if not is_local(fs):
         yield from _without_markers(root, fs.find(root, detail=True)).items()
         return
@@ -88,7 +88,7 @@ def _walk(fs: Any, root: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _without_markers(root: str, files: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The files of an object store without the empty objects that consoles make to stand for folders."""
+    """Leave out the empty objects that represent folders in an object store."""
     folders = {root.rstrip("/")}
     for path in files:
         while (path := posixpath.dirname(path)) not in folders and len(path) > len(root):
@@ -97,13 +97,13 @@ def _without_markers(root: str, files: dict[str, dict[str, Any]]) -> dict[str, d
 
 
 def _is_stored(path: str, info: dict[str, Any]) -> bool:
-    """Whether it is a file: no pipe or socket, nor a link to nothing, unless that is called like a shard, and fails."""
+    """Whether a path is a regular file, or a broken link with a shard's name, which then fails as a shard."""
     is_lost_shard = bool(info.get("islink")) and kind_of(path) not in (None, "picture")
     return info["type"] == "file" or is_lost_shard
 
 
 def _describes_folder(fs: Any, path: str, with_pictures: set[str]) -> bool:
-    """Whether a table is what img2dataset writes beside a folder of pictures."""
+    """Whether a table is img2dataset's beside a folder of pictures."""
     stem = path.removesuffix(".parquet")
     return stem != path and stem in with_pictures and has_keys(fs.unstrip_protocol(path))
 
@@ -118,7 +118,7 @@ def _is_statistics(path: str, shards: set[str]) -> bool:
 
 
 def _pictures_named(fs: Any, path: str) -> set[str]:
-    """Where the links of a listing lead, as paths; empty for one that cannot be read."""
+    """Return the paths of the pictures that a listing names; empty if it cannot be read."""
     folder = posixpath.dirname(path)
     try:
         reader = parquet if kind_of(path) == "parquet" else listing

@@ -1,7 +1,7 @@
-"""Where a link leads, and whether it may be followed: the one rule for embedding, the service, retrieval and training.
+"""Resolve links to pictures and decide which are followed, for embedding, the service, retrieval and training alike.
 
-Trust follows where data came from, not where a file lies. A table or memory from elsewhere names no file of this
-machine, and no private address: whoever wants that followed names the folder or the host.
+Trust depends on the origin of data, not on the location of a file. A table or memory from elsewhere may link neither to
+local files nor to private addresses, unless the caller names the folder or the host.
 """
 
 import os
@@ -25,61 +25,61 @@ OUTSIDE = "link leads out of its source's folder (--local-root names folders tha
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a link leads to, checked: a local path, or a URI with the hosts that may be asked for it."""
+    """Checked target of a link: a local path, or a URI with the hosts that requests may go to."""
 
     uri: str
     is_local: bool
     hosts: tuple[str, ...] = ()
     is_own_host: bool = False
-    """The host is the one that the source lies on."""
+    """The host is the source's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LinkPolicy:
-    """What may be read to get the pictures of rows.
+    """Rules for the shards and links that may be read to get the pictures of rows.
 
-    A shard is opened, and what lies in its folder is read, if it is one of ``sources`` or lies in one of ``roots``.
-    Links to http(s) are followed to public addresses and to ``hosts``; all other links, symbolic ones too, must stay in
-    the folder of such a shard or in one of ``roots``.
+    A shard, and the files in its folder, may be read if it is one of ``sources`` or inside one of ``roots``. Links to
+    http(s) are followed to public addresses and to ``hosts``; all other links, symbolic ones too, must stay in the
+    folder of such a shard or in one of ``roots``.
     """
 
     sources: frozenset[str] = frozenset()
     """Shards (``uri`` without a piece) that this user embedded."""
     roots: tuple[str, ...] = ()
-    """Folders, local or as the start of a URL, that the caller names."""
+    """Local folders or URL prefixes that the caller allows."""
     hosts: tuple[str, ...] = ()
-    """Hosts, or HOST:PORT, that may be asked although their addresses are not public."""
+    """Hosts, or HOST:PORT, that requests may go to although their addresses are not public."""
     follows_named: bool = False
-    """While embedding: the caller names the sources themselves, and a local table may name any local picture."""
+    """For embedding, where the caller names the sources: a local table may then link to any local picture."""
 
     def and_sources(self, sources: Iterable[str]) -> "LinkPolicy":
-        """The same with more shards that may be opened."""
+        """Return a copy with more shards that may be opened."""
         return replace(self, sources=self.sources.union(sources))
 
     def shard(self, path: str) -> None:
         """Check that a shard may be opened.
 
         Raises:
-            BadPairError: it may not.
+            BadPairError: the shard may not be opened.
         """
         if not (self.follows_named or path in self.sources or ("::" not in path and self._in_roots(path))):
             raise BadPairError(NOT_NAMED)
 
     def member(self, folder: str, member: str) -> Target:
-        """A file of a folder of pictures.
+        """Resolve a file of a folder of pictures.
 
         Args:
-            folder: the one that was named as a source.
+            folder: the folder that is the source.
             member: path below it.
 
         Raises:
-            BadPairError: it may not be read.
+            BadPairError: the file may not be read.
         """
         self.shard(folder)
         fs, root = open_filesystem(folder)
         path = posixpath.join(root, member)
         if not is_local(fs):
-            if posixpath.isabs(member) or leaves(member):
+            if posixpath.isabs(member) or leaves_folder(member):
                 raise BadPairError("link leaves its folder")
             return _target(uri_of(fs, path), self.hosts, own=folder)
         if not is_inside(path, root) and not self._in_roots(path):
@@ -87,14 +87,14 @@ class LinkPolicy:
         return Target(path, is_local=True)
 
     def link(self, link: str, table: str) -> Target:
-        """What a row of a table names.
+        """Resolve the link of a table's row.
 
         Args:
             link: a path or URI.
-            table: where the table lies.
+            table: path or URI of the table.
 
         Raises:
-            BadPairError: it may not be followed.
+            BadPairError: the link may not be followed.
         """
         scheme = match[1].lower() if (match := _SCHEME.match(link)) else None
         link = link if scheme is None else scheme + link[len(scheme) :]
@@ -116,21 +116,21 @@ class LinkPolicy:
         return self._local(name, posixpath.dirname(path) if is_local(fs) else None, table)
 
     def _beside(self, name: str, table: str, uri: str) -> Target:
-        """A file beside or below a table that is not local."""
+        """Resolve a file beside or below a remote table."""
         self.shard(table)
-        if leaves(name):
+        if leaves_folder(name):
             raise BadPairError("link leaves its folder")
         return _target(uri, self.hosts, own=table)
 
     def _cloud(self, link: str, table: str) -> Target:
-        """An object of a store that asks for credentials: ours are lent to what the caller named alone."""
-        is_near = table in self.sources and _starts(link, posixpath.dirname(table))
+        """Resolve an object of a store that needs credentials: ours are used only for sources that the caller named."""
+        is_near = table in self.sources and _is_below(link, posixpath.dirname(table))
         if not (self.follows_named or is_near or self._in_roots(link)):
             raise BadPairError(OUTSIDE)
         return Target(link, is_local=False)
 
     def _local(self, name: str, folder: str | None, table: str) -> Target:
-        """A file of this machine; ``folder`` is the table's if that is local too."""
+        """Resolve a local file; ``folder`` is the table's, if the table is local too."""
         is_relative = not posixpath.isabs(name)
         if folder is not None:
             path = posixpath.join(folder, name)
@@ -149,23 +149,23 @@ class LinkPolicy:
         raise BadPairError(OUTSIDE)
 
     def _in_roots(self, path: str) -> bool:
-        """Whether a path or URI lies in a folder that the caller named."""
+        """Whether a path or URI is inside one of ``roots``."""
         scheme = _SCHEME.match(path)
         if scheme is None or scheme[1] == "file":
             roots = [root for root in self.roots if not _SCHEME.match(root) or root.startswith("file:")]
             return any(is_inside(_path_of(path), _path_of(root)) for root in roots)
-        return any(_starts(path, root) for root in self.roots)
+        return any(_is_below(path, root) for root in self.roots)
 
 
 def _target(uri: str, hosts: tuple[str, ...], own: str | None) -> Target:
-    """A URI; the host of its source may be asked wherever it is."""
+    """Make the target of a URI; requests to its source's own host are allowed even at a private address."""
     netloc = _host_of(own) if own is not None and own.startswith(("http://", "https://")) else ""
     is_own = bool(netloc) and _host_of(uri) == netloc
     return Target(uri, is_local=False, hosts=(*hosts, netloc) if is_own else hosts, is_own_host=is_own)
 
 
 def _host_of(url: str) -> str:
-    """Host and port; nothing if it is no URL."""
+    """Return host and port of a URL; empty if it is not a URL."""
     try:
         return urlsplit(url).netloc.lower()
     except ValueError:
@@ -173,7 +173,7 @@ def _host_of(url: str) -> str:
 
 
 def _path_of(link: str) -> str:
-    """The local path of a path or ``file:`` URL."""
+    """Return the local path of a path or ``file:`` URL."""
     if not link.startswith("file:"):
         return link
     parts = urlsplit(link)
@@ -182,25 +182,25 @@ def _path_of(link: str) -> str:
     return link.split("://", 1)[-1].removeprefix(parts.netloc) if "://" in link else link.removeprefix("file:")
 
 
-def _starts(uri: str, root: str) -> bool:
-    """Whether a URI lies below another, whatever is written in it."""
-    return uri.startswith(f"{root.rstrip('/')}/") and "::" not in uri and not leaves(uri)
+def _is_below(uri: str, root: str) -> bool:
+    """Whether a URI is below another, without steps upwards or chained protocols."""
+    return uri.startswith(f"{root.rstrip('/')}/") and "::" not in uri and not leaves_folder(uri)
 
 
-def leaves(name: str) -> bool:
+def leaves_folder(name: str) -> bool:
     """Whether a name has a step upwards, plain or percent-encoded."""
     return ".." in re.split(r"[/\\]", unquote(name))
 
 
 def is_inside(path: str, folder: str) -> bool:
-    """Whether a local path leads into a folder, symbolic links followed."""
+    """Whether a local path, with symbolic links resolved, is inside a folder."""
     try:
         root, real = os.path.realpath(folder), os.path.realpath(path)
     except (OSError, ValueError):
         return False
-    return os.path.commonpath([root, real]) == root and not is_kernels(real)
+    return os.path.commonpath([root, real]) == root and not is_kernel_path(real)
 
 
-def is_kernels(real: str) -> bool:
-    """Whether a path is one of those by which the system shows itself: what is read there is no stored file."""
+def is_kernel_path(real: str) -> bool:
+    """Whether a path is in /proc, /sys or /dev, which hold no stored files."""
     return any(real == folder or real.startswith(f"{folder}/") for folder in KERNEL_FOLDERS)

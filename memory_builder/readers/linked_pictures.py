@@ -1,6 +1,6 @@
-"""Rows that name a picture → pairs: the files are fetched some ahead, in threads, in order.
+"""Turn rows with links to pictures into pairs: files are fetched ahead in threads, and pairs keep their order.
 
-``policy.py`` says what a row may name.
+``link_policy.py`` decides which links are followed.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from memory_builder.base.prefetch import map_ahead
 from memory_builder.readers.columns import Row
-from memory_builder.readers.link_policy import LinkPolicy, Target, is_kernels
+from memory_builder.readers.link_policy import LinkPolicy, Target, is_kernel_path
 from memory_builder.readers.pairs import (
     BadPairError,
     Pair,
@@ -32,18 +32,18 @@ FETCH_THREADS = 16
 FETCH_AHEAD = 64
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def pairs_of_rows(rows: Iterable[Row | Truncated], table: str, rules: PairRules) -> Iterator[Pair | Reject | Truncated]:
-    """The pairs of a table that lies at ``table``."""
+    """Yield the pairs of the table at path or URI ``table``."""
     wanted = (row for row in rows if isinstance(row, Truncated) or rules.wants(printable(row.key)))
     policy = LinkPolicy(follows_named=True, hosts=rules.allow_hosts)
     return read_ahead(partial(_pair, table=table, rules=rules, policy=policy), wanted)
 
 
-def read_ahead(load: Callable[[Item], Found], items: Iterable[Item]) -> Iterator[Found]:
-    """Pairs whose files are waited for rather than worked on."""
+def read_ahead(load: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Load items ahead in many threads: loading waits for storage and needs little CPU."""
     with ThreadPoolExecutor(FETCH_THREADS) as threads:
         yield from map_ahead(load, items, threads, FETCH_AHEAD)
 
@@ -70,10 +70,10 @@ def _pair(row: Row | Truncated, *, table: str, rules: PairRules, policy: LinkPol
 
 
 def fetch_target(target: Target) -> bytes:
-    """What a link leads to.
+    """Read the target of a link.
 
     Raises:
-        BadPairError: as ``fetch`` and ``fetch_url``, or what is needed to go there is not installed.
+        BadPairError: as ``fetch`` and ``fetch_url``, or the filesystem's package is not installed.
     """
     if target.is_local:
         return _read_regular(target.uri)
@@ -81,7 +81,7 @@ def fetch_target(target: Target) -> bytes:
         return fetch_url(target)
     try:
         fs, path = open_filesystem(target.uri)
-    except ImportError as error:  # fsspec says of which package
+    except ImportError as error:  # fsspec names the package
         raise BadPairError(f"file cannot be fetched ({error})") from None
     try:
         return fetch(fs, path)
@@ -90,8 +90,8 @@ def fetch_target(target: Target) -> bytes:
 
 
 def _read_regular(path: str) -> bytes:
-    """A stored file of this machine; a device or pipe might never end."""
-    if is_kernels(os.path.realpath(path)):
+    """Read a regular local file; a device or pipe might never end."""
+    if is_kernel_path(os.path.realpath(path)):
         raise BadPairError("not a regular file")
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
@@ -112,11 +112,11 @@ def _read_regular(path: str) -> bytes:
 
 
 def fetch(fs: Any, path: str) -> bytes:
-    """The file's content.
+    """Read a file.
 
     Raises:
-        BadPairError: it is not there, too large, or may not be read.
-        TransportError: its storage fails, however often it was tried.
+        BadPairError: the file is missing, too large, or may not be read.
+        TransportError: its storage fails after all retries.
     """
     try:
         with fs.open(path, "rb") as file:
@@ -125,7 +125,7 @@ def fetch(fs: Any, path: str) -> bytes:
         raise BadPairError("no such file") from None
     except PermissionError:
         raise BadPairError("file may not be read") from None
-    except Exception as error:  # whatever this filesystem raises once it has tried often enough
+    except Exception as error:  # any exception of the filesystem after its retries
         raise TransportError(f"{type(error).__name__}: {error}") from error
     if len(data) > MAX_MEMBER_BYTES:
         raise BadPairError(f"file larger than {MAX_MEMBER_BYTES >> 20} MiB")

@@ -1,4 +1,4 @@
-"""CSV, TSV and JSONL listings of pictures and captions → pairs."""
+"""Read pairs from CSV, TSV and JSONL listings of pictures and captions."""
 
 import csv
 import json
@@ -27,14 +27,14 @@ from memory_builder.readers.shard_uri import PAIRS_A_SHARD, Piece
 from memory_builder.readers.transport import DamagedFileError, open_unpacked
 
 LONGEST = max(map(len, SUFFIXES["listing"]))
-ROWS_LOOKED_AT = 1_000
-"""Of a JSONL, to learn its columns: any row may lack some."""
+HEAD_ROWS = 1_000
+"""Rows of a JSONL that determine its columns: any row may lack some."""
 Record = list[str] | str  # cells of a CSV row; a line of JSON
 DAMAGE = (csv.Error, LineTooLongError)
 
 
 def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Truncated]:
-    """The pairs of a piece of a listing; the first line of a CSV or TSV names its columns."""
+    """Yield the pairs of a piece of a listing; the first line of a CSV or TSV names its columns."""
     with open_listing(path, rules.notes) as listing:
         columns = Columns(listing.names, rules, path)
         rules = columns.rules(rules)
@@ -42,7 +42,7 @@ def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | 
 
 
 def pieces(path: str) -> list[Piece]:
-    """Pieces of ten thousand rows, cut between rows. Reads the listing once."""
+    """Split a listing into pieces of ten thousand rows; reads it once."""
     with open_listing(path) as listing:
         edges = [listing.begin]
         n = 0
@@ -51,7 +51,7 @@ def pieces(path: str) -> list[Piece]:
                 if n and n % PAIRS_A_SHARD == 0:
                     edges.append(begin)
         except DAMAGE:
-            pass  # whoever reads the piece says so
+            pass  # reading the piece reports the damage
     if len(edges) == 1:
         return [Piece()]
     stops = [*edges[1:], listing.size]
@@ -60,7 +60,7 @@ def pieces(path: str) -> list[Piece]:
 
 
 def links(path: str) -> Iterator[str]:
-    """What the rows of a listing name as their pictures; nothing where no column is called like one."""
+    """Yield the links to pictures in a listing; none if no column has a picture's usual name."""
     with open_listing(path) as listing:
         if first_spelled(IMAGE_COLUMNS, listing.names) is None:
             return
@@ -75,7 +75,7 @@ def open_listing(path: str, notes: Counter[str] | None = None) -> "Iterator[List
     """Open a listing, compressed or not.
 
     Raises:
-        SourceError: it is empty, damaged, or no UTF-8.
+        SourceError: the listing is empty, damaged, or not UTF-8.
     """
     try:
         with open_unpacked(path) as file:
@@ -85,7 +85,7 @@ def open_listing(path: str, notes: Counter[str] | None = None) -> "Iterator[List
 
 
 class Listing:
-    """An open listing: the names of its columns and, from byte ``begin`` on, its records."""
+    """An open listing: its column names and, from byte ``begin`` on, its records."""
 
     def __init__(self, file: BinaryIO, path: str, notes: Counter[str] | None = None) -> None:
         self.path = path
@@ -101,9 +101,9 @@ class Listing:
         self.begin, self.names = self._head()
 
     def _head(self) -> tuple[int, list[str]]:
-        """Byte where the rows begin, and the names of the columns."""
+        """Return the offset of the rows in bytes, and the column names."""
         if self.is_json:
-            first = [str(record) for _, record in islice(self.records(0, self.size), ROWS_LOOKED_AT)]
+            first = [str(record) for _, record in islice(self.records(0, self.size), HEAD_ROWS)]
             names = list(dict.fromkeys(name for line in first for name in _json_row(line)[0]))
             begin: int | None = 0 if first else None
         else:
@@ -111,13 +111,13 @@ class Listing:
             names = distinct_names([name.strip() for name in next(iter(records), (0, []))[1]])
             begin = records.peek() if names else None
         if begin is None:
-            raise SourceError(f"{self.path} is empty: nothing to embed in it")
+            raise SourceError(f"{self.path} is empty")
         if not names:
             raise SourceError(f"{self.path}: none of its first lines is a JSON object; expected one on each line")
         return begin, names
 
     def records(self, start: int, stop: int) -> Iterator[tuple[int, Record]]:
-        """(byte where it begins, record) of those that begin before ``stop``; blank lines are none."""
+        """Yield (offset in bytes, record) of the records that begin before ``stop``, without blank lines."""
         lines = self._lines.read(start)
         source: Iterable[tuple[int, Record]] = (
             lines if self.is_json else Records(lines, self._delimiter, len(self.names), self._notes)
@@ -129,7 +129,7 @@ class Listing:
                 yield begin, record
 
     def rows(self, piece: Piece, columns: Columns) -> Iterator[Row | Truncated]:
-        """The rows of a piece; their numbers count from the listing's first."""
+        """Yield the rows of a piece, numbered from the listing's first row."""
         start, stop = piece.bytes or (self.begin, self.size)
         number = first = piece.items[0] if piece.items else 0
         try:

@@ -1,6 +1,6 @@
-"""What a pair is, and what makes one of the files or the table row that a reader found.
+"""Pairs and rejects, and the rules that make them from files or table rows.
 
-The readers never give up on a shard because of one bad pair: what cannot be used becomes a Reject with its reason.
+One bad pair never fails a shard: it becomes a Reject with its reason.
 """
 
 import json
@@ -15,37 +15,37 @@ from memory_builder.readers.file_kinds import IMAGE_SUFFIXES
 MAX_CAPTION_BYTES = 1 << 20
 
 UNCHANGED = "in the memory already"
-"""The reason of a pair that need not be embedded again; it is counted, and no reject."""
+"""Reason of a pair that need not be embedded again; it is counted, but not as a reject."""
 UNCHANGED_NOTE = "pairs are in the memory already and were not embedded again"
 
 CAPTION = "caption"
 CAPTION_SPELLINGS = (CAPTION, "text", "txt", "captions", "alt", "alt_text", "title")
-"""What fields and columns with captions are called, in capitals or not; the first that is there is taken."""
+"""Names of fields and columns with captions, ignoring case; the first that exists is used."""
 URL_SPELLINGS = ("url", "image_url", "uri", "img_url")
-"""The same of addresses."""
+"""Names of fields and columns with URLs, ignoring case."""
 
 Require = Literal["both", "image", "text"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """One image and its caption, as they lie in a shard."""
+    """One image and its caption, as stored in a shard."""
 
     key: str
     image: bytes | None = None
-    """The encoded file; not looked into yet."""
+    """The encoded file, not decoded yet."""
     caption: str | None = None
     member: str | None = None
-    """Where the image (or else the caption) is inside its shard."""
+    """Name of the image (or else of the caption) in its shard."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """What the pair's ``.json`` or table row says."""
+    """Fields of the pair's ``.json`` or table row."""
     is_numbered: bool = False
-    """The key is the number of the row in its table: another row may have it once the table has changed."""
+    """The key is the row number in a table, so another row may have it after the table changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reject:
-    """A pair that cannot be used."""
+    """A pair that cannot be used, with the reason."""
 
     key: str
     reason: str
@@ -53,54 +53,54 @@ class Reject:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Truncated:
-    """The shard cannot be read any further; what lies past this point is unknown."""
+    """Reading a shard stopped here; the content after this point is unknown."""
 
     reason: str
     offset: int
-    """Byte or row of what cannot be read; 0 when nothing can."""
+    """Byte or row where reading stopped; 0 if nothing was read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PairRules:
-    """Which of what is found makes a pair."""
+    """Rules for making pairs from the files or rows of a shard."""
 
     require: Require = "both"
     caption_key: str = CAPTION
     image_key: str | None = None
     url_key: str | None = None
     only: frozenset[str] | None = None
-    """Keys of the pairs that are wanted; None for all."""
+    """Keys of the wanted pairs; None for all."""
     pictures_only: bool = False
-    """Take every picture, whatever is wrong with its key or with what is said of it, which is not read."""
+    """Take every picture, ignoring faults of its key, and do not read captions and fields."""
     known: Callable[[Any, "PairRules"], bool] | None = None
-    """Whether a row (a ``links.Row``) that names its picture is in the memory already: then it is not fetched."""
+    """Whether a ``columns.Row`` with a link is in the memory already, so that its picture is not fetched."""
     notes: Counter[str] = field(default_factory=Counter, compare=False)
-    """Remarks about the shard, with the number of pairs each concerns; readers add to it."""
+    """Remarks about the shard, with the number of pairs each concerns; readers add to them."""
     allow_hosts: tuple[str, ...] = ()
     """See ``LinkPolicy.hosts``."""
 
     def wants(self, key: str) -> bool:
-        """Whether a pair of this key is to be read."""
+        """Whether the pair of this key is wanted."""
         return self.only is None or key in self.only
 
 
 class BadPairError(Exception):
-    """Carries the reason of a Reject."""
+    """A pair cannot be used; the message is the reason of its Reject."""
 
 
 @dataclass(slots=True)
 class Files:
-    """The files of one stem: neighbours in a tar, or of one name in a folder. Each picture among them is a pair."""
+    """The files of one stem in a tar or folder. Each picture among them is a pair."""
 
     key: str
     pictures: list[tuple[str, bytes]] = field(default_factory=list)  # member name, content
     members: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # suffix → the same, of all else
     fault: str | None = None
     fields: dict[str, Any] = field(default_factory=dict)
-    """What a table beside the shard says of the pair; its own json comes first."""
+    """Fields of the pair in the table beside the shard; the pair's own json overrides them."""
 
     def add(self, suffix: str, name: str, data: bytes) -> None:
-        """One more file, as it is called in its shard."""
+        """Add a file with its name in the shard."""
         if suffix in IMAGE_SUFFIXES:
             self.pictures.append((name, data))
         else:
@@ -108,9 +108,9 @@ class Files:
 
 
 def pairs_of_files(files: Files, rules: PairRules) -> list[Pair | Reject]:
-    """A Pair or a Reject for each picture of a stem; for a stem without pictures one.
+    """Make a Pair or Reject for each picture of a stem, or one for a stem without pictures.
 
-    Where there are several pictures, their keys keep the suffix of the file.
+    If there are several pictures, their keys include the file's suffix.
     """
     if len(files.pictures) < 2:
         return [_pair_of(files, files.key, files.pictures[0] if files.pictures else None, rules)]
@@ -138,7 +138,7 @@ def _pair_of(files: Files, key: str, picture: tuple[str, bytes] | None, rules: P
 
 
 def check_sides(has_image: bool, has_text: bool, rules: PairRules) -> None:
-    """Raises BadPairError when a required side is missing."""
+    """Raise BadPairError if a required modality is missing."""
     if not has_image and not has_text:
         raise BadPairError("neither image nor caption")
     if not has_image and rules.require != "text":
@@ -148,9 +148,9 @@ def check_sides(has_image: bool, has_text: bool, rules: PairRules) -> None:
 
 
 def caption_of(files: Mapping[str, bytes], fields: Mapping[str, Any], rules: PairRules) -> str | None:
-    """The caption: the file or field that ``caption_key`` names; where that is ``caption``, a ``.txt`` comes first.
+    """Return the caption from the file or field ``caption_key``; if that is ``caption``, a ``.txt`` comes first.
 
-    Of a list of captions it is the first that says something; the field keeps them all.
+    Of a list of captions, the first that is not blank is used; the field keeps them all.
     """
     if rules.pictures_only:
         return None
@@ -171,18 +171,18 @@ def caption_of(files: Mapping[str, bytes], fields: Mapping[str, Any], rules: Pai
 
 
 def _spelled(spellings: Sequence[str], fields: Mapping[str, Any]) -> str | None:
-    """The field with a value that is called like the earliest of these."""
+    """Return the name of the field that has a value and matches the earliest spelling."""
     names = {name.lower(): name for name, value in fields.items() if value is not None}
     return next((names[spelling] for spelling in spellings if spelling in names), None)
 
 
 def _with_url(fields: dict[str, Any], rules: PairRules) -> dict[str, Any]:
-    """The fields, with the address called ``url``."""
-    return call_url(fields, rules.url_key or ("url" if fields.get("url") else _spelled(URL_SPELLINGS, fields)))
+    """Rename the field with the URL to ``url``."""
+    return rename_url(fields, rules.url_key or ("url" if fields.get("url") else _spelled(URL_SPELLINGS, fields)))
 
 
-def call_url(fields: dict[str, Any], name: str | None) -> dict[str, Any]:
-    """The fields, the one of this name called ``url``; another one called so is ``url.1`` then."""
+def rename_url(fields: dict[str, Any], name: str | None) -> dict[str, Any]:
+    """Rename the field ``name`` to ``url``; another field of that name becomes ``url.1``."""
     value = fields.get(name) if name else None
     if isinstance(value, bytes):  # as TensorFlow's tools write texts
         value = value.decode("utf-8", "replace")
@@ -204,7 +204,7 @@ def _first_text(value: Any, name: str) -> str:
 
 
 def _decoded(value: Any, name: str) -> Any:
-    """A text that its table holds as bytes, as TensorFlow's tools write it."""
+    """Decode a text that its table holds as bytes, as TensorFlow's tools write it."""
     try:
         return value.decode() if isinstance(value, bytes) else value
     except UnicodeDecodeError:
@@ -226,5 +226,5 @@ def _json_fields(files: Files) -> dict[str, Any]:
 
 
 def printable(text: str) -> str:
-    """Without the lone surrogates that json and tar names may carry and no later file could hold."""
+    """Replace lone surrogates, which json and tar names may hold and UTF-8 files cannot."""
     return text.encode("utf-8", "replace").decode("utf-8")

@@ -1,4 +1,4 @@
-"""Parquet tables of pairs: pictures as bytes in a column, or named by path or URI → pairs."""
+"""Read pairs from parquet tables, with pictures as bytes in a column or as paths or URIs."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ BATCH = 64
 
 
 def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | Truncated]:
-    """The pairs of these rows of a parquet file."""
+    """Yield the pairs of a piece of a parquet file."""
     with _open_parquet(path) as table:
         schema = table.schema_arrow
         columns = Columns(distinct_names(schema.names), rules, path)
@@ -41,7 +41,7 @@ def read(path: str, piece: Piece, rules: PairRules) -> Iterator[Pair | Reject | 
 
 
 def pieces(path: str) -> list[Piece]:
-    """A large file's pieces: runs of row groups of some ten thousand rows, or of the rows of a larger row group."""
+    """Split a file into pieces of about ten thousand rows: several row groups, or parts of a larger one."""
     with _open_parquet(path) as table:
         sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
     edges = [0]
@@ -56,7 +56,7 @@ def pieces(path: str) -> list[Piece]:
 
 
 def links(path: str) -> Iterator[str]:
-    """What the rows of a table name as their pictures; nothing where no column of texts is called like one."""
+    """Yield the links to pictures in a table; none if no text column has a picture's usual name."""
     with _open_parquet(path) as table:
         schema = table.schema_arrow
         name = first_spelled(IMAGE_COLUMNS, schema.names)
@@ -75,7 +75,7 @@ def _open_parquet(path: str) -> Iterator[pq.ParquetFile]:
         except TransportError:
             raise
         except (pa.ArrowException, OSError) as error:
-            raise SourceError(f"{path} is no readable parquet file ({error}): fetch it again") from error
+            raise SourceError(f"{path} is not a readable parquet file ({error}): fetch it again") from error
         yield table
 
 
@@ -115,11 +115,11 @@ def _batches(
 
 
 def _readable(table: pq.ParquetFile, group: int, wanted: list[str], columns: Columns, notes: Counter[str]) -> list[str]:
-    """Those of the columns that Arrow can read in this group, and all that make a pair, readable or not."""
+    """Select the columns that Arrow can read in this group; keep those that make a pair, readable or not."""
     needed = (columns.image, columns.key, columns.caption, columns.url)
     readable = []
     for name in wanted:
-        nested = pa.types.is_nested(table.schema_arrow.field(name).type)  # others are read by Arrow whatever they hold
+        nested = pa.types.is_nested(table.schema_arrow.field(name).type)  # Arrow reads all other types
         if name not in needed and nested and not _can_be_read(table, group, name):
             notes[f"tables have a column {name} that Arrow cannot read, which is left out"] += 1
         else:
@@ -138,9 +138,9 @@ def _can_be_read(table: pq.ParquetFile, group: int, name: str) -> bool:
 
 
 def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str] | None:
-    """All but those of bytes that are neither the picture nor a text of ours, which metadata cannot hold.
+    """Leave out columns of bytes other than picture, key, caption and URL: metadata cannot hold them.
 
-    None for all, where two columns have one name: by name, Arrow finds neither.
+    None for all columns if two have the same name, as Arrow cannot select those by name.
     """
     if len({*schema.names}) < len(schema.names):
         return None
@@ -149,7 +149,7 @@ def _useful_columns(schema: pa.Schema, columns: Columns) -> list[str] | None:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # as pandas writes a category
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind  # pandas writes categories so
     kinds = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
     return any(is_kind(kind) for is_kind in kinds)
 
@@ -160,16 +160,16 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def read_row(path: str, number: int, image_key: str | None = None) -> bytes:
-    """The picture in one row; FileNotFoundError when there is none."""
+    """Read the picture in one row; FileNotFoundError if the row has none."""
     for _, image in read_rows(path, [number], image_key):
         return image
     raise FileNotFoundError(f"row {number} of {path}")
 
 
 def read_rows(path: str, numbers: Sequence[int], image_key: str | None = None) -> Iterator[tuple[int, bytes]]:
-    """(number, picture) of those of these rows, ascending, that hold one; each row group is read once at most.
+    """Yield (number, picture) of the given rows with a picture, ascending; read each row group at most once.
 
-    In column ``image_key``, or unless it is given in the first of usual name.
+    The pictures are in column ``image_key``, or else in the first with a picture's usual name.
     """
     wanted = set(numbers)
     with _open_parquet(path) as table:

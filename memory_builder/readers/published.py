@@ -1,8 +1,8 @@
-"""Vectors that were embedded elsewhere, as others publish them: which files belong together, and what is in them.
+"""Find and read published embeddings: vectors and metadata that were computed elsewhere.
 
-Three layouts are read. Folders ``img_emb/*.npy``, ``text_emb/*.npy`` and ``metadata/*.parquet``, as clip-retrieval
-writes them, LAION publishes them and a memory of ours has them; ``.npy`` files side by side, as autofaiss takes them;
-tables with a column of vectors, parquet or lance.
+Three layouts are supported: folders ``img_emb/*.npy``, ``text_emb/*.npy`` and ``metadata/*.parquet``, as in
+clip-retrieval, LAION and memories; ``.npy`` files side by side, as for autofaiss; parquet or lance tables with a
+column of vectors.
 """
 
 import io
@@ -38,7 +38,7 @@ FOLDERS: dict[str, tuple[str, str]] = {
     "metadata": ("metadata", ".parquet"),
 }
 ROWS_A_SHARD = 1_000_000
-"""Of a lance dataset, which has no files to go by."""
+"""Rows in a shard of a lance dataset."""
 EXPECTED = (
     "expected img_emb/img_emb_0.npy, text_emb/… and metadata/….parquet, or .npy files side by side, or parquet or "
     "lance with a column of vectors"
@@ -47,27 +47,27 @@ EXPECTED = (
 
 @dataclass(slots=True)
 class Published:
-    """What the files of one shard hold."""
+    """Vectors and metadata of one shard of published embeddings."""
 
     vectors: dict[Modality, npt.NDArray[Any]]
-    """Of each modality that is there: any float [n, width]."""
+    """Modality → vectors [n, width] of any float type."""
     metadata: pa.Table | None
     files: dict[str, str]
-    """Where each of these is: modality or ``metadata`` → path, for messages."""
+    """Modality or ``metadata`` → path, for messages."""
 
 
 def find_published(
     root: str, modality: Modality = "image", *, committed: Collection[str] | None = None
 ) -> list[Source]:
-    """The shards of a folder of embeddings, in order of their files' names.
+    """Find the shards in a folder of embeddings, in order of their files' names.
 
     Args:
         root: the folder, or one table or array.
-        keys: the modality of vectors whose files do not say it.
-        committed: names of the shards to take, where the folder is a memory; None: all of them.
+        modality: the modality of vectors whose file name does not contain it.
+        committed: names of the shards to take, if the folder is a memory; None: all.
 
     Raises:
-        SourceError: there are none, or a number lacks one of the kinds of file that others have.
+        SourceError: the folder has no embeddings, or a shard lacks a kind of file that others have.
     """
     fs, path = open_filesystem(root)
     base = uri_of(fs, path)
@@ -79,25 +79,25 @@ def find_published(
     names = sorted(posixpath.basename(info["name"].rstrip("/")) for info in _listed(fs, path))
     if kinds.keys() & {*MODALITIES}:
         if committed is None:
-            _say_passed_over(root, _not_taken(fs, path, names, kinds))
+            _log_passed_over(root, _unused_files(fs, path, names, kinds))
         return _folder_sources(root, base, kinds, committed)
     for suffix in (".lance", ".npy", ".parquet"):
         taken = [name for name in names if name.endswith(suffix) and not name.startswith((".", "_"))]
         if taken:
-            _say_passed_over(root, [name for name in names if name not in taken])
+            _log_passed_over(root, [name for name in names if name not in taken])
             if suffix == ".lance":
                 return [source for name in taken for source in _lance_sources(f"{base}/{name}", modality)]
             return [_flat_source(fs, path, name, modality) for name in taken]
     raise SourceError(f"no embeddings at {root}: {EXPECTED}")
 
 
-def _say_passed_over(root: str, names: list[str]) -> None:
+def _log_passed_over(root: str, names: list[str]) -> None:
     if names:
         logger.info(f"passed over in {root}: {describe_passed_over(names)}")
 
 
-def _not_taken(fs: Any, path: str, names: list[str], kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
-    """What is no part of the shards: beside the folders that are read, and in them."""
+def _unused_files(fs: Any, path: str, names: list[str], kinds: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[str]:
+    """List the files that belong to no shard, beside and in the folders of the shards."""
     taken = {posixpath.normpath(info["name"]) for files in kinds.values() for info in files.values()}
     folders = sorted({posixpath.basename(posixpath.dirname(file)) for file in taken})
     inside = [
@@ -110,7 +110,7 @@ def _not_taken(fs: Any, path: str, names: list[str], kinds: Mapping[str, Mapping
 
 
 def published_etag(uri: str) -> str:
-    """What changes when a file of this shard does; FileNotFoundError when all are gone."""
+    """Return the etag of a shard's files; FileNotFoundError if all are missing."""
     root, piece = split_uri(uri)
     fs, path = open_filesystem(root)
     if root.endswith(".lance"):
@@ -124,11 +124,11 @@ def published_etag(uri: str) -> str:
 
 
 def read_published(uri: str) -> Published:
-    """The vectors and metadata of one shard.
+    """Read the vectors and metadata of one shard.
 
     Raises:
-        FileNotFoundError: its files are gone.
-        SourceError: a file holds something else.
+        FileNotFoundError: all its files are missing.
+        SourceError: a file does not hold vectors, or a table cannot be read.
     """
     root, piece = split_uri(uri)
     fs, path = open_filesystem(root)
@@ -153,20 +153,20 @@ def read_published(uri: str) -> Published:
 
 
 def published_width(sources: Iterable[Source]) -> int:
-    """d of the vectors of the first shard that has any.
+    """Return the width of the vectors of the first shard that has any.
 
     Raises:
-        SourceError: none has.
+        SourceError: no shard has vectors.
     """
     for source in sources:
         for vectors in read_published(source.uri).vectors.values():
             if vectors.size:
                 return int(vectors.shape[1])
-    raise SourceError("there is no vector in any of these files")
+    raise SourceError("the files hold no vectors")
 
 
 def metadata_columns(uri: str) -> list[str] | None:
-    """The names of the metadata columns of a shard; None where there is no metadata."""
+    """Return the names of the metadata columns of a shard; None without metadata."""
     root, piece = split_uri(uri)
     fs, path = open_filesystem(root)
     if piece.vectors is None and not root.endswith(".lance"):
@@ -193,7 +193,7 @@ def _listed(fs: Any, path: str) -> list[dict[str, Any]]:
 
 
 def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """Kind → the name of a shard → what the filesystem says of its file; only kinds that are there."""
+    """List the files of the shards: kind → shard name → info, without kinds that have no files."""
     kinds = {
         kind: _numbered(_listed(fs, f"{path}/{folder}"), folder, suffix) for kind, (folder, suffix) in FOLDERS.items()
     }
@@ -210,7 +210,7 @@ def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
         tables = {folder: numbered for folder, numbered in tables.items() if numbered}
         if len(tables) > 1:
             raise SourceError(
-                f"{path} has several folders of metadata ({', '.join(tables)}): leave the one that is meant"
+                f"{path} has several folders of metadata ({', '.join(tables)}): keep only one of them there"
             )
         kinds["metadata"] = next(iter(tables.values()), {})
     kinds["metadata"] = _as_named(names, kinds["metadata"])
@@ -218,34 +218,33 @@ def _folders(fs: Any, path: str) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def _numbered(infos: Iterable[dict[str, Any]], folder: str, suffix: str) -> dict[str, dict[str, Any]]:
-    """What stands behind the folder's name, or ``metadata``, if any, in the names of its files → what the
-    filesystem says of them."""
+    """Index the files of a folder by the part of their name after the folder's name or ``metadata``, if it has that."""
     numbered: dict[str, dict[str, Any]] = {}
     for info in infos:
         name = posixpath.basename(info["name"])
         match = re.fullmatch(rf"(?:(?:{re.escape(folder)}|metadata)_?)?(.+){re.escape(suffix)}", name)
         if match is not None and info["type"] == "file" and not name.startswith("."):
             if match[1] in numbered:
-                raise _alike(numbered[match[1]], info)
+                raise _same_number(numbered[match[1]], info)
             numbered[match[1]] = info
     return numbered
 
 
 def _as_named(names: Iterable[str], files: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The files by the names of the shards they belong to, however their numbers are padded."""
+    """Index files by the names of their shards, ignoring leading zeros."""
     names = set(names)
     by_number = {_number(name): name for name in sorted(names)}
     named: dict[str, dict[str, Any]] = {}
     for own, info in files.items():
         name = own if own in names else by_number.get(_number(own), own)
         if name in named:
-            raise _alike(named[name], info)
+            raise _same_number(named[name], info)
         named[name] = info
     return named
 
 
-def _alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> SourceError:
-    return SourceError(f"{one['name']} and {other['name']} have one number: leave the one that is meant")
+def _same_number(one: Mapping[str, Any], other: Mapping[str, Any]) -> SourceError:
+    return SourceError(f"{one['name']} and {other['name']} have the same number: keep only one of them there")
 
 
 def _number(name: str) -> str:
@@ -303,7 +302,7 @@ def _read_table(fs: Any, file: str) -> pa.Table:
     try:
         return read_parquet(fs.cat_file(file))
     except pa.ArrowException as error:
-        raise SourceError(f"{file} is no readable parquet file ({error}): fetch it again") from None
+        raise SourceError(f"{file} is not a readable parquet file ({error}): fetch it again") from None
 
 
 def _lance_sources(root: str, modality: Modality) -> list[Source]:

@@ -1,7 +1,7 @@
-"""Shards → pairs: tars, parquet files, listings and folders of pictures, each read as a stream.
+"""Stream the pairs of a shard: a tar, parquet file, listing or folder of pictures.
 
-``read_pairs`` never gives up on a shard because of one bad pair: that is yielded as a Reject with its reason, and where
-a shard breaks off a Truncated says so.
+One bad pair never fails a shard: ``read_pairs`` yields it as a Reject with its reason, and a Truncated where a shard
+breaks off.
 """
 
 from collections import Counter
@@ -48,23 +48,23 @@ def read_pairs(
     notes: Counter[str] | None = None,
     allow_hosts: tuple[str, ...] = (),
 ) -> Generator[Pair | Reject | Truncated, None, None]:
-    """Stream a shard: one Pair or Reject for each pair; keys are distinct but for rejects; at most one Truncated, last.
+    """Yield a Pair or Reject for each pair of a shard, with distinct keys but for rejects; last, at most one Truncated.
 
     Args:
-        uri: a tar, parquet file, listing or folder, or a piece of one (``memory_builder.uris``).
-        require: the sides a pair must have.
+        uri: a tar, parquet file, listing or folder, or a piece of one (``readers.shard_uri``).
+        require: the modalities that a pair must have.
         caption_key, image_key, url_key: see ``EmbedConfig``.
-        only: the keys of the pairs that are wanted, each once; None for all.
-        pictures_only: see ``PairRules``; then keys may come again.
-        known: see ``PairRules``; such a pair is a Reject whose reason is ``UNCHANGED``.
-        gather: put together what lies apart in a tar, on disk.
-        notes: where remarks about the shard are counted.
+        only: keys of the wanted pairs, each once; None for all.
+        pictures_only: see ``PairRules``; keys may then repeat.
+        known: see ``PairRules``; such a pair is a Reject with reason ``UNCHANGED``.
+        gather: copy a tar to disk to group files of one key that are not adjacent.
+        notes: counts the remarks about the shard.
         allow_hosts: see ``LinkPolicy.hosts``.
 
     Raises:
-        MembersApartError: the files of a pair are apart in a tar, and are not gathered.
+        MembersApartError: the files of a pair are not adjacent in a tar, and are not gathered.
         TransportFailedError: the storage fails.
-        SourceError: the shard cannot be opened, or is not what its name says.
+        SourceError: the shard cannot be opened, or its content does not fit its suffix.
     """
     rules = PairRules(
         require=require,
@@ -90,7 +90,7 @@ def read_pairs(
             elif item.key in only and not is_again:
                 yield item
     except FileNotFoundError:
-        raise SourceError(f"shard {uri} is gone since it was planned: put it back, or embed without it") from None
+        raise SourceError(f"shard {uri} is missing since it was planned: restore it, or embed without it") from None
     except TransportError as error:
         raise TransportFailedError(f"reading shard {uri} failed: {error}") from error
     except OSError as error:
@@ -110,17 +110,17 @@ def _read(uri: str, rules: PairRules, *, gather: bool) -> Iterator[Pair | Reject
 
 
 def read_member(uri: str, member: str, policy: LinkPolicy, image_key: str | None = None) -> bytes:
-    """A pair's picture as its shard holds it, by the ``member`` of its metadata.
+    """Read a pair's encoded picture by the ``member`` of its metadata.
 
     Args:
-        uri, member: the shard, and where in it.
-        policy: what may be read for it.
+        uri, member: the shard, and the picture's name in it.
+        policy: decides which links are followed.
         image_key: ``Memory.image_key``.
 
     Raises:
-        SourceError: the shard or the member is gone, may not be read, or what is needed to fetch it is not installed.
+        SourceError: the shard or member is missing, may not be read, or needs a package that is not installed.
     """
     ((_, picture),) = read_pictures(uri, [PictureRef(member)], policy, image_key)
     if isinstance(picture, Missing):
-        raise SourceError(f"{member} of {uri} cannot be had any more: {picture.reason}")
+        raise SourceError(f"{member} of {uri} is not available: {picture.reason}")
     return picture

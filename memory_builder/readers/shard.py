@@ -9,17 +9,17 @@ MAX_ORDINAL = 1 << 21  # a row id then stays below 2**53 and is exact in JavaScr
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """One input file, as found."""
+    """One input file or a piece of it."""
 
     uri: str
     bytes: int
     etag: str
-    """Changes when the content does: an object store's ETag, or size and modification time of a local file."""
+    """Version of the content: an object store's ETag, or size and modification time of a local file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shard(Source):
-    """A source with its place in the plan."""
+    """A source with its ordinal in the plan."""
 
     ordinal: int
     earlier: tuple[int, ...] = ()

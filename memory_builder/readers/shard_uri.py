@@ -1,8 +1,9 @@
-"""The names of shards. A shard is a file, or a piece of something larger: ``pictures#folder=cats&items=0-10000``.
+"""URIs of shards: a file, or a piece of a table or folder, such as ``pictures#folder=cats&items=0-10000``.
 
-The piece stands behind a ``#``: ``items`` (first and behind the last pair of a table or folder), ``bytes`` (of a
+The piece follows a ``#``: ``items`` (start and stop among the pairs of a table or folder), ``bytes`` (the same in a
 listing), ``folder`` (below a folder of pictures), ``embeddings`` (one number of a folder of published vectors),
-``vectors`` and ``keys`` (a file of such, and its modality), ``rejects`` (the pairs that an earlier shard rejected).
+``vectors`` and ``keys`` (one file of vectors, and its modality), ``rejects`` (the pairs that an earlier shard
+rejected).
 """
 
 import re
@@ -10,53 +11,53 @@ from dataclasses import dataclass, fields
 from urllib.parse import quote, unquote
 
 PAIRS_A_SHARD = 10_000
-"""What is larger and has no shards of its own is cut into shards of about this many pairs."""
+"""Approximate number of pairs in a piece of a larger table or folder."""
 
 _ITEM = r"(?:(?:folder|embeddings|vectors)=[^&#]*|(?:items|bytes)=\d+-\d+|rejects=\d+|keys=(?:image|text))"
 _PART = re.compile(rf"#({_ITEM}(?:&{_ITEM})*)$")
 _WHOLE = "#"
-"""Behind a path that itself ends like a piece, and is meant as it is."""
+"""Suffix of a path that itself ends like a piece but is a whole file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
-    """What of a path is meant; everything, unless something is given."""
+    """The piece of a path that is a shard; without any field, all of it."""
 
     folder: str | None = None
-    """Path below the folder that was named; empty for the folder itself."""
+    """Path below the given folder; empty for the folder itself."""
     items: tuple[int, int] | None = None
     bytes: tuple[int, int] | None = None
     embeddings: str | None = None
-    """What stands behind ``img_emb_`` in the file's name."""
+    """Part of the files' names after ``img_emb_``."""
     vectors: str | None = None
-    """A file of vectors, an array or a table, in that folder."""
+    """File of vectors, an array or a table, in the folder."""
     modality: str | None = None
-    """The modality of such vectors."""
+    """Modality of ``vectors``."""
     rejects: int | None = None
-    """Ordinal of the shard whose rejects are tried again."""
+    """Ordinal of the shard whose rejects are retried."""
 
     @property
     def is_published(self) -> bool:
-        """Whether it is of vectors that were embedded elsewhere."""
+        """Whether the piece is of published embeddings."""
         return self.embeddings is not None or self.vectors is not None
 
 
 def join_uri(path: str, piece: Piece) -> str:
-    """The name of a piece of what lies at ``path``."""
-    named = []
+    """Join a path and a piece into a shard's URI."""
+    items = []
     for field in fields(piece):
         value = getattr(piece, field.name)
         if value is not None:
             text = "-".join(map(str, value)) if isinstance(value, tuple) else quote(str(value))
             name = "keys" if field.name == "modality" else field.name  # names of shards are on disk
-            named.append(f"{name}={text}")
-    if named:
-        return f"{path}#{'&'.join(named)}"
+            items.append(f"{name}={text}")
+    if items:
+        return f"{path}#{'&'.join(items)}"
     return f"{path}{_WHOLE}" if _PART.search(path.rstrip(_WHOLE)) else path
 
 
 def split_uri(uri: str) -> tuple[str, Piece]:
-    """The reverse of ``join_uri``."""
+    """Split a shard's URI into path and piece."""
     match = _PART.search(uri)
     if match is None:
         return uri.removesuffix(_WHOLE) if _PART.search(uri.rstrip(_WHOLE)) else uri, Piece()

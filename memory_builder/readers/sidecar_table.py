@@ -1,7 +1,7 @@
-"""The table that img2dataset writes beside a tar or a folder of pictures, joined to its pairs by key.
+"""Join the table that img2dataset writes beside a tar or a folder of pictures to its pairs by key.
 
-The table has other rows in another order, and people write keys anew: unpacked and packed again by hand, saved by
-pandas. A key is looked up as it stands, then as a number, then without its folder.
+The table has other rows in another order, and keys change when tars are repacked by hand or tables saved by pandas. A
+key is looked up unchanged, then as a number, then without its folder.
 """
 
 import posixpath
@@ -23,11 +23,11 @@ UNKNOWN = "pairs are not in the table beside their shard"
 ABSENT = "rows of a table beside a shard say success, and their pair is not in the shard"
 
 Described = tuple[dict[str, Any], str | None]
-"""What a row says, and its fault."""
+"""Fields of a row, and its fault."""
 
 
 class TableBeside:
-    """Rows of such a table by key; of a shard without one, empty."""
+    """Rows of the table by key; empty for a shard without a table."""
 
     def __init__(self, rows: list[tuple[str, Described]] | None = None) -> None:
         self._exists = rows is not None
@@ -40,7 +40,7 @@ class TableBeside:
         self._n_unknown = 0
 
     def describe(self, key: str) -> Described:
-        """What the table says of the pair of this key."""
+        """Return the fields and the fault of the pair of this key."""
         name = self._name_of(key)
         if name is None:
             self._n_unknown += self._exists
@@ -53,12 +53,12 @@ class TableBeside:
             return key
         for form in _forms(key):
             names = self._by_form.get(form, ())
-            if len(names) == 1:  # of 1 and 01, neither is meant by 001
+            if len(names) == 1:  # with rows 1 and 01, a pair 001 is ambiguous
                 return names[0]
         return None
 
     def note(self, notes: Counter[str], *, is_whole: bool) -> None:
-        """Count what did not join. ``is_whole``: every pair of the shard was looked up."""
+        """Count pairs and rows that did not join. ``is_whole``: every pair of the shard was looked up."""
         if self._n_unknown:
             notes[UNKNOWN] += self._n_unknown
         if is_whole:
@@ -70,24 +70,24 @@ class TableBeside:
 
 
 def _forms(key: str) -> list[str]:
-    """Other spellings under which a key is looked up, the likeliest first."""
+    """Return other spellings of a key, the likeliest first."""
     base = posixpath.basename(key)
     return [form for form in dict.fromkeys((_number(key), base, _number(base))) if form]
 
 
 def _number(text: str) -> str:
-    """``007`` and ``7.0`` → ``#7``; empty for what is no number."""
+    """Normalise a number, ``007`` and ``7.0`` → ``#7``; empty for other texts."""
     digits = text.removesuffix(".0")
     return f"#{int(digits)}" if digits.isascii() and digits.isdecimal() else ""
 
 
 def read_table_beside(uri: str, notes: Counter[str]) -> TableBeside:
-    """The table at ``uri``, if there is one.
+    """Read the table at ``uri``, if it exists.
 
     Raises:
-        SourceError: it is there and cannot be read.
+        SourceError: the table exists and cannot be read.
     """
-    if uri.startswith(("http://", "https://")):  # a web server may answer anything to a name it does not know
+    if uri.startswith(("http://", "https://")):  # a web server may return any page for an unknown name
         return TableBeside()
     fs, path = open_filesystem(uri)
     if not fs.exists(path):
@@ -102,7 +102,7 @@ def read_table_beside(uri: str, notes: Counter[str]) -> TableBeside:
     except TransportError:
         raise
     except (pa.ArrowException, OSError) as error:
-        raise SourceError(f"{uri}, the table beside its shard, cannot be read ({error}): mend it or move it") from error
+        raise SourceError(f"{uri}, the table beside a shard, cannot be read ({error}): repair or move it") from error
     return TableBeside(
         [
             (_key(row.pop(KEY, None)), ({name: value for name, value in row.items() if value is not None}, fault))
@@ -112,7 +112,7 @@ def read_table_beside(uri: str, notes: Counter[str]) -> TableBeside:
 
 
 def has_keys(uri: str) -> bool:
-    """Whether a parquet file is such a table: its rows have keys, and say what became of each download."""
+    """Whether a parquet file is img2dataset's table, with columns for the key and the status of each download."""
     try:
         with open_plain(uri) as file:
             return {KEY, "status"} <= set(pq.ParquetFile(file, pre_buffer=False).schema_arrow.names)

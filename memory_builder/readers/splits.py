@@ -1,16 +1,16 @@
-"""What folders of an evaluation set are its splits: one rule for what is measured, and for what is kept out."""
+"""Splits of an evaluation set by folder name, for evaluation and for decontamination."""
 
 NAMES = ("train", "val", "validation", "test")
-"""Names that no class folder of a set without splits has."""
+"""Names of splits, which no class folder has."""
 TAR_MARK = "nshards.txt"
-"""In each split of a CLIP_benchmark folder of tars."""
+"""File in each split of a CLIP_benchmark folder of tars."""
 
 
 def is_named_as_split(folder: str) -> bool:
-    """Whether a folder of this name is a split, in upper case or lower."""
+    """Whether a folder's name is that of a split, ignoring case."""
     return folder.lower() in NAMES
 
 
-def is_to_learn_from(split: str) -> bool:
-    """Whether a split is the one that models may learn from."""
+def is_training_split(split: str) -> bool:
+    """Whether a split is the training split, ignoring case."""
     return split.lower() == "train"

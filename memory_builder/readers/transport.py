@@ -1,7 +1,7 @@
-"""Open the file of a shard, wherever it is stored and however it is compressed.
+"""Open the file of a shard on any filesystem, compressed or not.
 
-What the storage raises becomes a ``TransportError``: it says nothing of the content, and the shard is tried again. Only
-what the bytes themselves cause counts as damage. A web server that knows no ranges is read as a stream.
+Exceptions of the storage become a ``TransportError``, after which the shard is retried; only exceptions caused by the
+bytes themselves count as damage. A file on a web server without byte ranges is read as a stream.
 """
 
 import bz2
@@ -22,11 +22,11 @@ from memory_builder.storage.filesystem import is_local, open_filesystem
 BUFFER_BYTES = 1 << 17
 PIECE_BYTES = 1 << 20
 SPOOL_BYTES = 64 << 20
-"""What must be copied to be read at random lies on disk above this size."""
+"""Size above which a copy for random access is on disk, not in memory."""
 
 
 class TransportError(OSError):
-    """The storage failed while a file was read."""
+    """The storage failed during a read."""
 
 
 class DamagedFileError(ValueError):
@@ -34,7 +34,7 @@ class DamagedFileError(ValueError):
 
 
 class Transport(io.RawIOBase):
-    """A file of any filesystem: all that reading it raises is a TransportError, but for a file that is gone."""
+    """A file of any filesystem whose exceptions become TransportError, except for a missing file."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -76,7 +76,7 @@ class Transport(io.RawIOBase):
 
 
 class Forward:
-    """A stream that is read once; seeking forward passes over what lies between."""
+    """A stream that is read once and can only seek forward."""
 
     def __init__(self, file: Any, damage: tuple[type[Exception], ...] = ()) -> None:
         self._file = file
@@ -91,13 +91,13 @@ class Forward:
         self.close()
 
     def peek(self, size: int) -> bytes:
-        """The next bytes, which stay unread; fewer at the end alone."""
+        """Return the next bytes without consuming them; fewer only at the end."""
         while len(self._peeked) < size and (more := self._next(size - len(self._peeked))):
             self._peeked += more
         return self._peeked[:size]
 
     def read(self, size: int = -1) -> bytes:
-        """``size`` bytes, fewer at the end alone."""
+        """Read ``size`` bytes; fewer only at the end."""
         pieces: list[bytes] = []
         left = size
         while left and (piece := self._next(left)):
@@ -108,7 +108,7 @@ class Forward:
         return data
 
     def _next(self, size: int) -> bytes:
-        """Some of the next bytes, none at the end; a web server gives as many as it has sent."""
+        """Read at most ``size`` of the next bytes; none at the end. A web server may return fewer."""
         if self._peeked:
             end = size if size >= 0 else len(self._peeked)
             data, self._peeked = self._peeked[:end], self._peeked[end:]
@@ -136,7 +136,7 @@ class Forward:
 
 
 class _Gzip(gzip.GzipFile):
-    """Closes the file it reads."""
+    """A gzip reader that closes the underlying file."""
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(fileobj=file, mode="rb")
@@ -157,28 +157,28 @@ COMPRESSIONS: dict[bytes, Callable[[BinaryIO], Any]] = {
     b"BZh": lambda file: Forward(bz2.BZ2File(file), (OSError, EOFError, ValueError)),
     b"\xfd7zXZ\0": lambda file: Forward(lzma.LZMAFile(file), (lzma.LZMAError, EOFError)),  # noqa: SIM115 - closed by its reader
 }
-"""By the first bytes of a file; its name may say anything."""
+"""First bytes of a file → its decompression; its suffix is ignored."""
 
 
 def open_plain(uri: str) -> BinaryIO:
-    """The file as it is stored, to be read at random.
+    """Open a file as stored, for random access.
 
     Raises:
-        FileNotFoundError: it is not there.
+        FileNotFoundError: the file is missing.
         TransportError: the storage fails.
     """
     return _at_random(_open(uri))
 
 
 def open_stream(uri: str) -> BinaryIO:
-    """The file's content, decompressed, to be read forward; raises as ``open_plain``."""
+    """Open a file, decompressed, for reading forward; raises as ``open_plain``."""
     file = _open(uri)
     unpack = _compression(file)
     return cast(BinaryIO, unpack(cast(BinaryIO, file)) if unpack else file)
 
 
 def open_unpacked(uri: str) -> BinaryIO:
-    """The file's content, decompressed, to be read at random; raises as ``open_plain``, and DamagedFileError."""
+    """Open a file, decompressed, for random access; raises as ``open_plain``, and DamagedFileError."""
     file = _open(uri)
     unpack = _compression(file)
     try:
@@ -209,7 +209,7 @@ def _open(uri: str) -> io.BufferedReader | Forward:
 
 
 async def _gives_ranges(fs: Any, url: str) -> bool:
-    """Whether a web server answers with the bytes that are named; many that do so do not say it."""
+    """Whether a web server supports byte ranges; many that do so do not announce it."""
     session = await fs.set_session()
     async with session.get(fs.encode_url(url), headers={"Range": "bytes=1-1"}) as response:
         return bool(response.status == 206)
@@ -225,7 +225,7 @@ def _at_random(file: io.BufferedReader | Forward) -> BinaryIO:
 
 
 def _copied(file: Any) -> BinaryIO:
-    spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - whoever reads it closes it
+    spool = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115 - the reader closes it
     try:
         with file:
             shutil.copyfileobj(file, spool, PIECE_BYTES)

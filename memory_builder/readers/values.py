@@ -1,4 +1,4 @@
-"""A value of a pair's json or table row → a value of a typed column, or strict JSON."""
+"""Convert values of a pair's json or table row to typed columns or strict JSON."""
 
 import base64
 import json
@@ -19,10 +19,10 @@ _INT64 = range(-(1 << 63), 1 << 63)
 
 
 def converted(value: Any, kind: str) -> Any:
-    """The value as a string, int, float or bool; None for what is none.
+    """Convert a value to a string, int, float or bool; None if it has no such value.
 
-    Texts are parsed, as cells of a CSV are nothing else; a decimal becomes the nearest float; a moment is seconds
-    since 1970 (UTC unless it says otherwise) as a number, and ISO 8601 as a string.
+    Texts are parsed, as all cells of a CSV are texts; a decimal becomes the nearest float; a date or time becomes
+    seconds since 1970 (UTC without a time zone) as a number, and ISO 8601 as a string.
     """
     if isinstance(value, bytes):
         try:
@@ -73,7 +73,7 @@ def _as_string(value: Any) -> str | None:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it holds no half of a pair of surrogates, which no file could."""
+    """Whether a text has no lone surrogates, which UTF-8 cannot encode."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -87,12 +87,12 @@ def _seconds(value: datetime | date) -> float:
 
 
 def strict_json(value: Any, notes: Counter[str]) -> str:
-    """Canonical JSON that any parser reads, whatever Arrow or Python type a value has."""
+    """Serialise a value of any Arrow or Python type as canonical JSON that any parser reads."""
     try:
         text = json.dumps(value, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError):
         text = ""
-    if text and "\\ud" not in text:  # half of a pair of surrogates is refused by many
+    if text and "\\ud" not in text:  # many parsers refuse lone surrogates
         return text
     return json.dumps(_plain(value, notes), sort_keys=True, allow_nan=False)
 
@@ -101,7 +101,7 @@ def _plain(value: Any, notes: Counter[str]) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()  # halves of a pair of surrogates
+        return value.encode("utf-8", "replace").decode()  # lone surrogates
     if isinstance(value, float):
         if math.isfinite(value):
             return value
@@ -119,7 +119,7 @@ def _plain(value: Any, notes: Counter[str]) -> Any:
 
 
 def _text_of(value: bytes, notes: Counter[str]) -> str:
-    """Bytes that are a text, as some tools write texts, as that."""
+    """Decode bytes that are printable text, as some tools write texts; encode others in base64."""
     with suppress(UnicodeDecodeError):
         text = value.decode()
         if all(character.isprintable() or character.isspace() for character in text):

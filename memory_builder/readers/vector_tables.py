@@ -1,4 +1,4 @@
-"""Tables with columns of vectors, as lance-ray and data frames write them: parquet files and lance datasets."""
+"""Read parquet files and lance datasets with columns of vectors, as lance-ray and data frames write them."""
 
 import re
 from typing import Any
@@ -13,7 +13,7 @@ from memory_builder.errors import SourceError, UsageError
 
 
 def modality_of(name: str, otherwise: Modality) -> Modality:
-    """What a file or column is called after; some are called after nothing."""
+    """Return the modality in the name of a file or column; ``otherwise`` if it has none."""
     words = re.split(r"[^a-z]+", name.lower())
     if {"text", "txt", "caption"} & {*words}:
         return "text"
@@ -23,22 +23,22 @@ def modality_of(name: str, otherwise: Modality) -> Modality:
 def split_vectors(
     table: pa.Table, modality: Modality, path: str
 ) -> tuple[dict[Modality, npt.NDArray[Any]], pa.Table | None]:
-    """A table's columns of lists of floats as arrays [n, width] by modality, and its other columns.
+    """Split a table into its vectors, as arrays [n, width] by modality, and its other columns.
 
     Args:
         table: n rows.
-        keys: the modality of a column that is not called after one.
-        place: where the table is, for messages.
+        modality: the modality of a column whose name contains none.
+        path: path of the table, for messages.
 
     Raises:
-        SourceError: it has no such column, or several of one modality, or vectors of several widths.
+        SourceError: the table has no column of vectors, several of one modality, or vectors of several widths.
     """
     columns = [column.name for column in table.schema if _is_vector(column.type)]
     named = {modality_of(name, modality): name for name in columns}
     if not columns or len(named) != len(columns):
         raise SourceError(
             f"{path} has {len(columns) or 'no'} columns of vectors{': ' * bool(columns)}{', '.join(columns)}: "
-            "expected one, or one called after image and one after text"
+            "expected one, or one with image and one with text in its name"
         )
     vectors = {modality: _matrix(table[name], f"{path}, column {name}") for modality, name in named.items()}
     rest = table.drop_columns(columns)
@@ -51,7 +51,7 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _matrix(column: pa.ChunkedArray, path: str) -> npt.NDArray[Any]:
-    """Lists of one length → [n, width]; a row that is null is zero."""
+    """Convert lists of one length to an array [n, width]; null rows become zeros."""
     lists = column.combine_chunks()
     lists = lists.combine_chunks() if isinstance(lists, pa.ChunkedArray) else lists
     present = np.asarray(lists.is_valid())
@@ -66,10 +66,11 @@ def _matrix(column: pa.ChunkedArray, path: str) -> npt.NDArray[Any]:
 
 
 def open_lance(root: str) -> Any:
-    """A lance dataset.
+    """Open a lance dataset.
 
     Raises:
-        SourceError: it is none, or lance is not installed.
+        SourceError: the path is not a lance dataset.
+        UsageError: lance is not installed.
     """
     try:
         return _lance().dataset(root)
@@ -78,14 +79,14 @@ def open_lance(root: str) -> Any:
 
 
 def read_lance(root: str, items: tuple[int, int] | None) -> pa.Table:
-    """The rows of a lance dataset from the first to before the second of ``items``, in order."""
+    """Read the rows of a lance dataset in the range ``items``, in order."""
     start, stop = items or (0, None)
     dataset = open_lance(root)
     return dataset.to_table(offset=start, limit=None if stop is None else stop - start, scan_in_order=True)
 
 
 def write_lance(root: str, table: pa.Table, *, is_first: bool) -> None:
-    """Write a table as a lance dataset, or behind the rows of the one that is being written."""
+    """Write a table as a new lance dataset, or append it to the existing one."""
     _lance().write_dataset(table, root, mode="create" if is_first else "append")
 
 

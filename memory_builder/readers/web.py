@@ -1,8 +1,8 @@
-"""Pictures that lie on other people's servers, by http(s): one short exchange each, with limits of time and size.
+"""Fetch linked pictures by http(s), with limits of time and size.
 
-A storage that is ours is worth waiting for (``retry.py``); one of a million links is not. The address that is really
-connected to is checked, at every redirect anew, so neither a name that resolves to a private address nor one that
-changes its mind in between gets there.
+The user's own storage is retried for long (``storage/filesystem.py``), one of a million links is not. The address of
+each connection is checked, after every redirect again, so that a host name that resolves to a private address is
+refused, even if its DNS record changes meanwhile.
 """
 
 import asyncio
@@ -18,28 +18,28 @@ from typing import TYPE_CHECKING, Any
 
 from memory_builder.readers.link_policy import NO_URL, WEB, Target
 from memory_builder.readers.pairs import BadPairError
-from memory_builder.storage.filesystem import ATTEMPTS, LONGEST_PAUSE_S, PASSING_STATUSES, RETRIES
+from memory_builder.storage.filesystem import ATTEMPTS, LONGEST_PAUSE_S, RETRIES, TRANSIENT_STATUSES
 
 if TYPE_CHECKING:
     import aiohttp
     from yarl import URL
 
 CONNECT_S = 5.0
-"""For a connection."""
+"""Seconds to connect."""
 URL_S = 20.0
-"""For a picture, with its redirects and second try."""
+"""Seconds for a picture, with redirects and retries."""
 MAX_BYTES = 64 << 20
-"""Of a picture."""
+"""Bytes of a picture."""
 THIRD_PARTY_ATTEMPTS = 2
 MAX_REDIRECTS = 5
 CHUNK_BYTES = 1 << 16
 _NOT_PUBLIC = tuple(
     map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16", "3fff::/20", "5f00::/16"))
 )
-"""What older Pythons take for public: of protocols and examples, of which 192.0.0.192 tells Oracle's machines their
-secrets; and the address by which Azure's machines do, which is public in name alone."""
+"""Networks that older Pythons take as public: for protocols and examples (192.0.0.192 is Oracle's metadata service);
+and the address of Azure's, which is formally public."""
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")
-"""IPv6 addresses that a gateway turns into the IPv4 address in their last four bytes."""
+"""IPv6 addresses that a NAT64 gateway maps to the IPv4 address in their last four bytes."""
 _REASONS = {
     401: "may not be read (HTTP 401)",
     403: "may not be read (HTTP 403)",
@@ -53,15 +53,15 @@ REFUSED = "connection refused"
 TIMED_OUT = "server does not answer in time"
 NOT_SECURE = "no secure connection can be made (TLS)"
 LASTING = (NOT_PUBLIC, NO_URL, NO_ADDRESS, NOT_SECURE)
-"""Reasons that another try does not change."""
+"""Reasons that a retry does not change."""
 LEFT_ALONE = "server left alone: it never answered before"
 BROKEN_OFF = "connection broken off"
 
 
 class SilentHosts:
-    """Hosts that never answered, in this process: after a few failures they are left alone for a while.
+    """Hosts that never responded in this process; after a few failures they get no requests for a while.
 
-    One that answered anything is no such host. At most ``most`` are remembered, those that failed last.
+    A host that sent any response is removed. At most ``most`` hosts are remembered, those that failed last.
     """
 
     def __init__(self, *, after: int = 3, for_s: float = 300.0, most: int = 10_000) -> None:
@@ -94,18 +94,18 @@ SILENT = SilentHosts()
 
 
 class _RefusedError(OSError):
-    """The address is one that links may not lead to."""
+    """The address of a link is not public."""
 
 
 def fetch_url(target: Target, *, limit_s: float = URL_S) -> bytes:
-    """The body of the answer.
+    """Fetch the body of an http(s) link.
 
     Args:
-        target: what ``LinkPolicy`` says of a link.
-        limit_s: seconds it may take in all.
+        target: a link that ``LinkPolicy`` resolved.
+        limit_s: total seconds.
 
     Raises:
-        BadPairError: it cannot be had, or must not be; the reason is from a short list, so that rejects can be counted.
+        BadPairError: the link cannot or may not be fetched; reasons are from a short list, so that they can be counted.
     """
     from fsspec.asyn import get_loop, sync
 
@@ -145,7 +145,7 @@ async def _fetch(target: Target, limit_s: float) -> bytes:
                 if data is not None:
                     return data
                 reason = _REASONS.get(status, f"server answers HTTP {status}")
-                if status not in PASSING_STATUSES:
+                if status not in TRANSIENT_STATUSES:
                     break
     except TimeoutError:
         pass
@@ -159,7 +159,7 @@ async def _fetch(target: Target, limit_s: float) -> bytes:
 
 
 async def _follow(url: "URL", target: Target, limit_s: float) -> tuple[int, bytes | None]:
-    """(status, the body if it is a success): of the URL, or of what it redirects to."""
+    """Request a URL, following redirects: (HTTP status, the body if it is 200)."""
     import aiohttp
     from yarl import URL
 
@@ -203,7 +203,7 @@ def _connector(may_be_private: bool) -> "aiohttp.TCPConnector":
     import aiohttp
 
     class PublicResolver(aiohttp.ThreadedResolver):
-        """Leaves out addresses that are not public, so that one beside a public one is not tried either."""
+        """Resolves host names to their public addresses alone."""
 
         async def resolve(self, *args: Any, **kwargs: Any) -> Any:
             addresses = await super().resolve(*args, **kwargs)
@@ -218,7 +218,7 @@ def _connector(may_be_private: bool) -> "aiohttp.TCPConnector":
 
 
 def _public_socket(info: tuple[Any, ...]) -> socket.socket:
-    """A socket for an address that is about to be connected to, if that is public: one that was written, too."""
+    """Open a socket for an address if it is public; addresses given as numbers skip the resolver."""
     family, kind, protocol, _, address = info
     if not is_public(address[0]):
         raise _RefusedError(f"{address[0]} is not public")
@@ -226,7 +226,7 @@ def _public_socket(info: tuple[Any, ...]) -> socket.socket:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, and so is any that is written inside it."""
+    """Whether an IP address, and any IPv4 address embedded in it, is public."""
     ip = ipaddress.ip_address(address.split("%", 1)[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inside = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
@@ -264,7 +264,7 @@ def _reason_of(error: Exception) -> str:
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """An error and all that led to it, those in groups too."""
+    """Collect an error and all its causes, those in exception groups too."""
     causes: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:

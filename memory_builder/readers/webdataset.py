@@ -1,7 +1,7 @@
-"""Webdataset tars → pairs, streamed, never unpacked to disk.
+"""Stream pairs from webdataset tars, without unpacking them.
 
-The key is the member's path up to the first dot of its file name. A pair is what stands together under one key. Where
-the files of a key lie apart, nothing of the shard is taken as it is read: it is gathered by key first, or refused.
+The key is the member's path up to the first dot of its file name. A pair is the adjacent files of one key. If the files
+of a key are not adjacent, the shard is gathered by key on disk first, or refused.
 """
 
 import tempfile
@@ -18,7 +18,7 @@ from memory_builder.readers.transport import SPOOL_BYTES, open_stream
 from memory_builder.storage.filesystem import is_local, open_filesystem
 
 MAX_GATHERED_BYTES = 1 << 30
-"""Of a remote tar; a local one is gathered whatever its size."""
+"""Largest remote tar that is gathered; a local one may have any size."""
 GATHERED = "pairs whose files are apart in their tar were put together"
 
 
@@ -27,26 +27,26 @@ class MembersApartError(SourceError):
 
     def __init__(self, uri: str, key: str) -> None:
         super().__init__(
-            f"{uri}: the files of pair {key} are apart, other pairs lie between them. Sort the tar by name: "
+            f"{uri}: the files of pair {key} are apart, with other pairs between them. Sort the tar by name: "
             "mkdir sorted && tar -xf SHARD -C sorted && tar --sort=name -cf SHARD -C sorted ."
         )
 
 
 def table_beside(uri: str) -> str:
-    """Where img2dataset's table of a tar would be."""
+    """URI of img2dataset's table of a tar."""
     return next((uri.removesuffix(suffix) for suffix in SUFFIXES["tar"] if uri.endswith(suffix)), uri) + ".parquet"
 
 
 def read(uri: str, rules: PairRules, *, gather: bool = False) -> Iterator[Pair | Reject | Truncated]:
-    """A Pair or Reject for every picture met, and for every key without one; at most one Truncated, last.
+    """Yield a Pair or Reject for every picture, and for every key without one; last, at most one Truncated.
 
     Args:
         uri: the tar.
-        rules: what makes a pair.
-        gather: put the files of each key together before any pair is made, on disk.
+        rules: rules for making pairs.
+        gather: first group all files by key, on disk.
 
     Raises:
-        MembersApartError: the files of a pair are apart, and are not gathered.
+        MembersApartError: the files of a pair are not adjacent, and are not gathered.
     """
     table = read_table_beside(table_beside(uri), rules.notes)
     with open_stream(uri) as file:
@@ -62,16 +62,16 @@ def read(uri: str, rules: PairRules, *, gather: bool = False) -> Iterator[Pair |
 
 
 def read_member(uri: str, member: str) -> bytes:
-    """One member's content; reads the tar's headers up to it."""
+    """Read one member, and the tar's headers up to it."""
     for _, data in read_wanted(uri, {member}):
         return data
     raise FileNotFoundError(member)
 
 
 def read_wanted(uri: str, members: Collection[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of those of these members that are there, in the tar's order, each once, in one pass.
+    """Yield (name, content) of the existing ones of these members, each once, in the tar's order, in one pass.
 
-    Of a tar that is not compressed only headers and these members are read.
+    In an uncompressed tar only the headers and these members are read.
     """
     left = set(members)
     with open_stream(uri) as file:
@@ -85,7 +85,7 @@ def read_wanted(uri: str, members: Collection[str]) -> Iterator[tuple[str, bytes
 
 
 def _key_and_suffix(name: str) -> tuple[str, str]:
-    """As ``split_name``; tars packed with ``tar -C folder .`` have ``./`` before every name."""
+    """Split a member's name as ``split_name`` does, without the ``./`` of tars packed with ``tar -C folder .``."""
     key, suffix = split_name(name)
     while key.startswith("./"):
         key = key[2:].lstrip("/")
@@ -93,7 +93,7 @@ def _key_and_suffix(name: str) -> tuple[str, str]:
 
 
 def _wants(rules: PairRules) -> Callable[[str], bool] | None:
-    """Whether a member belongs to a pair that is wanted; None where all do."""
+    """Return a test whether a member belongs to a wanted pair; None if all pairs are wanted."""
     if rules.only is None:
         return None
     stems = {key.removeprefix("./") for key in rules.only} | {_key_and_suffix(key)[0] for key in rules.only}
@@ -101,14 +101,14 @@ def _wants(rules: PairRules) -> Callable[[str], bool] | None:
 
 
 def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Truncated]:
-    """The files of each key as long as they stand together; a key that comes again with other files raises."""
+    """Group the adjacent files of each key; raise if a key comes again with other files."""
     group: Files | None = None
     suffixes: set[str] = set()
     met: dict[str, set[str]] = {}
     for member in read_members(file, _wants(rules)):
         key, suffix = ("", "") if isinstance(member, Cut) else _key_and_suffix(member.name)
         if isinstance(member, Cut):
-            # A group that may go on past the break is part of what is unknown.
+            # A group that may continue after the damage is incomplete.
             if group is not None and member.next_key not in (None, group.key):
                 yield group
             yield Truncated(reason=member.reason, offset=member.offset)
@@ -128,30 +128,30 @@ def _neighbours(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | 
 
 
 def _is_again(group: Files, suffix: str, suffixes: set[str], name: str) -> bool:
-    """Whether a group has this file already; a.jpg and a.JPG are two pictures."""
+    """Whether a group already has this file; a.jpg and a.JPG are two pictures."""
     return suffix in suffixes and (suffix not in IMAGE_SUFFIXES or name in dict(group.pictures))
 
 
 def _makes_pair(key: str, suffix: str, rules: PairRules) -> bool:
-    """Whether a pair would lack something without this file; .DS_Store and the like may lie anywhere."""
+    """Whether a pair needs this file; files such as .DS_Store may be anywhere."""
     is_used = suffix in IMAGE_SUFFIXES or suffix in ("txt", "json", rules.caption_key)
     return is_used and not rules.pictures_only and not key.endswith("/") and key != ""
 
 
 @dataclass(slots=True)
-class _Kept:
-    """The members of one key, in a file on disk: name → where, and why it must not be used."""
+class _Stored:
+    """Members of one key in a file on disk: (name, offset, size, fault)."""
 
     members: list[tuple[str, int, int, str | None]] = field(default_factory=list)
     runs: int = 1
-    """How many times the key came again."""
+    """Number of adjacent groups of the key."""
 
 
 def _gathered(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Truncated]:
-    """The files of each key, wherever they stand; of two files of one name and suffix the first."""
+    """Group all files by key, on disk."""
     fs, _ = open_filesystem(uri)
     limit = None if is_local(fs) else MAX_GATHERED_BYTES
-    keys: dict[str, _Kept] = {}
+    keys: dict[str, _Stored] = {}
     last, cut = "", None
     with tempfile.SpooledTemporaryFile(SPOOL_BYTES) as spool:
         for member in read_members(file, _wants(rules)):
@@ -159,24 +159,24 @@ def _gathered(uri: str, file: BinaryIO, rules: PairRules) -> Iterator[Files | Tr
                 cut = Truncated(reason=member.reason, offset=member.offset)
                 break
             key, _ = _key_and_suffix(member.name)
-            kept = keys.setdefault(key, _Kept())
-            kept.runs += bool(kept.members) and key != last
-            kept.members.append((member.name, spool.tell(), len(member.data), member.fault))
+            stored = keys.setdefault(key, _Stored())
+            stored.runs += bool(stored.members) and key != last
+            stored.members.append((member.name, spool.tell(), len(member.data), member.fault))
             spool.write(member.data)
             last = key
             if limit is not None and spool.tell() > limit:
                 raise MembersApartError(uri, printable(key))
-        rules.notes[GATHERED] += sum(kept.runs > 1 for kept in keys.values())
-        for key, kept in keys.items():
-            yield from _files_of(key, kept, spool)
+        rules.notes[GATHERED] += sum(stored.runs > 1 for stored in keys.values())
+        for key, stored in keys.items():
+            yield from _files_of(key, stored, spool)
     if cut is not None:
         yield cut
 
 
-def _files_of(key: str, kept: _Kept, spool: IO[bytes]) -> Iterator[Files]:
-    """The files of a key; what comes a second time is of a pair of its own, a duplicate."""
+def _files_of(key: str, stored: _Stored, spool: IO[bytes]) -> Iterator[Files]:
+    """Read the files of a key; a file that comes twice starts a group of its own, which is a duplicate."""
     groups: list[tuple[Files, set[str]]] = []
-    for name, start, size, fault in kept.members:
+    for name, start, size, fault in stored.members:
         suffix = _key_and_suffix(name)[1]
         free = (pair for pair in groups if not _is_again(pair[0], suffix, pair[1], name))
         group, suffixes = next(free, (Files(key), set[str]()))

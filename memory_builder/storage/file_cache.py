@@ -1,7 +1,7 @@
-"""Local copies of remote files, to be memory-mapped: a folder with a bound, the least recently used go first.
+"""Cache local copies of remote files, to be memory-mapped, in a folder of bounded size with LRU eviction.
 
-``MEMORY_BUILDER_CACHE`` names another folder than the user's cache, ``MEMORY_BUILDER_CACHE_BYTES`` another bound than
-64 GiB. A file that is removed while it is mapped stays readable until it is unmapped.
+``MEMORY_BUILDER_CACHE`` sets the folder (default: in the user's cache), ``MEMORY_BUILDER_CACHE_BYTES`` the size limit
+(default: 64 GiB). A file that is removed while it is mapped stays readable until it is unmapped.
 """
 
 import os
@@ -18,13 +18,13 @@ MAX_BYTES = 64 << 30
 
 
 def folder() -> Path:
-    """Where the copies are kept."""
+    """Return the cache folder."""
     named = os.environ.get("MEMORY_BUILDER_CACHE")
     return Path(named) if named else user_cache_path("memory-builder")
 
 
 def max_bytes() -> int:
-    """The bound of all copies together.
+    """Return the size limit of the cache.
 
     Raises:
         UsageError: ``MEMORY_BUILDER_CACHE_BYTES`` is no number of bytes.
@@ -36,7 +36,7 @@ def max_bytes() -> int:
 
 
 def cached_file(name: str, fetch: Callable[[str], None]) -> Path:
-    """The copy called ``name``; where there is none, ``fetch`` writes it to the path it is given."""
+    """Return the cached file ``name``; if it is missing, ``fetch`` writes it to the path it receives."""
     path = folder() / name
     if path.exists():
         with suppress(OSError):  # another process may remove it now
@@ -54,7 +54,7 @@ def cached_file(name: str, fetch: Callable[[str], None]) -> Path:
 
 
 def _evict(keep: Path) -> None:
-    """Remove the least recently used copies until the others fit, but for the one that was just fetched."""
+    """Remove the least recently used files until the cache fits its limit; never remove ``keep``."""
     copies = []
     for entry in os.scandir(keep.parent):
         with suppress(FileNotFoundError):

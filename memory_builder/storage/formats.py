@@ -1,4 +1,4 @@
-"""How the files of a shard are laid out: metadata columns, look-up rows, and the bytes of each format.
+"""Read and write the formats of a shard's files: .npy, Arrow IPC and parquet.
 
 The same rows give the same bytes; docs/contract.md describes every column.
 """
@@ -18,20 +18,20 @@ _LITERALS = threading.Lock()
 
 
 def npy_bytes(array: np.ndarray[Any, Any]) -> bytes:
-    """An array as a .npy file."""
+    """Serialise an array as a .npy file."""
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
     return buffer.getvalue()
 
 
 def read_npy(file: Path | BinaryIO, *, mapped: bool = False) -> np.ndarray[Any, Any]:
-    """The array of a .npy file, memory-mapped if that is asked for (then the file is a path).
+    """Read a .npy file; with ``mapped`` memory-map it (then ``file`` is a path).
 
     One thread at a time: numpy reads the header as a Python literal, and Python 3.11 may fail with "AST constructor
     recursion depth mismatch" when two threads do so at once (seen with eight readers within seconds).
 
     Raises:
-        ValueError, EOFError: it is no such file, or holds pickled objects.
+        ValueError, EOFError: the file is not a .npy file, or holds pickled objects.
     """
     with _LITERALS:
         array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r" if mapped else None, allow_pickle=False)
@@ -39,7 +39,7 @@ def read_npy(file: Path | BinaryIO, *, mapped: bool = False) -> np.ndarray[Any, 
 
 
 def read_npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """The beginning of a .npy file of version 1 → (shape, dtype, byte where the array begins)."""
+    """First bytes of a .npy file of version 1 → (shape, dtype, offset of the array in bytes)."""
     file = io.BytesIO(head)
     with _LITERALS:
         np.lib.format.read_magic(file)
@@ -48,7 +48,7 @@ def read_npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
 
 
 def arrow_bytes(table: pa.Table) -> bytes:
-    """A table as an uncompressed Arrow IPC file of one record batch, made to be memory-mapped."""
+    """Serialise a table as an uncompressed Arrow IPC file of one record batch, for memory-mapping."""
     buffer = io.BytesIO()
     with pa.ipc.new_file(buffer, table.schema) as writer:
         writer.write_table(table.combine_chunks())
@@ -56,7 +56,7 @@ def arrow_bytes(table: pa.Table) -> bytes:
 
 
 def arrow_array(values: npt.NDArray[Any], *, valid: npt.NDArray[np.bool_] | None = None) -> pa.Array:
-    """Numbers [n] as an Arrow array over their own buffer, null where ``valid`` bool[n] is false.
+    """Wrap numbers [n] as an Arrow array without a copy, null where ``valid`` bool[n] is false.
 
     ``pa.array`` does the same and imports pandas first, which takes half a second.
     """
@@ -66,7 +66,7 @@ def arrow_array(values: npt.NDArray[Any], *, valid: npt.NDArray[np.bool_] | None
 
 
 def string_array(values: Sequence[str | None]) -> pa.StringArray:
-    """Texts [n] as an Arrow array, likewise."""
+    """Convert texts [n] to an Arrow array without pandas, as ``arrow_array`` does."""
     encoded = [b"" if value is None else value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
     valid = np.packbits(np.array([value is not None for value in values], np.bool_), bitorder="little")
@@ -75,16 +75,16 @@ def string_array(values: Sequence[str | None]) -> pa.StringArray:
 
 
 def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as parquet."""
+    """Serialise a table as parquet."""
     buffer = io.BytesIO()
     pq.write_table(table, buffer, compression="zstd")
     return buffer.getvalue()
 
 
 def read_parquet(data: bytes) -> pa.Table:
-    """A small table from a parquet file's bytes.
+    """Read a small table from a parquet file's bytes.
 
-    In this thread alone: a reader thread of Arrow's that lets go of a Python buffer while the interpreter ends aborts
-    the process (seen with pyarrow 25 in a third of the processes that end just after a threaded read).
+    In this thread alone: an Arrow reader thread that releases a Python buffer while the interpreter exits aborts the
+    process (seen with pyarrow 25 in a third of the processes that exit just after a threaded read).
     """
     return pq.ParquetFile(pa.BufferReader(data), pre_buffer=False).read(use_threads=False)

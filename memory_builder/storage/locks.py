@@ -1,10 +1,10 @@
-"""Lock files: writers of a memory, in whatever process on whatever machine, take turns.
+"""Lock files: one writer of a memory at a time, across processes and machines.
 
-A holder renews its lock while it lives. So a lock that nobody renewed for a minute is abandoned, as is one whose holder
-was a process of this machine that is gone, and one that cannot be read: what was left of a writer that was killed. Its
-age is what the store says of it, since the clocks of two machines may be hours apart.
+A holder renews its lock while it runs. A lock counts as abandoned if it was not renewed for a minute, if its holder was
+a process of this machine that has ended, or if it stays unreadable because its writer was killed. Ages are by the
+store's clock, since the clocks of two machines may be hours apart.
 
-A holder that was stopped for longer than a minute may have lost its lock. It looks (``Held.check``) before it makes
+A holder that was suspended for longer than a minute may have lost its lock, so it calls ``Held.check`` before it makes
 anything visible.
 """
 
@@ -28,75 +28,75 @@ from memory_builder.storage.records import Seconds, decode, partial_record
 from memory_builder.storage.store import Store, is_alive, sha256
 
 LOCK_S = 60.0
-"""A lock that is not renewed for so long is abandoned."""
+"""Seconds without renewal after which a lock counts as abandoned."""
 RENEW_S = 15.0
 GRACE_S = 10.0
-"""One that cannot be read may be in the making for so long."""
+"""The same for an unreadable lock; a younger one may still be being written."""
 PAUSE_S = 0.1
-LOOK_S = 2.0
-"""Between two looks at the age of a lock, each of which writes a file."""
-TELL_S = 30.0
-"""Between two lines that say for whom one waits; the first comes after ``LOOK_S``."""
+CHECK_S = 2.0
+"""Seconds between checks of a lock's age, each of which writes a file."""
+REPORT_S = 30.0
+"""Seconds between log lines about the holder; the first comes after ``CHECK_S``."""
 
 
 @partial_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Holder:
-    """Who holds a lock, as the file says."""
+    """The process that holds a lock, as recorded in the lock file."""
 
     host: str
     pid: Annotated[int, Field(ge=1, lt=1 << 31)]
     since_s: Seconds
     """Unix time by the holder's own clock; for people."""
     namespace: str = ""
-    """Of process ids: containers of one host name each have their own."""
+    """PID namespace: containers that share a host name have one each."""
 
     def is_dead(self) -> bool:
-        """Whether it was a process of this machine, and is gone."""
+        """Whether the holder was a process of this machine and has ended."""
         is_here = self.host == socket.gethostname() and self.namespace in ("", _namespace())
         return is_here and not is_alive(self.pid)
 
 
 class Held:
-    """A lock that is held."""
+    """A lock that this process holds."""
 
     def __init__(self, store: Store, name: str, content: bytes) -> None:
         self._store, self._name, self._content = store, name, content
 
     def is_ours(self) -> bool:
-        """Whether the lock file is still the one that was made here."""
+        """Whether the lock file is still the one that this process wrote."""
         try:
             return self._store.read(self._name) == self._content
         except FileNotFoundError:
             return False
 
     def check(self) -> None:
-        """Look whether the lock is still held; to be called before anything becomes visible.
+        """Check that the lock is still held, before anything becomes visible.
 
         Raises:
-            ConcurrentWriterError: it was taken over.
+            ConcurrentWriterError: another writer took it over.
         """
         if not self.is_ours():
             raise ConcurrentWriterError(
-                f"{self._store.root}/{self._name} was taken over by another writer, because this process stood still "
+                f"{self._store.root}/{self._name} was taken over by another writer, because this process was suspended "
                 f"for more than {LOCK_S:.0f} s: run the command again"
             )
 
     def renew_until(self, done: Event) -> None:
-        """Keep the lock young, until it is given up or lost."""
+        """Renew the lock until it is released or lost."""
         while not done.wait(RENEW_S):
-            with suppress(StorageError, OSError):  # the next try may do better
+            with suppress(StorageError, OSError):  # the next attempt may succeed
                 if not self.is_ours():
                     return
                 self._store.touch(self._name, self._content)
 
 
 @contextmanager
-def turn(store: Store, name: str) -> Iterator[Held]:
-    """Hold the lock file ``name``; one that was abandoned is taken over."""
+def hold_lock(store: Store, name: str) -> Iterator[Held]:
+    """Hold the lock file ``name`` for this block; take an abandoned one over."""
     waiting = _Waiting(store, name)
-    while (content := _take(store, name)) is None:
-        waiting.look()
+    while (content := _acquire(store, name)) is None:
+        waiting.wait()
     held, done = Held(store, name, content), Event()
     renewing = Thread(target=held.renew_until, args=(done,), daemon=True)
     renewing.start()
@@ -108,10 +108,10 @@ def turn(store: Store, name: str) -> Iterator[Held]:
         _remove(store, name, content)
 
 
-def _take(store: Store, name: str) -> bytes | None:
-    """What is in the lock, now that it is ours; None when another holds it."""
+def _acquire(store: Store, name: str) -> bytes | None:
+    """Create the lock file and return its content; None while another writer holds it."""
     me = Holder(host=socket.gethostname(), pid=os.getpid(), since_s=time.time(), namespace=_namespace())
-    # The id tells threads apart, which on an object store would take each other's lock for the one they just made.
+    # The id distinguishes threads, which on an object store would mistake each other's lock for their own.
     content = json.dumps(asdict(me) | {"id": uuid.uuid4().hex}).encode()
     try:
         store.create(name, content)
@@ -121,17 +121,17 @@ def _take(store: Store, name: str) -> bytes | None:
 
 
 class _Waiting:
-    """One that waits for a lock, and watches it."""
+    """A wait for a lock, with the lock's age as observed so far."""
 
     def __init__(self, store: Store, name: str) -> None:
         self._store, self._name = store, name
         self._seen: tuple[bytes, float | None] | None = None
-        """Content and time of writing, as it was at the last look."""
-        self._unchanged_since = self._looked = self._began = time.monotonic()
-        self._told: float | None = None
+        """Content and time of writing at the last check."""
+        self._unchanged_since = self._checked = self._began = time.monotonic()
+        self._reported: float | None = None
 
-    def look(self) -> None:
-        """Free the lock if it is abandoned, else wait for a moment."""
+    def wait(self) -> None:
+        """Remove the lock if it is abandoned, else sleep for a moment."""
         try:
             content = self._store.read(self._name)
         except FileNotFoundError:
@@ -140,19 +140,19 @@ class _Waiting:
         now = time.monotonic()
         is_first = self._seen is None or self._seen[0] != content
         if (holder is not None and holder.is_dead()) or (
-            (is_first or now - self._looked >= LOOK_S) and self._is_old(content, holder)
+            (is_first or now - self._checked >= CHECK_S) and self._is_old(content, holder)
         ):
-            _free(self._store, self._name, content)
+            _remove_abandoned(self._store, self._name, content)
             return
-        if now - self._began >= LOOK_S and (self._told is None or now - self._told >= TELL_S):
-            self._told = now
+        if now - self._began >= CHECK_S and (self._reported is None or now - self._reported >= REPORT_S):
+            self._reported = now
             waited = duration(now - self._began)
             logger.info(f"waiting for {self._store.root}/{self._name}, {_describe(holder)}; waited {waited}")
         time.sleep(PAUSE_S)
 
     def _is_old(self, content: bytes, holder: Holder | None) -> bool:
-        """Whether nobody renewed it for too long: by the store's clock or, should that run backwards, by our wait."""
-        now = self._looked = time.monotonic()
+        """Whether the lock was not renewed for too long, by the store's clock or (if that is set back) by our wait."""
+        now = self._checked = time.monotonic()
         age_s = self._store.age_s(self._name)
         written_s = None if age_s is None else now - age_s
         if self._seen is None or self._seen[0] != content or _differ(self._seen[1], written_s):
@@ -166,7 +166,7 @@ def _differ(one_s: float | None, other_s: float | None) -> bool:
 
 
 def _holder(content: bytes) -> Holder | None:
-    """Who holds a lock with this content; None if that cannot be read."""
+    """Decode the holder from a lock's content; None if it is unreadable."""
     try:
         return decode(Holder, content, where="the lock")
     except CorruptMemoryError:
@@ -186,18 +186,18 @@ def _namespace() -> str:
     return ""
 
 
-def _free(store: Store, name: str, abandoned: bytes) -> None:
-    """Remove a lock that was abandoned.
+def _remove_abandoned(store: Store, name: str, abandoned: bytes) -> None:
+    """Remove an abandoned lock, holding a second lock meanwhile.
 
-    Of several waiters that find it, one removes it and the others must not remove what is made next: no filesystem
-    removes on a condition, so they take turns here too.
+    Of several waiters that see it, one removes it and the others must not remove the next writer's lock; no filesystem
+    has a conditional remove.
     """
-    with turn(store, f"{name.removesuffix('.lock')}-{sha256(abandoned)[:8]}.lock"):
+    with hold_lock(store, f"{name.removesuffix('.lock')}-{sha256(abandoned)[:8]}.lock"):
         _remove(store, name, abandoned)
 
 
 def _remove(store: Store, name: str, content: bytes) -> None:
-    """Remove a lock that still has this content; ours may have been taken over."""
+    """Remove a lock if it still has this content: another writer may have taken it over."""
     with suppress(FileNotFoundError):
         if store.read(name) == content:
             store.remove(name)

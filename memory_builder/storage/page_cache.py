@@ -1,4 +1,4 @@
-"""Rows of remote files, read by ranges in few requests; pages read lately are kept, up to a bound."""
+"""Read rows of remote files by merged byte ranges, with an LRU cache of pages."""
 
 from collections.abc import Sequence
 from threading import Lock
@@ -13,27 +13,27 @@ from memory_builder.storage.store import Store
 
 PAGE_BYTES = 1 << 14
 REQUEST_BYTES = 1 << 17
-"""Bytes an object store sends in the time that one more request takes: a shorter gap is read along."""
-KEPT_BYTES = 256 << 20
+"""Bytes an object store sends in the time of one more request: ranges with a shorter gap are merged."""
+MAX_BYTES = 256 << 20
 
 
 class PageCache:
-    """Pages of the files of one store, which do not change while it is in use. Safe to read from several threads."""
+    """Cached pages of the files of one store, which must not change meanwhile. Thread-safe."""
 
-    def __init__(self, store: Store, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, store: Store, max_bytes: int = MAX_BYTES) -> None:
         self._store = store
-        self._pages: LRUCache[tuple[str, int], bytes] = LRUCache(max(PAGE_BYTES, kept_bytes), getsizeof=len)
+        self._pages: LRUCache[tuple[str, int], bytes] = LRUCache(max(PAGE_BYTES, max_bytes), getsizeof=len)
         self._lock = Lock()
 
     def read(self, path: str, starts: npt.NDArray[np.int64], width: int, file_bytes: int) -> npt.NDArray[np.uint8]:
-        """``width`` bytes from each of ``starts``, i64[n], of a file that has ``file_bytes``: u8[n, width].
+        """Read ``width`` bytes from each of ``starts``, i64[n], of a file of ``file_bytes`` bytes: u8[n, width].
 
         Raises:
-            CorruptMemoryError: it has fewer.
+            CorruptMemoryError: the file is shorter.
         """
         firsts, lasts = starts // PAGE_BYTES, (starts + width - 1) // PAGE_BYTES
         wanted = np.unique(np.concatenate([firsts + i for i in range(int((lasts - firsts).max(initial=0)) + 1)]))
-        pages = self._find(path, [page for page in wanted.tolist() if page * PAGE_BYTES < file_bytes], file_bytes)
+        pages = self._load(path, [page for page in wanted.tolist() if page * PAGE_BYTES < file_bytes], file_bytes)
         out = np.empty((len(starts), width), np.uint8)
         for row, (start, first, last) in enumerate(zip(starts.tolist(), firsts.tolist(), lasts.tolist(), strict=True)):
             piece = b"".join(pages.get(page, b"") for page in range(first, last + 1))
@@ -42,8 +42,8 @@ class PageCache:
             out[row] = np.frombuffer(piece, np.uint8, width, start - first * PAGE_BYTES)
         return out
 
-    def _find(self, path: str, wanted: Sequence[int], file_bytes: int) -> dict[int, bytes]:
-        """The wanted pages, ascending: cached ones, and the others fetched."""
+    def _load(self, path: str, wanted: Sequence[int], file_bytes: int) -> dict[int, bytes]:
+        """Return the wanted (ascending) pages from the cache, and fetch those that it lacks."""
         with self._lock:
             cached = {page: self._pages[path, page] for page in wanted if (path, page) in self._pages}
         missing = [page * PAGE_BYTES for page in wanted if page not in cached]

@@ -1,8 +1,8 @@
-"""Records: the small files and table rows that say what lies on disk, read as what they must be and as nothing else.
+"""Records: small JSON files and table rows that describe the data on disk, decoded strictly by type.
 
-A record may come from a stranger or be damaged, and other files are opened, written and removed by the names in it. So
-every record is decoded here, field by field, against the types of its dataclass; a name is a type too, with the one
-pattern that names of its kind have. What does not fit is a ``CorruptMemoryError`` that names the file and the field.
+A record may be damaged or malicious, and the files that it names are opened, written and removed. So every record is
+decoded here, field by field, against the types of its dataclass; every kind of file name is a type with one pattern. A
+mismatch raises a ``CorruptMemoryError`` that names the file and the field.
 """
 
 import json
@@ -23,11 +23,11 @@ from memory_builder.storage.store import Store, sha256
 
 FORMAT_VERSION = 1
 SHOWN = 3
-"""Wrong fields that a message names."""
+"""Wrong fields named in one message."""
 strict_record = with_config(ConfigDict(strict=True, extra="forbid", allow_inf_nan=False))
-"""Class decorator of a record: no value is converted, no field is unknown, no number is NaN."""
+"""Class decorator of a record without type conversion, unknown fields or NaN."""
 partial_record = with_config(ConfigDict(strict=True, extra="ignore", allow_inf_nan=False))
-"""Likewise, of a record of which some fields are needed; its other fields are for people."""
+"""Class decorator of the same for a record whose unknown fields are ignored: they are for people."""
 
 
 def _name(pattern: str) -> Any:
@@ -48,7 +48,7 @@ UNREADABLE = (
     SyntaxError,  # numpy, of a header; as is the next
     TokenError,
 )
-"""What Python, numpy and pyarrow raise of content that makes no sense."""
+"""Exceptions that Python, numpy and pyarrow raise for malformed content."""
 
 Count = Annotated[int, Field(ge=0, le=1 << 53)]
 RowCount = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -70,16 +70,16 @@ ShardFile = Annotated[
         "|(metadata/metadata|rejects/rejects)_[0-9]{5,7}[.]parquet|rows/rows_[0-9]{5,7}[.]arrow"
     ),
 ]
-"""A file of one shard."""
+"""Path of a shard's file in the memory."""
 
 
 def is_part_file(name: str) -> bool:
-    """Whether a file is called as a part or its record is."""
+    """Whether a file name is that of a part or of its record."""
     return re.fullmatch(r"[0-9]{5,7}-[0-9]{5,7}(-[0-9a-f]{8})?[.](faiss|json)", name) is not None
 
 
 def is_index_folder(name: str) -> bool:
-    """Whether a folder under ``index/`` is called as those of indexes are."""
+    """Whether a folder name under ``index/`` is that of an index."""
     return re.fullmatch("[0-9a-f]{1,64}", name) is not None
 
 
@@ -90,16 +90,16 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = lru_cache(None)(TypeAdapter)
 
 
 def decode(kind: type[Kind], data: bytes | str, *, where: str, fix: str = REPAIR) -> Kind:
-    """A record from its JSON.
+    """Decode a record from JSON.
 
     Args:
         kind: a dataclass under ``strict_record``, or any type that pydantic knows.
         data: the JSON text.
         where: the file, for the message.
-        fix: what helps if it is damaged, likewise.
+        fix: the remedy for a damaged file, for the message.
 
     Raises:
-        CorruptMemoryError: it is not JSON, or a field is missing, unknown or not of its type.
+        CorruptMemoryError: ``data`` is not JSON, or a field is missing, unknown or not of its type.
     """
     try:
         decoded: Kind = _adapter(kind).validate_json(data, strict=True)
@@ -112,7 +112,7 @@ def decode(kind: type[Kind], data: bytes | str, *, where: str, fix: str = REPAIR
 
 
 def decode_value(kind: type[Kind], value: Any, *, where: str, fix: str = REPAIR) -> Kind:
-    """As ``decode``, of what was parsed already, such as a row of a table."""
+    """Decode a record from a parsed value, such as a table row; arguments as for ``decode``."""
     with reading(where, fix):
         data = json.dumps(value)
     return decode(kind, data, where=where, fix=fix)
@@ -125,10 +125,10 @@ def _reasons(error: ValidationError) -> str:
 
 
 def read_record(store: Store, path: str, kind: type[Kind], *, fix: str = REPAIR) -> Kind | None:
-    """The record at a path of a store; None when there is none.
+    """Read the record at a path of a store; None if the file is missing.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the record is damaged.
     """
     try:
         data = store.read(path)
@@ -138,7 +138,7 @@ def read_record(store: Store, path: str, kind: type[Kind], *, fix: str = REPAIR)
 
 
 def read_sound_record(store: Store, path: str, kind: type[Kind]) -> Kind | None:
-    """As ``read_record``, for whoever makes a damaged one anew: None for that too."""
+    """Read a record; None if it is missing or damaged, for callers that write it anew."""
     try:
         return read_record(store, path, kind)
     except CorruptMemoryError:
@@ -147,11 +147,11 @@ def read_sound_record(store: Store, path: str, kind: type[Kind]) -> Kind | None:
 
 @contextmanager
 def reading(where: str, fix: str = REPAIR) -> Iterator[None]:
-    """What goes wrong while a file's content is made sense of is the file's fault, and is said of it.
+    """Raise CorruptMemoryError for an exception that malformed content raises in this block.
 
     Args:
         where: the file.
-        fix: what helps.
+        fix: the remedy.
     """
     try:
         yield
@@ -170,7 +170,7 @@ def check_format(store: Store, data: bytes) -> None:
     try:
         version = json.loads(data)["format_version"]
     except (ValueError, LookupError, TypeError, RecursionError):
-        return  # whoever decodes it says what is wrong with it
+        return  # decoding reports the damage
     if isinstance(version, int) and version > FORMAT_VERSION:
         raise UsageError(
             f"{store.root} has format {version}, this version reads up to {FORMAT_VERSION}: "
@@ -181,20 +181,20 @@ def check_format(store: Store, data: bytes) -> None:
 def decode_table(
     data: bytes, schema: pa.Schema, *, where: str, fix: str = REPAIR, optional: Collection[str] = (), max_rows: int
 ) -> pa.Table:
-    """A table from parquet: the columns of ``schema``, each of its type.
+    """Decode a parquet table that has the columns of ``schema`` with their types.
 
     Args:
-        data: the file.
+        data: the file's content.
         schema: the columns.
         where: the file, for the message.
-        fix: what helps if it is damaged, likewise.
+        fix: the remedy for a damaged file, for the message.
         optional: columns that older files lack.
-        max_rows: more than any sound file has; a small file can claim billions.
+        max_rows: upper limit of a valid file; a small file can claim billions.
 
     Raises:
-        CorruptMemoryError: it is not such a table.
+        CorruptMemoryError: the file is not such a table.
     """
-    if not data.startswith(b"PAR1"):  # pyarrow looks at the end alone
+    if not data.startswith(b"PAR1"):  # pyarrow checks only the end
         raise CorruptMemoryError(f"{where} is damaged (it is no parquet file)", fix)
     with reading(where, fix), pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
         stored = file.schema_arrow
@@ -205,25 +205,25 @@ def decode_table(
             and (stored.names.count(column.name) != 1 or stored.field(column.name).type != column.type)
         ]
         if wrong or file.metadata.num_rows > max_rows:
-            what = f"column {wrong[0]} is missing or of another type" if wrong else f"{file.metadata.num_rows:,} rows"
-            raise CorruptMemoryError(f"{where} is damaged ({what})", fix)
+            reason = f"column {wrong[0]} is missing or of another type" if wrong else f"{file.metadata.num_rows:,} rows"
+            raise CorruptMemoryError(f"{where} is damaged ({reason})", fix)
         # In this thread alone; see ``formats.read_parquet``.
         table = file.read([column.name for column in schema if column.name in stored.names], use_threads=False)
-        table.validate(full=True)  # pyarrow itself looks at neither UTF-8 nor offsets
+        table.validate(full=True)  # reading checks neither UTF-8 nor offsets
         return table
 
 
 def record_bytes(record: Any, *, ensure_ascii: bool = True) -> bytes:
-    """The JSON text of a record: a dataclass or a mapping. The same record gives the same bytes."""
+    """Serialise a record (a dataclass or a mapping) as JSON. The same record gives the same bytes."""
     fields = asdict(record) if is_dataclass(record) and not isinstance(record, type) else record
     return json.dumps(fields, indent=1, ensure_ascii=ensure_ascii).encode()
 
 
 def write_record(store: Store, path: str, record: Any, *, ensure_ascii: bool = True) -> None:
-    """Write a record, after the data it speaks of: what has no record does not exist."""
+    """Write a record, after the data it describes: data without a record does not exist."""
     store.put(path, record_bytes(record, ensure_ascii=ensure_ascii))
 
 
 def content_hash(content: dict[str, Any]) -> str:
-    """Sixteen hex digits over a mapping's canonical JSON: the name of what is made from exactly this content."""
+    """Hash a mapping's canonical JSON to sixteen hex digits, to name files that are built from it."""
     return sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())[:16]

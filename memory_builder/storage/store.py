@@ -1,7 +1,7 @@
 """A folder on any filesystem fsspec knows, with the few operations a memory needs.
 
-Three promises hold everywhere: a file appears whole or not at all (``put``, ``writing``), one writer wins a
-name (``create``), and readers are told what they read (``sha256``). Paths are relative to the root.
+Three guarantees hold on all of them: a file appears whole or not at all (``put``, ``writing``), one writer wins a
+name (``create``), and contents can be checked (``sha256``). Paths are relative to the root.
 """
 
 import errno
@@ -25,24 +25,24 @@ from memory_builder.storage.filesystem import ATTEMPTS, is_local, open_filesyste
 
 TEMPORARY = ".tmp"
 CLOCK = ".tmp/clock"
-"""Written on an object store to learn what time it is there."""
+"""File that is written to an object store to read the store's clock."""
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK, errno.ENOSYS, errno.EACCES)
-"""What the link of one file to a second name fails with where a filesystem has no hard links (exFAT, SMB, FUSE)."""
+"""Error numbers of ``os.link`` on filesystems without hard links (exFAT, SMB, FUSE)."""
 PAUSE_S = 0.1
 CLAIM_S = 10.0
-"""An empty file that is older is the name of a record whose writer was killed before it gave it its content."""
+"""Seconds after which an empty file counts as left by a writer killed between its name and its content."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def sha256(data: bytes) -> str:
-    """The checksum kept in commit records, as hex."""
+    """SHA-256 as hex: the checksum in commit records."""
     return hashlib.sha256(data).hexdigest()
 
 
 class Store:
     """A folder at ``root``: a local path or any fsspec URL (``s3://bucket/prefix``), with options for fsspec.
 
-    Or where another store is, with its options. Listings are never cached: another process may be writing.
+    ``root`` may be another store, whose options are kept. Listings are never cached: another process may be writing.
     """
 
     def __init__(self, root: "str | Path | Store", **options: Any) -> None:
@@ -57,27 +57,27 @@ class Store:
         return f"Store({self.root!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Tasks take a store along: it is opened anew where they are done."""
+        """Pickle the root and options alone: a worker that unpickles a task reopens its store."""
         return partial(Store, **self.options), (self.root,)
 
     def full(self, path: str) -> str:
-        """The path as the filesystem knows it.
+        """Return a relative path as a path of the filesystem.
 
         Raises:
-            CorruptMemoryError: it leads out of this folder. Paths are made of what records say, and those are checked;
-                this is the last look, whoever forgot.
+            CorruptMemoryError: the path leads outside this folder. Paths come from records, which are checked when
+                they are decoded; this is a second check.
         """
         if not path:
             return self.path
         if path.startswith("/") or "\0" in path or ".." in path.split("/"):
-            raise CorruptMemoryError(f"{self.root}: {path!r} is a path that leads out of it")
+            raise CorruptMemoryError(f"{self.root}: path {path!r} leads outside this folder")
         return f"{self.path}/{path}"
 
     def _inside(self, path: str) -> Path:
-        """Where a local file is to be written or removed; no link of a folder may lead out of the store.
+        """Return the path of a local file to be written or removed.
 
         Raises:
-            CorruptMemoryError: one does.
+            CorruptMemoryError: its folder is a link that leads outside the store.
         """
         target = Path(self.full(path))
         folder, root = os.path.realpath(target.parent), os.path.realpath(self.path)
@@ -89,18 +89,18 @@ class Store:
         return target
 
     def read(self, path: str) -> bytes:
-        """The whole file; FileNotFoundError when it is not there."""
-        with self._telling(f"{self.root}/{path}"):
+        """Read a whole file; FileNotFoundError if it is missing."""
+        with self._storage_errors(f"{self.root}/{path}"):
             data: bytes = self.fs.cat_file(self.full(path))
         return data
 
     def read_json(
         self, path: str, *, fix: str = "remove it and run the command that writes it again"
     ) -> dict[str, Any] | None:
-        """A JSON object; None when it is not there.
+        """Read a JSON object; None if the file is missing.
 
         Raises:
-            CorruptMemoryError: it is there and is no JSON object; the message ends with ``fix``.
+            CorruptMemoryError: the file is not a JSON object; the message ends with ``fix``.
         """
         try:
             record: dict[str, Any] = dict(json.loads(self.read(path)).items())
@@ -111,25 +111,25 @@ class Store:
         return record
 
     def read_sound_json(self, path: str) -> dict[str, Any] | None:
-        """As ``read_json``, for whoever makes a damaged record anew: None for that too."""
+        """Read a JSON object; None if it is missing or damaged, for callers that write it anew."""
         try:
             return self.read_json(path)
         except CorruptMemoryError:
             return None
 
     def read_ranges(self, path: str, starts: Sequence[int], ends: Sequence[int]) -> Sequence[bytes]:
-        """The bytes from each start to its end, fetched together; fewer where the file ends before.
+        """Fetch byte ranges of one file together; a range past the file's end comes back shorter.
 
         Raises:
-            CorruptMemoryError: it ends before a start, and the store told so.
+            CorruptMemoryError: the file ends before a start, on stores that report it.
         """
-        with self._telling(f"{self.root}/{path}"):
+        with self._storage_errors(f"{self.root}/{path}"):
             try:
                 pieces: Sequence[bytes] = self.fs.cat_ranges(
                     [self.full(path)] * len(starts), list(starts), list(ends), on_error="raise"
                 )
             except OSError as error:
-                if error.errno != errno.EINVAL:  # what s3fs makes of "range not satisfiable"
+                if error.errno != errno.EINVAL:  # s3fs raises it for "range not satisfiable"
                     raise
                 raise CorruptMemoryError(
                     f"{self.root}/{path} is shorter than its commit says ({error})", REPAIR
@@ -137,7 +137,7 @@ class Store:
         return pieces
 
     def open(self, path: str) -> BinaryIO:
-        """A seekable reader."""
+        """Open a file for reading, seekable."""
         file: BinaryIO = self.fs.open(self.full(path), "rb")
         return file
 
@@ -145,9 +145,9 @@ class Store:
         return bool(self.fs.exists(self.full(path)))
 
     def list(self, folder: str, kind: Literal["file", "directory"] = "file") -> list[str]:
-        """Sorted names of the files (or of the folders) in a folder; empty when there is no such folder."""
+        """Return the sorted names of the files (or folders) in a folder; empty if the folder is missing."""
         try:
-            with self._telling(f"{self.root}/{folder}"):
+            with self._storage_errors(f"{self.root}/{folder}"):
                 entries = self.fs.ls(self.full(folder), detail=True)
         except FileNotFoundError:
             return []
@@ -155,7 +155,7 @@ class Store:
         return sorted(name for name in names if name)
 
     def size(self, path: str) -> int:
-        """Bytes."""
+        """Size of a file in bytes."""
         return int(self.fs.size(self.full(path)))
 
     def remove(self, path: str) -> None:
@@ -165,27 +165,27 @@ class Store:
             self.fs.rm_file(self.full(path))
 
     def remove_folder(self, path: str) -> None:
-        """Remove a folder and all that is in it; where it is a link, nothing."""
+        """Remove a folder with its contents; raise if it is a link that leads outside the store."""
         if self.is_local:
             self._inside(f"{path}/file")
         self.fs.rm(self.full(path), recursive=True)
 
     def put(self, path: str, data: bytes) -> None:
-        """Write a file atomically, replacing what was there."""
+        """Write a file atomically, replacing an older one."""
         if self.is_local:
             with self.writing(path) as temporary:
                 temporary.write_bytes(data)
         else:
-            with self._telling(f"{self.root}/{path}"):
+            with self._storage_errors(f"{self.root}/{path}"):
                 self.fs.pipe_file(self.full(path), data)
 
     def create(self, path: str, data: bytes) -> None:
-        """Write a file only if the name is free; FileExistsError when another writer was first.
+        """Write a file only if the name is free; FileExistsError if another writer was first.
 
-        On an object store, a writer that put the very same bytes counts as oneself. On a local disk the name of an
-        empty file that is older than CLAIM_S is free: see ``_claim``.
+        On an object store, a file with the very same bytes counts as our own. On a local disk the name of an empty
+        file that is older than CLAIM_S is free: see ``_claim``.
         """
-        with self._telling(f"{self.root}/{path}"):
+        with self._storage_errors(f"{self.root}/{path}"):
             if self.is_local:
                 self._create_locally(path, data)
             else:
@@ -212,8 +212,8 @@ class Store:
     def _claim(self, path: str, temporary: Path, target: Path) -> None:
         """Create a file without hard links: first its name, exclusively and empty, then its content, by renaming.
 
-        A reader sees no file, an empty one or the whole one. No record of ours is empty, so an empty one is none; what
-        a writer leaves that is killed between the two steps is taken over once it is older than CLAIM_S.
+        A reader sees no file, an empty one or the whole one. Records are never empty, so an empty file is no record. If
+        a writer is killed between the two steps, its empty file is taken over once it is older than CLAIM_S.
         """
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -223,17 +223,17 @@ class Store:
             os.replace(temporary, target)
 
     def _take_over_empty(self, path: str, temporary: Path, target: Path) -> None:
-        """Give an abandoned empty file its content; FileExistsError if it is none, or if another does.
+        """Write the content of an abandoned empty file; FileExistsError if another writer did.
 
-        Several may find it. They take turns by a name that is made of it, and look again then.
+        Several writers may try. Each creates a claim file, exclusively, and checks the empty file again then.
         """
         while (age_s := self._age_of_empty_s(path)) is not None and age_s <= CLAIM_S:
-            time.sleep(PAUSE_S)  # its writer is about to rename the content onto it, or was killed
+            time.sleep(PAUSE_S)  # its writer is about to replace it by the content, or was killed
         if age_s is None:
             raise FileExistsError(f"{self.root}/{path}")
         claim = f"{path}.{target.stat().st_mtime_ns}.claim"
         if (self._age_of_empty_s(claim) or 0.0) > CLAIM_S:
-            Path(self.full(claim)).unlink(missing_ok=True)  # of one that was killed at this very place
+            Path(self.full(claim)).unlink(missing_ok=True)  # its writer was killed within this function
         os.close(os.open(self.full(claim), os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
         try:
             if self._age_of_empty_s(path) is None:
@@ -243,17 +243,17 @@ class Store:
             Path(self.full(claim)).unlink(missing_ok=True)
 
     def _age_of_empty_s(self, path: str) -> float | None:
-        """How old an empty file is; None of any other, and where there is none."""
+        """Age of an empty file; None if it is missing or has content."""
         try:
             return self.age_s(path) if self.size(path) == 0 else None
         except FileNotFoundError:
             return None
 
     def age_s(self, path: str) -> float | None:
-        """Seconds since a file was written, by the store's own clock; None if it is gone, or the store tells no times.
+        """Seconds since a file was written, by the store's clock; None if it is missing or the store keeps no times.
 
-        The clocks of writers differ, by hours where one was never set. A store stamps what is written to it by one
-        clock, so a file that is written now says what time it is there.
+        The clocks of writers may differ by hours. A store stamps all files by one clock, so the time of a file that is
+        written now is the store's time.
         """
         try:
             if self.is_local:
@@ -269,9 +269,9 @@ class Store:
             return None
 
     def touch(self, path: str, data: bytes) -> None:
-        """Let a file that holds ``data`` be as young as if it were written now. FileNotFoundError if it is gone."""
+        """Set the time of a file that holds ``data`` to now. FileNotFoundError if it is missing."""
         if self.is_local:
-            os.utime(self.full(path))  # of whoever holds the name by now; its content stays
+            os.utime(self.full(path))  # if another writer's file has the name by now, its content stays
         else:
             self.put(path, data)
 
@@ -280,7 +280,7 @@ class Store:
             try:
                 self.fs.pipe_file(self.full(path), data, mode="create")
             except OSError as error:
-                # S3 answers 412 to the later writer, and 409 to one of two at the same moment, who is to try again.
+                # S3 returns 412 to the later writer, and 409 to one of two concurrent writers, which must retry.
                 message = str(error).lower().replace("-", "")
                 if "conditional" in message:
                     time.sleep(0.1)
@@ -289,9 +289,9 @@ class Store:
                     raise
                 if self._read_or_none(path) != data:
                     raise FileExistsError(f"{self.root}/{path}") from error
-            # Finding our own bytes there: the answer to our first try was lost, and it was tried again.
+            # The file may hold our own bytes already: the response to our first attempt was lost and it was retried.
             return
-        raise FileExistsError(f"{self.root}/{path}: other writers are creating it all the time")
+        raise FileExistsError(f"{self.root}/{path}: other writers keep creating this file")
 
     def _read_or_none(self, path: str) -> bytes | None:
         try:
@@ -301,11 +301,11 @@ class Store:
 
     @contextmanager
     def writing(self, path: str) -> Iterator[Path]:
-        """A local temporary file that becomes ``path``, whole, when the block ends without an error."""
+        """Yield a local temporary file that becomes ``path`` atomically when the block ends without an error."""
         target = self._inside(path) if self.is_local else None
         temporary = self._temporary()
         try:
-            with self._telling(f"{self.root}/{path}" if self.is_local else str(temporary.parent)):
+            with self._storage_errors(f"{self.root}/{path}" if self.is_local else str(temporary.parent)):
                 yield temporary
                 if target is not None:
                     _fsync(temporary)
@@ -313,22 +313,22 @@ class Store:
                     os.replace(temporary, target)
                     _fsync(target.parent)
             if not self.is_local:
-                with self._telling(f"{self.root}/{path}"):
+                with self._storage_errors(f"{self.root}/{path}"):
                     self.fs.put_file(str(temporary), self.full(path))
         finally:
             temporary.unlink(missing_ok=True)
 
     def fetch(self, path: str) -> Path:
-        """A local file with these contents, to be memory-mapped: the file itself, or a cached copy of a remote one."""
+        """Return a local file to memory-map: the file itself, or a cached copy of a remote one."""
         if self.is_local:
             return Path(self.full(path))
-        # What has no version could have changed since: it is fetched again.
+        # A file without a version may have changed: it is fetched again.
         version = etag_of(self.fs.info(self.full(path))) or uuid.uuid4().hex
         name = sha256(f"{self.root}/{path} {version}".encode())[:32]
         return cached_file(name, lambda target: self.fs.get_file(self.full(path), target))
 
     def checksum(self, path: str) -> str:
-        """SHA-256 of a stored file, read in pieces."""
+        """SHA-256 of a file, read in chunks."""
         with self.open(path) as file:
             digest = hashlib.sha256()
             while piece := file.read(1 << 20):
@@ -336,7 +336,7 @@ class Store:
         return digest.hexdigest()
 
     def sweep(self) -> None:
-        """Remove temporary files of writers of this machine that are no longer alive."""
+        """Remove temporary files that ended processes of this machine left."""
         if not self.is_local:
             return
         for file in self._inside(f"{TEMPORARY}/file").parent.glob("*"):
@@ -345,21 +345,21 @@ class Store:
                 file.unlink(missing_ok=True)
 
     @contextmanager
-    def _telling(self, path: str) -> Iterator[None]:
-        """What goes wrong with storage as such, rather than with a file's being there, is told in words that help."""
+    def _storage_errors(self, path: str) -> Iterator[None]:
+        """Raise StorageError with advice for an OSError other than a missing or existing file."""
         try:
             yield
         except (FileNotFoundError, FileExistsError):
             raise
         except OSError as error:
-            again = "then run the same command again; it goes on where it stopped"
+            again = "then run the same command again; it resumes where it stopped"
             if error.errno in FULL:
                 raise StorageFullError(
-                    f"no room to write {path} ({error.strerror}): free some or raise the limit, {again}"
+                    f"no space to write {path} ({error.strerror}): free some or raise the limit, {again}"
                 ) from error
-            tries = "" if self.is_local else f" in {ATTEMPTS} tries"
+            attempts = "" if self.is_local else f" in {ATTEMPTS} attempts"
             raise StorageError(
-                f"cannot use {path}{tries} ({type(error).__name__}: {error}): see to it, {again}"
+                f"cannot use {path}{attempts} ({type(error).__name__}: {error}): fix the cause, {again}"
             ) from error
 
     def _temporary(self) -> Path:
@@ -370,12 +370,12 @@ class Store:
 
 
 def version_of(info: dict[str, Any]) -> str:
-    """What changes with a file's content, be it local or remote; empty if its filesystem tells nothing of the kind."""
+    """Version of a local or remote file, which changes with its content; empty if the filesystem has none."""
     return etag_of(info) or str(info.get("mtime", ""))
 
 
 def etag_of(info: dict[str, Any]) -> str | None:
-    """What changes with a remote file's content, as its filesystem tells it; None if it tells nothing of the kind."""
+    """Version of a remote file, which changes with its content; None if the filesystem has none."""
     names = ("ETag", "etag", "LastModified", "mtime", "created")
     version = next((info[name] for name in names if info.get(name)), None)
     if isinstance(version, datetime):  # some filesystems list a number and look up a date
@@ -384,9 +384,9 @@ def etag_of(info: dict[str, Any]) -> str | None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this machine is still there."""
+    """Whether a process of this machine is running."""
     try:
-        os.kill(pid, 0)  # signal 0 only asks
+        os.kill(pid, 0)  # signal 0 only checks
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
@@ -399,7 +399,7 @@ def _fsync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Of a folder, some filesystems cannot.
+        # Some filesystems cannot sync a folder.
         if not path.is_dir() or error.errno not in (errno.EINVAL, *NO_LINKS):
             raise
     finally:

@@ -70,7 +70,7 @@ def fill(store: Store, part: Part, **changed: Any) -> PartRecord:
     settings = {
         "store": store,
         "folder": FOLDER,
-        "keys": "image",
+        "modality": "image",
         "d": D,
         "commits": Manifest.read_folded(store).commits,
         "quantizer_sha256": read_quantizer_hash(store, FOLDER),

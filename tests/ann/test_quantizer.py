@@ -51,7 +51,7 @@ SIZES += [(n, d) for n in (2_000_000, 400_000_000) for d in (192, 512, 768)]
 
 @pytest.mark.parametrize(("n_rows", "d"), SIZES)
 def test_where_nothing_fits_the_error_names_a_budget_that_does(n_rows: int, d: int) -> None:
-    with pytest.raises(IndexBuildError, match=r"the least that does is \d+\.\dM$") as error:
+    with pytest.raises(IndexBuildError, match=r"the minimum is \d+\.\dM$") as error:
         choose_key(n_rows, d, "1K")
     least = str(error.value).rsplit(" ", 1)[1]
     key = choose_key(n_rows, d, least)

@@ -258,7 +258,7 @@ def test_a_memory_keeps_the_description_it_was_made_with(tmp_path: Path) -> None
     there, asked = described(batch_size=256).config_hash, described(batch_size=128, require="text").config_hash
     with pytest.raises(ConfigMismatchError) as error:
         create_memory(store, described(batch_size=128, require="text"))
-    for said in (there, asked, "batch_size: 256 there, 128 asked", "require: None there, 'text' asked", str(tmp_path)):
+    for said in (there, asked, "batch_size: 256 before, 128 now", "require: None before, 'text' now", str(tmp_path)):
         assert said in str(error.value)
     assert (tmp_path / "memory.json").read_bytes() == before
 

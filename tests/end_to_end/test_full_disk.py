@@ -39,7 +39,7 @@ def test_a_full_disk_stops_the_run_at_once_and_is_no_fault_of_the_shards(
     ran = command(*embed)
     assert ran.code == 1
     (line,) = [line for line in ran.err.splitlines() if line.startswith("error: ")]
-    assert f"no room to write {small_disk}/memory/" in line
+    assert f"no space to write {small_disk}/memory/" in line
     assert "No space left on device" in line
     assert "free some or raise the limit, then run the same command again" in line
     info = json.loads(command("info", small_disk / "memory", "--json").out)
@@ -78,7 +78,7 @@ def test_a_file_larger_than_allowed_is_told_as_such(tmp_path):
     lines = done.stdout.splitlines()
     assert len(lines) == 2
     for line in lines:
-        assert line.startswith(f"StorageFullError no room to write {tmp_path}/folder/file (File too large): free some")
+        assert line.startswith(f"StorageFullError no space to write {tmp_path}/folder/file (File too large): free some")
     assert not list((tmp_path / TEMPORARY).iterdir())
     assert not (tmp_path / "folder").exists()
 

@@ -52,7 +52,7 @@ def test_other_settings_are_refused_without_loading_a_model(command, photos, tmp
     )
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert "require: 'image' there, 'both' now" in ran.stderr
+    assert "require: 'image' before, 'both' now" in ran.stderr
 
 
 def test_hits_say_where_they_came_from_and_show_any_column(command, photos, tmp_path, model):

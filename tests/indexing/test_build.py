@@ -142,7 +142,7 @@ def test_more_lists_than_rows_is_an_error_and_leaves_no_state(memory: Store) -> 
 
 
 def test_a_budget_nothing_fits_is_an_error_and_leaves_no_state(memory: Store) -> None:
-    with pytest.raises(IndexBuildError, match=r"the least that does is 0\.1M"):
+    with pytest.raises(IndexBuildError, match=r"the minimum is 0\.1M"):
         build(memory, IndexConfig(max_memory="1K"))
     assert read_snapshot(memory).number == 0
     assert not Path(memory.full("index")).exists()

@@ -54,7 +54,7 @@ def test_a_model_that_asks_for_code_to_be_run_is_refused_wherever_it_does(
         entry = {"model_cfg": config["model_cfg"] | {"text_cfg": text} | entry}
     change(copied / file, **entry)
     monkeypatch.setattr("open_clip.create_model", lambda *_, **__: pytest.fail("it was opened"))
-    with pytest.raises(EncoderError, match=r"asks for code of the model's own to be run \(\w+\), which is never done"):
+    with pytest.raises(EncoderError, match=r"requests remote code \(\w+\), which is never run"):
         Encoder(EncoderConfig(model=f"local-dir:{copied}"))
 
 
@@ -122,7 +122,7 @@ def test_a_model_that_a_memory_alone_names_is_not_opened(
     opened: list[Any] = []
     with monkeypatch.context() as patch:
         patch.setattr("memory_builder.model.encoder._load", lambda *args: opened.append(args))
-        with pytest.raises(EncoderError, match=r"nobody named on this machine before.*--model"):
+        with pytest.raises(EncoderError, match=r"was never named on this machine.*--model"):
             Memory.open(memory).search(text="a cat", keys="text")
     assert opened == []
     named = Memory.open(memory, encoder=EncoderConfig(model=f"local-dir:{copied}"))

@@ -347,12 +347,12 @@ def test_two_files_of_one_number_are_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "img_emb" / "img_emb_0.npy", np.eye(8, dtype=np.float32)[:3])
     for name in ("0", "00"):
         pq.write_table(pa.table({"caption": [name] * 3}), tmp_path / "metadata" / f"metadata_{name}.parquet")
-    with pytest.raises(SourceError, match="have one number"):
+    with pytest.raises(SourceError, match="have the same number"):
         find_published(str(tmp_path))
     (tmp_path / "metadata" / "metadata_00.parquet").unlink()
     assert len(find_published(str(tmp_path))) == 1
     np.save(tmp_path / "img_emb" / "0.npy", np.eye(8, dtype=np.float32)[:3])
-    with pytest.raises(SourceError, match="have one number"):
+    with pytest.raises(SourceError, match="have the same number"):
         find_published(str(tmp_path))
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from memory_builder.errors import ConcurrentWriterError
 from memory_builder.storage import locks
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store
 
 HERE = {"host": socket.gethostname(), "pid": os.getpid(), "since_s": 0.0}
@@ -35,7 +35,7 @@ def dead_process() -> int:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Locks are abandoned after a second, and renewed often."""
-    for name, value in {"LOCK_S": 1.0, "RENEW_S": 0.2, "GRACE_S": 0.5, "PAUSE_S": 0.01, "LOOK_S": 0.1}.items():
+    for name, value in {"LOCK_S": 1.0, "RENEW_S": 0.2, "GRACE_S": 0.5, "PAUSE_S": 0.01, "CHECK_S": 0.1}.items():
         monkeypatch.setattr(locks, name, value)
 
 
@@ -48,7 +48,7 @@ def test_one_at_a_time(store: Store, monkeypatch: pytest.MonkeyPatch, abandoned:
 
     def hold(writer: int) -> None:
         for _ in range(3):
-            with turn(store, "a.lock"):
+            with hold_lock(store, "a.lock"):
                 inside.append(writer)
                 assert inside == [writer]
                 inside.remove(writer)
@@ -76,7 +76,7 @@ def test_who_is_late_at_an_abandoned_lock_does_not_take_that_of_who_was_not(tmp_
     held, go_on, order = threading.Event(), threading.Event(), []
 
     def be_first() -> None:
-        with turn(Store(tmp_path), "a.lock"):
+        with hold_lock(Store(tmp_path), "a.lock"):
             held.set()
             go_on.wait()
             order.append("first")
@@ -85,14 +85,14 @@ def test_who_is_late_at_an_abandoned_lock_does_not_take_that_of_who_was_not(tmp_
     late = Slow(tmp_path)
     late.meanwhile = lambda: (first.start(), held.wait())
     threading.Timer(0.5, go_on.set).start()
-    with turn(late, "a.lock"):
+    with hold_lock(late, "a.lock"):
         order.append("late")
     first.join()
     assert order == ["first", "late"]
 
 
 def test_a_lock_that_was_taken_over_is_not_removed_by_who_held_it(store: Store) -> None:
-    with turn(store, "a.lock"):
+    with hold_lock(store, "a.lock"):
         store.put("a.lock", b"of another")
     assert store.read("a.lock") == b"of another"
 
@@ -118,7 +118,7 @@ def test_a_lock_that_cannot_be_read_is_taken_over_after_a_while(
     monkeypatch.setattr("memory_builder.storage.store.CLAIM_S", 0.5)
     store, began = Store(tmp_path), time.monotonic()
     store.put("a.lock", UNREADABLE[kind])
-    with turn(store, "a.lock"):
+    with hold_lock(store, "a.lock"):
         assert 0.4 < time.monotonic() - began < 5  # it could have been in the making
     assert not store.exists("a.lock")
 
@@ -128,7 +128,7 @@ def test_a_lock_that_cannot_be_read_is_taken_over_after_a_while(
 def test_how_old_a_lock_is_says_the_store_and_not_its_holder(store: Store, since_s: float) -> None:
     began = time.monotonic()
     store.put("a.lock", content(ELSEWHERE | {"since_s": since_s}))
-    with turn(store, "a.lock"):
+    with hold_lock(store, "a.lock"):
         assert 0.9 < time.monotonic() - began < 10
 
 
@@ -138,7 +138,7 @@ def test_a_lock_that_a_clock_stamped_in_the_future_is_taken_over_when_nobody_ren
     store.put("a.lock", content(ELSEWHERE))
     os.utime(tmp_path / "a.lock", (time.time() + 7200,) * 2)
     began = time.monotonic()
-    with turn(store, "a.lock"):
+    with hold_lock(store, "a.lock"):
         assert 0.9 < time.monotonic() - began < 5
 
 
@@ -146,7 +146,7 @@ def test_a_lock_whose_file_is_old_is_taken_over_at_once(tmp_path: Path) -> None:
     store, began = Store(tmp_path), time.monotonic()
     store.put("a.lock", content(ELSEWHERE | {"since_s": time.time()}))
     os.utime(tmp_path / "a.lock", (time.time() - 61,) * 2)
-    with turn(store, "a.lock"):
+    with hold_lock(store, "a.lock"):
         assert time.monotonic() - began < 2
 
 
@@ -156,11 +156,11 @@ def test_a_holder_that_lives_keeps_its_lock(store: Store) -> None:
     order = []
 
     def wait() -> None:
-        with turn(store, "a.lock"):
+        with hold_lock(store, "a.lock"):
             order.append("waiter")
 
     waiter = threading.Thread(target=wait)
-    with turn(store, "a.lock") as held:
+    with hold_lock(store, "a.lock") as held:
         waiter.start()
         time.sleep(3)  # three times as long as it would take to lose it
         order.append("holder")
@@ -170,12 +170,12 @@ def test_a_holder_that_lives_keeps_its_lock(store: Store) -> None:
 
 
 def test_a_holder_that_lost_its_lock_notices_it_before_it_commits(store: Store) -> None:
-    with turn(store, "a.lock") as held:
+    with hold_lock(store, "a.lock") as held:
         held.check()
         store.put("a.lock", content(ELSEWHERE))
         with pytest.raises(ConcurrentWriterError, match="taken over by another writer"):
             held.check()
-    with turn(store, "b.lock") as held:
+    with hold_lock(store, "b.lock") as held:
         store.remove("b.lock")
         with pytest.raises(ConcurrentWriterError, match="taken over by another writer"):
             held.check()
@@ -186,10 +186,10 @@ def test_a_waiter_says_for_whom_it_waits_and_says_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(locks, "LOCK_S", 3.0)
-    monkeypatch.setattr(locks, "TELL_S", 1.0)
+    monkeypatch.setattr(locks, "REPORT_S", 1.0)
     store = Store(tmp_path)
     store.put("a.lock", content(ELSEWHERE | {"host": "node\n7", "pid": 4711, "since_s": 1.7e9}))
-    with turn(store, "a.lock"):
+    with hold_lock(store, "a.lock"):
         pass
     lines = capsys.readouterr().err.splitlines()
     assert 2 <= len(lines) <= 5

@@ -74,7 +74,7 @@ def test_near_rows_share_a_request_and_known_ones_need_none(
 def test_what_is_kept_is_bounded_and_what_was_let_go_is_read_again(
     store: Store, data: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted, cache = Counted(store, monkeypatch), PageCache(store, kept_bytes=2 * PAGE_BYTES)
+    counted, cache = Counted(store, monkeypatch), PageCache(store, max_bytes=2 * PAGE_BYTES)
     for row in (0, N // 2, N - 1, 0):
         np.testing.assert_array_equal(read(cache, np.array([row])), expected(data, np.array([row])))
     assert counted.n_requests == 4
@@ -94,7 +94,7 @@ def test_rows_are_the_files_whatever_lies_between_them(rows: list[int], requeste
     store.put("file", data.tobytes())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("memory_builder.storage.page_cache.REQUEST_BYTES", requested * PAGE_BYTES)
-        cache = PageCache(store, kept_bytes=3 * PAGE_BYTES)
+        cache = PageCache(store, max_bytes=3 * PAGE_BYTES)
         for _ in range(2):  # fetched, then in part from the cache
             got = cache.read("file", np.array(rows) * WIDTH, WIDTH, data.nbytes)
             np.testing.assert_array_equal(got, data[rows])

@@ -267,7 +267,7 @@ def test_a_disk_that_fills_inside_faiss_is_told_as_such(tmp_path, monkeypatch, d
     os.symlink(device, tmp_path / "full")
     index = faiss.index_factory(D, "Flat", faiss.METRIC_INNER_PRODUCT)
     index.add(np.zeros((50_000, D), np.float32))
-    with pytest.raises(StorageFullError, match=r"no room to write .*/index/part\.faiss \(No space left on device\)"):
+    with pytest.raises(StorageFullError, match=r"no space to write .*/index/part\.faiss \(No space left on device\)"):
         write_faiss(store, "index/part.faiss", index)
 
 

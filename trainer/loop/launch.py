@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from memory_builder.base.log import logger
 from memory_builder.errors import MemoryBuilderError, StorageError, StorageFullError, UsageError, WorkerError
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store
 from trainer.loop.config import TrainRunnerConfig
 
@@ -59,7 +59,7 @@ def run_job(job: Job, runner: TrainRunnerConfig) -> bool:
     Raises:
         MemoryBuilderError: errors of the job; WorkerError if workers keep dying.
     """
-    with turn(Store(job.out), LOCK) as held:
+    with hold_lock(Store(job.out), LOCK) as held:
         if not job.check_unfinished():
             return False
         if runner.runner == "local":

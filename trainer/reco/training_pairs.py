@@ -12,7 +12,7 @@ from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.trusted import encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import EmbedReport, embed
-from memory_builder.embedding.retry_rejects import standing_reasons
+from memory_builder.embedding.retry_rejects import latest_reasons
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, EncoderError, SourceError
 from memory_builder.memory import Memory
 from memory_builder.readers.discover import find_sources
@@ -123,7 +123,7 @@ def embed_training_pairs(
     if report.failed:
         uri, reason = next(iter(report.failed.items()))
         raise SourceError(f"{len(report.failed)} shards of {source} cannot be embedded, such as {uri}: {reason}")
-    left_out = standing_reasons(Manifest.read(Store(out)).commits.values())
+    left_out = latest_reasons(Manifest.read(Store(out)).commits.values())
     if left_out:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common())
         logger.info(f"left out of the training pairs: {reasons}")

@@ -25,7 +25,7 @@ from memory_builder.readers.file_kinds import describe_passed_over, kind_of
 from memory_builder.readers.folder import file_info
 from memory_builder.readers.read import Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.shard import Source
-from memory_builder.readers.splits import TAR_MARK, is_named_as_split, is_to_learn_from
+from memory_builder.readers.splits import TAR_MARK, is_named_as_split, is_training_split
 from memory_builder.retrieval.block_records import done_records
 from memory_builder.retrieval.copies.compare import Compared, ImageSignatures
 from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
@@ -91,7 +91,7 @@ def _splits(name: str) -> list[str]:
         logger.info(f"evaluation set {name}: no splits, all of it is read")
         return []
     splits = [folder for folder in folders if folder in marked or is_named_as_split(folder)] if marked else folders
-    left = [folder for folder in splits if is_to_learn_from(folder)]
+    left = [folder for folder in splits if is_training_split(folder)]
     read = [folder for folder in splits if folder not in left]
     if not read:
         raise UsageError(f"--exclude {name} has only a train split; name its folder itself if that is meant")

@@ -25,7 +25,7 @@ from memory_builder.errors import (
     UsageError,
 )
 from memory_builder.model.encoder import EncoderConfig
-from memory_builder.storage.locks import turn
+from memory_builder.storage.locks import hold_lock
 from memory_builder.storage.store import Store, sha256
 from trainer.loop.checkpoint import pack, read_checkpoints
 from trainer.loop.config import LoopConfig, OptimizerConfig, TrainRunnerConfig
@@ -277,7 +277,7 @@ def test_a_folder_beside_the_checkpoints_that_is_none_stays(job, tmp_path):
 def test_two_trainings_into_one_folder_take_turns_and_the_second_says_for_whom_it_waits(job, whole, tmp_path, capsys):
     run = tmp_path / "run"
     with ThreadPoolExecutor(1) as threads:
-        with turn(Store(run), "train.lock"):
+        with hold_lock(Store(run), "train.lock"):
             second = threads.submit(run_job, job(run, ema=0.9), TrainRunnerConfig())
             wait_until(lambda: f"waiting for {run}/train.lock, held by process" in capsys.readouterr().err)
             assert not (run / "checkpoints").exists()
@@ -385,7 +385,7 @@ def test_without_room_for_a_checkpoint_the_one_before_is_whole(job, tmp_path):
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
 
     try:
-        with pytest.raises(StorageFullError, match=r"no room to write .*trainable\.safetensors"):
+        with pytest.raises(StorageFullError, match=r"no space to write .*trainable\.safetensors"):
             asked.work(report)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
