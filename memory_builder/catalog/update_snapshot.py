@@ -4,9 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from memory_builder.base.arguments import (
-    shortened,
-)
+from memory_builder.base.arguments import shortened
 from memory_builder.catalog.snapshots import Snapshot, read_current, write_snapshot
 from memory_builder.errors import ConcurrentWriterError
 from memory_builder.storage.locks import hold_lock

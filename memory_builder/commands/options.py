@@ -4,11 +4,7 @@ from dataclasses import dataclass
 
 from tyro.conf import UseAppendAction
 
-from memory_builder.base.runner import (
-    LocalRunner,
-    Runner,
-    RunnerConfig,
-)
+from memory_builder.base.runner import LocalRunner, Runner, RunnerConfig
 from memory_builder.model.encoder import EncoderConfig, log_loading, named_encoder
 from memory_builder.storage.store import Store
 

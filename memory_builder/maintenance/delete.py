@@ -5,10 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from memory_builder.base.arguments import (
-    several,
-    shortened,
-)
+from memory_builder.base.arguments import several, shortened
 from memory_builder.base.log import logger
 from memory_builder.base.types import Ids
 from memory_builder.catalog.delete_rows import delete_rows
@@ -16,9 +13,7 @@ from memory_builder.catalog.description import read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot
-from memory_builder.catalog.tombstones import (
-    check_ids,
-)
+from memory_builder.catalog.tombstones import check_ids
 from memory_builder.errors import UsageError
 from memory_builder.storage.store import Store
 

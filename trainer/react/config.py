@@ -4,9 +4,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Literal
 
-from memory_builder.base.arguments import (
-    check,
-)
+from memory_builder.base.arguments import check
 from memory_builder.errors import UsageError
 
 Augmentation = Literal["react", "none"]

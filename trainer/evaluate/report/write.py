@@ -4,15 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from memory_builder.base.charts import (
-    COLOURS,
-    Interval,
-    Series,
-    interval_chart,
-    line_chart,
-    names_axis,
-    number_axis,
-)
+from memory_builder.base.charts import COLOURS, Interval, Series, interval_chart, line_chart, names_axis, number_axis
 from memory_builder.base.drawing import Chart
 from memory_builder.base.pages import render
 from memory_builder.errors import MemoryBuilderError, UsageError
