@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import Vectors, unit_rows
+from memory_builder.base.types import Modality, Vectors, unit_rows
 from memory_builder.catalog.create_memory import create_memory
+from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
 from memory_builder.catalog.plan import extend_plan
@@ -26,6 +27,7 @@ from memory_builder.storage.store import Store, sha256
 SHARD_ROWS = 1_000_000
 KINDS = {"string": "string", "large_string": "string", "bool": "bool", "double": "float", "float": "float"}
 """Arrow type → type of a metadata column; every integer is an int."""
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 GIVEN = ("key", "caption", "url", "width", "height", "sha256", "member")
 """Fixed columns that callers may pass."""
 
@@ -53,26 +55,16 @@ def write_vectors(
         UsageError: arrays or columns do not have the same number of rows, or no array is given.
         EncoderError: the model makes vectors of another width.
     """
-    given = {"image": images, "text": texts}
-    arrays = {modality: _unit(array, modality) for modality, array in given.items() if array is not None}
-    if not arrays:
-        raise UsageError("no vectors: give images or texts")
-    n, d = next(iter(arrays.values())).shape
-    vectors = {modality: arrays.get(modality, np.zeros((n, d), np.float16)) for modality in ("image", "text")}
+    vectors = _pair_vectors({"image": images, "text": texts})
+    n, d = vectors["image"].shape
     table = pa.table(metadata if metadata is not None else {"key": [f"{row:08d}" for row in range(n)]})
-    if any(array.shape != (n, d) for array in vectors.values()) or table.num_rows != n:
-        shapes = ", ".join(f"{modality} {list(array.shape)}" for modality, array in arrays.items())
-        raise UsageError(f"vectors and metadata differ in rows or width: {shapes}, metadata {table.num_rows} rows")
-    config = EmbedConfig(
-        columns=tuple(f"{name}:{_kind(table, name)}" for name in table.column_names if name not in GIVEN)
-    )
-    store, described = Store(memory), describe_vectors(d, config)
-    if encoder is not None:
-        described = describe(load_encoder(encoder), config)
-        if described.d != d:
-            raise EncoderError(f"{described.model} makes vectors of width {described.d}, these have {d}")
-    create_memory(store, described)
-    digests = [sha256(npy_bytes(vectors[modality])) for modality in ("image", "text")]
+    if table.num_rows != n:
+        raise UsageError(f"vectors and metadata differ in rows: {n} vectors, metadata {table.num_rows} rows")
+    columns = tuple(f"{name}:{_kind(table, name)}" for name in table.column_names if name not in GIVEN)
+    store, config = Store(memory), EmbedConfig(columns=columns)
+    description = _describe(encoder, d, config)
+    create_memory(store, description)
+    digests = [sha256(npy_bytes(vectors[modality])) for modality in MODALITIES]
     name = content_hash({"vectors": digests, "metadata": sha256(repr(table.to_pydict()).encode())})
     starts = range(0, n, shard_rows)
     pieces = {join_uri(f"vectors-{name}", Piece(items=(start, min(n, start + shard_rows)))): start for start in starts}
@@ -90,11 +82,33 @@ def write_vectors(
                 metadata=_metadata(table.slice(rows.start, shard_rows), vectors, rows, config),
                 rejects=[],
                 partial=None,
-                config_hash=described.config_hash,
+                config_hash=description.config_hash,
                 seconds={"total": time.perf_counter() - started},
             )
     Manifest.read(store).fold(store)
     return store
+
+
+def _pair_vectors(given: Mapping[str, npt.ArrayLike | None]) -> dict[str, Vectors]:
+    """Modality → f16[n, d] unit rows, of both; zeros for one that is not given."""
+    arrays = {modality: _unit(array, modality) for modality, array in given.items() if array is not None}
+    if not arrays:
+        raise UsageError("no vectors: give images or texts")
+    shapes = {array.shape for array in arrays.values()}
+    if len(shapes) > 1:
+        named = ", ".join(f"{modality} {list(array.shape)}" for modality, array in arrays.items())
+        raise UsageError(f"vectors differ in rows or width: {named}")
+    return {modality: arrays.get(modality, np.zeros(shapes.copy().pop(), np.float16)) for modality in MODALITIES}
+
+
+def _describe(encoder: EncoderConfig | None, d: int, config: EmbedConfig) -> Description:
+    """``memory.json`` for vectors of an encoder, or of none that is known."""
+    if encoder is None:
+        return describe_vectors(d, config)
+    description = describe(load_encoder(encoder), config)
+    if description.d != d:
+        raise EncoderError(f"{description.model} makes vectors of width {description.d}, these have {d}")
+    return description
 
 
 def _unit(array: npt.ArrayLike, modality: str) -> Vectors:

@@ -68,11 +68,11 @@ def write_memory(
 
     Row i has key ``00000123`` and caption ``caption 123``, and no url.
     """
-    sides = [side for side in (images, texts) if side is not None]
-    n, d = sides[0].shape
-    images_f16, texts_f16 = (
-        np.zeros((n, d), np.float16) if side is None else unit(side).astype(np.float16) for side in (images, texts)
-    )
+    given = [modality for modality in (images, texts) if modality is not None]
+    n, d = given[0].shape
+    vectors = [
+        np.zeros((n, d), np.float16) if array is None else unit(array).astype(np.float16) for array in (images, texts)
+    ]
     store = Store(root, **storage_options)
     description = Description(
         model=model,
@@ -88,29 +88,14 @@ def write_memory(
     sources = [Source(uri=f"/synthetic/{start:09d}.tar", bytes=1, etag="1") for start in starts]
     for shard, start in zip(extend_plan(store, sources), starts, strict=True):
         rows = range(start, min(n, start + shard_rows))
-        some_images, some_texts = images_f16[rows.start : rows.stop], texts_f16[rows.start : rows.stop]
-        has_image, has_text = some_images.any(axis=1).tolist(), some_texts.any(axis=1).tolist()
-        found = [
-            {
-                "key": f"{row:08d}",
-                "caption": f"caption {row}" if text else None,
-                "width": 64 if image else None,
-                "height": 64 if image else None,
-                "sha256": sha256(str(row).encode()) if image else None,
-                "member": f"{row:08d}.png",
-                "has_image": image,
-                "has_text": text,
-            }
-            for row, image, text in zip(rows, has_image, has_text, strict=True)
-        ]
-        described = [(row, fields(i)) for i, row in zip(rows, found, strict=True)]
-        table = metadata_table(described, columns or {})
+        shard_images, shard_texts = (array[rows.start : rows.stop] for array in vectors)
+        known = described(rows, shard_images.any(axis=1).tolist(), shard_texts.any(axis=1).tolist())
         commit_shard(
             store,
             shard,
-            images=some_images,
-            texts=some_texts,
-            metadata=table,
+            images=shard_images,
+            texts=shard_texts,
+            metadata=metadata_table([(row, fields(i)) for i, row in zip(rows, known, strict=True)], columns or {}),
             rejects=[],
             partial=None,
             config_hash=description.config_hash,
@@ -119,3 +104,20 @@ def write_memory(
     if fold:
         Manifest.read(store).fold(store)
     return store
+
+
+def described(rows: range, has_image: list[bool], has_text: list[bool]) -> list[dict[str, Any]]:
+    """The fixed metadata columns of made-up pairs."""
+    return [
+        {
+            "key": f"{row:08d}",
+            "caption": f"caption {row}" if text else None,
+            "width": 64 if image else None,
+            "height": 64 if image else None,
+            "sha256": sha256(str(row).encode()) if image else None,
+            "member": f"{row:08d}.png",
+            "has_image": image,
+            "has_text": text,
+        }
+        for row, image, text in zip(rows, has_image, has_text, strict=True)
+    ]
