@@ -12,7 +12,7 @@ import ray
 from ray._private.services import canonicalize_bootstrap_address
 
 from memory_builder.base.interrupts import is_sigterm_ours, restore_sigterm_handler
-from memory_builder.errors import UsageError
+from memory_builder.errors import ConnectionFailedError, UsageError
 
 CPUS_OF_ONE_OF_MANY = 8
 """CPUs a worker, where there are more items than that leaves workers: a forward pass gains little from more."""
@@ -26,11 +26,13 @@ def connect(address: str | None = None) -> None:
     A process that is connected already stays as it is.
 
     Raises:
-        UsageError: nothing answers there.
+        ConnectionFailedError: no cluster answers at this address.
+        UsageError: the address is a job server.
     """
     if ray.is_initialized():
         return
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
+    if address in (None, "auto"):  # a job's own cluster: "auto" fails where a machine has several
+        address = os.environ.get("RAY_ADDRESS") or address or "local"
     if address != "local":
         _check_answers(address)
     # Ray prints notes about dead workers to stdout whatever log_to_driver says, and stdout is for results.
@@ -41,7 +43,9 @@ def connect(address: str | None = None) -> None:
         if is_ours:
             restore_sigterm_handler()
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UsageError(f"cannot join the Ray cluster at --address {address}: {_first_line(error)}") from error
+        raise ConnectionFailedError(
+            f"cannot join the Ray cluster at --address {address}: {_first_line(error)}"
+        ) from error
 
 
 def _check_answers(address: str) -> None:
@@ -57,7 +61,7 @@ def _check_answers(address: str) -> None:
         host, _, port = host_and_port.rpartition(":")
         check_port(host, int(port))
     except (OSError, ValueError) as error:
-        raise UsageError(
+        raise ConnectionFailedError(
             f"no Ray cluster answers at --address {address}: {_first_line(error)}. Check that it runs (ray status), "
             "name its HOST:PORT, or leave --address out to use this machine alone"
         ) from None

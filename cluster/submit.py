@@ -18,7 +18,7 @@ import aiohttp
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from cluster.runtime import check_port
-from memory_builder.errors import UsageError, WorkerError
+from memory_builder.errors import ConnectionFailedError, UsageError, WorkerError
 from memory_builder.storage.records import content_hash
 
 STAGES = frozenset(
@@ -31,6 +31,9 @@ STAGES = frozenset(
 NOT_UPLOADED = (".git", ".venv", "venv", "data", "__pycache__", "*.tar", "*.npy", "*.faiss")
 MAX_FAILURES = 20
 POLL_S = 1.0
+NO_AGENT = "No available agent"
+AGENTS_START_S = 60.0
+"""Longest wait for the job agents of a cluster that has just been started."""
 INTERRUPTED = 130
 
 
@@ -53,7 +56,8 @@ def submit(
         submission_id: Name of the job; by default stage, hash of the command, attempt.
 
     Raises:
-        UsageError: nothing answers there, or the cluster refuses the job.
+        ConnectionFailedError: no job server answers at this address.
+        UsageError: the cluster refuses the job.
         WorkerError: the job server cannot be reached any more.
     """
     client = _client(address)
@@ -64,14 +68,8 @@ def submit(
             raise UsageError(f"--working-dir {working_dir}: no such folder")
         runtime_env = {"working_dir": working_dir, "excludes": list(NOT_UPLOADED)}
     job = submission_id or next_id(arguments, (details.submission_id or "" for details in client.list_jobs()))
-    try:
-        client.submit_job(
-            entrypoint=shlex.join(["python", "-m", "memory_builder.cli", *arguments]),
-            submission_id=job,
-            runtime_env=runtime_env,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the cluster at {address} refused job {job}: {str(error).strip()[-500:]}") from error
+    entrypoint = shlex.join(["python", "-m", "memory_builder.cli", *arguments])
+    _submit_when_agents_run(client, address, entrypoint=entrypoint, submission_id=job, runtime_env=runtime_env)
     how = f"follow: ray job logs --address {address} --follow {job}\nstop:   ray job stop --address {address} {job}"
     print(f"job {job}", file=sys.stderr, flush=True)
     if not follow:
@@ -82,6 +80,25 @@ def submit(
     except KeyboardInterrupt:
         print(f"\nthe job goes on without us\n{how}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _submit_when_agents_run(client: Any, address: str, **job: Any) -> None:
+    """Submit a job; a cluster that was started a moment ago has no agent to run it yet, and is tried again.
+
+    Raises:
+        UsageError: the cluster refuses the job.
+    """
+    deadline = time.monotonic() + AGENTS_START_S
+    while True:
+        try:
+            client.submit_job(**job)
+        except (RuntimeError, ValueError) as error:
+            if NO_AGENT not in str(error) or time.monotonic() > deadline:
+                reason = str(error).strip()[-500:]
+                raise UsageError(f"the cluster at {address} refused job {job['submission_id']}: {reason}") from error
+            time.sleep(POLL_S)
+        else:
+            return
 
 
 def on_cluster(command: Sequence[str]) -> list[str]:
@@ -112,7 +129,7 @@ def _client(address: str) -> Any:
         check_port(url.hostname, url.port or (443 if url.scheme == "https" else 80))
         return JobSubmissionClient(address)
     except (OSError, RuntimeError) as error:
-        raise UsageError(
+        raise ConnectionFailedError(
             f"no Ray job server answers at --address {address}: {error}. It is the dashboard of the head node, "
             "port 8265 unless set otherwise; from outside, forward that port first"
         ) from None

@@ -73,6 +73,11 @@ def _about(name: str) -> int:
     return 0
 
 
+def command_class(name: str) -> Any:
+    """The dataclass of a command, whose fields are its flags."""
+    return getattr(import_module(f"memory_builder.commands.{MODULES.get(name, name)}"), name.capitalize())
+
+
 def _parsed(name: str, arguments: list[str]) -> Any:
     """The command with its flags; what adds to an existing memory has that memory's settings for defaults.
 
@@ -80,8 +85,7 @@ def _parsed(name: str, arguments: list[str]) -> Any:
     """
     import tyro
 
-    module = import_module(f"memory_builder.commands.{MODULES.get(name, name)}")
-    kind = getattr(module, name.capitalize())
+    kind = command_class(name)
     default = None
     if name in ("embed", "import"):
         from memory_builder.commands.defaults import memory_defaults

@@ -41,6 +41,8 @@ settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
 
 LONGEST_FIRST = ("cluster", "end_to_end")
+SLOW = (*LONGEST_FIRST, "examples", "trainer")
+"""Folders whose tests take most of the time: ``pytest -m "not slow"`` leaves them out."""
 HERE = Path(__file__).parent
 # Processes that tests start import helpers, too: Ray's workers, and scripts of helpers/.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -63,7 +65,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first."""
+    """The long ones first; those of some folders are marked slow."""
+    for item in items:
+        if item.path.relative_to(HERE).parts[0] in SLOW:
+            item.add_marker(pytest.mark.slow)
     rooms = [*LONGEST_FIRST, *sorted({item.path.relative_to(HERE).parts[0] for item in items} - {*LONGEST_FIRST})]
     items.sort(key=lambda item: rooms.index(item.path.relative_to(HERE).parts[0]))
 

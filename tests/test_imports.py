@@ -1,6 +1,7 @@
 """The rooms, the order in which they may import each other, and what must not be imported at all."""
 
 import ast
+import re
 import shutil
 import subprocess
 import sys
@@ -146,3 +147,22 @@ def test_public_names() -> None:
         assert getattr(memory_builder, name) is not None
     with pytest.raises(AttributeError, match="nonsense"):
         _ = memory_builder.nonsense
+
+
+def test_the_files_that_the_architecture_page_names_are_there() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    files = {path.relative_to(ROOT).as_posix() for path in MODULES.values()}
+    folders = {name.rsplit("/", 1)[0] + "/" for name in files}
+    for named in re.findall(r"`([\w/]+(?:\.py|/))`", page.split("## Words")[0]):
+        known = files if named.endswith(".py") else folders
+        others = (
+            "tests/test_imports.py",
+            "rejects/",
+            "img_emb/",
+            "text_emb/",
+            "metadata/",
+            "rows/",
+            "commits/",
+            "checkpoints/",
+        )
+        assert any(f"/{name}".endswith(f"/{named}") for name in known) or named in others, named

@@ -3,6 +3,7 @@
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from inspect import get_annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -47,8 +48,8 @@ EXAMPLES: Mapping[str, str] = {
     "evaluate": "evaluate zero-shot --run run --dataset cub",
     "report": "report run --out report.html",
     "verify": "verify memory --repair",
-    "merge": "merge memory --modality image --out merged",
-    "export": "export parquet memory --out rows",
+    "merge": "merge memory --modality image",
+    "export": "export memory rows --as parquet",
     "submit": "submit --address http://HEAD:8265 -- index s3://bucket/memory",
     "demo": "demo",
 }
@@ -80,15 +81,16 @@ def with_readable_flags(kind: Any) -> Any:
         return "" if label in ("None", "") else f"(default: {label})"
 
     for field in fields(kind):
-        inner, extras = _stripped(kind.__annotations__.get(field.name, field.type))
+        owner = next(base for base in kind.__mro__ if field.name in get_annotations(base))
+        inner, extras = _stripped(owner.__annotations__[field.name])
         for nested in (inner, *get_args(inner)):
             if is_dataclass(nested):
                 with_readable_flags(_stripped(nested)[0])
         metavar = _metavar(inner)
         is_set = any(getattr(extra, "metavar", None) for extra in extras)
-        if metavar and not is_set and field.name in kind.__annotations__:
-            annotated = kind.__annotations__[field.name]
-            kind.__annotations__[field.name] = Annotated[annotated, arg(metavar=metavar, help_behavior_hint=hint)]
+        if metavar or is_set:
+            plain = arg(help_behavior_hint=hint) if is_set else arg(metavar=metavar, help_behavior_hint=hint)
+            owner.__annotations__[field.name] = Annotated[owner.__annotations__[field.name], plain]
     return kind
 
 

@@ -49,7 +49,8 @@ def join_uri(path: str, piece: Piece) -> str:
         value = getattr(piece, field.name)
         if value is not None:
             text = "-".join(map(str, value)) if isinstance(value, tuple) else quote(str(value))
-            items.append(f"{field.name}={text}")
+            name = "keys" if field.name == "modality" else field.name  # URIs of shards are stored on disk
+            items.append(f"{name}={text}")
     if items:
         return f"{path}#{'&'.join(items)}"
     return f"{path}{_WHOLE}" if _PART.search(path.rstrip(_WHOLE)) else path

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from typing import TYPE_CHECKING
 
 from memory_builder.base.types import Ids, Modality
 from memory_builder.catalog.row_bitmap import RowBitmap, remaining_rows
 from memory_builder.catalog.rows import Rows
-from memory_builder.search.open_index import OpenIndex
+
+if TYPE_CHECKING:
+    from memory_builder.search.open_index import OpenIndex
 
 FILTERS_KEPT = 8
 """Filters whose rows are remembered; each takes a bit a row."""
@@ -26,7 +29,7 @@ class AllowedRows:
         self._of = lru_cache(FILTERS_KEPT)(partial(_allowed, rows, deleted, matching))
         self._share = lru_cache(maxsize=2)(partial(_share, rows))
 
-    def of(self, index: OpenIndex, where: str | None) -> RowBitmap | None:
+    def of(self, index: "OpenIndex", where: str | None) -> RowBitmap | None:
         """The rows of an index that a search may find; None: every one.
 
         Raises:
@@ -34,7 +37,7 @@ class AllowedRows:
         """
         return self._of(index, where)
 
-    def share(self, index: OpenIndex, modality: Modality) -> float:
+    def share(self, index: "OpenIndex", modality: Modality) -> float:
         """Of the rows in the shards of an index, those that have its modality; any set of them is taken to be alike."""
         return self._share(index, modality)
 
@@ -46,13 +49,13 @@ def _matching(rows: Rows, where: str) -> RowBitmap:
 
 
 def _allowed(
-    rows: Rows, deleted: Ids, matching: Callable[[str], RowBitmap], index: OpenIndex, where: str | None
+    rows: Rows, deleted: Ids, matching: Callable[[str], RowBitmap], index: "OpenIndex", where: str | None
 ) -> RowBitmap | None:
     if where is None and not len(deleted):
         return None
     return remaining_rows(rows.commits, index.ordinals, deleted, None if where is None else matching(where))
 
 
-def _share(rows: Rows, index: OpenIndex, modality: Modality) -> float:
+def _share(rows: Rows, index: "OpenIndex", modality: Modality) -> float:
     commits = [rows.commits[ordinal] for ordinal in index.ordinals]
     return sum(commit.n_present(modality) for commit in commits) / max(1, sum(commit.n_written for commit in commits))

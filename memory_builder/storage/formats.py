@@ -69,7 +69,7 @@ def string_array(values: Sequence[str | None]) -> pa.StringArray:
     """Convert texts [n] to an Arrow array without pandas, as ``arrow_array`` does."""
     encoded = [b"" if value is None else value.encode() for value in values]
     offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
-    valid = np.packbits(np.array([value is not None for value in values], bool), bitorder="little")
+    valid = np.packbits(np.array([value is not None for value in values], np.bool_), bitorder="little")
     buffers = [pa.py_buffer(valid), pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
 

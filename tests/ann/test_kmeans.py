@@ -9,6 +9,8 @@ from memory_builder.ann.kmeans import adder, choose_backend, transformed
 from memory_builder.ann.quantizer import train_quantizer
 from memory_builder.errors import UsageError
 
+pytestmark = pytest.mark.slow
+
 D, N_LISTS = 32, 64
 KEYS = [f"IVF{N_LISTS},Flat", f"IVF{N_LISTS}_HNSW16,SQ8", f"OPQ16_32,IVF{N_LISTS},PQ16x4np", f"IVF{N_LISTS},RaBitQ4"]
 has_faiss_gpu = faiss.get_num_gpus() > 0

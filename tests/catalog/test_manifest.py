@@ -195,6 +195,7 @@ def test_folding_nothing_new_writes_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "manifest.parquet").stat().st_ino == before
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("counted")
 def test_opening_a_memory_costs_the_same_for_ten_shards_and_for_ten_thousand() -> None:
     calls = {n: calls_to_open(n) for n in (10, 10_000)}

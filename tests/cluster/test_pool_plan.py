@@ -1,7 +1,7 @@
 import pytest
 
 from cluster.runtime import PoolPlan, connect, plan_pool, plan_workers
-from memory_builder.errors import UsageError
+from memory_builder.errors import ConnectionFailedError, UsageError
 
 CPU_NODE, GPU_NODE, BARE_HEAD = {"CPU": 32.0}, {"CPU": 64.0, "GPU": 8.0}, {"CPU": 0.0}
 
@@ -66,5 +66,6 @@ def test_more_cpus_than_a_node_has():
 )
 def test_an_address_where_nothing_answers(monkeypatch, address, message):
     monkeypatch.setattr("ray.is_initialized", lambda: False)
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises((ConnectionFailedError, UsageError), match=message) as caught:
         connect(address)
+    assert isinstance(caught.value, UsageError) == address.startswith("http")

@@ -93,7 +93,7 @@ def test_sigterm_ends_a_driver_and_its_workers(tmp_path, after_s):
         driver.send_signal(signal.SIGTERM)
         _, said = driver.communicate(timeout=60)
     assert driver.returncode == 143
-    assert said.endswith("interrupted; the same command goes on where this one stopped\n")
+    assert said.endswith("interrupted; the same command resumes\n")
     assert "SIGTERM received" not in said
     assert not list((tmp_path / "memory").glob("*.lock"))
     deadline = time.monotonic() + 20

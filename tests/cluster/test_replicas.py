@@ -5,6 +5,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +55,9 @@ def there(memory: str, ray_cluster: object) -> Iterator[RemoteMemory]:
     assert not serve.status().applications
 
 
-def test_a_replica_answers_as_the_memory_does_and_one_that_dies_is_replaced(there: RemoteMemory, memory: str) -> None:
+def test_a_replica_answers_as_the_memory_does_and_one_that_dies_is_replaced(
+    there: RemoteMemory, memory: str, ray_cluster: Any
+) -> None:
     here = Memory.open(memory)
     mine = here.search(text="cat")
     np.testing.assert_array_equal(there.search(text="cat").ids, mine.ids)
@@ -62,7 +65,8 @@ def test_a_replica_answers_as_the_memory_does_and_one_that_dies_is_replaced(ther
     np.testing.assert_array_equal(there.search(vectors=vectors).ids, here.search(vectors=vectors).ids)
     with pytest.raises(UsageError, match="greater than or equal to 1"):
         there.search(text="cat", k=0)
-    (replica,) = [one for one in list_actors() if one.class_name.startswith("ServeReplica")]
+    actors = list_actors(address=ray_cluster.job_server)
+    (replica,) = [actor for actor in actors if actor.class_name.startswith("ServeReplica")]
     os.kill(replica.pid, signal.SIGKILL)
     np.testing.assert_array_equal(soon(lambda: there.search(text="cat")).ids, mine.ids)
 

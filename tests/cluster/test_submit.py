@@ -1,13 +1,14 @@
 import shlex
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from typing import Annotated, Any, get_args, get_origin, get_type_hints
+from typing import Annotated, get_args, get_origin, get_type_hints
 
 import pytest
 
 from cluster.submit import STAGES, next_id, on_cluster, submit
-from memory_builder.cli import Command
-from memory_builder.errors import UsageError
+from memory_builder.cli import command_class
+from memory_builder.commands.help import SUMMARIES
+from memory_builder.errors import ConnectionFailedError, UsageError
 
 # Ray's client, with aiohttp 3.14.
 pytestmark = pytest.mark.filterwarnings("ignore:ssl=None is deprecated:DeprecationWarning")
@@ -33,25 +34,25 @@ def test_a_stage_runs_on_the_cluster_unless_it_says_otherwise(command, arguments
 
 
 def test_stages_are_the_commands_that_take_a_runner():
-    assert {name for name, command in commands(Command) if takes_runner(command)} == STAGES
+    every = [(name, command_class(name)) for name in SUMMARIES]
+    every += [found for name, command in every for found in subcommands(command, f"{name} ")]
+    assert {name for name, command in every if takes_runner(command)} == STAGES
 
 
-def commands(union: Any, before: str = "") -> Iterator[tuple[str, type]]:
-    """(name, class) of every subcommand, and of those of subcommands: ``train react``."""
-    for member in get_args(union):
-        command, *marks = get_args(member)
-        name = before + next(mark.name for mark in marks if getattr(mark, "name", None))
-        yield name, command
-        for hint in get_type_hints(command, include_extras=True).values():
-            members = get_args(get_args(hint)[0]) if get_origin(hint) is Annotated else ()
-            if members and all(get_origin(some) is Annotated for some in members):
-                yield from commands(get_args(hint)[0], f"{name} ")
+def subcommands(command: type, before: str) -> Iterator[tuple[str, type]]:
+    """(name, class) of the subcommands of a command: ``train react``."""
+    for hint in get_type_hints(command, include_extras=True).values():
+        members = get_args(get_args(hint)[0]) if get_origin(hint) is Annotated else ()
+        if members and all(get_origin(member) is Annotated for member in members):
+            for member in members:
+                kind, *marks = get_args(member)
+                yield before + next(mark.name for mark in marks if getattr(mark, "name", None)), kind
 
 
 def takes_runner(command: type) -> bool:
     """Whether ``--runner`` and ``--address`` are among its flags."""
     options = [hint for hint in get_type_hints(command).values() if is_dataclass(hint)]
-    return any({"runner", "address"} <= {field.name for field in fields(some)} for some in options)
+    return any({"runner", "address"} <= {field.name for field in fields(option)} for option in options)
 
 
 def test_the_next_attempt_of_the_same_command():
@@ -72,7 +73,8 @@ def test_the_next_attempt_of_the_same_command():
 )
 def test_an_address_where_nothing_answers(monkeypatch, address, message):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(UsageError, match=message):
+    kind = ConnectionFailedError if address.startswith("http") else UsageError
+    with pytest.raises(kind, match=message):
         submit(address, ["info", "m"])
 
 

@@ -1,9 +1,7 @@
 """The same training on two workers of a cluster, one of which dies, as on two that live, and as in this process."""
 
 import json
-import os
-import signal
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ from safetensors.torch import load_file
 
 import memory_builder as mb
 from cluster.runner import RayRunner
+from helpers.ray_jobs import DyingReact, Elsewhere, Failing
 from helpers.tiny_runs import bundled_pairs, write_subset, write_tiny_model
 from memory_builder.base.runner import LocalRunner
 from memory_builder.embedding.config import EmbedConfig
@@ -20,7 +19,6 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import read_checkpoints
 from trainer.loop.config import LoopConfig, TrainRunnerConfig
-from trainer.loop.distributed import world
 from trainer.loop.launch import run_job
 from trainer.react.config import DataConfig, GatedConfig, ReactConfig
 from trainer.react.job import ReactJob
@@ -37,28 +35,6 @@ pytestmark = [
 ]
 LOOP = LoopConfig(batch_size=8, max_steps=4, checkpoint_every=2, log_every=1, precision="fp64")
 LAST = "checkpoints/00000004/trainable.safetensors"
-
-
-def killing(report, mark):
-    """A report of figures that kills the second worker after the first checkpoint, unless a file says that it did."""
-
-    def report_and_die(figures):
-        report(figures)
-        if world().rank == 1 and not os.path.exists(mark):
-            Path(mark).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return report_and_die
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DyingReact(ReactJob):
-    """One of its workers is killed once."""
-
-    mark: str
-
-    def work(self, report):
-        ReactJob.work(self, killing(report, self.mark))
 
 
 def react(out, kind=ReactJob, **told):
@@ -125,38 +101,9 @@ def test_reco_on_two_workers_trains_as_in_this_process(folder):
     assert trained_alike(folder / "one", folder / "two")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Elsewhere:
-    """A job whose workers write where the driver does not see it."""
-
-    out: str
-
-    def check_unfinished(self):
-        return True
-
-    def work(self, _):
-        Store("run").put("config.json", b"{}")
-
-
 def test_workers_that_left_no_checkpoint_here_have_failed(tmp_path):
     with pytest.raises(WorkerError, match="run lacks the last checkpoint: --out must name a folder that this machine"):
         run_job(Elsewhere(out=str(tmp_path / "run")), TrainRunnerConfig(runner="ray", workers=1, cpus_per_worker=1))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Failing:
-    """A job that every new try fails at, and that notes each."""
-
-    out: str
-    tries: str
-
-    def check_unfinished(self):
-        return True
-
-    def work(self, _):
-        with open(self.tries, "a") as file:
-            file.write(f"{world().rank}{os.environ['CUDA_VISIBLE_DEVICES']} ")
-        raise LossError("the loss of step 1 is nan")
 
 
 def test_an_error_that_no_new_try_mends_is_told_at_once_and_workers_without_gpus_see_none(tmp_path):

@@ -120,6 +120,7 @@ def test_with_a_model_texts_can_be_asked_for_and_another_width_is_refused(tmp_pa
         run(tmp_path / "laion", tmp_path / "other", encoder=encoder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "merged"), [("IVF16,SQ8", False), ("IVF16_HNSW32,PQ16x4", True)])
 def test_a_published_index_answers_as_it_did(tmp_path: Path, key: str, merged: bool) -> None:
     vectors = publish(tmp_path / "laion", [700, 700, 600])["image"]

@@ -429,6 +429,7 @@ def test_a_lance_dataset_of_several_shards_that_grows_loses_no_row(
     assert rows(tmp_path).keys() == {f"k{i}" for i in range(13)}
 
 
+@pytest.mark.slow
 def test_pairs_that_were_rejected_are_tried_again_in_the_newest_state_alone(tmp_path: Path, run: Run) -> None:
     """Whichever comes first: the second try at what was rejected, or the source that grew."""
     for name, first in (("retried", True), ("grown", False)):

@@ -17,6 +17,8 @@ from memory_builder.indexing.driver import index
 from memory_builder.memory import Memory
 from memory_builder.storage.store import Store
 
+pytestmark = pytest.mark.slow
+
 D, N = 32, 12_000
 
 

@@ -23,6 +23,8 @@ from memory_builder.indexing.tuning import choose, is_flat
 from memory_builder.memory import Memory
 from memory_builder.search.scores import best_of
 
+pytestmark = pytest.mark.slow
+
 N, D, SHARD_ROWS = 12_000, 32, 2_500
 
 

@@ -251,6 +251,7 @@ def in_name_order(made: dict[Any, Any], side: str = "image") -> Any:
     return np.concatenate([made[side, name] for name in sorted(NAMES)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["IVF8,PQ8x8np", "IVF8,Flat", "IVF4,SQ8", "OPQ8_16,IVF4,PQ8x4"])
 def test_rows_are_numbered_by_their_files_names_whenever_they_came(tmp_path: Path, key: str) -> None:
     """Of files 10 and 11, imported later, the index's numbers were taken for those of files 2 to 9."""

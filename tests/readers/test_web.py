@@ -181,6 +181,7 @@ def test_a_name_that_resolves_anew_to_a_private_address_gets_nowhere(
     assert server.seen == []
 
 
+@pytest.mark.slow
 def test_each_way_to_fail_has_its_reason_and_takes_seconds(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     at = f"127.0.0.1:{server.server_port}"
     hosts = (at, "127.0.0.1", "name.invalid")

@@ -150,6 +150,7 @@ def test_a_lock_whose_file_is_old_is_taken_over_at_once(tmp_path: Path) -> None:
         assert time.monotonic() - began < 2
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("hurried")
 def test_a_holder_that_lives_keeps_its_lock(store: Store) -> None:
     order = []

@@ -47,7 +47,7 @@ def test_what_float16_cannot_hold_is_refused_and_what_is_no_number_before_is_not
         precompute = prepare(asked, tmp_path / f"cache-{factor}-{dtype}")
         if error:
             with pytest.raises(
-                UsageError, match=r"reaches \d.*, more than float16 holds \(65,504\): say --cache-dtype"
+                UsageError, match=r"reaches \d.*, more than float16 holds \(65,504\): train with --cache-dtype"
             ):
                 precompute._frozen_outputs(np.arange(2))
         else:
