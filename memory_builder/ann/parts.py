@@ -104,7 +104,7 @@ def part_of(ordinals: Sequence[int], salt: str | None = None) -> Part:
 
 
 def read_part_record(store: Store, folder: str, name: str) -> PartRecord | None:
-    """Read the record of a finished part; None if there is none.
+    """Read the record of a finished part; None if it is missing.
 
     Raises:
         CorruptMemoryError: the record is damaged.

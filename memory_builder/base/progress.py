@@ -7,7 +7,7 @@ from memory_builder.base.log import logger
 
 
 class Progress:
-    """Counts the items of this run. The truth about a memory is its commit records; ``info`` reads those.
+    """Counts the items of this run. The state of a memory is in its commit records, which ``info`` reads.
 
     Each logged line carries this object as ``record.progress``, from which a terminal draws a bar.
     """

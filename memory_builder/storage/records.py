@@ -195,7 +195,7 @@ def decode_table(
         CorruptMemoryError: the file is not such a table.
     """
     if not data.startswith(b"PAR1"):  # pyarrow checks only the end
-        raise CorruptMemoryError(f"{where} is damaged (it is no parquet file)", fix)
+        raise CorruptMemoryError(f"{where} is damaged (not a parquet file)", fix)
     with reading(where, fix), pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
         stored = file.schema_arrow
         wrong = [

@@ -363,7 +363,7 @@ class Store:
             ) from error
 
     def _temporary(self) -> Path:
-        # On the same filesystem as the target, where a rename is atomic; the name says whose it is, for sweep().
+        # On the same filesystem as the target, where a rename is atomic; the name holds the process, for sweep().
         folder = self._inside(f"{TEMPORARY}/file").parent if self.is_local else Path(tempfile.gettempdir())
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex}"

@@ -316,7 +316,7 @@ def test_a_shard_that_changed_or_went_since_it_was_planned_is_refused(tmp_path: 
     with pytest.raises(SourceError, match="changed since it was planned"):
         embed()
     (tmp_path / "in.tar").unlink()
-    with pytest.raises(SourceError, match="gone"):
+    with pytest.raises(SourceError, match="missing since it was planned"):
         embed()
     assert Manifest.read(store).commits == {}
 

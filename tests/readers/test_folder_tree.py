@@ -287,7 +287,7 @@ def test_passed_over_is_one_line() -> None:
 def test_names_of_shards_are_read_back(uri: str) -> None:
     from memory_builder.readers.shard_uri import Piece, join_uri
 
-    for piece in (Piece(), Piece(items=(0, 3)), Piece(folder="x#y&z=1"), Piece(vectors="a&b.npy", keys="text")):
+    for piece in (Piece(), Piece(items=(0, 3)), Piece(folder="x#y&z=1"), Piece(vectors="a&b.npy", modality="text")):
         assert split_uri(join_uri(uri, piece)) == (uri, piece)
 
 

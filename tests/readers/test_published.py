@@ -154,7 +154,7 @@ def test_files_without_vectors_and_names_that_differ_by_zeros_alone(tmp_path: Pa
         (tmp_path / "in").mkdir(exist_ok=True)
         pq.write_table(pa.table({"v": pa.array(vectors, pa.list_(pa.float32()))}), tmp_path / "in" / f"{name}.parquet")
     assert bring(tmp_path / "in", tmp_path / "m").n_rows == 4
-    with pytest.raises(SourceError, match="no vector in any"):
+    with pytest.raises(SourceError, match="the files hold no vectors"):
         bring(tmp_path / "in" / "a.parquet", tmp_path / "none")
     assert not (tmp_path / "none" / "memory.json").exists()
     folders(tmp_path / "zeros", {"0": 2, "00": 3}, caption="c")
