@@ -1,4 +1,4 @@
-"""A memory behind ``memory-builder serve``, searched with the methods of ``Memory``."""
+"""``RemoteMemory``: a memory behind ``memory-builder serve``, with the methods of ``Memory``."""
 
 import base64
 import io
@@ -27,17 +27,18 @@ from memory_builder.search.queries import Picture
 from memory_builder.search.tuned import stated_recall
 
 ROWS, BYTES = 200_000, 64 << 20
-"""That one request asks for, sends or gets at most; what is more goes out in several."""
+"""Limits of one binary request or response; larger arrays are sent in several."""
 QUERIES, JSON_BYTES = 1_000, 16 << 20
-"""Likewise, in JSON."""
+"""Limits of one JSON request."""
 RETRIES = 3
-"""Of a request that found no one, or a service that is about to start; a slow answer is not asked for again."""
+"""Retries of a request that met no server or a starting service; a slow response is not retried."""
 
 
 class RemoteMemory:
-    """A client of a service, safe to use from several threads. The model runs in the service. Use ``open``.
+    """Client of ``memory-builder serve``, safe to use from several threads; the model runs in the service. Use
+    ``open``.
 
-    It is a ``Searchable``, as ``Memory`` is: ``RecoModel.encode_image`` and the like take either.
+    A ``Searchable`` like ``Memory``: ``RecoModel.encode_image``, for example, takes either.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -47,18 +48,18 @@ class RemoteMemory:
 
     @staticmethod
     def open(url: str, *, timeout_s: float = 60.0) -> "RemoteMemory":
-        """Ask the service at ``http://HOST:PORT`` what it serves.
+        """Connect to the service at ``http://HOST:PORT``.
 
         Raises:
-            UsageError: ``url`` is no http address, or the server is no memory-builder service.
-            ConnectionFailedError: no server answers there.
+            UsageError: ``url`` is not an http address, or the server is not a memory-builder service.
+            ConnectionFailedError: no server answers at ``url``.
         """
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url}: expected the http:// address of a memory-builder serve")
         return RemoteMemory(url, timeout_s)
 
     def __len__(self) -> int:
-        """Rows that are not deleted, now."""
+        """Number of rows that are not deleted, now."""
         return int(self.info()["rows"])
 
     def __repr__(self) -> str:
@@ -66,19 +67,19 @@ class RemoteMemory:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The state that the service answers from now."""
+        """The snapshot that the service searches now."""
         fields = self.info()["snapshot"]
         views = {keys: IndexView(**view) for keys, view in fields.pop("indexes").items()}
         return Snapshot(indexes=views, **fields)
 
     def info(self) -> dict[str, Any]:
-        """What is served: rows, description, snapshot, and the settings and the recall of each index."""
+        """Number of rows, description, snapshot, and the search parameters and recall of each index."""
         body = self._ask("GET", "/info")
         try:
             fields: dict[str, Any] = json.loads(body)
             fields["description"], fields["snapshot"]
         except (ValueError, LookupError, TypeError):
-            raise UsageError(f"{self._url} is not a memory-builder service: it says {body[:100]!r}") from None
+            raise UsageError(f"{self._url} is not a memory-builder service: it returned {body[:100]!r}") from None
         return fields
 
     def search(
@@ -96,10 +97,10 @@ class RemoteMemory:
         side: Modality | None = None,
         keys: Modality | None = None,
     ) -> Hits:
-        """As ``Memory.search``, in the service's latest state.
+        """Search as ``Memory.search`` does, in the service's latest snapshot.
 
         Raises:
-            UsageError: the service refuses the query.
+            UsageError: the service rejects the query.
             ConnectionFailedError: the service does not answer.
             MemoryBuilderError: the service fails to answer now.
         """
@@ -151,7 +152,7 @@ class RemoteMemory:
         """The encoded picture of a row.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the row has no readable picture.
         """
         return self._ask("GET", f"/pictures/{row_id}")
 
@@ -174,7 +175,7 @@ class RemoteMemory:
         try:
             message = json.loads(response.data)["error"]
         except (ValueError, LookupError, TypeError):
-            message = f"not a memory-builder service: it says {response.status} {response.data[:100]!r}"
+            message = f"not a memory-builder service: it returned {response.status} {response.data[:100]!r}"
         kind = UsageError if 400 <= response.status < 500 else MemoryBuilderError
         raise kind(f"{self._url}: {message}")
 
@@ -194,9 +195,9 @@ def _numbers(vectors: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[bytes]:
-    """Bodies of requests, each with so much of the array as keeps ``ROWS`` at k for each, and ``BYTES``; at least one.
+    """Split an array into request bodies of at most ``ROWS`` hits and ``BYTES`` bytes; at least one body.
 
-    ``row_bytes``: what the answer has for each.
+    ``row_bytes``: bytes of the response for each row.
     """
     rows = ROWS // k if isinstance(k, int | np.integer) and k > 0 else 1
     row_bytes = max(row_bytes, array.itemsize * math.prod(array.shape[1:]))
@@ -205,7 +206,7 @@ def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[byt
 
 
 def _questions(queries: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Queries in runs that one request in JSON may hold; at least one run."""
+    """Split queries into runs that one JSON request may hold; at least one run."""
     start = n_bytes = 0
     for end, query in enumerate(queries):
         if end > start and (end - start == QUERIES or n_bytes + len(query) > JSON_BYTES):

@@ -1,4 +1,4 @@
-"""The help of the command: the list of subcommands, written without importing any, and readable flags of each."""
+"""Help texts: the list of subcommands, written without importing any, and readable flags of each."""
 
 import types
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ EXAMPLES: Mapping[str, str] = {
     "report": "report run --out report.html",
     "verify": "verify memory --repair",
     "merge": "merge memory --modality image --out merged",
-    "export": "export parquet memory --out rows",
+    "export": "export memory rows --as parquet",
     "submit": "submit --address http://HEAD:8265 -- index s3://bucket/memory",
     "demo": "demo",
 }
@@ -56,7 +56,7 @@ METAVARS: Mapping[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "FI
 
 
 def overview() -> str:
-    """The help of the command itself."""
+    """Return the help of ``memory-builder`` itself."""
     purpose = "Build a searchable memory of image-text pairs, search it, and customise a frozen CLIP with it."
     lines = ["usage: memory-builder COMMAND …", "", purpose, ""]
     for group, names in GROUPS.items():
@@ -70,7 +70,7 @@ def overview() -> str:
 
 
 def with_readable_flags(kind: Any) -> Any:
-    """Give the flags of a command, a dataclass, plain metavars, and leave out defaults that say nothing.
+    """Set plain metavars for the flags of a command's dataclass, and hide empty defaults.
 
     tyro shows ``{None}|STR`` and ``(default: None)`` otherwise. The annotations of the class are extended in place.
     """
@@ -80,20 +80,21 @@ def with_readable_flags(kind: Any) -> Any:
         return "" if label in ("None", "") else f"(default: {label})"
 
     for field in fields(kind):
-        inner, extras = _stripped(kind.__annotations__.get(field.name, field.type))
+        owner = next(base for base in kind.__mro__ if field.name in base.__annotations__)
+        inner, extras = _stripped(owner.__annotations__[field.name])
         for nested in (inner, *get_args(inner)):
-            if is_dataclass(nested):
+            if is_dataclass(_stripped(nested)[0]):
                 with_readable_flags(_stripped(nested)[0])
         metavar = _metavar(inner)
         is_set = any(getattr(extra, "metavar", None) for extra in extras)
-        if metavar and not is_set and field.name in kind.__annotations__:
-            annotated = kind.__annotations__[field.name]
-            kind.__annotations__[field.name] = Annotated[annotated, arg(metavar=metavar, help_behavior_hint=hint)]
+        if metavar and not is_set:
+            annotated = owner.__annotations__[field.name]
+            owner.__annotations__[field.name] = Annotated[annotated, arg(metavar=metavar, help_behavior_hint=hint)]
     return kind
 
 
 def _stripped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(the type, what annotates it)."""
+    """Split an annotation into its type and its metadata."""
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
         return inner, tuple(extras)
@@ -101,7 +102,7 @@ def _stripped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _metavar(inner: Any) -> str | None:
-    """A word for values of a type; None where tyro's own is plain."""
+    """Return a word for values of a type; None where tyro's own is plain."""
     if get_origin(inner) in (Union, types.UnionType):
         (inner, *others) = [member for member in get_args(inner) if member is not type(None)]
         if others:

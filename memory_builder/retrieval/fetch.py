@@ -1,4 +1,4 @@
-"""The pairs of a piece with their pictures, from the shards they were embedded from, each shard in one pass."""
+"""Read the pairs of a piece with their pictures from their sources, each source in one pass."""
 
 import io
 from collections.abc import Iterator
@@ -23,24 +23,24 @@ from memory_builder.retrieval.copies.miniature import miniature_of
 from memory_builder.storage.store import sha256
 
 AHEAD = 256
-"""Pictures that are fetched and checked before they are used."""
+"""Pictures fetched and checked ahead of use."""
 THUMBNAIL = 96
-"""Pixels."""
+"""Thumbnail size in pixels."""
 SUFFIXES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif"}
-SUFFIXES |= {"MPO": "jpg"}  # what Pillow calls a JPEG that phones put more pictures behind
+SUFFIXES |= {"MPO": "jpg"}  # Pillow's name of a phone's JPEG with more pictures appended
 NO_PICTURE = "no picture any more"
 
 
 def read_piece_pairs(piece: pa.Table, memory: Memory, policy: LinkPolicy, *, looks: bool) -> Iterator[Pair]:
-    """The pairs of a piece in order of their ids.
+    """Read the pairs of a piece, in order of their ids.
 
     Args:
-        piece: as ``choosing.read_piece`` gives it.
-        policy: what may be read for its pictures.
-        looks: whether all pictures are decoded, or only those that are shown.
+        piece: a table of ``chosen.read_piece``.
+        policy: links that may be read.
+        looks: decode all pictures, not only those on the page.
 
     Raises:
-        SourceError: a shard is there and cannot be read.
+        SourceError: a source exists but cannot be read.
     """
     with ThreadPoolExecutor(available_threads()) as threads:
         yield from map_ahead(partial(_look, looks=looks), _fetch(piece, memory, policy), threads, AHEAD)
@@ -64,7 +64,7 @@ def _fetch(piece: pa.Table, memory: Memory, policy: LinkPolicy) -> Iterator[_Fet
 
 
 def _in_order(pictures: Iterator[tuple[int, bytes | Missing]]) -> Iterator[tuple[int, bytes | Missing]]:
-    """By place; what comes before its turn waits. A shard holds its pairs in the order of their rows."""
+    """Reorder by position, holding back early ones. A shard stores pairs in the order of their rows."""
     waiting: dict[int, bytes | Missing] = {}
     turn = 0
     for which, picture in pictures:
@@ -75,13 +75,13 @@ def _in_order(pictures: Iterator[tuple[int, bytes | Missing]]) -> Iterator[tuple
 
 
 def _look(fetched: _Fetched, *, looks: bool) -> Pair:
-    """Check a picture against what was embedded, and decode it where it is looked at."""
+    """Check a picture's hash against the row's, and decode it if needed."""
     row_id, claims, about, shown, picture = fetched
     pair = partial(Pair, id=row_id, claims=claims, about=about, shown=shown)
     if isinstance(picture, Missing):
         return pair(picture=picture)
     digest = sha256(picture)
-    if about["sha256"] not in (None, digest):  # of an address too: vector and caption are of another picture
+    if about["sha256"] not in (None, digest):  # for URLs too: vector and caption are of another picture
         return pair(picture=Missing(CHANGED))
     try:
         with Image.open(io.BytesIO(picture), formats=FORMATS) as image:
@@ -89,7 +89,7 @@ def _look(fetched: _Fetched, *, looks: bool) -> Pair:
         if not looks and not shown:
             return pair()
         decoded = decode_image(picture)
-    except (*DAMAGE, Image.DecompressionBombError):  # of an imported memory, whose pictures nobody has seen
+    except (*DAMAGE, Image.DecompressionBombError):  # of an imported memory, whose pictures were never decoded
         return partial(Pair, id=row_id, claims=claims, about=about, shown=shown)(picture=Missing(NO_PICTURE))
     pair = partial(pair, thumbnail=thumbnail(decoded, THUMBNAIL))
     return pair(glyph=glyph_of(decoded), miniature=miniature_of(decoded)) if looks else pair()

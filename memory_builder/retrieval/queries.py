@@ -1,4 +1,4 @@
-"""Classes and templates → the queries that are asked, numbered, in blocks."""
+"""Make numbered queries, in blocks, from classes and templates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from memory_builder.retrieval.config import Mode, QueryConfig, query_side
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """One search."""
+    """A query of one class."""
 
     number: int
-    """Among all of a run."""
+    """Number among all queries of a run."""
     label: int
     name: str
-    """Of the class."""
+    """Name of the class."""
     asked: tuple[str, ...]
-    """Texts, or files of pictures; the mean of several is asked with."""
+    """Texts, or picture files; the query is the mean of their embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """Queries of one mode that are searched together."""
+    """Queries of one mode, searched together."""
 
     number: int
     mode: Mode
@@ -32,17 +32,17 @@ class Block:
 
 
 def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: QueryConfig) -> list[Block]:
-    """All queries, in blocks of at most ``block_queries``.
+    """Make all queries, in blocks of at most ``block_queries``.
 
     Raises:
-        UsageError: a mode has nothing to ask with.
+        UsageError: a mode has no queries.
     """
     blocks: list[Block] = []
     n_queries = 0
     for mode in config.modes:
         inputs = list(_asked(classes, templates, mode, config.average))
         if not inputs:
-            raise UsageError(f"--mode {mode} asks with pictures, and no class has any: name them in the class file")
+            raise UsageError(f"--mode {mode} needs example pictures, and no class has any: add them to the class file")
         queries = [
             Query(number=n_queries + i, label=c.label, name=c.name, asked=block) for i, (c, block) in enumerate(inputs)
         ]

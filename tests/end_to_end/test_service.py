@@ -207,7 +207,7 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
         there.vectors([1 << 40])
     with pytest.raises(UsageError, match="query vectors are not numbers"):
         there.search(vectors=[[1.0], [1.0, 2.0]])
-    with pytest.raises(UsageError, match="its picture is of no row there is"):
+    with pytest.raises(UsageError, match="no row has this id"):
         there.picture(1 << 40)
     with pytest.raises(UsageError, match="no column colour"):
         there.rows([0], ["colour"])

@@ -171,7 +171,7 @@ def test_rows_are_deleted_by_key_by_filter_and_once(growing: Growing, capsys: py
         ({"ids": []}, "nothing to delete"),
         ({"keys": ["nobody"]}, "nothing to delete"),
         ({"where": "width > 1000"}, "nothing to delete"),
-        ({"where": "depth > 1"}, "no column depth: there are key, caption"),
+        ({"where": "depth > 1"}, "no column depth: the columns are key, caption"),
     ],
 )
 def test_what_cannot_be_deleted_is_told_and_nothing_is_changed(

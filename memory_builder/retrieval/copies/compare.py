@@ -1,7 +1,7 @@
-"""What speaks for one picture being a copy of another: embeddings, perceptual hashes, miniatures, aligned pixels.
+"""Evidence that a picture is a near duplicate: embeddings, perceptual hashes, miniatures, aligned pixels.
 
-A mirrored copy is found by its hash and its miniature. The other kinds tell of likeness, and compare pictures as they
-are: arrows to the left and to the right are much alike when mirrored, and no copies.
+Hashes and miniatures also match mirrored copies. The other kinds measure similarity and compare pictures unmirrored:
+arrows to the left and to the right are similar when mirrored, and not duplicates.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from memory_builder.retrieval.copies.miniature import Miniatures, levels_apart
 from memory_builder.retrieval.copies.thresholds import Thresholds
 
 BLOCK = 4_096
-"""Pictures compared with at a time."""
+"""Reference pictures compared at a time."""
 NEAREST = {"embedding": 2, "hash": 1, "miniature": 1, "pixels": 4}
-"""How many that come nearest by each are compared pixel by pixel; by ``pixels``, at half the size."""
+"""Number of nearest pictures by each kind to compare pixel by pixel; for ``pixels``, nearest at half the size."""
 KINDS = ("embedding", "hash", "miniature", "pixels", "both")
 NOTHING = -1000.0
-"""Below any score."""
+"""Score below any other."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSignatures:
-    """What is known of n pictures."""
+    """Signatures of n pictures."""
 
     vectors: Vectors
-    """f16[n, d], unit rows."""
+    """f16[n, d] unit rows."""
     glyphs: Glyphs
     """u8[n, 32, 32]."""
     miniatures: Miniatures
@@ -40,25 +40,25 @@ class ImageSignatures:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Which pictures belong together, by a number for each."""
+    """Group numbers of pictures."""
 
     of_pictures: npt.NDArray[np.int64]
-    """i64[n]."""
+    """i64[n] groups of the pictures."""
     of_others: npt.NDArray[np.int64]
-    """i64[m]."""
+    """i64[m] groups of the reference pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """For n pictures, the strongest evidence of each kind among those they were compared with."""
+    """Strongest evidence of each kind for n pictures."""
 
     values: dict[str, Floats]
     """Kind → f32[n]: cosine, bits, levels, correlation, mean of cosine and correlation with one picture."""
     others: dict[str, npt.NDArray[np.int64]]
-    """Kind → i64[n]: the picture it is evidence of."""
+    """Kind → i64[n]: the reference picture with that evidence."""
 
     def speaks(self, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]]:
-        """Kind → bool[n]: whether it makes a picture a copy."""
+        """Kind → bool[n]: whether the evidence passes its threshold."""
         return {
             "embedding": self.values["embedding"] >= limits.leak_embedding,
             "hash": self.values["hash"] <= limits.leak_hash,
@@ -69,25 +69,25 @@ class Evidence:
 
 
 class Compared:
-    """Pictures to compare others with.
+    """Reference pictures that others are compared with.
 
     Args:
-        signs: of m pictures.
+        signs: signatures of m pictures.
     """
 
     def __init__(self, signs: ImageSignatures) -> None:
         self._signs = signs
-        self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # as it is, mirrored
+        self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # unmirrored, mirrored
         self._miniatures = [signs.miniatures, signs.miniatures[:, :, ::-1]]
         self._coarse = coarse(signs.glyphs)
 
     def evidence(self, signs: ImageSignatures, *, least: float, without: Groups | None = None) -> Evidence:
-        """The strongest evidence of each kind for each picture.
+        """Return the strongest evidence of each kind for each picture.
 
         Args:
-            signs: of n pictures.
-            least: correlation of interest; lower ones may be told too low.
-            without: for tests of a threshold: pictures of one group are not compared.
+            signs: signatures of n pictures.
+            least: threshold of correlation; lower values may be underestimated.
+            without: for tests of a threshold: pictures of the same group are not compared.
         """
         n = len(signs)
         vectors, small, bits = signs.vectors.astype(np.float32), coarse(signs.glyphs), hashes(signs.glyphs)
@@ -111,7 +111,7 @@ class Compared:
         return self._look_closely(signs, near, least)
 
     def _look_closely(self, signs: ImageSignatures, near: dict[str, "_Nearest"], least: float) -> Evidence:
-        """Lay each picture on those that come near to it in one way or another."""
+        """Compare each picture's pixels with those of its nearest reference pictures."""
         others = np.concatenate([nearest.places for nearest in near.values()], axis=1)  # i64[n, c]
         allowed = np.concatenate([nearest.scores for nearest in near.values()], axis=1) > NOTHING
         pictures = np.repeat(np.arange(len(signs)), others.shape[1])
@@ -134,14 +134,14 @@ class Compared:
 
 
 class _Nearest:
-    """The best few of scores that come in blocks, equal ones in order of their places."""
+    """Running top ``count`` of scores that come in blocks; positions order equal scores."""
 
     def __init__(self, n: int, count: int) -> None:
         self.scores = np.full((n, count), NOTHING, np.float32)
         self.places = np.zeros((n, count), np.int64)
 
     def add(self, scores: Floats, start: int) -> None:
-        """f32[n, b] of the places from ``start`` on."""
+        """Add scores f32[n, b] of the positions from ``start`` on."""
         count = self.scores.shape[1]
         width = min(count, scores.shape[1])
         places = np.argpartition(-scores, width - 1, axis=1)[:, :width]
