@@ -36,7 +36,7 @@ from memory_builder.search.row_filter import AllowedRows
 from memory_builder.search.tuned import stated_recall
 from memory_builder.storage.store import Store
 
-ONE_LOADS = Lock()
+MODEL_LOCK = Lock()
 """Allows one model load at a time: concurrent threads would each load it."""
 
 
@@ -65,7 +65,7 @@ class Memory:
         self._serve_format = serve_format
         self._address = address
         self._indexes: dict[Modality, OpenIndex] = {}
-        self._one_opens = Lock()
+        self._index_lock = Lock()
         self._allowed = AllowedRows(self._rows, self._deleted)
 
     @staticmethod
@@ -344,7 +344,7 @@ class Memory:
             raise EncoderError(
                 f"{self.store.root} was imported without a model: search with vectors, or import again with --model"
             )
-        with ONE_LOADS:
+        with MODEL_LOCK:
             encoder = load_encoder(config)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
@@ -355,7 +355,7 @@ class Memory:
 
     def index(self, modality: Modality) -> OpenIndex:
         """The index of a modality, opened at the first call."""
-        with self._one_opens:
+        with self._index_lock:
             if modality not in self._indexes:
                 self._indexes[modality] = self._open_index(modality)
             return self._indexes[modality]

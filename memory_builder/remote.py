@@ -74,7 +74,7 @@ class RemoteMemory:
 
     def info(self) -> dict[str, Any]:
         """Number of rows, description, snapshot, and the search parameters and recall of each index."""
-        body = self._ask("GET", "/info")
+        body = self._request("GET", "/info")
         try:
             fields: dict[str, Any] = json.loads(body)
             fields["description"], fields["snapshot"]
@@ -104,7 +104,7 @@ class RemoteMemory:
             ConnectionFailedError: the service does not answer.
             MemoryBuilderError: the service fails to answer now.
         """
-        how = {
+        settings = {
             "k": k,
             "query_modality": query_modality or side,
             "modality": one_modality(modality, keys),
@@ -112,9 +112,9 @@ class RemoteMemory:
             "nprobe": nprobe,
             "refine": refine,
         }
-        how = {name: _plain(value) for name, value in how.items() if value is not None}
+        settings = {name: _plain(value) for name, value in settings.items() if value is not None}
         if vectors is not None and text is None and image is None:
-            return _one(self, [self._search(block, how) for block in _blocks(_numbers(vectors), k)])
+            return _joined(self, [self._search(block, settings) for block in _blocks(_numbers(vectors), k)])
         if (text is None) == (image is None) or vectors is not None:
             raise UsageError("give exactly one of text, image and vectors")
         if text is not None:
@@ -122,12 +122,14 @@ class RemoteMemory:
         else:
             pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image or ()
             name, queries = "image", [_encoded(picture) for picture in pictures]
-        return _one(self, [self._ask_question(how | {name: block}, k) for block in _questions(queries)])
+        return _joined(self, [self._search_json(settings | {name: block}, k) for block in _json_blocks(queries)])
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
         query = {"columns": several(columns)}
-        blocks = [self._ask("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))]
+        blocks = [
+            self._request("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))
+        ]
         return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
 
     def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:
@@ -144,7 +146,7 @@ class RemoteMemory:
         """As ``Memory.vectors``."""
         query = {"modality": one_modality(modality, keys)}
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
-        blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", query, body))) for body in bodies]
+        blocks = [np.load(io.BytesIO(self._request("POST", "/bulk/vectors", query, body))) for body in bodies]
         vectors: Scores = np.concatenate(blocks)
         return vectors
 
@@ -154,17 +156,19 @@ class RemoteMemory:
         Raises:
             UsageError: the row has no readable picture.
         """
-        return self._ask("GET", f"/pictures/{row_id}")
+        return self._request("GET", f"/pictures/{row_id}")
 
-    def _ask_question(self, question: Mapping[str, Any], k: int) -> Hits:
-        answers = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
+    def _search_json(self, body: Mapping[str, Any], k: int) -> Hits:
+        answers = json.loads(self._request("POST", "/search", body=json.dumps(body).encode()))
         return _hits([answer["hits"] for answer in answers["queries"]], k)
 
-    def _search(self, body: bytes, how: Mapping[str, Any]) -> Hits:
-        with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, body))) as arrays:
+    def _search(self, body: bytes, settings: Mapping[str, Any]) -> Hits:
+        with np.load(io.BytesIO(self._request("POST", "/bulk/search", settings, body))) as arrays:
             return Hits(scores=arrays["scores"], ids=arrays["ids"])
 
-    def _ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
+    def _request(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None
+    ) -> bytes:
         url = f"{self._url}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
         try:
             response = self._pool.request(method, url, body=body, headers={"content-type": "application/json"})
@@ -205,7 +209,7 @@ def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[byt
     return [_npy(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
 
 
-def _questions(queries: Sequence[str]) -> Iterator[Sequence[str]]:
+def _json_blocks(queries: Sequence[str]) -> Iterator[Sequence[str]]:
     """Split queries into runs that one JSON request may hold; at least one run."""
     start = n_bytes = 0
     for end, query in enumerate(queries):
@@ -221,7 +225,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _one(memory: RemoteMemory, parts: Sequence[Hits]) -> Hits:
+def _joined(memory: RemoteMemory, parts: Sequence[Hits]) -> Hits:
     scores, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Hits(scores=scores, ids=ids, memory=memory)
 

@@ -31,7 +31,7 @@ ROWS_A_FILE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
+class ExportCounts:
     """Counts of an export."""
 
     n_rows: int
@@ -40,7 +40,7 @@ class Served:
     """Modality → number of vectors."""
 
 
-def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Runner) -> Served:
+def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Runner) -> ExportCounts:
     """Write ``image.index`` and ``text.index`` (if they exist), ``metadata/`` and ``indices_paths.json``.
 
     Args:
@@ -66,7 +66,7 @@ def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Ru
     }
     paths = {"memory": {"indice_folder": store.root} | _options(memory.description)}
     write_record(store, "indices_paths.json", paths)
-    return Served(n_rows=kept.n, indexes=indexes)
+    return ExportCounts(n_rows=kept.n, indexes=indexes)
 
 
 def _options(description: Description) -> dict[str, object]:

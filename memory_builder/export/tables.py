@@ -23,11 +23,11 @@ from memory_builder.storage.store import Store
 
 ROWS_A_FILE = 1_000_000
 VECTORS_A_FILE = 100_000
-KEYS: tuple[Modality, ...] = ("image", "text")
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Listed:
+class UrlCounts:
     """Counts of an exported URL list."""
 
     n_written: int
@@ -36,7 +36,7 @@ class Listed:
     """Number of requested rows that are deleted."""
 
 
-def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
+def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> UrlCounts:
     """Write ``OUT/00000.parquet`` …: url, caption, key and row id, a million rows a file.
 
     ``img2dataset --url_list OUT --input_format parquet --url_col url --caption_col caption`` reads them.
@@ -66,7 +66,7 @@ def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
         n_written += listed.num_rows
         n_without += table.num_rows - listed.num_rows
         store.put(f"{number:05d}.parquet", parquet_bytes(listed))
-    return Listed(n_written=n_written, n_without_url=n_without, n_deleted=n_deleted)
+    return UrlCounts(n_written=n_written, n_without_url=n_without, n_deleted=n_deleted)
 
 
 def export_table(memory: Memory, out: str, kind: Literal["parquet", "lance"], ids: Ids | None = None) -> int:
@@ -106,7 +106,7 @@ def _blocks(ids: Ids) -> Iterator[Ids]:
 def _with_vectors(memory: Memory, ids: Ids) -> pa.Table:
     table = memory.metadata(ids)
     columns: dict[str, Any] = {"row_id": pa.array(ids, pa.int64())}
-    for modality in KEYS:
+    for modality in MODALITIES:
         flat = pa.array(memory.vectors(ids, modality).astype(np.float16).ravel(), pa.float16())
         columns[f"{modality}_vector"] = pa.FixedSizeListArray.from_arrays(flat, memory.description.d)
     for name, column in columns.items():

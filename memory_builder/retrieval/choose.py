@@ -19,7 +19,7 @@ from memory_builder.retrieval.config import MODES, Mode, RetrieveConfig
 from memory_builder.retrieval.duplicates import first_of_each, without_near_duplicates
 from memory_builder.retrieval.queries import Block
 from memory_builder.retrieval.search import HITS, done_blocks, read_block
-from memory_builder.retrieval.selection import Claims, best_claims, comparable, place_in_class, row_scores, select
+from memory_builder.retrieval.selection import Claims, best_claims, percentile_ranks, rank_in_class, row_scores, select
 from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
@@ -66,9 +66,9 @@ def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
 def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: RetrieveConfig) -> Chosen:
     """Choose the subset's rows, and write them with their claims."""
     every = read_all_hits(store, blocks)
-    hits = every.at(_reach(every, config.ask.least_scores()))
+    hits = every.at(_above_minimum(every, config.ask.min_scores()))
     several = len(np.unique(hits.modes)) > 1
-    values = comparable(hits.scores, hits.modes) if several else hits.scores
+    values = percentile_ranks(hits.scores, hits.modes) if several else hits.scores
     claims = best_claims(hits.labels, hits.ids, values)
     rows, _ = row_scores(claims)
     facts = memory.metadata(rows, ["has_image", "caption", "sha256"])
@@ -96,7 +96,7 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
     return record
 
 
-def _reach(hits: AllHits, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
+def _above_minimum(hits: AllHits, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
     """bool[n]: whether each hit reaches the min_score of its mode."""
     bars = np.full(len(MODES), -np.inf, np.float32)
     for mode, score in least.items():
@@ -127,7 +127,7 @@ def _pieces(rows: Ids, at_most: int) -> list[Ids]:
 
 
 def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, hits: AllHits, strip: int) -> None:
-    shown = np.unique(chosen.rows[place_in_class(chosen.labels) < strip])
+    shown = np.unique(chosen.rows[rank_in_class(chosen.labels) < strip])
     by_row = chosen.at(np.lexsort((chosen.labels, -chosen.scores, chosen.rows)))
     starts = np.concatenate([np.flatnonzero(np.diff(by_row.rows, prepend=-1)), [len(by_row)]])
     first = 0

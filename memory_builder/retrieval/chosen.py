@@ -97,7 +97,7 @@ class Pair:
     id: int
     claims: list[tuple[int, str, float]]
     """Label, mode and score of each claim, best first."""
-    about: dict[str, Any]
+    metadata: dict[str, Any]
     """Metadata of the row."""
     shown: bool
     """Whether the pair is shown on the page."""

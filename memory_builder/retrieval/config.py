@@ -16,12 +16,12 @@ BOTH: tuple[Mode, ...] = ("t2i", "t2t")
 MAX_MISSING = 0.1
 
 
-def query_side(mode: Mode) -> Modality:
+def query_modality_of(mode: Mode) -> Modality:
     """Modality of a mode's queries."""
     return "text" if mode[0] == "t" else "image"
 
 
-def key_side(mode: Mode) -> Modality:
+def modality_of(mode: Mode) -> Modality:
     """Modality of the vectors that a mode searches."""
     return "text" if mode[2] == "t" else "image"
 
@@ -50,7 +50,7 @@ class QueryConfig:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
         if not self.mode:
             raise UsageError(f"--mode: at least one of {', '.join(MODES)}")
-        self.least_scores()
+        self.min_scores()
 
     @property
     def modes(self) -> tuple[Mode, ...]:
@@ -58,7 +58,7 @@ class QueryConfig:
         named = {*self.mode, *(BOTH if "both" in self.mode else ())}
         return tuple(mode for mode in MODES if mode in named)
 
-    def least_scores(self) -> dict[Mode, float]:
+    def min_scores(self) -> dict[Mode, float]:
         """Mode → minimum score, for modes that have one."""
         least: dict[Mode, float] = {}
         for given in self.min_score:

@@ -18,7 +18,7 @@ from memory_builder.model.templates import read_templates
 from memory_builder.retrieval.choose import choose, write_all_hits
 from memory_builder.retrieval.chosen import Chosen, read_chosen
 from memory_builder.retrieval.classes import Class, read_classes
-from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, key_side
+from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, modality_of
 from memory_builder.retrieval.copies.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
 from memory_builder.retrieval.page import write_page
 from memory_builder.retrieval.pieces import done_pieces
@@ -31,7 +31,7 @@ from memory_builder.storage.records import content_hash, record_bytes, write_rec
 from memory_builder.storage.store import Store
 
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
-NAMED = ("memory", "model", "pretrained")
+LOCATIONS = ("memory", "model", "pretrained")
 """Fields of locations, left out of the hash: snapshot and fingerprint identify their contents."""
 
 
@@ -120,7 +120,7 @@ def write_subset(request: Request, runner: Runner) -> Summary:
     store, memory = Store(request.out), Memory.open(request.memory, encoder=request.encoder)
     request = replace(request, encoder=request.encoder or encoder_of(memory.description, memory.store.root))
     for mode in request.config.ask.modes:
-        memory.snapshot.view(key_side(mode), memory.store.root)
+        memory.snapshot.view(modality_of(mode), memory.store.root)
     blocks = blocks_of(request.classes, request.templates, request.config.ask)
     excluded = find_excluded(request.exclude)
     _create_or_compare(store, _description(request, memory, excluded))
@@ -217,7 +217,7 @@ def _description(request: Request, memory: Memory, excluded: Sequence[Excluded])
 def _create_or_compare(store: Store, description: dict[str, Any]) -> None:
     """Write the description of a new subset; for an existing one, check that it is the same."""
     description = json.loads(json.dumps(description))
-    decisive = {name: value for name, value in description.items() if name not in NAMED}
+    decisive = {name: value for name, value in description.items() if name not in LOCATIONS}
     record = description | {"config_hash": content_hash(decisive), "started_s": time.time()}
     try:
         store.create(DESCRIPTION, record_bytes(record, ensure_ascii=False))

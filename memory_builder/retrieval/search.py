@@ -17,7 +17,7 @@ from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.block_records import done_records
-from memory_builder.retrieval.config import QueryConfig, key_side, query_side
+from memory_builder.retrieval.config import QueryConfig, modality_of, query_modality_of
 from memory_builder.retrieval.queries import Block, Query
 from memory_builder.search.hits import Hits
 from memory_builder.search.queries import query_vectors
@@ -78,9 +78,9 @@ class SearchTask:
 def search_block(block: Block, *, memory: Memory, store: Store, ask: QueryConfig) -> BlockRecord:
     """Search a block and commit its hits."""
     started = time.perf_counter()
-    modality = key_side(block.mode)
+    modality = modality_of(block.mode)
     k = min(ask.per_query, max(1, memory.index(modality).n_rows))
-    query_modality = query_side(block.mode)
+    query_modality = query_modality_of(block.mode)
     vectors = block_vectors(block.queries, query_modality, memory)
     embedded = time.perf_counter()
     hits = memory.search(vectors=vectors, query_modality=query_modality, k=k, modality=modality, where=ask.where)
@@ -142,14 +142,14 @@ def read_block(store: Store, record: BlockRecord) -> pa.Table:
 
 def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:
     """f32[q, d] unit rows: the mean embedding of each query's inputs."""
-    inputs = [one for query in queries for one in query.asked]
+    inputs = [one for query in queries for one in query.inputs]
     distinct = {one: i for i, one in enumerate(dict.fromkeys(inputs))}
     given: Any = list(distinct) if side == "text" else [_picture(path) for path in distinct]
     encoder = lambda: memory.encoder  # noqa: E731, called only if needed
     texts, images = (given, None) if side == "text" else (None, given)
     _, vectors = query_vectors(texts, images, None, encoder=encoder, d=memory.description.d)
     vectors = vectors[[distinct[one] for one in inputs]]
-    sizes = np.array([len(query.asked) for query in queries])
+    sizes = np.array([len(query.inputs) for query in queries])
     if (sizes == 1).all():
         return vectors
     sums = np.add.reduceat(vectors, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=0)
@@ -172,7 +172,7 @@ def hits_table(block: Block, hits: Hits, memory: Memory) -> pa.Table:
     queries_of_hits, ranks = np.nonzero(is_hit)
     ids: npt.NDArray[np.int64] = hits.ids[is_hit]
     queries = block.queries
-    inputs = [query.asked[0] if len(query.asked) == 1 else f"mean of {len(query.asked)}" for query in queries]
+    inputs = [query.inputs[0] if len(query.inputs) == 1 else f"mean of {len(query.inputs)}" for query in queries]
     columns = {
         "query": np.array([query.number for query in queries], np.int32)[queries_of_hits],
         "label": np.array([query.label for query in queries], np.int32)[queries_of_hits],

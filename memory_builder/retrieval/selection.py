@@ -68,10 +68,10 @@ def best_claims(labels: Labels, rows: Ids, scores: Scores) -> Claims:
 def select(claims: Claims, config: SelectConfig) -> Claims:
     """Select the claims within the limits, in order of class, score and row."""
     if config.overlap == "best":
-        claims = _to_the_best(claims)
+        claims = _best_per_row(claims)
     claims = claims.at(np.lexsort((claims.rows, -claims.scores, claims.labels)))
     if config.max_per_class is not None:
-        claims = claims.at(place_in_class(claims.labels) < config.max_per_class)
+        claims = claims.at(rank_in_class(claims.labels) < config.max_per_class)
     if config.total is not None:
         claims = claims.at(_within_total(claims, config.total, config.share))
     return claims
@@ -79,12 +79,12 @@ def select(claims: Claims, config: SelectConfig) -> Claims:
 
 def row_scores(claims: Claims) -> tuple[Ids, Scores]:
     """The claimed rows, each once with its best score, best first."""
-    best = _to_the_best(claims)
+    best = _best_per_row(claims)
     best = best.at(np.lexsort((best.rows, -best.scores)))
     return best.rows, best.scores
 
 
-def comparable(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
+def percentile_ranks(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
     """Percentile ranks of hits within their mode: f32[n], i8[n] → f32[n] in 0..1.
 
     Cosines of a text with captions and with pictures differ widely; a union by cosine would take captions only.
@@ -97,7 +97,7 @@ def comparable(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
     return ranks
 
 
-def _to_the_best(claims: Claims) -> Claims:
+def _best_per_row(claims: Claims) -> Claims:
     """Keep one claim for each row: the one with the best score, of the first class among equals."""
     order = np.lexsort((claims.labels, -claims.scores, claims.rows))
     rows = claims.rows[order]
@@ -106,7 +106,7 @@ def _to_the_best(claims: Claims) -> Claims:
     return claims.at(order[is_first])
 
 
-def place_in_class(labels: Labels) -> npt.NDArray[np.int64]:
+def rank_in_class(labels: Labels) -> npt.NDArray[np.int64]:
     """Rank of each claim within its class, from ascending labels."""
     starts = np.flatnonzero(np.diff(labels, prepend=-1))
     return np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))
@@ -115,7 +115,7 @@ def place_in_class(labels: Labels) -> npt.NDArray[np.int64]:
 def _within_total(claims: Claims, total: int, share: str) -> npt.NDArray[np.bool_]:
     """Whether each claim is on one of the first ``total`` rows."""
     keys = (claims.rows, -claims.scores)
-    order = np.lexsort((*keys, place_in_class(claims.labels)) if share == "balanced" else keys)
+    order = np.lexsort((*keys, rank_in_class(claims.labels)) if share == "balanced" else keys)
     _, first = np.unique(claims.rows[order], return_index=True)  # where each row comes up first
     chosen = claims.rows[order][np.sort(first)[:total]]
     return np.isin(claims.rows, chosen)

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from memory_builder.base.types import Ids, Scores, unit_rows
 from memory_builder.memory import Memory
-from memory_builder.retrieval.selection import place_in_class
+from memory_builder.retrieval.selection import rank_in_class
 from memory_builder.storage.formats import npy_bytes, parquet_bytes
 from memory_builder.storage.store import Store
 
@@ -25,7 +25,7 @@ def write_support(store: Store, memory: Memory, claims: pa.Table, n_classes: int
     """
     labels, ids = claims["label"].to_numpy(), claims["id"].to_numpy()
     store.put("centroids.npy", npy_bytes(centroids(memory, labels, ids, n_classes)))
-    ranks = place_in_class(labels)
+    ranks = rank_in_class(labels)
     first = np.flatnonzero(ranks < size)
     table = claims.take(pa.array(first)).append_column("rank", pa.array(ranks[first].astype(np.int32)))
     store.put("support.npy", npy_bytes(memory.vectors(ids[first], "image").astype(np.float16)))

@@ -81,7 +81,7 @@ def write_piece(
     left: list[LeftOut] = []
     strip: list[dict[str, Any]] = []
     n_pairs = 0
-    pairs = read_piece_pairs(read_piece(store, number), memory, policy, looks=evaluation is not None)
+    pairs = read_piece_pairs(read_piece(store, number), memory, policy, decode_all=evaluation is not None)
     with store.writing(f"{name}.tar") as path, path.open("wb") as file, TarWriter(file) as tar:
         for batch in _batches(pairs):
             out = left_out(batch, memory, evaluation, limits)
@@ -123,11 +123,11 @@ def members(pair: Pair, class_names: Sequence[str]) -> Iterator[tuple[str, bytes
         {"class": class_names[label], "label": label, "mode": mode, "score": round(score, 6)}
         for label, mode, score in pair.claims
     ]
-    kept = {name: value for name, value in pair.about.items() if name not in _OWN and value is not None}
-    fields = json.loads(pair.about["extra"] or "{}") | kept
-    fields |= {"claims": claims, "row_id": pair.id, "source_key": pair.about["key"]}
+    kept = {name: value for name, value in pair.metadata.items() if name not in _OWN and value is not None}
+    fields = json.loads(pair.metadata["extra"] or "{}") | kept
+    fields |= {"claims": claims, "row_id": pair.id, "source_key": pair.metadata["key"]}
     yield f"{key}.{pair.suffix}", pair.picture
-    yield f"{key}.txt", pair.about["caption"].encode()
+    yield f"{key}.txt", pair.metadata["caption"].encode()
     yield f"{key}.json", printable(json.dumps(fields, sort_keys=True, ensure_ascii=False)).encode()
 
 

@@ -16,7 +16,7 @@ from memory_builder.model.images import BadImageError, decode_image, to_rgb
 
 BATCH = 256
 """Queries encoded at a time."""
-ONE_DECODES = Lock()
+DECODE_LOCK = Lock()
 """Allows one decode at a time: a large query picture takes hundreds of megabytes."""
 Picture = str | Path | bytes | Image.Image
 """Path of a file, encoded bytes, or a decoded image."""
@@ -58,7 +58,7 @@ def _encode(model: Encoder, pictures: Sequence[Picture]) -> Any:
 
 
 def _pixels(model: Encoder, picture: Picture) -> Any:
-    with ONE_DECODES:
+    with DECODE_LOCK:
         return model.preprocess(_picture(picture))
 
 

@@ -123,8 +123,8 @@ def test_indexing_again_keeps_what_was_compacted_and_mends_it(growing: Growing) 
     view = compacted.indexes["image"]
     part = f"{view.index}/parts/{view.segments[0][0]}.faiss"
     growing.store.put(part, growing.store.read(part)[:-1])
-    mended = growing.index("IVF8,Flat")
-    assert mended.number == compacted.number + 1
+    repairs = growing.index("IVF8,Flat")
+    assert repairs.number == compacted.number + 1
     assert growing.found() == [*range(50), *range(120, 200)]
 
 

@@ -57,7 +57,7 @@ class Evidence:
     others: dict[str, npt.NDArray[np.int64]]
     """Kind → i64[n]: the reference picture with that evidence."""
 
-    def speaks(self, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]]:
+    def passes(self, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]]:
         """Kind → bool[n]: whether the evidence passes its threshold."""
         return {
             "embedding": self.values["embedding"] >= limits.leak_embedding,
@@ -68,7 +68,7 @@ class Evidence:
         }
 
 
-class Compared:
+class ReferenceImages:
     """Reference pictures that others are compared with.
 
     Args:
@@ -108,11 +108,11 @@ class Compared:
                     scores[same] = NOTHING
             for name, scores in alike.items():
                 near[name].add(scores, start)
-        return self._look_closely(signs, near, least)
+        return self._compare_pixels(signs, near, least)
 
-    def _look_closely(self, signs: ImageSignatures, near: dict[str, "_Nearest"], least: float) -> Evidence:
+    def _compare_pixels(self, signs: ImageSignatures, near: dict[str, "_Nearest"], least: float) -> Evidence:
         """Compare each picture's pixels with those of its nearest reference pictures."""
-        others = np.concatenate([nearest.places for nearest in near.values()], axis=1)  # i64[n, c]
+        others = np.concatenate([nearest.positions for nearest in near.values()], axis=1)  # i64[n, c]
         allowed = np.concatenate([nearest.scores for nearest in near.values()], axis=1) > NOTHING
         pictures = np.repeat(np.arange(len(signs)), others.shape[1])
         flat = others.ravel()
@@ -127,10 +127,10 @@ class Compared:
         }
         best = {kind: values.argmax(axis=1)[:, None] for kind, values in scores.items()}
         values = {kind: np.take_along_axis(scores[kind], best[kind], 1)[:, 0] for kind in best}
-        places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] for kind in best}
+        positions = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] for kind in best}
         for kind in ("hash", "miniature"):
-            values[kind], places[kind] = -near[kind].scores[:, 0], near[kind].places[:, 0]
-        return Evidence({kind: values[kind] for kind in KINDS}, {kind: places[kind] for kind in KINDS})
+            values[kind], positions[kind] = -near[kind].scores[:, 0], near[kind].positions[:, 0]
+        return Evidence({kind: values[kind] for kind in KINDS}, {kind: positions[kind] for kind in KINDS})
 
 
 class _Nearest:
@@ -138,14 +138,14 @@ class _Nearest:
 
     def __init__(self, n: int, count: int) -> None:
         self.scores = np.full((n, count), NOTHING, np.float32)
-        self.places = np.zeros((n, count), np.int64)
+        self.positions = np.zeros((n, count), np.int64)
 
     def add(self, scores: Floats, start: int) -> None:
         """Add scores f32[n, b] of the positions from ``start`` on."""
         count = self.scores.shape[1]
         width = min(count, scores.shape[1])
-        places = np.argpartition(-scores, width - 1, axis=1)[:, :width]
-        values = np.concatenate([self.scores, np.take_along_axis(scores, places, 1)], axis=1)
-        places = np.concatenate([self.places, start + places], axis=1)
-        order = np.lexsort((places, -values))[:, :count]
-        self.scores, self.places = np.take_along_axis(values, order, 1), np.take_along_axis(places, order, 1)
+        positions = np.argpartition(-scores, width - 1, axis=1)[:, :width]
+        values = np.concatenate([self.scores, np.take_along_axis(scores, positions, 1)], axis=1)
+        positions = np.concatenate([self.positions, start + positions], axis=1)
+        order = np.lexsort((positions, -values))[:, :count]
+        self.scores, self.positions = np.take_along_axis(values, order, 1), np.take_along_axis(positions, order, 1)

@@ -27,7 +27,7 @@ from memory_builder.readers.read import Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.shard import Source
 from memory_builder.readers.splits import TAR_MARK, is_named_as_split, is_to_learn_from
 from memory_builder.retrieval.block_records import done_records
-from memory_builder.retrieval.copies.compare import Compared, ImageSignatures
+from memory_builder.retrieval.copies.compare import ImageSignatures, ReferenceImages
 from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
 from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
 from memory_builder.storage.filesystem import open_filesystem
@@ -203,7 +203,7 @@ class Evaluation:
     keys: list[str]
     by_bytes: dict[str, int]
     """SHA-256 → position of the picture."""
-    compared: Compared
+    compared: ReferenceImages
 
     @staticmethod
     def read(store: Store) -> "Evaluation | None":
@@ -223,7 +223,7 @@ class Evaluation:
             uris=keys["uri"].to_pylist(),
             keys=keys["key"].to_pylist(),
             by_bytes={digest: i for i, digest in reversed(list(enumerate(hashes)))},
-            compared=Compared(ImageSignatures(vectors, glyphs, miniatures)),
+            compared=ReferenceImages(ImageSignatures(vectors, glyphs, miniatures)),
         )
 
 

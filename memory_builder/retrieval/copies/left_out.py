@@ -39,7 +39,7 @@ def left_out(
 ) -> dict[int, LeftOut]:
     """Row id → record of each pair that is left out."""
     missing = {
-        pair.id: LeftOut(id=pair.id, key=pair.about["key"], missing=pair.picture.reason)
+        pair.id: LeftOut(id=pair.id, key=pair.metadata["key"], missing=pair.picture.reason)
         for pair in pairs
         if isinstance(pair.picture, Missing)
     }
@@ -53,17 +53,17 @@ def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits
     glyphs = np.stack([pair.glyph for pair in pairs if pair.glyph is not None])
     miniatures = np.stack([pair.miniature for pair in pairs if pair.miniature is not None])
     evidence = evaluation.compared.evidence(ImageSignatures(vectors, glyphs, miniatures), least=limits.leak_pixels)
-    speaks = evidence.speaks(limits)
+    passed = evidence.passes(limits)
     leaks: dict[int, LeftOut] = {}
     for i, pair in enumerate(pairs):
         same = evaluation.by_bytes.get(pair.sha256)
-        others = {kind: int(evidence.others[kind][i]) for kind in speaks if speaks[kind][i]}
+        others = {kind: int(evidence.others[kind][i]) for kind in passed if passed[kind][i]}
         others = others if same is None else {BYTES: same} | others
         if others:
             which = next(iter(others.values()))
             leaks[pair.id] = LeftOut(
                 id=pair.id,
-                key=pair.about["key"],
+                key=pair.metadata["key"],
                 evidence=tuple(others),
                 set=evaluation.uris[which],
                 set_key=evaluation.keys[which],
