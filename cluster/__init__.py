@@ -1,6 +1,6 @@
-"""Spreads the stages over a Ray cluster; the only package that imports ray, besides trainer.run."""
+"""Run stages, search and the service on a Ray cluster; only this package and trainer.loop.launch import ray."""
 
 import os
 
-# Ray reads this as it is imported. Left on, a driver under `uv run` makes every worker build its own environment first.
+# Ray reads this at import. Left on, a driver under `uv run` makes every worker build its own environment first.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")

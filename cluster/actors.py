@@ -1,4 +1,4 @@
-"""Thin shells that run our pure functions in Ray's worker processes."""
+"""Ray actors that run the library's pure functions."""
 
 import os
 from collections.abc import Callable
@@ -14,25 +14,25 @@ class Worker:
     """One process of a pool, with ``threads`` threads for torch, faiss and the decoders."""
 
     def __init__(self, threads: int) -> None:
-        # The task brings torch and faiss with it, and they read this as they are loaded.
+        # Unpickling the task imports torch and faiss, which read this at import.
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
     def start(self, task: Task[Any, Any]) -> str:
-        """Prepare the task; the answer, this worker's node id, says that the worker is up.
+        """Prepare the task; returns this worker's node id.
 
-        Not part of the constructor: of an exception there, only the text reaches the driver.
+        Not part of the constructor: an exception there reaches the driver as text only.
         """
         self._work = _portable(task.start)()
         node: str = ray.get_runtime_context().get_node_id()
         return node
 
     def work(self, item: Any) -> Any:
-        """Do one item."""
+        """Process one item."""
         return _portable(self._work)(item)
 
 
 def _portable(work: Callable[..., Any]) -> Callable[..., Any]:
-    """``work``, but an exception that would not survive the way to the driver becomes a RuntimeError that does."""
+    """Wrap ``work`` so that an exception that cannot be pickled becomes a RuntimeError."""
 
     def call(*args: Any) -> Any:
         try:

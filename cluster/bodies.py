@@ -1,4 +1,4 @@
-"""Bodies of requests: read up to a limit, and parsed without trust."""
+"""Read request bodies up to a limit, and parse them without trust."""
 
 import io
 import math
@@ -17,15 +17,15 @@ from cluster.wire import Question
 from memory_builder.errors import UsageError
 
 MAX_VALUES = 2_000_000
-"""In one JSON body; arrays of more are sent as .npy to /bulk."""
+"""Limit of values in one JSON body; larger arrays are sent as .npy to /bulk."""
 
 
 async def read_body(request: Request, body: Spool, max_bytes: int) -> None:
-    """Read the body, unless it is too long.
+    """Read the body up to a limit.
 
     Raises:
-        HTTPException: 413.
-        NoRoomError: too much is held for other clients.
+        HTTPException: 413, the body is too long.
+        NoRoomError: the spool is full.
     """
     length = request.headers.get("content-length", "")
     if not (length.isascii() and length.isdigit() and int(length[:20]) > max_bytes):
@@ -40,14 +40,14 @@ async def read_body(request: Request, body: Spool, max_bytes: int) -> None:
         else:
             await run_in_threadpool(body.write, waiting)
             return
-    raise HTTPException(413, f"a request of more than {max_bytes:,} bytes: ask in several")
+    raise HTTPException(413, f"a request of more than {max_bytes:,} bytes: split it")
 
 
 def parse_question(body: bytes) -> Question:
-    """The JSON of ``POST /search``. Takes a while for a long one: not to be called where others wait.
+    """Parse the JSON of ``POST /search``. Slow for long bodies: do not call it in the event loop.
 
     Raises:
-        UsageError: it is none; HTTPException: 413, it has too many values.
+        UsageError: the body is invalid; HTTPException: 413, it has too many values.
     """
     if body.count(b",") + body.count(b"[") > MAX_VALUES:
         raise HTTPException(413, f"JSON of more than {MAX_VALUES:,} values: send vectors as .npy to /bulk/search")
@@ -58,25 +58,25 @@ def parse_question(body: bytes) -> Question:
 
 
 def describe_faults(faults: Any, n_shown: int = 10) -> str:
-    """What pydantic found wrong, in one line."""
+    """Format pydantic's errors in one line."""
     shown = [f"{'.'.join(map(str, one['loc']))[:200] or 'body'}: {one['msg'][:300]}" for one in faults[:n_shown]]
     return "; ".join(shown) + ("; …" if len(faults) > n_shown else "")
 
 
 def parse_array(body: bytes | mmap.mmap, kinds: str) -> npt.NDArray[Any]:
-    """The .npy file of a body, if it holds numbers of these kinds: one or two dimensions, as long as its head says.
+    """Parse a .npy body of one or two dimensions and these dtype kinds; its length must match its header.
 
     The array is a view of the body.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the body is something else.
     """
     stream: Any = io.BytesIO(body) if isinstance(body, bytes) else body
     try:
         version = npy.read_magic(stream)
         read_head = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, is_fortran, dtype = read_head(stream)
-    except Exception as error:  # numpy reads the head with Python's parser, which may raise anything
+    except Exception as error:  # numpy parses the header with Python's parser, which may raise anything
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(f"the body is not a .npy file: {reason}") from None
     if dtype.kind not in kinds or (dtype.kind == "u" and dtype.itemsize == 8 and "f" not in kinds):
@@ -84,5 +84,7 @@ def parse_array(body: bytes | mmap.mmap, kinds: str) -> npt.NDArray[Any]:
     if len(shape) > 2 or any(type(n) is not int or n < 0 for n in shape):
         raise UsageError(f"the body is not a .npy file of one or two dimensions: its shape is {str(shape)[:100]}")
     if len(body) - stream.tell() != math.prod(shape) * dtype.itemsize:
-        raise UsageError(f"the body is not a .npy file: {str(shape)[:100]} of {dtype} is not what follows its head")
+        raise UsageError(
+            f"the body is not a .npy file: {str(shape)[:100]} of {dtype} does not match the bytes after its header"
+        )
     return np.ndarray(shape, dtype, body, stream.tell(), order="F" if is_fortran else "C")

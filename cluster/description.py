@@ -1,4 +1,4 @@
-"""Describe the service: its pages, its OpenAPI, and the Content-Security-Policy by which only our scripts run."""
+"""Describe the service: pages, OpenAPI, and the Content-Security-Policy that allows only our scripts."""
 
 import base64
 import hashlib
@@ -43,18 +43,18 @@ PICTURES: Responses = {
 
 
 def body_of(media_type: str, schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A request's body, for a route that reads it itself."""
+    """Return the OpenAPI request body of a route that parses its body itself."""
     return {"requestBody": {"required": True, "content": {media_type: {"schema": dict(schema)}}}}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI of the service, without the 422 that it never answers."""
+    """Return the OpenAPI schema of the service, without the 422 that it never returns."""
     if app.openapi_schema is None:
         schema = get_openapi(title=app.title, version=app.version, routes=app.routes)
         for path in schema["paths"].values():
             for operation in path.values():
                 operation["responses"].pop("422", None)
-                operation["responses"].setdefault("400", BAD[400])  # a Host that is not ours
+                operation["responses"].setdefault("400", BAD[400])  # a Host that is not allowed
         for name in ("HTTPValidationError", "ValidationError"):
             schema["components"]["schemas"].pop(name, None)
         app.openapi_schema = schema
@@ -62,12 +62,12 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def search_page() -> str:
-    """The page to search with."""
+    """Render the search page."""
     return render("cluster/page.html", title="memory-builder")
 
 
 def description_page(schema: Mapping[str, Any] | None = None) -> str:
-    """OpenAPI for people: plain HTML, without any script."""
+    """Render the OpenAPI schema as plain HTML, without scripts."""
     paths = (schema or {"paths": {}})["paths"]
     return render(
         "cluster/description.html", title="memory-builder: HTTP", paths=paths, as_json=partial(json.dumps, indent=1)
@@ -75,7 +75,7 @@ def description_page(schema: Mapping[str, Any] | None = None) -> str:
 
 
 def page_policy(*pages: str) -> str:
-    """Content-Security-Policy by which these pages run their own scripts and load nothing from elsewhere."""
+    """Return the Content-Security-Policy for these pages: their own scripts only, and no external resources."""
     scripts = _hashes("script", pages)
     return (
         f"default-src 'none'; script-src {scripts}; style-src {_hashes('style', pages)}; img-src 'self' data:; "

@@ -1,4 +1,4 @@
-"""What every request passes on its way in, and every answer on its way out: the Host check and the security headers."""
+"""Middleware of the service: checks the Host header of requests, and adds security headers to responses."""
 
 import ipaddress
 import json
@@ -15,15 +15,15 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 def error_answer(status: int, message: str) -> Response:
-    """``{"error": …}``; what is no text is escaped."""
+    """Response with ``{"error": …}``; other than ASCII is escaped."""
     return Response(json.dumps({"error": message}), status, media_type="application/json")
 
 
 class HostNames:
-    """By which names a service may be called.
+    """Host names that requests to the service may use.
 
-    A page of a stranger may have its own name resolve to this service (DNS rebinding), and read what it answers. An IP
-    address cannot be made to mean another machine, so beyond this machine all of them are fine.
+    A foreign page may resolve its own name to this service (DNS rebinding) and read the responses. An IP address cannot
+    be rebound, so a service that listens beyond this machine accepts all of them.
     """
 
     def __init__(self, listens_at: str, names: Iterable[str]) -> None:
@@ -44,7 +44,7 @@ class HostNames:
 
 
 def host_of(header: str) -> str:
-    """The Host header without its port, in lower case; nothing if it is none."""
+    """Return the Host header without its port, in lower case; empty if invalid."""
     parts = _HOST.fullmatch(header)
     return (parts["address"] or parts["name"]).rstrip(".").lower() if parts else ""
 
@@ -57,7 +57,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class Gate:
-    """ASGI middleware."""
+    """ASGI middleware with the Host check and the security headers."""
 
     def __init__(self, app: ASGIApp, hosts: HostNames, page_policy: str) -> None:
         self.app, self.hosts = app, hosts
@@ -86,6 +86,6 @@ class Gate:
             return
         answer = error_answer(
             400,
-            f"Host {host!r:.100} is no name of this service: ask by its IP address, or start it with --server-name",
+            f"Host {host!r:.100} is not a name of this service: use its IP address, or start it with --server-name",
         )
         await answer(scope, receive, with_headers)

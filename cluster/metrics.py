@@ -1,7 +1,7 @@
-"""What a run of ``embed`` has done, as metrics of Ray: Prometheus finds them where it finds those of the cluster.
+"""Prometheus metrics of ``embed``, exported by Ray with those of the cluster.
 
-They come from the driver: it hears of every shard, also of those that failed, and lives until the last one. The truth
-about a memory is its commit records (``memory-builder info``).
+The driver records them, since it receives every result, also of failed shards, until the last one. Authoritative counts
+of a memory are in its commit records (``memory-builder info``).
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {
 
 
 class EmbedMetrics:
-    """Counters ``memory_builder_*``; Ray exports them with the prefix ``ray_``, every ten seconds unless set otherwise.
+    """Counters ``memory_builder_*``; Ray exports them with the prefix ``ray_``, by default every ten seconds.
 
     Ray must be connected.
     """
@@ -36,7 +36,7 @@ class EmbedMetrics:
         }
 
     def record(self, item: Any, result: Any) -> None:
-        """Count a shard that was embedded or failed; other work is not counted."""
+        """Count an embedded or failed shard; other results are ignored."""
         if not isinstance(item, Shard):
             return
         if not isinstance(result, Commit):
@@ -53,5 +53,5 @@ class EmbedMetrics:
             self._add("seconds", seconds, stage=stage)
 
     def _add(self, name: str, value: float, **tags: str) -> None:
-        if value > 0:  # Ray takes nothing else
+        if value > 0:  # Ray rejects other values
             self._counters[name].inc(value, tags=tags)

@@ -1,7 +1,7 @@
-"""HTTP as uvicorn speaks it, with an end to every wait for a client, and no answer kept for one that does not take it.
+"""HTTP server with timeouts for slow clients, and without buffering of responses that are not read.
 
-uvicorn ends idle connections alone: a request that comes in byte by byte, or an answer that nobody takes, would be
-waited for without end, and so would whoever wants the server to stop.
+uvicorn only closes idle connections: it waits forever for a request that comes in byte by byte, or a response that is
+    not read, and shutdown waits with it.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ from cluster.gate import error_answer
 from memory_builder.errors import UsageError
 
 CUT_S = 5
-"""For requests and answers under way, once the server is told to stop; then their connections are cut."""
+"""Seconds for running requests after a stop signal; then their connections are closed."""
 GRACE_S = 8
-"""Then what is still being computed is given up."""
+"""Seconds after which running computations are abandoned."""
 STOP_S = 12
-"""After which it ends whatever still runs: nothing here is written, so nothing is lost."""
+"""Seconds after which the process exits: the service writes nothing, so nothing is lost."""
 MAX_CONNECTIONS = 1_000
-"""At once; the next are answered 503."""
+"""Limit of concurrent connections; further ones get 503."""
 OPEN_FILES = 8 * MAX_CONNECTIONS
-"""Many systems start with 1,024: clients that only connect would keep the memory from being read."""
+"""Wanted limit of open files. Many systems default to 1,024: idle connections would use them up."""
 MAX_HEAD_BYTES = 160 << 10
-"""Of a request: the longest filter may take 120,000 in an address."""
+"""Limit of request headers: the longest filter takes up to 120,000 bytes in a URL."""
 BYTES_A_SECOND = 1 << 20
-"""Of large bodies and answers, that clients must keep up in the long run."""
+"""Minimum throughput of large bodies and responses."""
 
 
 _TOO_MANY = error_answer(503, f"{MAX_CONNECTIONS:,} clients are connected: ask again later")
@@ -44,14 +44,14 @@ _TOO_MANY.headers.update({"Retry-After": "5", "Connection": "close"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WaitLimits:
-    """Seconds a client may take."""
+    """Timeouts of clients, in seconds."""
 
     head_s: float = 10.0
-    """To send the head of a request."""
+    """Timeout for the headers of a request."""
     body_s: float = 30.0
-    """To send its body, and one more for each MiB that came."""
+    """Timeout for a body, plus one second for each MiB received."""
     answer_s: float = 30.0
-    """To take the answer, and one more for each MiB that was taken."""
+    """Timeout for reading a response, plus one second for each MiB sent."""
 
     def __post_init__(self) -> None:
         for name in ("head_s", "body_s", "answer_s"):
@@ -59,42 +59,42 @@ class WaitLimits:
                 raise UsageError(f"{name} {getattr(self, name)}: expected more than 0 seconds")
 
 
-class Clock:
-    """Ends a connection on which too little moves: it has some seconds, and one more for each MiB that moved."""
+class ClientTimeout:
+    """Timeout of a connection: some seconds, plus one for each MiB transferred."""
 
-    def __init__(self, what: str, seconds: float, moved_bytes: Callable[[], int], expired: Callable[[], None]) -> None:
-        self.what = what
+    def __init__(self, phase: str, seconds: float, moved_bytes: Callable[[], int], expired: Callable[[], None]) -> None:
+        self.phase = phase
         self._loop = asyncio.get_running_loop()
         self._moved_bytes, self._expired = moved_bytes, expired
         self._ends_s, self._from_bytes = self._loop.time() + seconds, moved_bytes()
-        self._timer = self._loop.call_later(seconds, self._look)
+        self._timer = self._loop.call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         ends_s = self._ends_s + (self._moved_bytes() - self._from_bytes) / BYTES_A_SECOND
         if ends_s <= self._loop.time():
             self._expired()
         else:
-            self._timer = self._loop.call_at(ends_s, self._look)
+            self._timer = self._loop.call_at(ends_s, self._check)
 
     def stop(self) -> None:
-        """Let the connection be."""
+        """Cancel the timeout."""
         self._timer.cancel()
 
 
 class CountedTransport:
-    """A transport that knows how many bytes went into it; all else is its own."""
+    """A transport that counts its bytes, otherwise like the one it wraps."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._written_bytes = 0
 
     def write(self, data: bytes) -> None:
-        """As the transport's."""
+        """Write and count."""
         self._written_bytes += len(data)
         self._transport.write(data)
 
     def taken_bytes(self) -> int:
-        """Bytes that left this process."""
+        """Number of bytes that left this process."""
         return self._written_bytes - self._transport.get_write_buffer_size()
 
     def __getattr__(self, name: str) -> Any:
@@ -102,17 +102,17 @@ class CountedTransport:
 
 
 class TimedProtocol(H11Protocol):
-    """One connection: at most one clock runs for what is read, one for what is written.
+    """One connection, with at most one timeout for reading and one for writing.
 
-    The next piece of an answer is written when no byte of the one before waits here.
+    The next chunk of a response is written once the previous one has left the buffer.
     """
 
     limits: WaitLimits
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._reading: Clock | None = None
-        self._writing: Clock | None = None
+        self._reading: ClientTimeout | None = None
+        self._writing: ClientTimeout | None = None
         self._read_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -132,7 +132,7 @@ class TimedProtocol(H11Protocol):
         super().on_response_complete()
         if not self._counted.get_write_buffer_size():
             self._stop_writing()
-        if self.conn.their_state is h11.IDLE:  # uvicorn's clock of idle connections goes on
+        if self.conn.their_state is h11.IDLE:  # uvicorn's own timeout of idle connections applies
             self._stop_reading()
         else:
             self._watch_reading()
@@ -140,7 +140,7 @@ class TimedProtocol(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._writing is None:
-            self._writing = Clock("answer", self.limits.answer_s, self._counted.taken_bytes, self.cut)
+            self._writing = ClientTimeout("answer", self.limits.answer_s, self._counted.taken_bytes, self.cut)
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -153,7 +153,7 @@ class TimedProtocol(H11Protocol):
         self._stop_writing()
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        body = json.dumps({"error": f"no HTTP, or its head has more than {MAX_HEAD_BYTES:,} bytes"}).encode()
+        body = json.dumps({"error": f"not HTTP, or headers of more than {MAX_HEAD_BYTES:,} bytes"}).encode()
         headers = [("content-type", "application/json"), ("x-content-type-options", "nosniff"), ("connection", "close")]
         self._stop_reading()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
@@ -166,16 +166,16 @@ class TimedProtocol(H11Protocol):
             self._read_within("head", self.limits.head_s)
         elif self.conn.their_state is not h11.SEND_BODY:
             self._stop_reading()
-        elif self.cycle.response_complete:  # nobody wants the rest, however fast it comes
+        elif self.cycle.response_complete:  # the rest is not needed, however fast it comes
             self._read_within("rest", self.limits.body_s)
         else:
             self._read_within("body", self.limits.body_s)
 
-    def _read_within(self, what: str, seconds: float) -> None:
-        if self._reading is None or self._reading.what != what:
+    def _read_within(self, phase: str, seconds: float) -> None:
+        if self._reading is None or self._reading.phase != phase:
             self._stop_reading()
-            counts = what == "body"
-            self._reading = Clock(what, seconds, lambda: self._read_bytes if counts else 0, self.cut)
+            counts = phase == "body"
+            self._reading = ClientTimeout(phase, seconds, lambda: self._read_bytes if counts else 0, self.cut)
 
     def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -188,12 +188,12 @@ class TimedProtocol(H11Protocol):
             self._writing = None
 
     def cut(self) -> None:
-        """End the connection, whatever was to be sent."""
+        """Close the connection at once."""
         self.transport.abort()
 
 
 class Server(uvicorn.Server):
-    """Ends within ``STOP_S`` of the first signal, whatever clients do and whatever is being computed."""
+    """Server that exits within ``STOP_S`` of the first signal, whatever clients and computations do."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.should_exit:
@@ -213,7 +213,7 @@ class Server(uvicorn.Server):
 
 
 def server(app: Any, limits: WaitLimits) -> Server:
-    """A server of an application, to be run with sockets that listen."""
+    """Build a server of an ASGI application, to run with listening sockets."""
     _allow_open_files()
     protocol = type("Protocol", (TimedProtocol,), {"limits": limits})
     return Server(
@@ -221,7 +221,7 @@ def server(app: Any, limits: WaitLimits) -> Server:
             app,
             http=protocol,
             ws="none",
-            log_level="error",  # what strangers send is no news, and must not fill a disk
+            log_level="error",  # client errors must not fill a disk
             proxy_headers=False,
             h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             timeout_graceful_shutdown=GRACE_S,
@@ -230,7 +230,7 @@ def server(app: Any, limits: WaitLimits) -> Server:
 
 
 def _allow_open_files() -> None:
-    """Let this process open as many files as all connections need: each may have one on disk besides."""
+    """Raise the limit of open files for all connections, each of which may also have a spool file."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 

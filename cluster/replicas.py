@@ -1,4 +1,4 @@
-"""The service on a Ray cluster: replicas behind one address, each with the whole memory."""
+"""Replicas of the service on a Ray cluster, behind one address, each with the whole memory."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,24 +17,24 @@ from memory_builder.errors import UsageError
 
 NAME = "memory-builder"
 AT_ONCE = 64
-"""Requests that a replica works on at a time."""
+"""Limit of concurrent requests of a replica."""
 
 
 @contextmanager
 def deployed(config: ServiceConfig, *, address: str | None, replicas: int, host: str, port: int) -> Iterator[None]:
-    """Replicas that answer, and end with the block; one that dies is replaced. Other applications of the cluster stay.
+    """Run replicas of the service within this block; dead ones are replaced, and other applications are unaffected.
 
-    Each has a whole GPU where the cluster has GPUs, and a node's CPUs divided among those that it holds.
+    Each has a whole GPU if the cluster has GPUs, and otherwise an equal share of a node's CPUs.
 
     Args:
-        config: of each.
-        address: of the cluster, as for ``connect``.
-        replicas: how many.
-        host: to listen at, on every node that has a replica.
-        port: likewise.
+        config: configuration of each replica.
+        address: Ray cluster, as for ``connect``.
+        replicas: number of replicas.
+        host: address to listen at, on every node with a replica.
+        port: port to listen at.
 
     Raises:
-        UsageError: no cluster answers, it serves something else there, or the memory cannot be served.
+        UsageError: no cluster answers, it serves a memory already, or the memory cannot be served.
     """
     if replicas < 1:
         raise UsageError(f"--replicas {replicas}: expected at least 1")
@@ -48,11 +48,11 @@ def deployed(config: ServiceConfig, *, address: str | None, replicas: int, host:
         ray_actor_options={"num_cpus": plan.num_cpus, "num_gpus": plan.num_gpus},
     )
 
-    def build() -> FastAPI:  # Ray takes a plain function alone for a builder, and calls it in the replica
+    def build() -> FastAPI:  # Ray requires a plain function, and calls it in the replica
         return create_app(config)
 
     if NAME in serve.status().applications:
-        raise UsageError("this cluster serves a memory already: end that service first")
+        raise UsageError("this cluster serves a memory already: stop that service first")
     try:
         try:
             serve.run(deployment(serve.ingress(build)()).bind(), name=NAME)
@@ -66,15 +66,15 @@ def deployed(config: ServiceConfig, *, address: str | None, replicas: int, host:
 
 
 def plan_replicas(nodes: Sequence[Mapping[str, float]], replicas: int) -> PoolPlan:
-    """What each takes of these nodes; where they have no room for so many, more are waited for, which is told."""
+    """Plan the resources of each replica; logs if the nodes have too few, since Ray then waits for more."""
     plan = plan_pool(nodes, replicas, wants_gpu=True)
     largest = int(max((node.get("CPU", 0) for node in nodes), default=0))
     shared = max(1, largest // math.ceil(replicas / max(1, len(nodes))))
-    for cpus in () if plan.num_gpus else (shared, 1):  # 1: where nodes are too unequal to share alike
+    for cpus in () if plan.num_gpus else (shared, 1):  # 1: for nodes too unequal for equal shares
         plan = plan_pool(nodes, replicas, wants_gpu=False, cpus_per_worker=cpus)
         if plan.size == replicas:
             break
     if plan.size < replicas:
-        what = "GPUs" if plan.num_gpus else "CPUs"
-        logger.info(f"the cluster has {what} for {plan.size} of {replicas} replicas: waiting for more nodes")
+        resource = "GPUs" if plan.num_gpus else "CPUs"
+        logger.info(f"the cluster has {resource} for {plan.size} of {replicas} replicas: waiting for more nodes")
     return plan

@@ -1,4 +1,4 @@
-"""RayRunner: a pool of actors behind the same Runner as the in-process one.
+"""``RayRunner``: a pool of actors with the ``Runner`` interface.
 
 Only small records cross between driver and workers: a worker reads its shard and writes its files itself.
 """
@@ -27,25 +27,25 @@ from memory_builder.base.runner import ITEMS_ON_A_GPU, Item, Result, Task
 from memory_builder.errors import WorkerError
 
 IN_FLIGHT = 1
-"""Items a worker holds beside those it is doing, so that it need not wait for the driver."""
+"""Items queued at a worker besides those in work, so that it never waits for the driver."""
 MAX_ATTEMPTS = 3
-"""Times an item may kill its worker before it is given up."""
+"""Number of workers that an item may kill before it fails."""
 MAX_LOSSES = 10
-"""Times an item may lose its worker to a node's death, which is not its fault."""
+"""Number of workers that an item may lose to node failures."""
 DEATHS_TO_SPARE = 4
-"""Deaths in a row, beyond one of every worker, without any item finished: then the run is given up."""
+"""Deaths in a row, besides one of each worker, without a finished item, after which the run fails."""
 PATIENCE_S = 60.0
 
 DEATHS = (RayActorError, OutOfMemoryError, NodeDiedError, WorkerCrashedError)
 
 
 class RayRunner:
-    """Runs tasks on a Ray cluster, joined (or started on this machine) when the first task is run.
+    """Runs tasks on a Ray cluster, joined (or started on this machine) with the first task.
 
     Args:
-        address: ``auto``, HOST:PORT, or None for RAY_ADDRESS and, without that, a cluster in this machine.
-        cpus_per_worker: CPUs, and so threads, of a worker; by default see ``plan_pool``.
-        n_workers: Workers to ask for; by default as many as fit now, so name it where nodes are added on demand.
+        address: ``auto``, HOST:PORT, or None for RAY_ADDRESS and, without that, a cluster on this machine.
+        cpus_per_worker: CPUs, and so threads, of a worker (default: see ``plan_pool``).
+        n_workers: Number of workers (default: as many as fit now; set it if nodes are added on demand).
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class RayRunner:
         self.n_workers = n_workers
 
     def run(self, task: Task[Item, Result], items: Sequence[Item]) -> Iterator[tuple[Item, Result | Exception]]:
-        """See ``memory_builder.runner.Runner``. The workers end with the generator, however that ends.
+        """Run a task as ``Runner.run``; the workers end with the generator, however it ends.
 
-        An item that kills its worker is tried again, alone, and given up with a WorkerError after three times;
-        what was queued behind it, and what was lost with a node, is not blamed.
+        An item that kills its worker is retried alone, and fails with a WorkerError after three deaths; items queued
+        behind it or lost with a node are not blamed.
         """
         if not items:
             return
@@ -78,13 +78,13 @@ class RayRunner:
                 metrics.record(items[number], result)
                 yield items[number], result
         finally:
-            pool.dismiss()
+            pool.kill_workers()
 
 
 @dataclass(slots=True, eq=False)
-class _Hired:
-    """An actor and its calls, oldest first. It gets items once ``start`` has answered: one that is never placed
-    must not hold any."""
+class _PoolWorker:
+    """An actor with its calls, oldest first. It gets items only after ``start`` has returned: an actor that is never
+    scheduled must not hold any."""
 
     actor: Any
     starting: Any
@@ -94,21 +94,21 @@ class _Hired:
 
     @property
     def oldest(self) -> Any:
-        """The call being executed; None when idle."""
+        """The call in execution; None if idle."""
         if self.node is None:
             return self.starting
         return self.queue[0][0] if self.queue else None
 
 
 class _Pool:
-    """Items are known by their place in ``items``: they need not be hashable, nor distinct."""
+    """Pool of actors over items, identified by position: they need be neither hashable nor distinct."""
 
     def __init__(self, task: Task[Any, Any], items: Sequence[Any], plan: PoolPlan) -> None:
         self.items = items
         self.plan = plan
         self.task = ray.put(task)
-        self.workers: list[_Hired] = []
-        self.fresh = deque(range(len(items)))
+        self.workers: list[_PoolWorker] = []
+        self.pending = deque(range(len(items)))
         self.suspects: deque[int] = deque()
         self.deaths: Counter[int] = Counter()
         self.losses: Counter[int] = Counter()
@@ -116,24 +116,24 @@ class _Pool:
         self.at_once = ITEMS_ON_A_GPU if plan.num_gpus else 1
 
     def results(self) -> Iterator[tuple[int, Any]]:
-        """Every place exactly once, with its result or exception, as they finish."""
+        """Yield each position once with its result or exception, in order of completion."""
         for _ in range(self.plan.size):
-            self._hire()
-        while self.fresh or self.suspects or any(worker.queue for worker in self.workers):
+            self._start_worker()
+        while self.pending or self.suspects or any(worker.queue for worker in self.workers):
             for worker in self.workers:
-                self._hand_out(worker)
-            finished = self._settle(self._wait())
+                self._fill_queue(worker)
+            finished = self._collect(self._wait())
             if finished is not None:
                 yield finished
 
-    def dismiss(self) -> None:
-        """Kill every worker there is."""
+    def kill_workers(self) -> None:
+        """Kill all workers."""
         if ray.is_initialized():
             for worker in self.workers:
                 ray.kill(worker.actor)
         self.workers.clear()
 
-    def _hire(self) -> None:
+    def _start_worker(self) -> None:
         options = {
             "num_cpus": self.plan.num_cpus,
             "num_gpus": self.plan.num_gpus,
@@ -141,24 +141,25 @@ class _Pool:
             "scheduling_strategy": "SPREAD",
         }
         actor = ray.remote(Worker).options(**options).remote(max(1, self.plan.num_cpus))
-        self.workers.append(_Hired(actor, actor.start.remote(self.task)))
+        self.workers.append(_PoolWorker(actor, actor.start.remote(self.task)))
 
-    def _hand_out(self, worker: _Hired) -> None:
-        """Fill the worker's queue. An item that a worker died on runs alone, so that the next death is surely its."""
+    def _fill_queue(self, worker: _PoolWorker) -> None:
+        """Fill the worker's queue. An item whose worker died runs alone, so that another death is certainly its
+        fault."""
         if worker.node is None:
             return
         if self.suspects and not worker.queue:
             worker.alone = True
             self._call(worker, self.suspects.popleft())
         worker.alone = worker.alone and bool(worker.queue)
-        while self.fresh and not worker.alone and len(worker.queue) < self.at_once + IN_FLIGHT:
-            self._call(worker, self.fresh.popleft())
+        while self.pending and not worker.alone and len(worker.queue) < self.at_once + IN_FLIGHT:
+            self._call(worker, self.pending.popleft())
 
-    def _call(self, worker: _Hired, number: int) -> None:
+    def _call(self, worker: _PoolWorker, number: int) -> None:
         worker.queue.append((worker.actor.work.remote(self.items[number]), number))
 
-    def _wait(self) -> _Hired:
-        """The worker whose oldest call is over."""
+    def _wait(self) -> _PoolWorker:
+        """Wait for the worker whose oldest call ends first."""
         calls = {worker.oldest: worker for worker in self.workers if worker.oldest is not None}
         while True:
             done, _ = ray.wait(list(calls), num_returns=1, timeout=PATIENCE_S)
@@ -168,12 +169,12 @@ class _Pool:
                 wanted = f"{self.plan.num_cpus} CPUs, {self.plan.num_gpus} GPUs"
                 logger.info(f"waiting for the cluster to start a worker ({wanted})")
 
-    def _settle(self, worker: _Hired) -> tuple[int, Any] | None:
-        """Take note of the worker's oldest call; return what it finished."""
+    def _collect(self, worker: _PoolWorker) -> tuple[int, Any] | None:
+        """Collect the worker's oldest call; return its result, if it was an item."""
         try:
             answer = ray.get(worker.oldest)
         except DEATHS as error:
-            return self._bury(worker, error)
+            return self._replace_dead(worker, error)
         except RayError as error:
             answer = original_error(error)
             if worker.node is None:
@@ -184,10 +185,10 @@ class _Pool:
         self.deaths_in_a_row = 0
         return worker.queue.popleft()[1], answer
 
-    def _bury(self, worker: _Hired, error: RayError) -> tuple[int, WorkerError] | None:
-        """Replace a dead worker; return its item if that is given up."""
+    def _replace_dead(self, worker: _PoolWorker, error: RayError) -> tuple[int, WorkerError] | None:
+        """Replace a dead worker; return its item if it has failed."""
         self.workers.remove(worker)
-        ray.kill(worker.actor)  # one that is only out of reach must not live on unseen
+        ray.kill(worker.actor)  # an unreachable one must not stay alive
         lost = _is_lost(worker, error)
         self.deaths_in_a_row += not lost
         if self.deaths_in_a_row >= self.plan.size + DEATHS_TO_SPARE:
@@ -196,15 +197,15 @@ class _Pool:
                 "If memory is short, ask for fewer and larger workers (--cpus-per-worker); "
                 "their logs are in /tmp/ray/session_latest/logs on their node"
             )
-        self._hire()
+        self._start_worker()
         if not worker.queue:
             return None
         _, number = worker.queue.popleft()
-        self.fresh.extendleft(innocent for _, innocent in reversed(worker.queue))
+        self.pending.extendleft(other for _, other in reversed(worker.queue))
         counts, limit = (self.losses, MAX_LOSSES) if lost else (self.deaths, MAX_ATTEMPTS)
         counts[number] += 1
         if counts[number] < limit:
-            (self.suspects if self.deaths[number] else self.fresh).appendleft(number)
+            (self.suspects if self.deaths[number] else self.pending).appendleft(number)
             return None
         return number, WorkerError(
             f"the worker process died {counts[number]} times on this item: {last_line(error)}. If it was killed for "
@@ -212,15 +213,15 @@ class _Pool:
         )
 
 
-def _is_lost(worker: _Hired, error: RayError) -> bool:
-    """Whether the worker went with its node, or out of reach, and not by what it was doing."""
+def _is_lost(worker: _PoolWorker, error: RayError) -> bool:
+    """Whether the worker was lost with its node or its connection, not through its item."""
     if isinstance(error, ActorUnavailableError | NodeDiedError) or getattr(error, "preempted", False):
         return True
     return any(node["NodeID"] == worker.node and not node["Alive"] for node in ray.nodes())
 
 
 def original_error(error: Exception) -> Exception:
-    """The exception the task raised, of its own type and message; where it came from is kept as a note."""
+    """Return the exception that the task raised, with the remote traceback as a note."""
     if not isinstance(error, RayTaskError):
         return error
     cause: Exception = error.cause
@@ -229,5 +230,5 @@ def original_error(error: Exception) -> Exception:
 
 
 def last_line(error: RayError) -> str:
-    """The last line of Ray's long account says what happened."""
+    """Return the last line of Ray's error, which states the cause."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:400]

@@ -1,4 +1,4 @@
-"""Join a cluster, and decide what a pool of workers reserves there."""
+"""Join a Ray cluster, and plan the resources of its workers."""
 
 import logging
 import math
@@ -15,15 +15,15 @@ from memory_builder.base.interrupts import is_sigterm_ours, restore_sigterm_hand
 from memory_builder.errors import ConnectionFailedError, UsageError
 
 CPUS_OF_ONE_OF_MANY = 8
-"""CPUs a worker, where there are more items than that leaves workers: a forward pass gains little from more."""
+"""CPUs of a worker if there are more items than workers: a forward pass gains little from more."""
 ANSWER_S = 10.0
 
 
 def connect(address: str | None = None) -> None:
-    """Join the cluster at ``address`` (``auto``, HOST:PORT or ray://HOST:PORT).
+    """Join the Ray cluster at ``address`` (``auto``, HOST:PORT or ray://HOST:PORT).
 
-    Without an address and without RAY_ADDRESS, a cluster is started in this machine that ends with this process.
-    A process that is connected already stays as it is.
+    Without an address and without RAY_ADDRESS, a cluster is started on this machine and ends with this process.
+    A connected process stays connected.
 
     Raises:
         ConnectionFailedError: no cluster answers at this address.
@@ -31,11 +31,11 @@ def connect(address: str | None = None) -> None:
     """
     if ray.is_initialized():
         return
-    if address in (None, "auto"):  # a job's own cluster: "auto" fails where a machine has several
+    if address in (None, "auto"):  # a job's own cluster: "auto" fails on a machine with several
         address = os.environ.get("RAY_ADDRESS") or address or "local"
     if address != "local":
         _check_answers(address)
-    # Ray prints notes about dead workers to stdout whatever log_to_driver says, and stdout is for results.
+    # Ray prints dead workers to stdout despite log_to_driver=False, and stdout is for results.
     setattr(ray._private.worker, "_worker_logs_enabled", False)  # noqa: B010
     is_ours = is_sigterm_ours()
     try:
@@ -49,11 +49,11 @@ def connect(address: str | None = None) -> None:
 
 
 def _check_answers(address: str) -> None:
-    """Ray itself tries a dead address for minutes and then ends the process."""
+    """Check that the address answers: Ray itself retries for minutes and then exits the process."""
     scheme, _, rest = address.rpartition("://")
     if scheme.startswith("http"):
         raise UsageError(
-            f"--address {address} is a job server, where whole commands are submitted: "
+            f"--address {address} is a job server, which takes whole commands: "
             f"use memory-builder submit --address {address} -- COMMAND, or --address auto on a node of the cluster"
         )
     try:
@@ -68,7 +68,7 @@ def _check_answers(address: str) -> None:
 
 
 def check_port(host: str, port: int) -> None:
-    """Raises OSError when nothing listens there."""
+    """Connect to a port; raises OSError if nothing listens."""
     socket.create_connection((host.strip("[]"), port), timeout=ANSWER_S).close()
 
 
@@ -78,7 +78,7 @@ def _first_line(error: Exception) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolPlan:
-    """What a pool reserves: ``size`` workers of ``num_cpus`` CPUs and ``num_gpus`` whole GPUs each."""
+    """Resources of a pool: ``size`` workers with ``num_cpus`` CPUs and ``num_gpus`` whole GPUs each."""
 
     size: int
     num_cpus: int
@@ -86,13 +86,13 @@ class PoolPlan:
 
 
 def live_nodes() -> list[dict[str, float]]:
-    """The resources of every node that is up."""
+    """Resources of each live node."""
     nodes: list[dict[str, Any]] = ray.nodes()
     return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def nodes_with_cpus() -> list[str]:
-    """The ids of those that are up and have any."""
+    """Ids of live nodes with CPUs."""
     return [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
 
 
@@ -104,10 +104,10 @@ def plan_pool(
     cpus_per_worker: int | None = None,
     n_workers: int | None = None,
 ) -> PoolPlan:
-    """As many workers as fit into ``nodes``, or ``n_workers``, but never more than items and always one.
+    """Plan as many workers as fit into ``nodes``, or ``n_workers``, at most one for each item and at least one.
 
-    With GPUs to be had, one worker a GPU and the node's CPUs divided among them. Otherwise a worker has
-    ``cpus_per_worker`` CPUs; by default a node's CPUs divided among the items it may expect, 8 at least.
+    With GPUs, one worker for each, with an equal share of its node's CPUs. Otherwise a worker has ``cpus_per_worker``
+    CPUs; by default its share of a node's CPUs for the expected items, at least 8.
 
     Raises:
         UsageError: no node has that many CPUs.
@@ -129,9 +129,9 @@ def plan_pool(
 def plan_workers(
     nodes: Sequence[Mapping[str, float]], n_workers: int, *, use_gpu: bool, cpus_per_worker: int | None = None
 ) -> tuple[PoolPlan, int]:
-    """What workers reserve that must all run at once, and how many of them fit into ``nodes``.
+    """Plan workers that must all run at once; also returns the number that fits into ``nodes``.
 
-    With a GPU each they get its share of the node's CPUs, otherwise as many CPUs as leave room for all.
+    With a GPU, each has an equal share of its node's CPUs; otherwise as many CPUs as let all workers fit.
     """
     kind = "GPU" if use_gpu else "CPU"
     usable = [node for node in nodes if node.get(kind, 0) >= 1]

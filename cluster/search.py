@@ -1,6 +1,6 @@
-"""The parts of an index spread over actors: a query goes to all of them, and their candidates are merged.
+"""Search the parts of an index on actors: each query is sent to all, and their candidates are merged.
 
-An actor that dies is replaced by one that opens the same parts, and is asked again.
+A dead actor is replaced by one that opens the same parts and repeats the query.
 """
 
 import heapq
@@ -28,16 +28,16 @@ from memory_builder.search.open_index import OpenIndex
 from memory_builder.storage.store import Store
 
 MAX_DEATHS = 3
-"""Times in a row that an actor may die on the same question before it is given up."""
+"""Number of deaths of an actor in a row on one query before it fails."""
 SETS_KEPT = 8
-"""Sets of rows that an actor keeps, as a memory does."""
+"""Number of row sets that an actor caches, as a memory does."""
 
 
 class Searcher:
-    """One actor: some parts of an index."""
+    """Actor that searches some parts of an index."""
 
     def __init__(self, threads: int) -> None:
-        # faiss is loaded with the first index, and reads this then.
+        # faiss reads this at import, with the first index.
         os.environ["OMP_NUM_THREADS"] = str(threads)
         self._allowed = lru_cache(SETS_KEPT)(ray.get)
 
@@ -47,29 +47,29 @@ class Searcher:
         return os.getpid()
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: list[Any]) -> tuple[Scores, Ids]:
-        """As ``OpenIndex.scan_codes``; the set of rows comes as a reference, in a list so that it is not followed."""
+        """Scan as ``OpenIndex.scan_codes``; ``allowed`` is a reference in a list, so that Ray does not resolve it."""
         return self._index.scan_codes(queries, k, nprobe, self._allowed(allowed[0]) if allowed else None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Hired:
-    """An actor, and its answer to being asked to open its parts."""
+class _SearchActor:
+    """An actor, and the pending result of opening its parts."""
 
-    actor: Any
+    handle: Any
     opened: Any
 
 
 class SearchPool:
-    """Actors that hold the parts of one index, and end when it is let go. Safe to ask from several threads.
+    """Actors that hold the parts of one index until it is garbage collected. Safe to use from several threads.
 
     Args:
-        address: of the cluster, as for ``connect``.
-        store: of the memory; every node must reach it by the same name.
+        address: Ray cluster, as for ``connect``.
+        store: storage of the memory; every node must reach it by the same name.
         folder: the index's folder in it.
         parts: names of the parts.
-        serve_format: how the actors hold the codes.
-        cpus_per_actor: threads of each; by default the CPUs of ``plan_pool``. They are not reserved: actors that wait
-            for questions must not keep a memory's other index, its next state or other work from starting.
+        serve_format: layout of the codes in RAM.
+        cpus_per_actor: threads of each (default: the CPUs of ``plan_pool``). They are not reserved: actors that wait
+            for queries must not block a memory's other index, its next snapshot or other work.
 
     Raises:
         UsageError: no cluster answers, or the index cannot be served in this format.
@@ -93,39 +93,41 @@ class SearchPool:
         self._opening = [(store.root, store.options, folder, share, serve_format) for share in shares]
         self._lock = threading.Lock()
         self._sets = lru_cache(SETS_KEPT)(ray.put)
-        self._hired = [self._hire(number) for number in range(len(shares))]
-        _wait_for([hired.opened for hired in self._hired])
-        for number, hired in enumerate(self._hired):
-            self._answer(number, hired, hired.opened, None)
+        self._actors = [self._start_actor(number) for number in range(len(shares))]
+        _wait_for([searcher.opened for searcher in self._actors])
+        for number, searcher in enumerate(self._actors):
+            self._answer(number, searcher, searcher.opened, None)
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
-        """As ``OpenIndex.scan_codes``, over the parts of all actors.
+        """Scan as ``OpenIndex.scan_codes``, over the parts of all actors.
 
         Raises:
             WorkerError: an actor dies again and again.
         """
         arguments = (ray.put(queries), k, nprobe, [] if allowed is None else [self._sets(allowed)])
-        calls = [(number, hired, hired.actor.scan.remote(*arguments)) for number, hired in enumerate(self._hired)]
+        calls = [
+            (number, searcher, searcher.handle.scan.remote(*arguments)) for number, searcher in enumerate(self._actors)
+        ]
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
-        for number, hired, call in calls:
-            best.add_result(*self._answer(number, hired, call, arguments))
+        for number, searcher, call in calls:
+            best.add_result(*self._answer(number, searcher, call, arguments))
         best.finalize()
         return best.D, best.I
 
-    def _hire(self, number: int) -> _Hired:
+    def _start_actor(self, number: int) -> _SearchActor:
         cpus = self._plan.num_cpus
         nodes = nodes_with_cpus()
-        # Where there is none yet, asking for a CPU lets the cluster grow; a head without CPUs is to stay without work.
-        where: dict[str, Any] = {"num_cpus": 1}
+        # Without such a node, requesting a CPU makes the cluster grow; a head without CPUs must get no work.
+        placement: dict[str, Any] = {"num_cpus": 1}
         if nodes:
             node = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
-            where = {"num_cpus": 0, "scheduling_strategy": node}
-        # An actor that fails to start is replaced by us, who can tell how often.
-        actor = ray.remote(Searcher).options(max_concurrency=max(1, cpus), **where).remote(max(1, cpus))
-        return _Hired(actor, actor.open.remote(*self._opening[number]))
+            placement = {"num_cpus": 0, "scheduling_strategy": node}
+        # We replace an actor that fails to start, since we count its deaths.
+        actor = ray.remote(Searcher).options(max_concurrency=max(1, cpus), **placement).remote(max(1, cpus))
+        return _SearchActor(actor, actor.open.remote(*self._opening[number]))
 
-    def _answer(self, number: int, hired: _Hired, call: Any, arguments: Any) -> Any:
-        """What the actor at this place says; one that died is replaced and asked again."""
+    def _answer(self, number: int, searcher: _SearchActor, call: Any, arguments: Any) -> Any:
+        """Return the result of an actor's call; a dead actor is replaced and called again."""
         for _ in range(MAX_DEATHS):
             try:
                 return ray.get(call)
@@ -133,29 +135,29 @@ class SearchPool:
                 died = error
             except RayTaskError as error:
                 raise original_error(error) from None
-            hired = self._replacement(number, hired)
+            searcher = self._replacement(number, searcher)
             try:
-                ray.get(hired.opened)
+                ray.get(searcher.opened)
             except DEATHS as error:
                 died = error
                 continue
-            call = hired.opened if arguments is None else hired.actor.scan.remote(*arguments)
+            call = searcher.opened if arguments is None else searcher.handle.scan.remote(*arguments)
         raise WorkerError(
             f"the actor that searches {', '.join(self._opening[number][3])} died {MAX_DEATHS} times in a row: "
             f"{last_line(died)} If memory is short, use more or larger nodes"
         )
 
-    def _replacement(self, number: int, dead: _Hired) -> _Hired:
-        """The actor in a dead one's place: another thread may have hired it already."""
+    def _replacement(self, number: int, dead: _SearchActor) -> _SearchActor:
+        """Replace a dead actor, unless another thread has done so."""
         with self._lock:
-            if self._hired[number] is dead:
-                ray.kill(dead.actor)  # one that is only out of reach must not live on unseen
-                self._hired[number] = self._hire(number)
-            return self._hired[number]
+            if self._actors[number] is dead:
+                ray.kill(dead.handle)  # an unreachable one must not stay alive
+                self._actors[number] = self._start_actor(number)
+            return self._actors[number]
 
 
 def share_out(sizes: Mapping[str, int], n: int) -> list[list[str]]:
-    """Names with their sizes → ``n`` shares of about the same size, at most as many as there are names."""
+    """Split named sizes into ``n`` groups of similar total size, at most one for each name."""
     shares: list[list[str]] = [[] for _ in range(min(n, len(sizes)))]
     heap = [(0, number) for number in range(len(shares))]
     for name in sorted(sizes, key=lambda name: (-sizes[name], name)):

@@ -1,7 +1,7 @@
-"""A memory over HTTP: queries of all kinds with the recall that is stated of them, rows, vectors and pictures.
+"""HTTP service of a memory: search with stated recall, rows, vectors and pictures.
 
-People and pages speak JSON (``/search``). Programs that ask much send and get arrays (``/bulk``), as
-``memory_builder.remote.RemoteMemory`` does. What takes long, parsing included, is done in threads.
+People and pages use JSON (``/search``). Programs send and receive arrays (``/bulk``), as
+``memory_builder.remote.RemoteMemory`` does. Slow work, parsing included, runs in threads.
 """
 
 import io
@@ -39,7 +39,7 @@ from cluster.description import (
     search_page,
 )
 from cluster.gate import Gate, HostNames, error_answer
-from cluster.session import Served, ServiceConfig
+from cluster.session import ServiceConfig, Session
 from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
 from cluster.wire import FORMER_NAME, Answers, Info, Question, Settings
 from memory_builder.base.arguments import one_modality
@@ -49,31 +49,31 @@ from memory_builder.model.images import FORMATS
 
 Result = TypeVar("Result")
 PICTURES_AT_ONCE = 8
-"""They may lie far away: whoever waits for one keeps no search waiting."""
+"""Limit of concurrent picture reads, which may be slow: they must not block searches."""
 BULK_AT_ONCE = 8
-"""Each may take hundreds of megabytes while it is computed."""
+"""Limit of concurrent bulk requests: each may take hundreds of megabytes."""
 RETRY_AFTER_S = 5
-"""When too much waits for clients: those that do not move are cut off meanwhile."""
+"""Retry-After when the spool is full: stalled clients time out meanwhile."""
 
 
 def create_app(config: ServiceConfig) -> FastAPI:
-    """Return the service as an ASGI application; the memory is opened here.
+    """Create the service as an ASGI application; opens the memory.
 
     Raises:
         MemoryBuilderError: as ``Memory.open``.
     """
     return_freed_memory()
-    served, spools = Served(config), Spools(config.max_spool_bytes)
+    session, spools = Session(config), Spools(config.max_spool_bytes)
     page = search_page()
     app = FastAPI(title="memory-builder", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(
         Gate, hosts=HostNames(config.host, config.server_names), page_policy=page_policy(page, description_page())
     )
-    for kind, tell in _TELLERS.items():
-        app.add_exception_handler(kind, tell)
+    for kind, handler in _ERROR_HANDLERS.items():
+        app.add_exception_handler(kind, handler)
     app.openapi = partial(describe, app)  # type: ignore[method-assign]
 
-    @app.get("/", response_class=HTMLResponse, operation_id="page", summary="A page to search with")
+    @app.get("/", response_class=HTMLResponse, operation_id="page", summary="Search page")
     def look() -> str:
         return page
 
@@ -81,56 +81,62 @@ def create_app(config: ServiceConfig) -> FastAPI:
     def docs() -> str:
         return description_page(app.openapi())
 
-    @app.get("/info", operation_id="info", summary="What is served", responses=NOT_READ, response_model=Info)
+    @app.get(
+        "/info",
+        operation_id="info",
+        summary="State of the memory",
+        responses=NOT_READ,
+        response_model=Info,
+    )
     def info() -> Any:
-        return _json(Info(**served.info()))
+        return _json(Info(**session.info()))
 
     @app.post(
         "/search",
         operation_id="search",
-        summary="Find the rows nearest to texts, pictures or vectors",
+        summary="Search with texts, pictures or vectors",
         responses=BAD | TOO_LONG | NOT_READ,
         response_model=Answers,
-        openapi_extra=body_of("application/json", Question.described(served.memory().description.d, config.max_k)),
+        openapi_extra=body_of("application/json", Question.described(session.memory().description.d, config.max_k)),
     )
     async def search(request: Request) -> Any:
         if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
             raise UsageError("the content type is not application/json")
 
         def answer(body: Spool) -> Response:
-            answers = Answers(**served.answer(parse_question(bytes(body.content()))))
+            answers = Answers(**session.answer(parse_question(bytes(body.content()))))
             return spools.answer(lambda file: file.write(answers.model_dump_json().encode()), "application/json")
 
         with spools.open() as body:
             await read_body(request, body, config.max_json_bytes)
             return await run_in_threadpool(answer, body)
 
-    _add_pictures(app, served, spools)
-    _add_bulk(app, served, spools)
+    _add_pictures(app, session, spools)
+    _add_bulk(app, session, spools)
     return app
 
 
-class AtOnce:
-    """Calls in threads, so many at a time."""
+class ThreadLimit:
+    """Runs calls in threads, at most ``n_calls`` at a time."""
 
     def __init__(self, n_calls: int) -> None:
         self._n_calls = n_calls
         self._limiter: anyio.CapacityLimiter | None = None
 
     async def run(self, call: Callable[..., Result], *arguments: Any) -> Result:
-        """What the call returns."""
-        if self._limiter is None:  # made where there is a loop
+        """Run a call in a thread and return its result."""
+        if self._limiter is None:  # created within the event loop
             self._limiter = anyio.CapacityLimiter(self._n_calls)
         return await anyio.to_thread.run_sync(call, *arguments, limiter=self._limiter)
 
 
-def _add_pictures(app: FastAPI, served: Served, spools: Spools) -> None:
-    at_once = AtOnce(PICTURES_AT_ONCE)
+def _add_pictures(app: FastAPI, session: Session, spools: Spools) -> None:
+    at_once = ThreadLimit(PICTURES_AT_ONCE)
 
     @app.get(
         "/pictures/{row_id}",
         operation_id="picture",
-        summary="The encoded picture of a row, read from where it was embedded from",
+        summary="Encoded picture of a row, read from its source",
         responses=PICTURES | BAD | NOT_READ,
         response_class=Response,
     )
@@ -138,16 +144,16 @@ def _add_pictures(app: FastAPI, served: Served, spools: Spools) -> None:
         row_id: Annotated[int, BeforeValidator(_digits), Path(ge=0, lt=1 << 63, description="id of a hit")],
     ) -> Response:
         try:
-            encoded = await at_once.run(served.picture, row_id)
+            encoded = await at_once.run(session.picture, row_id)
         except UsageError as error:
             raise HTTPException(404, str(error)) from None
         return await run_in_threadpool(spools.answer, lambda file: file.write(encoded), _media_type(encoded))
 
 
-def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
-    """Add what programs ask: bodies are .npy files, answers .npz, .npy and Arrow streams."""
+def _add_bulk(app: FastAPI, session: Session, spools: Spools) -> None:
+    """Add routes for programs: bodies are .npy files, responses .npz, .npy and Arrow streams."""
     array = body_of(NPY, {"type": "string", "format": "binary"})
-    most, at_once = served.config.max_body_bytes, AtOnce(BULK_AT_ONCE)
+    most, at_once = session.config.max_body_bytes, ThreadLimit(BULK_AT_ONCE)
 
     async def answered(request: Request, kinds: str, write: Callable[[Any, IO[bytes]], Any], kind: str) -> Response:
         _refuse_repeated(request, several="columns")
@@ -169,7 +175,7 @@ def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
     )
     async def search(request: Request, settings: Annotated[Settings, Query()]) -> Response:
         def write(queries: Any, file: IO[bytes]) -> None:
-            hits = served.search(queries, settings)
+            hits = session.search(queries, settings)
             np.savez(file, scores=hits.scores, ids=hits.ids)
 
         return await answered(request, "fiu", write, NPZ)
@@ -184,27 +190,27 @@ def _add_bulk(app: FastAPI, served: Served, spools: Spools) -> None:
     )
     async def vectors(
         request: Request,
-        modality: Annotated[Modality | None, Query(description="image unless given")] = None,
+        modality: Annotated[Modality | None, Query(description="default: image")] = None,
         keys: Annotated[Modality | None, Query(description=FORMER_NAME, deprecated=True)] = None,
     ) -> Response:
         of = one_modality(modality, keys)
 
         def write(ids: Any, file: IO[bytes]) -> None:
-            np.save(file, served.vectors(ids, of))
+            np.save(file, session.vectors(ids, of))
 
         return await answered(request, "iu", write, NPY)
 
     @app.post(
         "/bulk/rows",
         operation_id="bulk_rows",
-        summary="i64[n] ids → an Arrow stream of these columns, a row for each",
+        summary="i64[n] ids → Arrow stream of these columns, a row for each id",
         responses=ARRAYS[ARROW] | BAD | TOO_LONG | NOT_READ,
         response_class=Response,
         openapi_extra=array,
     )
     async def rows(request: Request, columns: Annotated[list[str], Query(max_length=100)]) -> Response:
         def write(ids: Any, file: IO[bytes]) -> None:
-            table = served.rows(ids, columns)
+            table = session.rows(ids, columns)
             with pa.ipc.new_stream(file, table.schema) as writer:
                 writer.write_table(table)
 
@@ -218,7 +224,7 @@ def _digits(text: str) -> str:
 
 
 def _refuse_repeated(request: Request, several: str) -> None:
-    """Refuse a parameter of which one value would win in silence; ``several`` may have more."""
+    """Refuse a repeated query parameter, of which all values but one would be ignored; ``several`` may be repeated."""
     names = Counter(name for name, _ in request.query_params.multi_items() if name != several)
     if repeated := [name for name, n in names.items() if n > 1]:
         raise UsageError(f"{repeated[0][:100]} is given more than once")
@@ -233,34 +239,34 @@ def _media_type(picture: bytes) -> str:
         return image.get_format_mimetype() or "application/octet-stream"
 
 
-def _tell(_: Request, error: Exception) -> Response:
-    """400 for what cannot be done as asked, 503 for what this service cannot do now."""
+def _memory_error(_: Request, error: Exception) -> Response:
+    """400 for invalid requests, 503 for what the service cannot do now."""
     answer = error_answer(400 if isinstance(error, RequestError) else 503, str(error))
     if isinstance(error, NoRoomError):
         answer.headers["Retry-After"] = str(RETRY_AFTER_S)
     return answer
 
 
-def _tell_http(_: Request, error: Exception) -> Response:
+def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     answer = error_answer(error.status_code, str(error.detail))
     answer.headers.update(error.headers or {})
     return answer
 
 
-def _tell_invalid(_: Request, error: Exception) -> Response:
+def _invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     faults = [one | {"loc": one["loc"][1:]} for one in error.errors()]
     return error_answer(400, describe_faults(faults))
 
 
-def _tell_no_one(_: Request, __: Exception) -> Response:
-    return error_answer(400, "the client left before its request was whole")
+def _client_left(_: Request, __: Exception) -> Response:
+    return error_answer(400, "the client disconnected before its request was complete")
 
 
-_TELLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
-    MemoryBuilderError: _tell,
-    RequestValidationError: _tell_invalid,
-    StarletteHTTPException: _tell_http,
-    ClientDisconnect: _tell_no_one,
+_ERROR_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Response]] = {
+    MemoryBuilderError: _memory_error,
+    RequestValidationError: _invalid_request,
+    StarletteHTTPException: _http_error,
+    ClientDisconnect: _client_left,
 }

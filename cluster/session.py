@@ -1,4 +1,4 @@
-"""What a service answers: the memory in its latest state, and what may be asked of it at a time."""
+"""``Session``: a served memory in its latest snapshot, with limits of requests."""
 
 import base64
 import binascii
@@ -25,48 +25,48 @@ from memory_builder.model.encoder import EncoderConfig
 from memory_builder.model.images import DAMAGE, FORMATS, BadImageError, decode_image
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.search.hits import Hits
-from memory_builder.search.queries import ONE_DECODES
+from memory_builder.search.queries import DECODE_LOCK
 
 DRAFT = 512
-"""Pixels a side that a JPEG is decoded to, to see whether it is one."""
+"""Pixels to which a JPEG is decoded, to check that it is one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceConfig:
-    """What is served, and how much may be asked of it at a time."""
+    """Memory to serve, and limits of requests."""
 
     memory: str
-    """Local path or fsspec URL."""
+    """Folder of the memory: a local path or an fsspec URL."""
     encoder: EncoderConfig | None = None
-    """Where the memory's model is now, if not where it was."""
+    """The memory's model at its current path, if it has moved."""
     serve_format: ServeFormat = "plain"
-    """See ``Memory.open``."""
+    """Layout of the codes in RAM; see ``Memory.open``."""
     address: str | None = None
-    """Ray cluster whose actors hold the index's parts; None: this process holds them."""
+    """Ray cluster whose actors hold the index parts; None for this process."""
     max_k: int = 10_000
-    """Rows a query."""
+    """Largest k of a query."""
     max_rows: int = 2_000_000
-    """Rows a request: of all its queries together, or by id."""
+    """Largest number of rows of a request: of all its queries together, or by id."""
     max_told: int = 100_000
-    """Rows a request that is answered in JSON."""
+    """Largest number of rows of a JSON response."""
     max_candidates: int = 200_000
-    """Rows a query that are rescored exactly, where the request says how many."""
+    """Largest number of re-ranked candidates of a query whose request sets refine."""
     max_body_bytes: int = 256 << 20
-    """Of a request to /bulk."""
+    """Largest request to /bulk in bytes."""
     max_json_bytes: int = 32 << 20
-    """Of a request in JSON."""
+    """Largest JSON request in bytes."""
     max_spool_bytes: int = 4 << 30
-    """Of bodies and answers on disk while clients send and take them, of all together."""
+    """Largest total of request bodies and responses on disk, in bytes."""
     max_pixels: int = 32_000_000
-    """Of a picture that is asked with or shown: decoding takes some 15 bytes for each."""
+    """Largest picture to decode or show: decoding takes some 15 bytes for each pixel."""
     links: LinkPolicy = field(default_factory=LinkPolicy)
-    """What may be read for pictures; what this user embeds meanwhile is added."""
+    """Links that pictures may be read from; sources that this user embeds later are added."""
     host: str = "127.0.0.1"
-    """Address that is listened at."""
+    """Address to listen at."""
     server_names: tuple[str, ...] = ()
-    """Names by which clients may call this service, beside those of this machine."""
+    """Host names of this service, besides this machine's."""
     refresh_s: float = 10.0
-    """Seconds after which a request looks whether the memory has a newer state."""
+    """Seconds between checks for a newer snapshot."""
 
     def __post_init__(self) -> None:
         for name in (one.name for one in fields(self) if one.name.startswith("max_")):
@@ -76,11 +76,11 @@ class ServiceConfig:
             raise UsageError(f"refresh_s {self.refresh_s}: expected at least 0")
 
 
-class Served:
-    """A memory in its latest state. Safe to ask from several threads.
+class Session:
+    """A served memory in its latest snapshot. Safe to use from several threads.
 
     Raises:
-        MemoryBuilderError: as ``Memory.open``, and what it answers as ``Memory``.
+        MemoryBuilderError: as ``Memory.open``; methods raise as those of ``Memory``.
     """
 
     def __init__(self, config: ServiceConfig) -> None:
@@ -89,40 +89,41 @@ class Served:
             config.memory, encoder=config.encoder, serve_format=config.serve_format, address=config.address
         )
         self._load_model()
-        self._looked_s = time.monotonic()
-        self._one_looks = threading.Lock()
+        self._refreshed_s = time.monotonic()
+        self._refresh_lock = threading.Lock()
         self._links = self._link_policy()
-        self._asked: set[Modality] = set()
-        """Kinds of keys that were searched."""
+        self._searched: set[Modality] = set()
+        """Modalities searched so far."""
 
     def _load_model(self) -> None:
-        """Load it before anyone asks, with its tokenizer; what needs none is answered without."""
+        """Load the model with its tokenizer before the first request; without a model, vectors can still be
+        searched."""
         try:
             self._memory.encoder.encode_texts(["a"])
         except EncoderError as error:
-            logger.info(f"vectors alone can be asked with: {error}")
+            logger.info(f"only vectors can be searched with: {error}")
 
     def memory(self) -> Memory:
-        """The memory; one request in ``refresh_s`` looks for a newer state, the others take what is there."""
-        if time.monotonic() - self._looked_s >= self.config.refresh_s and self._one_looks.acquire(blocking=False):
+        """Return the memory; one request in ``refresh_s`` checks for a newer snapshot, the others do not wait."""
+        if time.monotonic() - self._refreshed_s >= self.config.refresh_s and self._refresh_lock.acquire(blocking=False):
             try:
-                self._look()
-            except MemoryBuilderError as error:  # what is open answers on
+                self._refresh()
+            except MemoryBuilderError as error:  # the open one stays in use
                 logger.info(f"{self.config.memory}: its latest state cannot be read: {error}")
             finally:
-                self._looked_s = time.monotonic()
-                self._one_looks.release()
+                self._refreshed_s = time.monotonic()
+                self._refresh_lock.release()
         return self._memory
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         numbers = snapshot_numbers(self._memory.store)
         if not numbers or numbers[-1] == self._memory.snapshot.number:
             return
         latest = self._memory.latest()
-        # Whoever asks meanwhile is answered from the state before. Actors have no room for two states: theirs opens
-        # when the one before has gone.
-        for keys in self._asked & set(latest.snapshot.modalities) if self.config.address is None else ():
-            latest.index(keys)
+        # Concurrent requests use the previous snapshot. Actors have no room for two: theirs opens once the previous one
+        # is gone.
+        for modality in self._searched & set(latest.snapshot.modalities) if self.config.address is None else ():
+            latest.index(modality)
         self._memory = latest
         self._links = self._link_policy()
 
@@ -130,7 +131,7 @@ class Served:
         return self.config.links.and_sources(link_policy(self._memory.commits.values()).sources)
 
     def answer(self, question: Question) -> dict[str, Any]:
-        """Hits of each query, the recall that is stated of such queries, and the state that was asked."""
+        """Hits of each query, the recall stated for such queries, and the number of the searched snapshot."""
         memory, settings = self.memory(), question.model_dump(include=set(Settings.model_fields))
         image = None if question.image is None else [self._query_picture(one) for one in _listed(question.image)]
         n_queries = len(_listed(question.text) or image or question.vectors or ())
@@ -156,26 +157,26 @@ class Served:
         return memory.vectors(ids, modality)
 
     def rows(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
-        """i64[n] ids → one row for each, as ``Memory.rows``."""
+        """i64[n] ids → a table as of ``Memory.rows``."""
         self._check_rows(ids.size, self.config.max_rows)
         return self.memory().rows(ids, columns)
 
     def info(self) -> dict[str, Any]:
-        """What is served, and the recall that is stated of it."""
+        """Number of rows, description, snapshot, and the search parameters and recall of each index."""
         return self.memory().info()
 
     def picture(self, row_id: int) -> bytes:
-        """The encoded picture of a row, from the shard it was embedded from.
+        """The encoded picture of a row, read from its source.
 
         Raises:
-            UsageError: there is none, or it does not decode as a picture.
+            UsageError: the row has no picture, or it cannot be decoded.
         """
-        return self._shown(row_id, self.memory().picture(row_id, policy=self._links))
+        return self._checked_picture(row_id, self.memory().picture(row_id, policy=self._links))
 
-    def _shown(self, row_id: int, picture: bytes) -> bytes:
-        """The bytes, if they decode as a picture: nothing else of what a memory names leaves this service."""
+    def _checked_picture(self, row_id: int, picture: bytes) -> bytes:
+        """Return the bytes if they decode as a picture, so that links leak no other files."""
         try:
-            with ONE_DECODES:
+            with DECODE_LOCK:
                 decode_image(picture, max_pixels=self.config.max_pixels, draft_size=DRAFT)
         except BadImageError as error:
             raise UsageError(f"row {row_id}: its picture is not shown ({error})") from None
@@ -185,7 +186,7 @@ class Served:
         data = _decoded(encoded)
         pixels = 0
         with (
-            contextlib.suppress(*DAMAGE, Image.DecompressionBombError),  # said when it is decoded
+            contextlib.suppress(*DAMAGE, Image.DecompressionBombError),  # reported at decoding
             Image.open(io.BytesIO(data), formats=FORMATS) as image,
         ):
             pixels = image.width * image.height
@@ -197,18 +198,20 @@ class Served:
         return data
 
     def _check(self, n_queries: int, settings: Settings, most: int) -> None:
-        """Refuse what one request may not ask."""
+        """Refuse a request beyond the limits."""
         k, refine, candidates = settings.k, settings.refine or 0, self.config.max_candidates
         if k > self.config.max_k:
-            raise UsageError(f"k {k}: this service gives at most {self.config.max_k:,} rows a query")
+            raise UsageError(f"k {k}: the largest k is {self.config.max_k:,}")
         if k * refine > candidates:
-            raise UsageError(f"refine {refine} at k {k}: this service rescores at most {candidates:,} rows a query")
+            raise UsageError(
+                f"refine {refine} at k {k}: this service re-ranks at most {candidates:,} candidates a query"
+            )
         self._check_rows(n_queries * k, most)
-        self._asked.add(settings.modality)
+        self._searched.add(settings.modality)
 
     def _check_rows(self, n_rows: int, most: int) -> None:
         if n_rows > most:
-            raise UsageError(f"{n_rows:,} rows: a request like this gets at most {most:,}: ask in several")
+            raise UsageError(f"{n_rows:,} rows: at most {most:,} in one request: split it")
 
 
 def _listed(given: str | list[str] | None) -> list[str]:

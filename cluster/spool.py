@@ -1,6 +1,6 @@
-"""Bodies and answers while clients send and take them: short ones in memory, longer ones in files without a name.
+"""Spools: request bodies and responses in transfer, small ones in memory, larger ones in unnamed files.
 
-A client may take its time for hundreds of megabytes, and a thousand may do so at once: memory must not grow with them.
+A thousand slow clients may each transfer hundreds of megabytes at once: memory must not grow with them.
 """
 
 import contextlib
@@ -19,22 +19,22 @@ from starlette.types import Receive, Scope, Send
 from memory_builder.errors import MemoryBuilderError
 
 CHUNK_BYTES = 1 << 17
-"""Kept in memory of each; what is longer is written and read in pieces of this size."""
+"""Largest spool in memory; larger ones are written and read in chunks of this size."""
 
 
 KEPT_FREE_BYTES = 1 << 20
-"""Of each thread's memory; larger pieces go back."""
+"""Free memory that each thread keeps; larger blocks are returned to the system."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> numbers them
 
 
 class NoRoomError(MemoryBuilderError):
-    """Too much waits for other clients: the same request may succeed later."""
+    """The spool is full of other clients' data: the same request may succeed later."""
 
 
 class Spools:
-    """Opens spools, and limits what all of them hold on disk together. Safe to use from several threads.
+    """Opens spools, and limits their total size on disk. Safe to use from several threads.
 
-    Files are made in ``TMPDIR`` and have no name: however the process ends, none is left.
+    Files are in ``TMPDIR`` without names, so none remains however the process ends.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -43,14 +43,14 @@ class Spools:
         self.held_bytes = 0
 
     def open(self) -> "Spool":
-        """An empty one."""
+        """Open an empty spool."""
         return Spool(self)
 
     def answer(self, write: Callable[[IO[bytes]], Any], media_type: str) -> "SpooledResponse":
-        """An answer of what ``write`` writes.
+        """Make a response of the bytes that ``write`` writes.
 
         Raises:
-            NoRoomError: too much is held already.
+            NoRoomError: the limit is reached.
         """
         spool = self.open()
         try:
@@ -62,10 +62,10 @@ class Spools:
             raise
 
     def hold(self, n_bytes: int) -> None:
-        """Count bytes as held; a negative number of them is let go.
+        """Count bytes as held; a negative number releases them.
 
         Raises:
-            NoRoomError: too much is held already.
+            NoRoomError: the limit is reached.
         """
         with self._lock:
             if n_bytes > 0 and self.held_bytes + n_bytes > self._max_bytes:
@@ -76,7 +76,7 @@ class Spools:
 
 
 class Spool(tempfile.SpooledTemporaryFile[bytes]):
-    """A file, in memory up to ``CHUNK_BYTES``. Closing gives its room back."""
+    """A file, in memory up to ``CHUNK_BYTES``. Closing releases its bytes."""
 
     def __init__(self, spools: Spools) -> None:
         super().__init__(max_size=CHUNK_BYTES)
@@ -88,7 +88,7 @@ class Spool(tempfile.SpooledTemporaryFile[bytes]):
         """Write bytes, or any buffer of them.
 
         Raises:
-            NoRoomError: too much is held already, or the disk is full.
+            NoRoomError: the limit is reached, or the disk is full.
         """
         end = self.tell() + memoryview(data).nbytes
         if end > max(CHUNK_BYTES, self._held_bytes):
@@ -102,12 +102,12 @@ class Spool(tempfile.SpooledTemporaryFile[bytes]):
         return written
 
     def flush(self) -> None:
-        """Have all that was written in the file, or say why not."""
+        """Flush to the file, with disk errors as NoRoomError."""
         with _disk_faults():
             super().flush()
 
     def content(self) -> bytes | mmap.mmap:
-        """All that was written; of a long one, a mapping of its file."""
+        """All bytes written; for a file, a mapping of it."""
         if self._held_bytes:
             self.flush()
             return mmap.mmap(self.fileno(), 0, access=mmap.ACCESS_READ)
@@ -115,14 +115,14 @@ class Spool(tempfile.SpooledTemporaryFile[bytes]):
         return self.read()
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """All that was written, in pieces."""
+        """Iterate over all bytes written, in chunks."""
         self.seek(0)
         while data := await run_in_threadpool(self.read, CHUNK_BYTES) if self._held_bytes else self.read():
             yield data
 
     def close(self) -> None:
         """Remove the file."""
-        with contextlib.suppress(OSError):  # what could not be written is not wanted any more
+        with contextlib.suppress(OSError):  # unwritten bytes are not needed
             super().close()
         held, self._held_bytes = self._held_bytes, 0
         self._spools.hold(-held)
@@ -138,14 +138,14 @@ def _disk_faults() -> Iterator[None]:
     except OSError as error:
         folder = tempfile.gettempdir()
         raise NoRoomError(
-            f"cannot write to {folder}: {error.strerror}. Give it room, or name another folder by TMPDIR"
+            f"cannot write to {folder}: {error.strerror}. Free space there, or set TMPDIR to another folder"
         ) from None
 
 
 class SpooledResponse(StreamingResponse):
-    """The content of a spool, which is closed as soon as it is sent, or nobody takes it any more.
+    """The content of a spool, which is closed once it is sent or the client is gone.
 
-    The next piece is read when the server has no byte left of the one before.
+    The next chunk is read once the server has sent the previous one.
     """
 
     def __init__(self, spool: Spool, media_type: str) -> None:
@@ -159,10 +159,10 @@ class SpooledResponse(StreamingResponse):
 
 
 def return_freed_memory() -> None:
-    """Have this process give large pieces of memory back as soon as they are free.
+    """Make the allocator return large blocks to the system as soon as they are free.
 
-    The allocator (glibc's; others are left alone) keeps the more for each thread the larger the pieces are that it has
-    seen: some 30 MB, times forty threads.
+    glibc's keeps more for each thread the larger the blocks it has seen: some 30 MB for each of forty threads. Other
+    allocators are left unchanged.
     """
     with contextlib.suppress(AttributeError, OSError):
         allocator = ctypes.CDLL(None)

@@ -1,7 +1,6 @@
-"""Run a memory-builder command as a job on a cluster that runs already.
+"""Submit a memory-builder command as a job to a running Ray cluster.
 
-A job survives this process and whoever started it, but not the cluster's head; the same command, submitted again, goes
-on where it stopped.
+A job survives the client but not the cluster's head; the same command, submitted again, resumes.
 """
 
 import asyncio
@@ -27,13 +26,13 @@ STAGES = frozenset(
         *("train react", "train reco"),
     }
 )
-"""Commands that take ``--runner``."""
+"""Commands with ``--runner``."""
 NOT_UPLOADED = (".git", ".venv", "venv", "data", "__pycache__", "*.tar", "*.npy", "*.faiss")
 MAX_FAILURES = 20
 POLL_S = 1.0
 NO_AGENT = "No available agent"
 AGENTS_START_S = 60.0
-"""Longest wait for the job agents of a cluster that has just been started."""
+"""Longest wait for the job agents of a new cluster."""
 INTERRUPTED = 130
 
 
@@ -45,20 +44,20 @@ def submit(
     working_dir: str | None = None,
     submission_id: str | None = None,
 ) -> int:
-    """Submit ``memory-builder COMMAND`` and return its exit code; 0 at once if it is not followed.
+    """Submit ``memory-builder COMMAND`` and return its exit code; 0 at once without ``follow``.
 
     While following, the job's output goes to stdout as it comes; Ctrl-C leaves the job running and returns 130.
 
     Args:
         address: URL of the cluster's job server, http://HEAD:8265.
-        command: The arguments of memory-builder. A stage that names no runner is run with ``--runner ray``.
-        working_dir: Folder to upload and to run in; without it the cluster must have the package itself.
-        submission_id: Name of the job; by default stage, hash of the command, attempt.
+        command: The arguments of memory-builder. A stage without ``--runner`` is run with ``--runner ray``.
+        working_dir: Folder to upload and run in; without it the cluster must have the package installed.
+        submission_id: Name of the job (default: stage, hash of the command, attempt).
 
     Raises:
         ConnectionFailedError: no job server answers at this address.
         UsageError: the cluster refuses the job.
-        WorkerError: the job server cannot be reached any more.
+        WorkerError: the job server no longer answers.
     """
     client = _client(address)
     arguments = on_cluster(command)
@@ -78,12 +77,12 @@ def submit(
     try:
         return _exit_code(client, job, address)
     except KeyboardInterrupt:
-        print(f"\nthe job goes on without us\n{how}", file=sys.stderr)
+        print(f"\nthe job continues\n{how}", file=sys.stderr)
         return INTERRUPTED
 
 
 def _submit_when_agents_run(client: Any, address: str, **job: Any) -> None:
-    """Submit a job; a cluster that was started a moment ago has no agent to run it yet, and is tried again.
+    """Submit a job; retry while a new cluster has no agent to run it yet.
 
     Raises:
         UsageError: the cluster refuses the job.
@@ -102,7 +101,7 @@ def _submit_when_agents_run(client: Any, address: str, **job: Any) -> None:
 
 
 def on_cluster(command: Sequence[str]) -> list[str]:
-    """The arguments as the job needs them: a stage runs on the cluster it finds itself in."""
+    """Return the arguments of the job: a stage runs on the cluster of its job."""
     arguments = list(command[1:] if command and command[0] == "memory-builder" else command)
     flags = {argument.partition("=")[0] for argument in arguments}
     stages = {" ".join(arguments[:words]) for words in (1, 2)}
@@ -112,7 +111,7 @@ def on_cluster(command: Sequence[str]) -> list[str]:
 
 
 def next_id(arguments: Sequence[str], taken: Iterable[str]) -> str:
-    """``STAGE-HASH-ATTEMPT``: a cluster takes every id once, and the same command may be needed again."""
+    """``STAGE-HASH-ATTEMPT``: a cluster accepts each id once, and a command may be submitted again."""
     name = f"{arguments[0] if arguments else 'help'}-{content_hash({'command': list(arguments)})[:8]}".lstrip("-")
     attempts = [job.removeprefix(f"{name}-") for job in taken if job.startswith(f"{name}-")]
     return f"{name}-{max((int(attempt) for attempt in attempts if attempt.isdecimal()), default=0) + 1}"
@@ -136,7 +135,7 @@ def _client(address: str) -> Any:
 
 
 def _exit_code(client: Any, job: str, address: str) -> int:
-    """Print the job's output until it ends."""
+    """Print the job's output until it ends; returns its exit code."""
     shown = failures = 0
     while failures < MAX_FAILURES:
         shown = asyncio.run(_follow(client, job, shown))
@@ -167,7 +166,7 @@ async def _follow(client: Any, job: str, shown: int) -> int:
     """Print the job's log beyond the first ``shown`` characters, until it ends or the connection does.
 
     Returns:
-        How many characters have been shown now: every connection gets the log from its start.
+        Number of characters printed so far: each connection gets the log from its start.
     """
     length = 0
     try:
@@ -175,5 +174,5 @@ async def _follow(client: Any, job: str, shown: int) -> int:
             print(text[max(0, shown - length) :], end="", flush=True)
             length += len(text)
     except (OSError, RuntimeError, aiohttp.ClientError):
-        pass  # proxies and port forwards cut long connections; whoever called asks how the job is
+        pass  # proxies and port forwards cut long connections; the caller checks the job
     return max(length, shown)

@@ -1,4 +1,4 @@
-"""The JSON bodies of the service: requests and answers, with their bounds."""
+"""JSON models of the service's requests and responses, with their limits."""
 
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -7,15 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from memory_builder.base.arguments import one_modality
 
 MAX_QUERIES = 1_000
-"""A request in JSON."""
+"""Limit of queries in a JSON request."""
 
 
 MAX_WIDTH = 16_384
-"""Numbers of a vector there."""
+"""Limit of a vector's width in a JSON request."""
 
 
 MAX_WHERE = 10_000
-"""Characters of a filter: its parser takes some 10 ms for each thousand, and lets no one else work meanwhile."""
+"""Limit of a filter's length: parsing takes some 10 ms for each thousand characters and blocks other requests."""
 
 
 FORMER_NAME = "former name of modality, for one more version"
@@ -34,18 +34,20 @@ Vector = Annotated[list[float], Field(min_length=1, max_length=MAX_WIDTH)]
 
 
 class Settings(BaseModel):
-    """How to search: the arguments of ``Memory.search`` of these names."""
+    """Arguments of ``Memory.search`` of these names."""
 
     model_config = ConfigDict(extra="forbid")
 
-    k: Annotated[int, Field(ge=1, description="rows a query")] = 10
-    modality: Annotated[Literal["image", "text"], Field(description="of the vectors that are searched")] = "image"
+    k: Annotated[int, Field(ge=1, description="rows to retrieve for each query")] = 10
+    modality: Annotated[Literal["image", "text"], Field(description="modality of the rows' vectors to search")] = (
+        "image"
+    )
     keys: Annotated[
         Literal["image", "text"] | None,
         Field(description=FORMER_NAME, json_schema_extra={"deprecated": True}),
     ] = None
     query_modality: Annotated[
-        Literal["image", "text"] | None, Field(description="what bare vectors are embeddings of")
+        Literal["image", "text"] | None, Field(description="modality that bare vectors are embeddings of")
     ] = None
     side: Annotated[
         Literal["image", "text"] | None,
@@ -55,10 +57,10 @@ class Settings(BaseModel):
     ] = None
     where: Annotated[
         str | None,
-        Field(max_length=MAX_WHERE, description="filter over the metadata", examples=["width >= 256"]),
+        Field(max_length=MAX_WHERE, description="filter over metadata columns", examples=["width >= 256"]),
     ] = None
     nprobe: Annotated[int | None, Field(ge=1, le=LARGEST, description="inverted lists to scan")] = None
-    refine: Annotated[int | None, Field(ge=0, le=LARGEST, description="candidates to rescore for each row")] = None
+    refine: Annotated[int | None, Field(ge=0, le=LARGEST, description="candidates to re-rank for each row")] = None
 
     @model_validator(mode="after")
     def _take_former_names(self) -> "Settings":
@@ -71,18 +73,18 @@ class Settings(BaseModel):
 
 
 class Question(Settings):
-    """``POST /search``: exactly one of text, image and vectors."""
+    """Body of ``POST /search``: exactly one of text, image and vectors."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"text": "a red panda", "k": 3}})
 
-    # One that is not given is None; null is no way of giving it.
-    text: Annotated[str | Several[str], Field(None, description="one text, or several")]
-    image: Annotated[str | Several[str], Field(None, description="encoded pictures, in base64")]
-    vectors: Annotated[Several[Vector], Field(None, description="of the memory's width")]
+    # A missing field is None; null is not accepted.
+    text: Annotated[str | Several[str], Field(None, description="query texts")]
+    image: Annotated[str | Several[str], Field(None, description="query pictures: encoded files in base64")]
+    vectors: Annotated[Several[Vector], Field(None, description="query vectors of the memory's width")]
 
     @staticmethod
     def described(d: int, max_k: int) -> dict[str, Any]:
-        """As JSON schema, for a memory of this width."""
+        """Return the JSON schema for a memory of this width."""
         schema = Question.model_json_schema()
         for name in ("text", "image", "vectors"):
             schema["properties"][name].pop("default", None)
@@ -92,33 +94,33 @@ class Question(Settings):
 
 
 class Hit(BaseModel):
-    """A row that was found."""
+    """A retrieved row."""
 
     id: int
     score: float
     key: str | None
     caption: str | None
     url: str | None
-    path: str | None = Field(description="where the row came from, if it is a file")
+    path: str | None = Field(description="source of the row, if it is a file")
 
 
 class Answer(BaseModel):
-    """The rows of one query, best first."""
+    """Hits of one query, best first."""
 
     query: int
     hits: list[Hit]
 
 
 class Answers(BaseModel):
-    """What ``POST /search`` says."""
+    """Response of ``POST /search``."""
 
     queries: list[Answer]
-    stated: dict[str, float] | None = Field(description="recall that was measured for such queries")
-    snapshot: int = Field(description="state of the memory that was asked")
+    stated: dict[str, float] | None = Field(description="recall measured for such queries")
+    snapshot: int = Field(description="number of the searched snapshot")
 
 
 class Info(BaseModel):
-    """What ``GET /info`` says."""
+    """Response of ``GET /info``."""
 
     rows: int
     indexes: dict[str, Any]

@@ -15,7 +15,7 @@ from typing import Any
 
 from memory_builder.base.interrupts import TERMINATED, exit_code, sigterm_interrupts
 from memory_builder.commands.help import EXAMPLES, SUMMARIES, overview, with_readable_flags
-from memory_builder.commands.logs import shown
+from memory_builder.commands.logs import logging_to_stderr
 from memory_builder.errors import MemoryBuilderError
 
 FAILED, WRONG_USAGE = 1, 2
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = _parsed(name, rest)
         if name == "submit":
             command = replace(command, command=submitted)
-        with sigterm_interrupts(), shown():
+        with sigterm_interrupts(), logging_to_stderr():
             code: int = command.run()
         sys.stdout.flush()
     except KeyboardInterrupt:

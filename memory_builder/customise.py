@@ -47,8 +47,8 @@ def train_react(
         subset: folder that ``retrieve`` wrote, or any folder of webdataset tars.
         out: folder of the run; an unfinished run there is resumed.
         model, pretrained: the open_clip model; ``encoder`` with its defaults.
-        encoder: the model in full. With neither, the model that the subset was retrieved with.
-        react: what is trained.
+        encoder: the complete encoder config. Without all three, the model that the subset was retrieved with.
+        react: the trained parameters.
         data: how pairs become batches.
         loop: epochs, global batch, optimizer, checkpoints.
         on: this process, or workers of a Ray cluster.
@@ -64,7 +64,7 @@ def train_react(
 
     encoder = encoder or named_encoder(model, pretrained) or described_encoder(subset)
     if encoder is None:
-        raise UsageError(f"{subset} does not say which model it was retrieved with: name one (model=…)")
+        raise UsageError(f"{subset} does not name the model that it was retrieved with: pass model=…")
     job = ReactJob(
         subset=subset,
         out=out,
@@ -92,11 +92,11 @@ def load_react(
         step: a checkpoint's step; the newest, unless given.
         ema: load the moving average of the parameters.
         wise_alpha: WiSE-FT interpolation weight: 0 = frozen model, 1 = customised model.
-        encoder: where the frozen model is now, if it has moved; its weights must be the same.
+        encoder: the frozen model at its current path, if it has moved; its weights must be the same.
 
     Raises:
-        UsageError: there is no such run, checkpoint or average.
-        EncoderError: the frozen model cannot be loaded, or is another.
+        UsageError: the run, checkpoint or average does not exist.
+        EncoderError: the frozen model cannot be loaded, or has other weights.
         CorruptMemoryError: a checkpoint is damaged.
     """
     from trainer.react.load import CheckpointRef, load_run
@@ -115,7 +115,7 @@ def train_reco(
     clusters: str | None = None,
     on: TrainRunnerConfig | None = None,
 ) -> str:
-    """Train a fusion that refines embeddings with what a memory retrieves (RECO) → ``out``, for ``load_reco``.
+    """Train a fusion of embeddings with neighbours from a memory (RECO) → ``out``, for ``load_reco``.
 
     Args:
         memory: an open memory, or its folder; both modalities indexed.
@@ -181,11 +181,11 @@ def load_reco(
         run: folder of the run.
         step: a checkpoint's step; the newest, unless given.
         ema: load the moving average of the parameters.
-        k: rows to retrieve, if not as many as in training.
-        encoder: where the frozen model is now, if it has moved; its weights must be the same.
+        k: rows to retrieve (default: as in training).
+        encoder: the frozen model at its current path, if it has moved; its weights must be the same.
 
     Raises:
-        UsageError: there is no such run, checkpoint or average; or another k where ranks were trained.
+        UsageError: the run, checkpoint or average does not exist; or k differs from training though ranks were trained.
         CorruptMemoryError: a checkpoint is damaged.
     """
     from trainer.reco.model import RecoModel

@@ -1,43 +1,43 @@
-"""Everything memory-builder raises on purpose.
+"""All exceptions that memory-builder raises on purpose.
 
 MemoryBuilderError            exit code 1: work failed
-├── CorruptMemoryError        a file of the memory is missing or is not what its record says
-├── ConcurrentWriterError     another writer created this state first
-├── WorkerError               workers die before doing any work
+├── CorruptMemoryError        a file of the memory is missing or does not match its record
+├── ConcurrentWriterError     another writer created this snapshot first
+├── WorkerError               workers die before completing any item
 ├── StorageError              a memory's storage cannot be read or written
-│   └── StorageFullError      the storage has no room left
+│   └── StorageFullError      the storage is full
 ├── ConnectionFailedError     a service, a Ray cluster or its job server does not answer
-├── RetrieveError             the choice or writing of a training subset failed
+├── RetrieveError             choosing or writing a training subset failed
 ├── LossError                 a training step's loss is not finite
-└── RequestError              exit code 2: it cannot be done as asked, and nothing was changed
-    ├── UsageError            an argument is wrong
-    ├── SourceError           an input cannot be found or read
-    │   └── TransportFailedError  its storage fails: the content may be sound
-    ├── EncoderError          a model cannot be loaded, or is not the one the memory was built with
-    ├── ConfigMismatchError   what lies on disk was written with another configuration
-    └── IndexBuildError       an index cannot be chosen or built as asked
+└── RequestError              exit code 2: the request is invalid, and nothing was changed
+        ├── UsageError            an argument is invalid
+        ├── SourceError           an input is missing or unreadable
+        │   └── TransportFailedError  the input's storage fails: its content may be sound
+        ├── EncoderError          a model cannot be loaded, or is not the memory's
+        ├── ConfigMismatchError   existing files were written with another configuration
+        └── IndexBuildError       an index cannot be chosen or built with these settings
 """
 
 from typing import Any, ClassVar
 
-BUILD_AGAIN = "build the index again (memory-builder index MEMORY): what is damaged is made anew"
-"""What helps where a file of an index that is not checked by a record is missing or damaged."""
-REPAIR = "run memory-builder verify MEMORY --repair: it mends the file, or says what is lost and what to do then"
-"""What helps where any other file of a memory is."""
+BUILD_AGAIN = "build the index again (memory-builder index MEMORY): it replaces damaged files"
+"""Fix for a missing or damaged index file that no record checks."""
+REPAIR = "run memory-builder verify MEMORY --repair: it repairs the file, or states the loss and the fix"
+"""Fix for any other missing or damaged file of a memory."""
 
 
 class MemoryBuilderError(Exception):
-    """Base class. The message names what is wrong, where, and the fix."""
+    """Base class. The message states the problem, its location and the fix."""
 
     exit_code: ClassVar[int] = 1
 
 
 class CorruptMemoryError(MemoryBuilderError):
-    """A file of the memory is missing or is not what its record says.
+    """A file of the memory is missing or does not match its record.
 
     Args:
-        problem: what is wrong, and where.
-        fix: what helps. ``verify`` shows the problem alone, and says itself what can be done.
+        problem: the problem and its location.
+        fix: what to do. ``verify`` shows the problem alone, with a fix of its own.
     """
 
     def __init__(self, problem: str, fix: str | None = None) -> None:
@@ -46,16 +46,16 @@ class CorruptMemoryError(MemoryBuilderError):
         self._fix = fix
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Workers send it to their driver."""
+        """Pickle the error, so that workers can send it to their driver."""
         return type(self), (self.problem, self._fix)
 
 
 class ConcurrentWriterError(MemoryBuilderError):
-    """Another writer created this state first."""
+    """Another writer created this snapshot first."""
 
 
 class WorkerError(MemoryBuilderError):
-    """Workers die before doing any work."""
+    """Workers die before completing any item."""
 
 
 class StorageError(MemoryBuilderError):
@@ -63,7 +63,7 @@ class StorageError(MemoryBuilderError):
 
 
 class StorageFullError(StorageError):
-    """The storage has no room left."""
+    """The storage is full."""
 
 
 class ConnectionFailedError(MemoryBuilderError):
@@ -71,7 +71,7 @@ class ConnectionFailedError(MemoryBuilderError):
 
 
 class RetrieveError(MemoryBuilderError):
-    """The choice or writing of a training subset failed."""
+    """Choosing or writing a training subset failed."""
 
 
 class LossError(MemoryBuilderError):
@@ -79,30 +79,30 @@ class LossError(MemoryBuilderError):
 
 
 class RequestError(MemoryBuilderError):
-    """It cannot be done as asked."""
+    """The request is invalid."""
 
     exit_code: ClassVar[int] = 2
 
 
 class UsageError(RequestError):
-    """An argument is wrong."""
+    """An argument is invalid."""
 
 
 class SourceError(RequestError):
-    """An input cannot be found or read."""
+    """An input is missing or unreadable."""
 
 
 class TransportFailedError(SourceError):
-    """The storage of an input fails while it is read; its content may be sound."""
+    """The storage of an input fails during reading; its content may be sound."""
 
 
 class EncoderError(RequestError):
-    """A model cannot be loaded, or is not the one the memory was built with."""
+    """A model cannot be loaded, or is not the memory's."""
 
 
 class ConfigMismatchError(RequestError):
-    """What lies on disk was written with another configuration."""
+    """Existing files were written with another configuration."""
 
 
 class IndexBuildError(RequestError):
-    """An index cannot be chosen or built as asked."""
+    """An index cannot be chosen or built with these settings."""

@@ -1,4 +1,4 @@
-"""A memory opened for search: the face of the library."""
+"""``Memory``: a memory opened for search."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -36,12 +36,12 @@ from memory_builder.search.row_filter import AllowedRows
 from memory_builder.search.tuned import stated_recall
 from memory_builder.storage.store import Store
 
-ONE_LOADS = Lock()
-"""Of a model: threads that ask at once would each load it."""
+MODEL_LOCK = Lock()
+"""Allows one model load at a time: concurrent threads would each load it."""
 
 
 class Memory:
-    """The state of a memory at the moment it was opened; later writers do not change what this one sees.
+    """A memory as of one snapshot; later writers do not change the rows and indexes seen here.
 
     Use ``Memory.open``.
     """
@@ -65,7 +65,7 @@ class Memory:
         self._serve_format = serve_format
         self._address = address
         self._indexes: dict[Modality, OpenIndex] = {}
-        self._one_opens = Lock()
+        self._index_lock = Lock()
         self._allowed = AllowedRows(self._rows, self._deleted)
 
     @staticmethod
@@ -78,23 +78,23 @@ class Memory:
         snapshot: Snapshot | None = None,
         storage_options: Mapping[str, Any] | None = None,
     ) -> "Memory":
-        """Open the memory at a local path or fsspec URL. Reads a handful of files, however many shards there are.
+        """Open the memory at a local path or fsspec URL. Reads a handful of files, whatever the number of shards.
 
         Args:
             root: the memory's folder.
-            encoder: where to find the model the memory was built with; needed for one from elsewhere, and where it has
-                moved. Loaded when the first text or image is asked for, and refused if its fingerprint is another.
-            serve_format: ``fastscan`` holds the codes in RAM in the form that SIMD scans, for 4-bit PQ and RaBitQ;
+            encoder: the memory's model at its current path; needed for a memory built elsewhere, or if the model has
+                moved. Loaded at the first text or image query, and refused if its fingerprint differs.
+            serve_format: ``fastscan`` holds codes of 4-bit PQ and RaBitQ in RAM in the layout that SIMD scans;
                 other indexes are refused when they are first searched.
             address: a Ray cluster, as for ray.init (``auto``, HOST:PORT), or ``local`` for one on this machine: the
-                parts of an index are spread over actors there and searched together. The answers are the same.
-                Candidates are re-ranked here. The actors end with this process, or when the memory is let go.
-            snapshot: a state of this memory, for workers that are to see what their driver sees; without it, the
+                parts of an index are spread over its actors and searched together, with the same hits.
+                Candidates are re-ranked here. The actors end with this process, or when the memory is freed.
+            snapshot: a snapshot of this memory, so that workers read the same state as their driver; without it, the
                 current one.
             storage_options: of the filesystem, for fsspec, here and in the workers of ``append`` and ``compact``.
 
         Raises:
-            UsageError: there is no memory here, or no such format.
+            UsageError: no memory exists at ``root``, or ``serve_format`` is unknown.
             CorruptMemoryError: a file is missing or damaged.
         """
         return Memory._read(
@@ -115,9 +115,9 @@ class Memory:
 
         Args:
             root: the memory's folder, a local path or an fsspec URL.
-            images, texts: f[n, d] embeddings, of which row i belongs to pair i; at least one of them.
-            metadata: columns of n values: key, caption and url are known, others become metadata columns.
-            encoder: the model that made them; without it, the memory can be searched with vectors alone.
+            images, texts: f[n, d] embeddings, row i for pair i; at least one of them.
+            metadata: columns of n values: key, caption and url have a meaning, others become metadata columns.
+            encoder: the model of the embeddings; without it, only vectors can be searched with.
             storage_options: of the filesystem, for fsspec.
 
         Raises:
@@ -148,7 +148,7 @@ class Memory:
         return Memory(store, description, snapshot, manifest, encoder, serve_format, address)
 
     def __len__(self) -> int:
-        """Rows, indexed or not, without those that are deleted."""
+        """Number of rows that are not deleted, indexed or not."""
         return sum(commit.n_written for commit in self._rows.commits.values()) - len(self._deleted)
 
     def __repr__(self) -> str:
@@ -169,25 +169,24 @@ class Memory:
         side: Modality | None = None,
         keys: Modality | None = None,
     ) -> Hits:
-        """The k rows whose image or text vectors are nearest to each query; deleted rows are not searched.
+        """The k rows whose image or text vectors are nearest to each query; deleted rows are left out.
 
         Args:
             text: one text or several. Exactly one of text, image and vectors is given.
             image: one picture or several.
             vectors: f32[q, d] or f32[d], in the encoder's space; scaled to unit length here.
-            k: rows a query; more than there are pads with -1.
-            query_modality: of ``vectors``: they are searched with the parameters tuned for such queries. Without it,
-                with those of the harder modality.
-            modality: of the rows' vectors that are searched: image, unless given, or text.
-            where: search only rows whose metadata fulfil this, such as ``width >= 256 AND caption LIKE '%cat%'``.
-            nprobe: inverted lists to scan, instead of the number tuned for this query modality.
-            refine: candidates to rescore exactly for each of the k rows, likewise; 0 keeps the scores of the codes.
+            k: rows to retrieve for each query; -1 pads short results.
+            query_modality: modality of ``vectors``, whose tuned search parameters are used; without it, the
+                greater ones of both modalities.
+            modality: modality of the rows' vectors to search (default: image).
+            where: filter over metadata columns, such as ``width >= 256 AND caption LIKE '%cat%'``.
+            nprobe: inverted lists to scan (default: tuned for the query modality).
+            refine: candidates to re-rank for each of the k rows (default: tuned); 0 keeps the scores of the codes.
             side, keys: former names of ``query_modality`` and ``modality``, for one more version.
 
         Raises:
-            UsageError: none or several kinds of query, k < 1, vectors of another width or not finite, a filter that
-                cannot be.
-            IndexBuildError: there is no index of this modality.
+            UsageError: none or several kinds of query, k < 1, invalid vectors or filter.
+            IndexBuildError: this modality is not indexed.
             EncoderError: the model cannot be loaded or is not the one the memory was built with.
         """
         k = _at_least("k", k, 1)
@@ -208,7 +207,7 @@ class Memory:
         nprobe: int | None,
         refine: int | None,
     ) -> SearchParams:
-        """The tuned parameters, more lists where a filter leaves few rows, and what the caller asked for instead."""
+        """Tuned search parameters, with more lists if a filter leaves few rows, overridden by the caller's."""
         params = tuned_params(self._tuned[modality], query_modality, index)
         if allowed is not None:
             n_rows = len(allowed) * self._allowed.share(index, modality)
@@ -220,11 +219,11 @@ class Memory:
         return params
 
     def stated_recall(self, modality: Modality = "image", query_modality: str | None = None) -> dict[str, float] | None:
-        """The recall measured at the tuned parameters when ``modality`` is searched; see ``tuned.stated_recall``."""
+        """Recall measured at the tuned search parameters of ``modality``; see ``tuned.stated_recall``."""
         return stated_recall(self.tuning(modality)["sides"], query_modality)
 
     def info(self) -> dict[str, Any]:
-        """Rows, description, snapshot, and the tuned parameters and recall of each index."""
+        """Number of rows, description, snapshot, and the tuned search parameters and recall of each index."""
         return {
             "rows": len(self),
             "indexes": {modality: self.tuning(modality)["sides"] for modality in self.snapshot.modalities},
@@ -233,19 +232,19 @@ class Memory:
         }
 
     def picture(self, row_id: int, *, policy: LinkPolicy | None = None) -> bytes:
-        """The encoded picture of a row, read from the shard it was embedded from.
+        """The encoded picture of a row, read from its source.
 
         Args:
-            row_id: of a row that is not deleted.
-            policy: what may be read for it; without it, the sources that this user embedded on this machine.
+            row_id: id of a row that is not deleted.
+            policy: links that may be read; without it, the sources that this user embedded on this machine.
 
         Raises:
-            UsageError: there is no such row, or its picture is gone or may not be read.
+            UsageError: no row has this id, or its picture is gone or may not be read.
         """
         ordinal, number = split_id(row_id)
         commit = self.commits.get(ordinal)
         if commit is None or number >= commit.n_written or self.is_deleted([row_id])[0]:
-            raise UsageError(f"row {row_id}: its picture is of no row there is")
+            raise UsageError(f"row {row_id}: no row has this id")
         (row,) = self.metadata([row_id], ["member", "url", "sha256", "has_image"]).to_pylist()
         policy = policy or link_policy([commit])
         ((_, picture),) = read_pictures(commit.uri, [PictureRef.of(row)], policy, self.image_key)
@@ -254,19 +253,20 @@ class Memory:
         return picture
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
-        """i64[...] → one row for each id in order: id, key, caption, url, or id and these columns. Nulls for id -1.
+        """i64[...] ids → a table with one row for each: id and these columns; nulls for id -1.
 
-        Any metadata column will do, and ``path``: where the row came from. Those that are not among the first read a
-        parquet file for each shard that is met.
+        Any metadata column may be named, and ``path``, the row's source. Columns beyond the default ones read a parquet
+        file of each shard involved.
         """
         return self._rows.table(np.asarray(ids, np.int64), several(columns))
 
     def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:
-        """i64[n] ids → all metadata columns, or these. Slower than ``rows``: reads the shards' parquet files."""
+        """i64[n] ids → a table of all metadata columns, or of these. Slower than ``rows``: reads the shards' parquet
+        files."""
         return self._rows.metadata(np.asarray(ids, np.int64), None if columns is None else several(columns))
 
     def vectors(self, ids: npt.ArrayLike, modality: Modality | None = None, *, keys: Modality | None = None) -> Scores:
-        """i64[n] ids → f32[n, d] the stored vectors of a modality; ``keys`` is its former name."""
+        """i64[n] ids → f32[n, d] stored vectors of a modality; ``keys`` is its former name."""
         return self._rows.vectors(np.asarray(ids, np.int64).ravel(), one_modality(modality, keys))
 
     @property
@@ -276,20 +276,20 @@ class Memory:
 
     @property
     def image_key(self) -> str | None:
-        """The column of its tables that pictures were read from, where ``--image-key`` named one."""
+        """Column of the pictures in source tables, if ``--image-key`` named one."""
         return self.description.config.get("image_key")
 
     def row_ids(self, ordinal: int) -> Ids:
-        """i64[n] ids of the rows of one shard that are not deleted."""
+        """i64[n] ids of the rows of a shard that are not deleted."""
         ids = row_ids(ordinal, np.arange(self.commits[ordinal].n_written))
         return np.setdiff1d(ids, self._deleted, assume_unique=True)
 
     def is_deleted(self, ids: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """i64[n] ids → bool[n]."""
+        """i64[n] ids → bool[n], True for deleted rows."""
         return np.isin(np.asarray(ids, np.int64), self._deleted)
 
     def source(self, row_id: int) -> str:
-        """The shard a row came from."""
+        """URI of the shard of a row."""
         return self._rows.source(row_id)
 
     def append(
@@ -299,9 +299,9 @@ class Memory:
         runner: Runner | None = None,
         keys: Modality | Sequence[Modality] = (),
     ) -> "Memory":
-        """Index the shards committed since, in the indexes of these modalities, or of all that are indexed.
+        """Index the shards committed since, in the indexes of these modalities, or in all indexes.
 
-        ``keys`` is the former name of ``modality``, for one more version. Returns the memory as it is then.
+        ``keys`` is the former name of ``modality``, for one more version. Returns the memory in its new state.
         """
         from memory_builder.maintenance.append import append
 
@@ -330,7 +330,7 @@ class Memory:
         return self.latest()
 
     def compact(self, *, purge: bool = False, runner: Runner | None = None) -> "Memory":
-        """Leave deleted rows out of the index; see ``maintenance.compact``. Returns the memory as it is then."""
+        """Remove deleted rows from the indexes; see ``maintenance.compact``. Returns the memory in its new state."""
         from memory_builder.maintenance.compact import compact
 
         compact(self.store, purge=purge, runner=runner or LocalRunner())
@@ -338,13 +338,13 @@ class Memory:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The model the memory was built with."""
+        """The memory's model."""
         config = self._encoder_config or encoder_of(self.description, self.store.root)
         if not config.model:
             raise EncoderError(
-                f"{self.store.root} was imported without a model: ask it with vectors, or import again with --model"
+                f"{self.store.root} was imported without a model: search with vectors, or import again with --model"
             )
-        with ONE_LOADS:
+        with MODEL_LOCK:
             encoder = load_encoder(config)
         if encoder.fingerprint != self.description.fingerprint:
             raise EncoderError(
@@ -354,18 +354,18 @@ class Memory:
         return encoder
 
     def index(self, modality: Modality) -> OpenIndex:
-        """The index of a key modality; opened once, whoever asks first."""
-        with self._one_opens:
+        """The index of a modality, opened at the first call."""
+        with self._index_lock:
             if modality not in self._indexes:
                 self._indexes[modality] = self._open_index(modality)
             return self._indexes[modality]
 
     def tuning(self, modality: Modality) -> dict[str, Any]:
-        """What was measured of an index: settings, recall, curves (``tuning.json``)."""
+        """Search parameters, recall and curves of an index, from ``tuning.json``."""
         return read_tuning(self.store, self.snapshot.view(modality, self.store.root))
 
     def latest(self) -> "Memory":
-        """The memory in its current state, with the model that is loaded here."""
+        """The memory in its current state, with the model loaded here."""
         memory = Memory._read(self.store, self._encoder_config, self._serve_format, self._address)
         if "encoder" in self.__dict__:
             memory.__dict__["encoder"] = self.encoder
@@ -376,7 +376,7 @@ class Memory:
             commit.n_present(modality) for commit in self.commits.values()
         ):
             raise IndexBuildError(
-                f"{self.store.root} has no {modality} vectors, so none can be searched: name the other modality"
+                f"{self.store.root} has no {modality} vectors, so they cannot be searched: use the other modality"
             )
         view = self.snapshot.view(modality, self.store.root)
         if self._address is None:

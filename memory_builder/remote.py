@@ -1,4 +1,4 @@
-"""A memory behind ``memory-builder serve``, searched with the methods of ``Memory``."""
+"""``RemoteMemory``: a memory behind ``memory-builder serve``, with the methods of ``Memory``."""
 
 import base64
 import io
@@ -27,17 +27,18 @@ from memory_builder.search.queries import Picture
 from memory_builder.search.tuned import stated_recall
 
 ROWS, BYTES = 200_000, 64 << 20
-"""That one request asks for, sends or gets at most; what is more goes out in several."""
+"""Limits of one binary request or response; larger arrays are sent in several."""
 QUERIES, JSON_BYTES = 1_000, 16 << 20
-"""Likewise, in JSON."""
+"""Limits of one JSON request."""
 RETRIES = 3
-"""Of a request that found no one, or a service that is about to start; a slow answer is not asked for again."""
+"""Retries of a request that met no server or a starting service; a slow response is not retried."""
 
 
 class RemoteMemory:
-    """A client of a service, safe to use from several threads. The model runs in the service. Use ``open``.
+    """Client of ``memory-builder serve``, safe to use from several threads; the model runs in the service. Use
+    ``open``.
 
-    It is a ``Searchable``, as ``Memory`` is: ``RecoModel.encode_image`` and the like take either.
+    A ``Searchable`` like ``Memory``: ``RecoModel.encode_image``, for example, takes either.
     """
 
     def __init__(self, url: str, timeout_s: float) -> None:
@@ -47,18 +48,18 @@ class RemoteMemory:
 
     @staticmethod
     def open(url: str, *, timeout_s: float = 60.0) -> "RemoteMemory":
-        """Ask the service at ``http://HOST:PORT`` what it serves.
+        """Connect to the service at ``http://HOST:PORT``.
 
         Raises:
-            UsageError: ``url`` is no http address, or the server is no memory-builder service.
-            ConnectionFailedError: no server answers there.
+            UsageError: ``url`` is not an http address, or the server is not a memory-builder service.
+            ConnectionFailedError: no server answers at ``url``.
         """
         if not url.startswith(("http://", "https://")):
             raise UsageError(f"{url}: expected the http:// address of a memory-builder serve")
         return RemoteMemory(url, timeout_s)
 
     def __len__(self) -> int:
-        """Rows that are not deleted, now."""
+        """Number of rows that are not deleted, now."""
         return int(self.info()["rows"])
 
     def __repr__(self) -> str:
@@ -66,19 +67,19 @@ class RemoteMemory:
 
     @property
     def snapshot(self) -> Snapshot:
-        """The state that the service answers from now."""
+        """The snapshot that the service searches now."""
         fields = self.info()["snapshot"]
         views = {keys: IndexView(**view) for keys, view in fields.pop("indexes").items()}
         return Snapshot(indexes=views, **fields)
 
     def info(self) -> dict[str, Any]:
-        """What is served: rows, description, snapshot, and the settings and the recall of each index."""
-        body = self._ask("GET", "/info")
+        """Number of rows, description, snapshot, and the search parameters and recall of each index."""
+        body = self._request("GET", "/info")
         try:
             fields: dict[str, Any] = json.loads(body)
             fields["description"], fields["snapshot"]
         except (ValueError, LookupError, TypeError):
-            raise UsageError(f"{self._url} is not a memory-builder service: it says {body[:100]!r}") from None
+            raise UsageError(f"{self._url} is not a memory-builder service: it returned {body[:100]!r}") from None
         return fields
 
     def search(
@@ -96,14 +97,14 @@ class RemoteMemory:
         side: Modality | None = None,
         keys: Modality | None = None,
     ) -> Hits:
-        """As ``Memory.search``, in the service's latest state.
+        """Search as ``Memory.search`` does, in the service's latest snapshot.
 
         Raises:
-            UsageError: the service refuses the query.
+            UsageError: the service rejects the query.
             ConnectionFailedError: the service does not answer.
             MemoryBuilderError: the service fails to answer now.
         """
-        how = {
+        settings = {
             "k": k,
             "query_modality": query_modality or side,
             "modality": one_modality(modality, keys),
@@ -111,9 +112,9 @@ class RemoteMemory:
             "nprobe": nprobe,
             "refine": refine,
         }
-        how = {name: _plain(value) for name, value in how.items() if value is not None}
+        settings = {name: _plain(value) for name, value in settings.items() if value is not None}
         if vectors is not None and text is None and image is None:
-            return _one(self, [self._search(block, how) for block in _blocks(_numbers(vectors), k)])
+            return _joined(self, [self._search(block, settings) for block in _blocks(_numbers(vectors), k)])
         if (text is None) == (image is None) or vectors is not None:
             raise UsageError("give exactly one of text, image and vectors")
         if text is not None:
@@ -121,12 +122,14 @@ class RemoteMemory:
         else:
             pictures = [image] if isinstance(image, str | Path | bytes | Image.Image) else image or ()
             name, queries = "image", [_encoded(picture) for picture in pictures]
-        return _one(self, [self._ask_question(how | {name: block}, k) for block in _questions(queries)])
+        return _joined(self, [self._search_json(settings | {name: block}, k) for block in _json_blocks(queries)])
 
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
         query = {"columns": several(columns)}
-        blocks = [self._ask("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))]
+        blocks = [
+            self._request("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))
+        ]
         return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
 
     def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:
@@ -143,7 +146,7 @@ class RemoteMemory:
         """As ``Memory.vectors``."""
         query = {"modality": one_modality(modality, keys)}
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
-        blocks = [np.load(io.BytesIO(self._ask("POST", "/bulk/vectors", query, body))) for body in bodies]
+        blocks = [np.load(io.BytesIO(self._request("POST", "/bulk/vectors", query, body))) for body in bodies]
         vectors: Scores = np.concatenate(blocks)
         return vectors
 
@@ -151,19 +154,21 @@ class RemoteMemory:
         """The encoded picture of a row.
 
         Raises:
-            UsageError: there is none.
+            UsageError: the row has no readable picture.
         """
-        return self._ask("GET", f"/pictures/{row_id}")
+        return self._request("GET", f"/pictures/{row_id}")
 
-    def _ask_question(self, question: Mapping[str, Any], k: int) -> Hits:
-        answers = json.loads(self._ask("POST", "/search", body=json.dumps(question).encode()))
+    def _search_json(self, body: Mapping[str, Any], k: int) -> Hits:
+        answers = json.loads(self._request("POST", "/search", body=json.dumps(body).encode()))
         return _hits([answer["hits"] for answer in answers["queries"]], k)
 
-    def _search(self, body: bytes, how: Mapping[str, Any]) -> Hits:
-        with np.load(io.BytesIO(self._ask("POST", "/bulk/search", how, body))) as arrays:
+    def _search(self, body: bytes, settings: Mapping[str, Any]) -> Hits:
+        with np.load(io.BytesIO(self._request("POST", "/bulk/search", settings, body))) as arrays:
             return Hits(scores=arrays["scores"], ids=arrays["ids"])
 
-    def _ask(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
+    def _request(
+        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None
+    ) -> bytes:
         url = f"{self._url}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
         try:
             response = self._pool.request(method, url, body=body, headers={"content-type": "application/json"})
@@ -174,7 +179,7 @@ class RemoteMemory:
         try:
             message = json.loads(response.data)["error"]
         except (ValueError, LookupError, TypeError):
-            message = f"not a memory-builder service: it says {response.status} {response.data[:100]!r}"
+            message = f"not a memory-builder service: it returned {response.status} {response.data[:100]!r}"
         kind = UsageError if 400 <= response.status < 500 else MemoryBuilderError
         raise kind(f"{self._url}: {message}")
 
@@ -194,9 +199,9 @@ def _numbers(vectors: npt.ArrayLike) -> npt.NDArray[Any]:
 
 
 def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[bytes]:
-    """Bodies of requests, each with so much of the array as keeps ``ROWS`` at k for each, and ``BYTES``; at least one.
+    """Split an array into request bodies of at most ``ROWS`` hits and ``BYTES`` bytes; at least one body.
 
-    ``row_bytes``: what the answer has for each.
+    ``row_bytes``: bytes of the response for each row.
     """
     rows = ROWS // k if isinstance(k, int | np.integer) and k > 0 else 1
     row_bytes = max(row_bytes, array.itemsize * math.prod(array.shape[1:]))
@@ -204,8 +209,8 @@ def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[byt
     return [_npy(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
 
 
-def _questions(queries: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Queries in runs that one request in JSON may hold; at least one run."""
+def _json_blocks(queries: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Split queries into runs that one JSON request may hold; at least one run."""
     start = n_bytes = 0
     for end, query in enumerate(queries):
         if end > start and (end - start == QUERIES or n_bytes + len(query) > JSON_BYTES):
@@ -220,7 +225,7 @@ def _npy(array: npt.NDArray[Any]) -> bytes:
     return stream.getvalue()
 
 
-def _one(memory: RemoteMemory, parts: Sequence[Hits]) -> Hits:
+def _joined(memory: RemoteMemory, parts: Sequence[Hits]) -> Hits:
     scores, ids = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Hits(scores=scores, ids=ids, memory=memory)
 

@@ -1,4 +1,4 @@
-"""``serve``: a memory over HTTP, from Python; ``memory-builder serve`` is the same with flags."""
+"""``serve``: serve a memory over HTTP from Python, as ``memory-builder serve`` does."""
 
 import socket
 from collections.abc import Callable
@@ -28,12 +28,12 @@ def serve(
         memory: an open memory, or its folder.
         host: address to listen at; 0.0.0.0: any.
         port: port to listen at; 0: any free one.
-        config: what one request may ask for.
-        limits: how long a client may take.
+        config: limits of one request.
+        limits: timeouts of a client.
         on_listening: called with the port once requests are accepted.
 
     Raises:
-        UsageError: the address cannot be listened at.
+        UsageError: the address is in use or not of this machine.
         MemoryBuilderError: as ``Memory.open``.
     """
     root = memory if isinstance(memory, str) else memory.store.root

@@ -23,7 +23,7 @@ import memory_builder
 from helpers import memories
 from helpers.s3 import S3, one_at_a_time
 from memory_builder.base.log import logger
-from memory_builder.commands.logs import Lines
+from memory_builder.commands.logs import LineHandler
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.storage.store import Store
 
@@ -76,7 +76,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session", autouse=True)
 def log() -> None:
     """Library calls of tests log to standard error, in plain lines, as commands do off a terminal."""
-    logger.addHandler(Lines())
+    logger.addHandler(LineHandler())
     logger.setLevel(logging.INFO)
 
 

@@ -34,7 +34,7 @@ from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.model.images import decode_image
 from memory_builder.readers.fetch import PictureRef, read_pictures
 from memory_builder.readers.read import Pair, read_pairs
-from memory_builder.retrieval.copies.compare import KINDS, Compared, Evidence, Groups, ImageSignatures
+from memory_builder.retrieval.copies.compare import KINDS, Evidence, Groups, ImageSignatures, ReferenceImages
 from memory_builder.retrieval.copies.glyph import glyph_of
 from memory_builder.retrieval.copies.miniature import miniature_of
 
@@ -163,7 +163,7 @@ def measure(side: str, config: Leaks, memory: Memory, entity: dict[str, str]) ->
     """Evidence for planted and for clean pairs."""
     pictures = asked_about(config.benchmark, side)
     keys = list(pictures)
-    compared = Compared(signs_of(list(pictures.values()), memory.encoder))
+    compared = ReferenceImages(signs_of(list(pictures.values()), memory.encoder))
     chosen = random.Random(config.seed).sample(keys, min(len(keys), config.planted if side == "test" else len(keys)))
     planted = {}
     for name, transform in TRANSFORMS.items():
@@ -182,7 +182,7 @@ def measure(side: str, config: Leaks, memory: Memory, entity: dict[str, str]) ->
     return Side(clean=clean_evidence(compared, memory_signs(memory, ids), Groups(of_rows, of_asked)), planted=planted)
 
 
-def clean_evidence(compared: Compared, rows: ImageSignatures, groups: Groups) -> Evidence:
+def clean_evidence(compared: ReferenceImages, rows: ImageSignatures, groups: Groups) -> Evidence:
     parts = []
     for start in range(0, len(rows), BATCH):
         here = slice(start, start + BATCH)

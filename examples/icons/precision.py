@@ -28,7 +28,7 @@ from memory_builder.base.charts import COLOURS, Series, line_chart, names_axis, 
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.model.templates import fill
 from memory_builder.readers.read import Pair, read_pairs
-from memory_builder.retrieval.config import MODES, Mode, key_side, query_side
+from memory_builder.retrieval.config import MODES, Mode, modality_of, query_modality_of
 from memory_builder.retrieval.queries import Query
 from memory_builder.retrieval.search import block_vectors
 
@@ -83,16 +83,16 @@ def read_asked(config: Precision, side: str, entity: dict[str, str]) -> list[Ask
 
 def ask(memory: Memory, asked: Sequence[Asked], mode: Mode, templates: Sequence[str]) -> np.ndarray:
     """i64[classes, 50] row ids; classes ask with the mean of their prompts, or of their pictures."""
-    side = query_side(mode)
+    side = query_modality_of(mode)
     if side == "text":
         queries = [
-            Query(number=i, label=i, name=a.name, asked=tuple(fill(template, a.name) for template in templates))
+            Query(number=i, label=i, name=a.name, inputs=tuple(fill(template, a.name) for template in templates))
             for i, a in enumerate(asked)
         ]
         vectors = block_vectors(queries, side, memory)
     else:
         vectors = np.stack([mean_picture(memory, a.pictures) for a in asked])
-    return memory.search(vectors=vectors, side=side, k=max(RANKS), keys=key_side(mode)).ids
+    return memory.search(vectors=vectors, side=side, k=max(RANKS), keys=modality_of(mode)).ids
 
 
 def mean_picture(memory: Memory, pictures: Sequence[bytes]) -> np.ndarray:

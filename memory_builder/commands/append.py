@@ -12,19 +12,18 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Append:
-    """Index the rows of shards embedded since, without training anew."""
+    """Add the rows of newly embedded shards to the indexes, without training them anew."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     modality: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
-    """Which indexes; both: those there are."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Indexes to extend; both: all existing indexes."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.maintenance.append import append
 
-        append(
-            Store(self.memory), modalities=() if self.modality == "both" else (self.modality,), runner=self.on.start()
-        )
+        modalities = () if self.modality == "both" else (self.modality,)
+        append(Store(self.memory), modalities=modalities, runner=self.runner.start())
         print_state(self.memory)
         return 0

@@ -1,4 +1,4 @@
-"""``memory-builder compact``: take deleted rows out of the indexes, and with ``--purge`` out of the files."""
+"""``memory-builder compact``: remove deleted rows from the indexes, and with ``--purge`` from the files."""
 
 from dataclasses import dataclass, field
 from typing import Annotated
@@ -12,17 +12,17 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Compact:
-    """Take deleted rows out of the index, and merge what was appended into larger parts."""
+    """Rewrite index parts without deleted rows, and merge the parts of appends into larger ones."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     purge: bool = False
-    """Also blank the vectors, captions and urls of deleted rows, and remove every file that holds one of them."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Also blank the vectors, captions and URLs of deleted rows, and remove every file that holds one of them."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.maintenance.compact import compact
 
-        compact(Store(self.memory), purge=self.purge, runner=self.on.start())
+        compact(Store(self.memory), purge=self.purge, runner=self.runner.start())
         print_state(self.memory)
         return 0

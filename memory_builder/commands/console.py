@@ -1,4 +1,4 @@
-"""What the command says on standard output: lines and tables for people."""
+"""Lines and tables that commands print on standard output."""
 
 import sys
 from typing import TYPE_CHECKING, Any
@@ -18,11 +18,11 @@ HINTS = {
     "no caption": "--require image takes pictures alone",
     "no image": "--require text takes captions alone",
 }
-"""What helps against a reason of rejects."""
+"""Reject reason → advice to print with it."""
 
 
 def print_embedded(report: "EmbedReport", *, can_retry: bool = True) -> bool:
-    """What came of a run of ``embed`` or ``import``; whether all of it worked."""
+    """Print the counts of a run of ``embed`` or ``import``; returns whether all shards succeeded."""
     print(
         f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
         f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
@@ -40,7 +40,7 @@ def print_embedded(report: "EmbedReport", *, can_retry: bool = True) -> bool:
 
 
 def print_state(memory: str) -> None:
-    """The current snapshot of a memory: rows, segments, deleted rows."""
+    """Print the current snapshot of a memory: rows, segments, deleted rows."""
     from memory_builder.maintenance.info import read_info
 
     info = read_info(Store(memory))
@@ -51,7 +51,7 @@ def print_state(memory: str) -> None:
 
 
 def print_failures(failed: dict[str, str], *, can_retry: bool = True) -> None:
-    """Shards that failed, to standard error."""
+    """Print failed shards with their errors to standard error."""
     rows = [{"shard": uri, "error": error} for uri, error in failed.items()]
     print_table(
         f"{len(failed)} shards failed; the same command tries them again"
@@ -63,7 +63,7 @@ def print_failures(failed: dict[str, str], *, can_retry: bool = True) -> None:
 
 
 def print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
-    """Every index with its recall, setting and latency by query modality."""
+    """Print each index with its recall, search parameters and latency by query modality."""
     rows = [
         {
             "keys": modality,
@@ -89,7 +89,7 @@ def print_indexes(indexes: dict[str, dict[str, Any]]) -> None:
 
 
 def print_curves(store: Store) -> None:
-    """Recall against work, of every index and query modality."""
+    """Print recall against work for each index and query modality."""
     from memory_builder.indexing.curve import curve_rows, read_curves
 
     for curve in read_curves(store):
@@ -102,7 +102,7 @@ def print_curves(store: Store) -> None:
 
 
 def print_table(title: str, columns: tuple[str, ...], rows: list[dict[str, Any]], stream: Any = None) -> None:
-    """A plain table; a file or pipe gets long lines instead of folded ones."""
+    """Print a plain table; a file or pipe gets long lines instead of folded ones."""
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column not in ("caption", "error", "problem", "shard"))

@@ -1,4 +1,4 @@
-"""The defaults of ``embed`` and ``import`` into a memory that exists: its own settings."""
+"""Defaults of ``embed`` and ``import`` into an existing memory: its own settings."""
 
 from typing import Any
 
@@ -11,9 +11,9 @@ from memory_builder.storage.store import Store
 
 
 def memory_defaults(kind: Any, arguments: list[str]) -> Any:
-    """The command ``kind`` with the settings that its --memory was made with; None where there is no such memory.
+    """Build the command ``kind`` with the settings of the memory at --memory; None if no memory exists.
 
-    The model is taken from there only where none is given.
+    Without --model, the memory's model is the default.
     """
     root = _value_of("--memory", arguments)
     if root is None:
@@ -23,12 +23,12 @@ def memory_defaults(kind: Any, arguments: list[str]) -> Any:
         if description is None:
             return None
         config = config_of(description)
-    except (MemoryBuilderError, OSError, ValueError, TypeError, ImportError):  # the command itself says what is wrong
+    except (MemoryBuilderError, OSError, ValueError, TypeError, ImportError):  # the command itself raises the error
         return None
     model = _value_of("--model", arguments)
     encoder = default_encoder(description, root) if model is None else EncoderConfig(model=model)
     if kind.__name__ == "Embed":
-        return None if encoder is None else kind(source=(), memory=root, encoder=encoder, config=config)
+        return None if encoder is None else kind(source=(), memory=root, encoder=encoder, pairs=config)
     return kind(
         root=tyro.MISSING,
         memory=root,

@@ -13,16 +13,16 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Delete:
-    """Delete rows: no search finds them from then on. compact takes them out of the index, with --purge for good."""
+    """Delete rows from search. compact removes them from the index, compact --purge also from the files."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     ids: tuple[int, ...] = ()
-    """Row ids, as search prints them."""
+    """Ids of rows to delete, as search prints them."""
     keys: Annotated[tuple[str, ...], arg(name="pair-keys", aliases=["--keys"])] = ()
-    """Keys of pairs, or a file with one a line."""
+    """Keys of pairs to delete, or a file with one key a line."""
     where: str | None = None
-    """The rows whose metadata fulfil this, as for search."""
+    """Delete the rows that match this filter, as for search."""
 
     def run(self) -> int:
         from memory_builder.maintenance.delete import delete
@@ -34,7 +34,7 @@ class Delete:
 
 
 def _read_keys(keys: tuple[str, ...]) -> list[str]:
-    """Keys as they were given, or those in the one file that was named."""
+    """Return the keys given, or the lines of the one file given."""
     if len(keys) == 1 and os.path.isfile(keys[0]):  # unlike Path, it takes a key that is too long for a name
         return [line for line in Path(keys[0]).read_text(encoding="utf-8-sig").split("\n") if line]
     return list(keys)

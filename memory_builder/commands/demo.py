@@ -1,4 +1,4 @@
-"""``memory-builder demo``: the main job over the bundled sample."""
+"""``memory-builder demo``: embed, index and search the bundled sample."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Build and ask a memory of 2,385 bundled icons with a small bundled model; write a report of it."""
+    """Build and search a memory of 2,385 bundled icons with a small bundled model, and write a report."""
 
     out: Path = Path("demo")
     """Folder for the sample, the memory and report.html."""

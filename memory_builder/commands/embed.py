@@ -14,7 +14,7 @@ from memory_builder.model.encoder import EncoderConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Embed shards of image-text pairs into a memory. Run it again to go on, or to add shards."""
+    """Embed shards of image-text pairs into a memory. Run it again to resume, or to add shards."""
 
     source: Annotated[tuple[str, ...], Positional, arg(metavar="SOURCE…")]
     """Tars, parquet files, CSV, TSV or JSONL listings: files, folders of them or of pictures, globs, brace ranges such
@@ -22,17 +22,17 @@ class Embed:
     memory: str
     """Folder of the memory: a local path or an fsspec URL."""
     encoder: OmitArgPrefixes[EncoderConfig]
-    config: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
+    pairs: OmitArgPrefixes[EmbedConfig] = field(default_factory=EmbedConfig)
     decode_threads: int | None = None
-    """Threads that decode pictures in each worker; as many as it has CPUs unless given."""
+    """Decoding threads of each worker (default: its number of CPUs)."""
     allow_host: UseAppendAction[tuple[str, ...]] = ()
-    """Host, or HOST:PORT, that links may lead to although its address is not public; may be repeated. The host of an
-    http(s) SOURCE is allowed for it."""
+    """Host, or HOST:PORT, with a non-public address that links may lead to; may be repeated. The host of an http(s)
+    SOURCE is allowed for that source."""
     retry_failed: bool = False
-    """Only the shards that failed last time: those of SOURCE, or without SOURCE all of the memory's."""
+    """Embed only the shards that failed last time: those of SOURCE, or without SOURCE all of the memory."""
     retry_rejects: bool = False
-    """Only the pairs that were rejected, likewise; what comes of them becomes new shards."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Embed only the rejected pairs: those of SOURCE, or without SOURCE all of the memory. They become new shards."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.embedding.driver import embed
@@ -45,8 +45,8 @@ class Embed:
             self.source,
             self.memory,
             encoder=self.encoder,
-            config=self.config,
-            runner=self.on.start(),
+            config=self.pairs,
+            runner=self.runner.start(),
             decode_threads=self.decode_threads,
             allow_hosts=self.allow_host,
             retry_failed=self.retry_failed,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions:
-    """Model, set and folder of the results."""
+    """Model, dataset and result folder."""
 
     dataset: Path
     """Test set: a CLIP_benchmark webdataset folder, or a folder of pictures for each class."""
@@ -117,26 +117,26 @@ class EvaluateOptions:
 class EvaluateZeroShot:
     """Evaluate classification by class names alone, also on multilabel sets."""
 
-    options: OmitArgPrefixes[EvaluateOptions]
+    evaluation: OmitArgPrefixes[EvaluateOptions]
 
     def run(self) -> int:
         from trainer.evaluate.tasks.frozen import evaluate_zero_shot
 
-        return self.options.print_results(evaluate_zero_shot(self.options.config()))
+        return self.evaluation.print_results(evaluate_zero_shot(self.evaluation.config()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateRetrieval:
     """Evaluate retrieval of pictures by captions and of captions by pictures."""
 
-    options: OmitArgPrefixes[EvaluateOptions]
+    evaluation: OmitArgPrefixes[EvaluateOptions]
     positives: Literal["own", "caption"] = "own"
     """Positives of a picture: its own captions, or also equal captions of other pictures."""
 
     def run(self) -> int:
         from trainer.evaluate.tasks.frozen import evaluate_retrieval
 
-        return self.options.print_results(evaluate_retrieval(self.options.config(), self.positives))
+        return self.evaluation.print_results(evaluate_retrieval(self.evaluation.config(), self.positives))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,26 +165,26 @@ class LearnOptions:
 class EvaluateLinearProbe:
     """Evaluate a linear head on frozen features, trained on a few pictures of each class."""
 
-    options: OmitArgPrefixes[EvaluateOptions]
-    choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
-    learning: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
+    evaluation: OmitArgPrefixes[EvaluateOptions]
+    dev_set: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
+    training: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
 
     def run(self) -> int:
         from trainer.evaluate.tasks.few_shot import evaluate_linear_probe
         from trainer.evaluate.tasks.shots import ShotOptions
 
-        shots = ShotOptions(shots=self.learning.shots, n_seeds=self.learning.n_seeds)
-        config = self.options.config(self.choosing, self.learning.train_split)
-        return self.options.print_results(evaluate_linear_probe(config, shots))
+        shots = ShotOptions(shots=self.training.shots, n_seeds=self.training.n_seeds)
+        config = self.evaluation.config(self.dev_set, self.training.train_split)
+        return self.evaluation.print_results(evaluate_linear_probe(config, shots))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateFewShot:
     """Evaluate the image tower fine-tuned on a few pictures of each class."""
 
-    options: OmitArgPrefixes[EvaluateOptions]
-    choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
-    learning: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
+    evaluation: OmitArgPrefixes[EvaluateOptions]
+    dev_set: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
+    training: OmitArgPrefixes[LearnOptions] = field(default_factory=LearnOptions)
     last_layers: int | None = None
     """Number of last transformer blocks to train (default: the whole tower)."""
 
@@ -192,9 +192,9 @@ class EvaluateFewShot:
         from trainer.evaluate.tasks.few_shot import evaluate_few_shot
         from trainer.evaluate.tasks.shots import ShotOptions
 
-        shots = ShotOptions(shots=self.learning.shots, n_seeds=self.learning.n_seeds)
-        config = self.options.config(self.choosing, self.learning.train_split)
-        return self.options.print_results(evaluate_few_shot(config, shots, self.last_layers))
+        shots = ShotOptions(shots=self.training.shots, n_seeds=self.training.n_seeds)
+        config = self.evaluation.config(self.dev_set, self.training.train_split)
+        return self.evaluation.print_results(evaluate_few_shot(config, shots, self.last_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,16 +203,16 @@ class EvaluateBaselines:
 
     memory: str
     """Folder of the memory, built with --model."""
-    options: OmitArgPrefixes[EvaluateOptions]
-    choosing: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
+    evaluation: OmitArgPrefixes[EvaluateOptions]
+    dev_set: OmitArgPrefixes[DevOptions] = field(default_factory=DevOptions)
     pixels: bool = True
     """Also evaluate the pixel nearest neighbour, which decodes the memory's pictures whose captions name a class."""
 
     def run(self) -> int:
         from trainer.evaluate.with_memory.baseline_task import evaluate_baselines
 
-        return self.options.print_results(
-            evaluate_baselines(self.options.config(self.choosing), self.memory, pixels=self.pixels)
+        return self.evaluation.print_results(
+            evaluate_baselines(self.evaluation.config(self.dev_set), self.memory, pixels=self.pixels)
         )
 
 
@@ -222,7 +222,7 @@ class EvaluateReco:
 
     memory: str
     """Folder of the memory to search, built with the run's frozen model."""
-    options: OmitArgPrefixes[EvaluateOptions]
+    evaluation: OmitArgPrefixes[EvaluateOptions]
     k: Annotated[int | None, arg(aliases=["-k"])] = None
     """Number of neighbours (default: as in training)."""
     order: Literal["average-then-refine", "refine-then-average"] = "average-then-refine"
@@ -233,7 +233,7 @@ class EvaluateReco:
     def run(self) -> int:
         from trainer.evaluate.with_memory.reco_task import Refinement, encoder_of, evaluate_reco
 
-        options = self.options
+        options = self.evaluation
         if options.run is None or options.wise_alpha != 1:
             raise UsageError("name --run, the folder of a run of train reco; --wise-alpha is for runs of train react")
         options.check_pretrained()
@@ -270,7 +270,7 @@ class Evaluate:
     task: OmitSubcommandPrefixes[OmitArgPrefixes[EvaluateTask]]
 
     def run(self) -> int:
-        self.task.options.log_loading()
+        self.task.evaluation.log_loading()
         return self.task.run()
 
 

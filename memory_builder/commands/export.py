@@ -13,20 +13,21 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Hand a memory, or what was found in it, to other tools."""
+    """Write the rows, URLs or indexes of a memory in the format of another program."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     out: Annotated[str, Positional, arg(metavar="OUT")]
     """Folder to write."""
     format: Annotated[Literal["img2dataset", "clip-retrieval", "parquet", "lance"], arg(name="as")]
-    """img2dataset: the URLs and captions to fetch, as parquet. clip-retrieval: what its back end serves. parquet,
-    lance: every row with its metadata and vectors."""
+    """img2dataset: parquet of URLs and captions to fetch. clip-retrieval: files that its back end serves. parquet,
+    lance: a table of every row with its metadata and vectors."""
     hits: Path | None = None
-    """What search --json printed: only these rows. Not for clip-retrieval."""
+    """Output of search --json: export only its rows. Not for clip-retrieval."""
     max_file: str = "4G"
-    """An index larger than this becomes a folder with its lists on disk. For clip-retrieval."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Largest index to write as one file; a larger one becomes a folder with on-disk inverted lists. For
+    clip-retrieval."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.export.tables import export_table, export_urls, read_hits
@@ -50,7 +51,7 @@ class Export:
 
         if self.hits is not None:
             raise UsageError("--hits is not for --as clip-retrieval: a back end serves whole indexes")
-        memory, runner = Memory.open(self.memory), self.on.start()
+        memory, runner = Memory.open(self.memory), self.runner.start()
         served = export_clip_retrieval(memory, self.out, max_file=self.max_file, runner=runner)
         vectors = ", ".join(f"{n:,} {keys} vectors" for keys, n in served.indexes.items())
         print(f"{served.n_rows:,} rows, {vectors} in {self.out}")

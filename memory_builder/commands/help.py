@@ -1,4 +1,4 @@
-"""The help of the command: the list of subcommands, written without importing any, and readable flags of each."""
+"""Help texts: the list of subcommands, written without importing any, and readable flags of each."""
 
 import types
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ METAVARS: Mapping[Any, str] = {str: "TEXT", int: "N", float: "NUMBER", Path: "FI
 
 
 def overview() -> str:
-    """The help of the command itself."""
+    """Return the help of ``memory-builder`` itself."""
     purpose = "Build a searchable memory of image-text pairs, search it, and customise a frozen CLIP with it."
     lines = ["usage: memory-builder COMMAND …", "", purpose, ""]
     for group, names in GROUPS.items():
@@ -71,7 +71,7 @@ def overview() -> str:
 
 
 def with_readable_flags(kind: Any) -> Any:
-    """Give the flags of a command, a dataclass, plain metavars, and leave out defaults that say nothing.
+    """Set plain metavars for the flags of a command's dataclass, and hide empty defaults.
 
     tyro shows ``{None}|STR`` and ``(default: None)`` otherwise. The annotations of the class are extended in place.
     """
@@ -84,7 +84,7 @@ def with_readable_flags(kind: Any) -> Any:
         owner = next(base for base in kind.__mro__ if field.name in get_annotations(base))
         inner, extras = _stripped(owner.__annotations__[field.name])
         for nested in (inner, *get_args(inner)):
-            if is_dataclass(nested):
+            if is_dataclass(_stripped(nested)[0]):
                 with_readable_flags(_stripped(nested)[0])
         metavar = _metavar(inner)
         is_set = any(getattr(extra, "metavar", None) for extra in extras)
@@ -95,7 +95,7 @@ def with_readable_flags(kind: Any) -> Any:
 
 
 def _stripped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
-    """(the type, what annotates it)."""
+    """Split an annotation into its type and its metadata."""
     if get_origin(annotation) is Annotated:
         inner, *extras = get_args(annotation)
         return inner, tuple(extras)
@@ -103,7 +103,7 @@ def _stripped(annotation: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def _metavar(inner: Any) -> str | None:
-    """A word for values of a type; None where tyro's own is plain."""
+    """Return a word for values of a type; None where tyro's own is plain."""
     if get_origin(inner) in (Union, types.UnionType):
         (inner, *others) = [member for member in get_args(inner) if member is not type(None)]
         if others:

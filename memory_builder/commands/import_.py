@@ -16,29 +16,29 @@ from memory_builder.readers.read import CAPTION
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Import vectors that were embedded elsewhere: img_emb/*.npy, text_emb/*.npy and metadata/*.parquet, as
-    clip-retrieval writes them; .npy files; or parquet and lance tables with a column of vectors."""
+    """Import embeddings published elsewhere: img_emb/*.npy, text_emb/*.npy and metadata/*.parquet, as clip-retrieval
+    writes them; .npy files; or parquet and lance tables with a vector column."""
 
     root: Annotated[str, Positional, arg(metavar="NPY_ROOT")]
-    """Folder that holds those folders or files, or one table: a local path or an fsspec URL."""
+    """Folder of these folders or files, or one table: a local path or an fsspec URL."""
     memory: str
     """Folder of the memory: a local path or an fsspec URL."""
     model: str | None = None
-    """The model they were made with, as for embed; without it only vectors can be asked for."""
+    """Model of the embeddings, as for embed (default: none, and only vectors can be searched with)."""
     pretrained: str | None = None
-    """A pretrained tag or a weights file of --model."""
+    """Pretrained tag or weights file of --model."""
     columns: tuple[str, ...] = ()
     """Metadata fields to keep as columns, as name:type with type string, int, float or bool."""
     caption_key: str = CAPTION
-    """Metadata column of the captions; as long as it is caption, one called text, alt or title will do."""
+    """Metadata column of the captions; if left at caption, a column text, alt or title is used as well."""
     url_key: str | None = None
-    """Metadata column of the addresses; unless given, url, image_url or uri, in capitals or not."""
+    """Metadata column of the URLs (default: url, image_url or uri, in any case)."""
     index: Path | None = None
-    """A faiss index published with them, to be used as it is: one file, or a folder with populated.index and
+    """Published faiss index of these embeddings, used without training: one file, or a folder with populated.index and
     merged_index.ivfdata."""
     modality: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
-    """Which vectors --index holds, and files or columns of vectors that are not called after images or texts."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Modality of --index, and of files or columns of vectors whose names state neither image nor text."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.embedding.driver import import_embeddings
@@ -46,7 +46,7 @@ class Import:
 
         encoder = named_encoder(self.model, self.pretrained)
         config = EmbedConfig(columns=self.columns, caption_key=self.caption_key, url_key=self.url_key)
-        runner = self.on.start()
+        runner = self.runner.start()
         report = import_embeddings(
             self.root, self.memory, encoder=encoder, config=config, runner=runner, modality=self.modality
         )

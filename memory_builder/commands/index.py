@@ -16,14 +16,14 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """Index a memory's vectors and tune the search to a target recall. Run it again to go on."""
+    """Train, fill and tune the indexes of a memory for a target recall. Run it again to resume."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     modality: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
-    """Which vectors to index; both: those there are."""
-    config: OmitArgPrefixes[IndexConfig] = field(default_factory=IndexConfig)
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Vectors to index; both: all that the memory has."""
+    index: OmitArgPrefixes[IndexConfig] = field(default_factory=IndexConfig)
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.indexing.driver import index, present_modalities
@@ -33,7 +33,7 @@ class Index:
         modality: tuple[Modality, ...] = (
             present_modalities(Store(self.memory)) if self.modality == "both" else (self.modality,)
         )
-        index(self.memory, modality=modality, config=self.config, runner=self.on.start())
+        index(self.memory, modality=modality, config=self.index, runner=self.runner.start())
         print_indexes(read_info(Store(self.memory)).indexes)
         print(duration(time.monotonic() - started))
         return 0

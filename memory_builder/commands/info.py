@@ -1,4 +1,4 @@
-"""``memory-builder info``: what a memory holds, from its commit records."""
+"""``memory-builder info``: the state of a memory, from its commit records."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,14 +14,14 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Info:
-    """Show what stands in a memory, also while it is being built."""
+    """Show the state of a memory, also while it is built."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     json: bool = False
-    """One JSON object."""
+    """Print one JSON object."""
     plot: Path | None = None
-    """Also draw the recall/work curves: a .png, .svg or .html file to write."""
+    """File to draw the curves of recall against work in: .png, .svg or .html."""
 
     def run(self) -> int:
         from memory_builder.maintenance.info import read_info

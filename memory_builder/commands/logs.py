@@ -1,4 +1,4 @@
-"""The log of a command on standard error: plain lines, and on a terminal a progress bar below them."""
+"""Log handlers of the command, for standard error: plain lines, and on a terminal a progress bar below them."""
 
 import logging
 import sys
@@ -10,16 +10,16 @@ from memory_builder.base.log import logger
 from memory_builder.base.progress import Progress
 
 
-class Lines(logging.Handler):
-    """Plain lines; a warning says so."""
+class LineHandler(logging.Handler):
+    """Prints plain lines, warnings with a prefix."""
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = "warning: " if record.levelno >= logging.WARNING else ""
         print(f"{prefix}{record.getMessage()}", file=sys.stderr, flush=True)
 
 
-class Bars(Lines):
-    """Lines, and a bar for the stage that is under way, redrawn from its counts."""
+class BarHandler(LineHandler):
+    """Prints lines, and redraws a bar for the running stage."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -66,12 +66,12 @@ class Bars(Lines):
 
 
 @contextmanager
-def shown() -> Iterator[None]:
-    """Show the library's log while a command runs, unless it is shown already."""
-    if any(isinstance(handler, Lines) for handler in logger.handlers):
+def logging_to_stderr() -> Iterator[None]:
+    """Show the library's log while a command runs, unless a handler exists already."""
+    if any(isinstance(handler, LineHandler) for handler in logger.handlers):
         yield
         return
-    handler: logging.Handler = Bars() if sys.stderr.isatty() else Lines()
+    handler: logging.Handler = BarHandler() if sys.stderr.isatty() else LineHandler()
     before, propagated = logger.level, logger.propagate
     logger.setLevel(logging.INFO)
     logger.propagate = False  # libraries configure the root logger, which would show each line again

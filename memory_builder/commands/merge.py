@@ -12,19 +12,19 @@ from memory_builder.storage.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
-    """Merge the parts of an index into one on-disk index that plain faiss opens. Run it again to go on."""
+    """Merge the parts of an index into one on-disk index that plain faiss opens. Run it again to resume."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     modality: Annotated[Literal["image", "text", "both"], arg(name="modality", aliases=["--keys"])] = "both"
-    """Which indexes; both: those there are."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Indexes to merge; both: all existing indexes."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.catalog.snapshots import read_snapshot
         from memory_builder.export.faiss_ondisk import merge
 
-        store, runner = Store(self.memory), self.on.start()
+        store, runner = Store(self.memory), self.runner.start()
         snapshot = read_snapshot(store)
         modalities: tuple[Modality, ...] = (
             (snapshot.modalities or ("image",)) if self.modality == "both" else (self.modality,)

@@ -1,4 +1,4 @@
-"""What several commands ask for: where the work is done, and the model. The one door to the cluster's workers."""
+"""Options that several commands share: runner, links and model. Only this module imports the cluster's workers."""
 
 from dataclasses import dataclass
 
@@ -9,20 +9,20 @@ from memory_builder.model.encoder import EncoderConfig, log_loading, named_encod
 from memory_builder.storage.store import Store
 
 FAILED = 1
-"""Exit code of work that failed."""
+"""Exit code of failed work."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunnerOptions(RunnerConfig):
-    """Run in this process or on a Ray cluster."""
+    """Local process or Ray cluster."""
 
     def start(self) -> Runner:
-        """The runner that these flags name."""
+        """Return the runner of these flags."""
         return start_runner(self)
 
 
 def start_runner(config: RunnerConfig) -> Runner:
-    """A local runner, or one on a Ray cluster."""
+    """Return a local runner, or one on a Ray cluster."""
     if config.runner == "local":
         return LocalRunner()
     from cluster.runner import RayRunner
@@ -32,30 +32,30 @@ def start_runner(config: RunnerConfig) -> Runner:
 
 @dataclass(frozen=True, kw_only=True)
 class LinkOptions:
-    """What may be read to get the pictures of rows, beside the sources that were embedded from this machine."""
+    """Links that pictures of rows may be read from, besides the sources that this user embedded on this machine."""
 
     local_root: UseAppendAction[tuple[str, ...]] = ()
-    """Folder (or start of a URL) that a memory from elsewhere may name pictures and shards in; may be repeated."""
+    """Folder (or URL prefix) from which a memory built elsewhere may read pictures and shards; may be repeated."""
     allow_host: UseAppendAction[tuple[str, ...]] = ()
-    """Host, or HOST:PORT, that links may lead to although its address is not public; may be repeated."""
+    """Host, or HOST:PORT, with a non-public address that links may lead to; may be repeated."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class MovedModel:
-    """The memory's model, for what has to encode."""
+class ModelOptions:
+    """Model that encodes queries."""
 
     model: str | None = None
-    """Where the memory's model is now, if not where it was; weights must be the same."""
+    """open_clip model name, or local-dir:FOLDER (default: the memory's model as recorded). Weights must be the same."""
     pretrained: str | None = None
     """Pretrained tag or weights file of --model."""
 
     def encoder(self) -> EncoderConfig | None:
-        """None: where it was."""
+        """Return the encoder of --model; None for the recorded one."""
         return named_encoder(self.model, self.pretrained)
 
 
 def log_loading_of_run(run: str) -> None:
-    """Tell which model a run of train needs; whether that may be loaded, or is there at all, is seen when it is."""
+    """Log which model a run of train needs; errors of an absent or unsafe model come when it is loaded."""
     from trainer.loop.run_config import read_run_config
 
     record = read_run_config(Store(run))

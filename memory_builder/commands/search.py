@@ -1,4 +1,4 @@
-"""``memory-builder search``: query a memory with text, pictures or vectors."""
+"""``memory-builder search``: search a memory with texts, pictures or vectors."""
 
 import json
 from dataclasses import dataclass, field
@@ -10,42 +10,42 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.base.types import Modality
 from memory_builder.commands.console import print_table
-from memory_builder.commands.options import MovedModel
+from memory_builder.commands.options import ModelOptions
 from memory_builder.errors import UsageError
 from memory_builder.storage.formats import read_npy
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    """Find the rows nearest to texts, pictures or vectors."""
+    """Search a memory for the rows nearest to texts, pictures or vectors."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     text: tuple[str, ...] = ()
     """Query texts."""
     image: tuple[str, ...] = ()
-    """Query pictures: files."""
+    """Query pictures, as files."""
     vector: Path | None = None
-    """Query vectors: a .npy file, [q, d] or [d]."""
+    """Query vectors, as a .npy file, [q, d] or [d]."""
     modality: Annotated[Modality, arg(name="modality", aliases=["--keys"])] = "image"
-    """Search among the rows' image or text vectors."""
+    """Modality of the rows' vectors to search."""
     k: Annotated[int, arg(aliases=["-k"])] = 10
-    """Rows for each query."""
+    """Rows to retrieve for each query."""
     columns: tuple[str, ...] = ()
     """Metadata columns to show for each row."""
     where: str | None = None
-    """Only rows whose metadata fulfil this, such as "width >= 256 AND caption LIKE '%cat%'"."""
+    """Filter over metadata columns, such as "width >= 256 AND caption LIKE '%cat%'"."""
     nprobe: int | None = None
-    """Inverted lists to scan, instead of the tuned number."""
+    """Inverted lists to scan (default: tuned for the target recall)."""
     refine: int | None = None
-    """Candidates to re-rank for each row asked for, instead of the tuned number."""
-    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
+    """Candidates to re-rank for each retrieved row (default: tuned for the target recall)."""
+    model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     serve_format: ServeFormat = "plain"
-    """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
+    """fastscan: hold codes of 4-bit PQ or RaBitQ in RAM in the layout that SIMD scans."""
     address: str | None = None
-    """Spread the index's parts over actors of this Ray cluster: auto, HOST:PORT, or local for one on this machine."""
+    """Ray cluster whose actors hold the index parts: auto, HOST:PORT, or local for one on this machine."""
     json: bool = False
-    """One JSON object a query."""
+    """Print one JSON object for each query."""
 
     def run(self) -> int:
         from memory_builder.memory import Memory

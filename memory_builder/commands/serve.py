@@ -1,4 +1,4 @@
-"""The command that answers over HTTP. The one door to the service."""
+"""``memory-builder serve``: serve a memory over HTTP. Only this module imports the service."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from memory_builder.ann.fastscan import ServeFormat
-from memory_builder.commands.options import LinkOptions, MovedModel
+from memory_builder.commands.options import LinkOptions, ModelOptions
 from memory_builder.errors import EncoderError, UsageError
 
 if TYPE_CHECKING:
@@ -19,43 +19,43 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Serve:
-    """Answer questions to a memory over HTTP, until interrupted."""
+    """Serve a memory over HTTP, with a page to search with, until interrupted."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: any. There is no log-in: whoever reaches it may ask."""
+    """Address to listen at; 0.0.0.0: any. There is no log-in: every client that reaches it may search."""
     port: int = 8000
-    """Port to listen at; 0: any that is free, which is told."""
-    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
+    """Port to listen at; 0: any free port, which is printed."""
+    model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     serve_format: ServeFormat = "plain"
-    """fastscan: hold the codes in RAM in the form that SIMD scans; for 4-bit PQ and RaBitQ."""
+    """fastscan: hold codes of 4-bit PQ or RaBitQ in RAM in the layout that SIMD scans."""
     address: str | None = None
-    """Ray cluster: auto, HOST:PORT, or local for one on this machine. Its actors hold the index's parts, or it runs the
-    --replicas."""
+    """Ray cluster: auto, HOST:PORT, or local for one on this machine. It runs --replicas, or else its actors hold the
+    index parts."""
     replicas: int | None = None
-    """Run so many copies of the service on the Ray cluster, by Ray Serve, each with the whole index."""
+    """Number of replicas of the service to run on the Ray cluster with Ray Serve, each with the whole index."""
     max_k: int = 10_000
-    """Most rows a query."""
+    """Largest k of a query."""
     max_json_bytes: int = 32 << 20
-    """Longest request in JSON."""
+    """Largest JSON request in bytes."""
     max_body_bytes: int = 256 << 20
-    """Longest request to /bulk."""
+    """Largest request to /bulk in bytes."""
     max_spool_bytes: int = 4 << 30
-    """Most bytes of bodies and answers that lie on disk (in TMPDIR) while clients send and take them."""
+    """Largest total of request bodies and responses on disk (in TMPDIR) in bytes."""
     max_pixels: int = 32_000_000
-    """Largest picture that is asked with or shown."""
+    """Largest picture to decode or show, in pixels."""
     head_s: float = 10.0
-    """Seconds a client may take to send the head of a request."""
+    """Timeout in seconds for a client to send the headers of a request."""
     body_s: float = 30.0
-    """Seconds for its body, and one more for each MiB that came."""
+    """Timeout in seconds for a client to send a body, plus one for each MiB received."""
     answer_s: float = 30.0
-    """Seconds to take the answer, and one more for each MiB that was taken."""
+    """Timeout in seconds for a client to read a response, plus one for each MiB sent."""
     server_name: UseAppendAction[tuple[str, ...]] = ()
-    """Name by which clients call this service, beside those of this machine and IP addresses; may be repeated."""
+    """Host name of this service, besides this machine's names and IP addresses; may be repeated."""
     links: OmitArgPrefixes[LinkOptions] = field(default_factory=LinkOptions)
     refresh_s: float = 10.0
-    """Seconds after which a request looks whether the memory has a newer state."""
+    """Seconds between checks for a newer snapshot of the memory."""
 
     def run(self) -> int:
         from cluster.session import ServiceConfig
@@ -79,19 +79,21 @@ class Serve:
             from memory_builder.serving import WaitLimits, serve
 
             limits = WaitLimits(head_s=self.head_s, body_s=self.body_s, answer_s=self.answer_s)
-            serve(self.memory, host=self.host, port=self.port, config=config, limits=limits, on_listening=self._tell)
+            serve(
+                self.memory, host=self.host, port=self.port, config=config, limits=limits, on_listening=self._print_url
+            )
             return 0
         if self.port == 0:
             raise UsageError("--port 0: replicas need a port of which you know the number")
         from cluster.replicas import deployed
 
         with deployed(config, address=self.address, replicas=self.replicas, host=self.host, port=self.port):
-            self._tell(self.port)
+            self._print_url(self.port)
             while True:
                 time.sleep(3600)
 
     def _encoder(self) -> "EncoderConfig | None":
-        """The model; likewise."""
+        """Return the model of the service; replicas get it by name, since they may run under another user."""
         from memory_builder.catalog.description import read_description
         from memory_builder.catalog.trusted import encoder_of
         from memory_builder.storage.store import Store
@@ -99,17 +101,17 @@ class Serve:
         named = self.model.encoder()
         if named is not None or self.replicas is None:
             return named
-        with suppress(EncoderError):  # told to whoever asks it a text; vectors can be asked for
+        with suppress(EncoderError):  # a text query raises it; vectors can still be searched
             return encoder_of(read_description(Store(self.memory)), self.memory)
         return None
 
     def _links(self) -> "LinkPolicy":
-        """What may be read for pictures; replicas may run where nobody remembers what was embedded from here."""
+        """Return the link policy; replicas may run on machines without the record of embedded sources."""
         from memory_builder.catalog.trusted import link_policy
         from memory_builder.memory import Memory
 
         commits = () if self.replicas is None else Memory.open(self.memory).commits.values()
         return link_policy(commits, local_roots=self.links.local_root, allow_hosts=self.links.allow_host)
 
-    def _tell(self, port: int) -> None:
+    def _print_url(self, port: int) -> None:
         print(f"serving {self.memory} at http://{self.host}:{port}", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Submit any command to a cluster. The one door to its job server."""
+"""``memory-builder submit``: run any command on a cluster. Only this module imports its job client."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +15,9 @@ class Submit:
     address: str
     """The cluster's job server, such as http://127.0.0.1:8265."""
     follow: bool = True
-    """Print the job's output until it ends, and exit as it does."""
+    """Print the job's output until it ends, and exit with its status."""
     working_dir: Path | None = None
-    """Folder to upload for the job, where the cluster does not have what it needs."""
+    """Folder to upload for the job, if the cluster lacks files that the job needs."""
     command: Suppress[tuple[str, ...]] = ()
 
     def run(self) -> int:

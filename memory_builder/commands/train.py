@@ -28,7 +28,7 @@ class TrainReact:
     """Pretrained tag or weights file of --model."""
     react: OmitArgPrefixes[ReactConfig] = field(default_factory=ReactConfig)
     data: OmitArgPrefixes[DataConfig] = field(default_factory=DataConfig)
-    loop: OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
+    training: OmitArgPrefixes[LoopConfig] = field(default_factory=LoopConfig)
     start_from: str | None = None
     """Initialise with the parameters of another run, or of a checkpoint that REACT's authors released."""
     cache: str | None = None
@@ -54,7 +54,7 @@ class TrainReact:
             encoder=encoder,
             react=self.react,
             data=self.data,
-            loop=self.loop,
+            loop=self.training,
             start_from=self.start_from,
             cache=self.cache,
             any_encoder=self.any_encoder,
@@ -123,7 +123,7 @@ Training = (
 class Train:
     """Train REACT on a subset or RECO on a memory, or export a trained model."""
 
-    what: OmitSubcommandPrefixes[OmitArgPrefixes[Training]]
+    method: OmitSubcommandPrefixes[OmitArgPrefixes[Training]]
 
     def run(self) -> int:
-        return self.what.run()
+        return self.method.run()

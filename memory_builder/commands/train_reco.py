@@ -29,12 +29,12 @@ class TrainReco:
     out: str
     """Folder of the run, for checkpoints, metrics, neighbours and results of evaluate."""
     fusion: OmitArgPrefixes[FusionConfig] = field(default_factory=FusionConfig)
-    neighbour_config: OmitArgPrefixes[NeighbourConfig] = field(default_factory=NeighbourConfig)
+    retrieval: OmitArgPrefixes[NeighbourConfig] = field(default_factory=NeighbourConfig)
     clusters: str | None = None
     """Parquet file with columns key and cluster, where pictures of one artwork share a cluster."""
     positives: Positives = "own"
     """Positives of a picture: its own caption, or all equal captions."""
-    loop: OmitArgPrefixes[LoopConfig] = field(default_factory=_published_loop)
+    training: OmitArgPrefixes[LoopConfig] = field(default_factory=_published_loop)
     neighbours: str | None = None
     """Folder of the stored neighbours, which several runs may share (default: in --out)."""
     runner: OmitArgPrefixes[TrainRunnerConfig] = field(default_factory=TrainRunnerConfig)
@@ -48,9 +48,9 @@ class TrainReco:
             memory=self.memory,
             train=self.train,
             clusters=self.clusters,
-            neighbours=self.neighbour_config,
+            neighbours=self.retrieval,
             fusion=self.fusion,
-            loop=self.loop,
+            loop=self.training,
             positives=self.positives,
         )
         if plan.check_unfinished(self.out):
@@ -68,4 +68,4 @@ class TrainReco:
         runner = start_runner(self.runner)
         train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner, print_embedded)
         folder = self.neighbours or f"{self.out}/neighbours"
-        return find_neighbours(self.memory, train, folder, self.neighbour_config, self.clusters, runner)
+        return find_neighbours(self.memory, train, folder, self.retrieval, self.clusters, runner)

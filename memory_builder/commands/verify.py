@@ -1,4 +1,4 @@
-"""``memory-builder verify``: check every file against its record, and repair what can be repaired."""
+"""``memory-builder verify``: check every file against its record, and repair damaged ones."""
 
 import json
 from dataclasses import asdict, dataclass, field
@@ -7,29 +7,29 @@ from typing import Annotated, Any
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.commands.console import print_table
-from memory_builder.commands.options import FAILED, MovedModel, RunnerOptions
+from memory_builder.commands.options import FAILED, ModelOptions, RunnerOptions
 from memory_builder.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Recompute a memory's checksums; name what is missing, changed or foreign, and repair what can be."""
+    """Check the files of a memory against their records, and repair them."""
 
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     repair: bool = False
-    """Mend what is damaged: records from others that say the same, shards and parts by making them again, which are put
-    if every byte is as recorded. What cannot be mended is said, with what is lost and what helps."""
-    model: OmitArgPrefixes[MovedModel] = field(default_factory=MovedModel)
-    """For --repair."""
+    """Rewrite damaged records from others with the same content, and rebuild damaged shards and parts if every byte is
+    as recorded. Files that cannot be repaired are listed, with the loss and the fix."""
+    model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
+    """Model for --repair."""
     json: bool = False
-    """One JSON object."""
-    on: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
+    """Print one JSON object."""
+    runner: OmitArgPrefixes[RunnerOptions] = field(default_factory=RunnerOptions)
 
     def run(self) -> int:
         from memory_builder.maintenance.verify import verify
 
-        store, runner = Store(self.memory), self.on.start()
+        store, runner = Store(self.memory), self.runner.start()
         result: dict[str, Any] = {}
         if self.repair:
             from memory_builder.maintenance.repair import repair
@@ -44,8 +44,8 @@ class Verify:
             return FAILED if problems or "lost" in result else 0
         for file in result.get("repaired", ()):
             print(f"repaired: {file}")
-        for what in result.get("lost", ()):
-            print(f"lost: {what}")
+        for loss in result.get("lost", ()):
+            print(f"lost: {loss}")
         if problems:
             print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
         else:

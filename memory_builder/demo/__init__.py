@@ -1,1 +1,1 @@
-"""``memory-builder demo``: the main job over the bundled sample, and its report."""
+"""``memory-builder demo``: embed, index and search the bundled sample, and write a report."""

@@ -1,4 +1,4 @@
-"""``memory-builder demo``: the main job on the bundled icons, through the very code a user runs."""
+"""Demo on the bundled icons, with the code that users run."""
 
 import gzip
 import shutil
@@ -40,7 +40,7 @@ def run_demo(out: Path) -> Path:
         embedded = embed(shards, memory_root, encoder=encoder, config=EmbedConfig(), runner=LocalRunner())
         timings["embed"] = embedded.seconds
         started = time.monotonic()
-        index(memory_root, keys=("image", "text"), config=IndexConfig(), runner=LocalRunner())
+        index(memory_root, modality=("image", "text"), config=IndexConfig(), runner=LocalRunner())
         timings["index"] = time.monotonic() - started
         memory = Memory.open(memory_root, encoder=encoder)
         started = time.monotonic()
@@ -50,7 +50,7 @@ def run_demo(out: Path) -> Path:
 
 
 def unpack_sample(folder: Path) -> list[str]:
-    """The bundled shards as plain tars."""
+    """Write the bundled shards as plain tars; return their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
     for packed in sorted((files("memory_builder.demo") / "sample").iterdir(), key=lambda entry: entry.name):
@@ -67,14 +67,14 @@ def unpack_sample(folder: Path) -> list[str]:
 
 
 def text_queries(memory: Memory) -> list[Query]:
-    """Each text with its nearest pictures."""
+    """Search each text among the pictures."""
     memory.encoder  # noqa: B018  the timing of a search is not that of loading a model
     hits = memory.search(text=TEXTS, k=K)
     return [Query(text=text, scores=hits.scores[i], ids=hits.ids[i]) for i, text in enumerate(TEXTS)]
 
 
 def image_queries(memory: Memory) -> list[Query]:
-    """Pictures of the memory, evenly spread, with their nearest others."""
+    """Search evenly spread pictures of the memory among the others."""
     thirds = [(commit, part) for part in (1, 2) for commit in memory.commits.values()][:N_IMAGE_QUERIES]
     ids = [(commit.ordinal << ROW_BITS) + commit.n_written * part // 3 for commit, part in thirds]
     pictures = [memory.picture(row_id) for row_id in ids]

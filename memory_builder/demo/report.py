@@ -12,7 +12,7 @@ from memory_builder.memory import Memory
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.storage.store import Store
 
-KEYS: tuple[Modality, ...] = ("image", "text")
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +49,18 @@ def _facts(memory: Memory, embedded: EmbedReport, timings: dict[str, float]) -> 
     return [
         ("shards", f"{embedded.n_shards}, {embedded.n_embedded} embedded by this run"),
         ("rows", f"{embedded.n_rows:,}; {embedded.n_rejects:,} rejects"),
-        *((keys, f"{memory.snapshot.indexes[keys].n_rows:,} vectors, {_recall(memory, keys)}") for keys in KEYS),
+        *((name, f"{memory.snapshot.indexes[name].n_rows:,} vectors, {_recall(memory, name)}") for name in MODALITIES),
         *((stage, f"{seconds:.2f} s") for stage, seconds in timings.items()),
     ]
 
 
-def _recall(memory: Memory, keys: Modality) -> str:
-    sides = memory.tuning(keys)["sides"]
+def _recall(memory: Memory, modality: Modality) -> str:
+    sides = memory.tuning(modality)["sides"]
     return ", ".join(f"recall@10 of {side} queries {setting['recall@10']:.3f}" for side, setting in sides.items())
 
 
 def _shown(memory: Memory, pictures: "_Pictures", query: Query) -> dict[str, Any]:
-    """A query for the page, with its hits."""
+    """Return the template values of a query and its hits."""
     hits = zip(query.ids.tolist(), query.scores.tolist(), strict=True)
     return {
         "text": query.text,
@@ -75,7 +75,7 @@ def _picture(memory: Memory, pictures: "_Pictures", row_id: int) -> dict[str, An
 
 
 class _Pictures:
-    """The encoded pictures of rows, shard by shard."""
+    """Reads the encoded pictures of rows, shard by shard."""
 
     def __init__(self, memory: Memory) -> None:
         self._memory = memory

@@ -1,1 +1,1 @@
-"""Writes a memory in other programs' formats: URL lists, parquet, lance, clip-retrieval, one faiss index."""
+"""Export a memory in other programs' formats: URL lists, parquet, lance, clip-retrieval, one faiss index."""

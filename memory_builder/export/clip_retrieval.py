@@ -1,7 +1,7 @@
-"""Write a memory as the folder that clip-retrieval's back end serves: ``clip-retrieval back``.
+"""Export a memory as the folder that ``clip-retrieval back`` serves.
 
-It takes row numbers for ids, so rows are numbered from 0, in order of their row ids and without those that are
-deleted; row i of its metadata is what number i in its indexes stands for. ``row_id`` leads back to the memory.
+clip-retrieval uses row numbers as ids, so rows are numbered from 0, by row id and without deleted ones; row i of the
+metadata is number i in the indexes. ``row_id`` refers back to the memory.
 """
 
 from dataclasses import dataclass
@@ -31,26 +31,26 @@ ROWS_A_FILE = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Served:
-    """What was written."""
+class ExportCounts:
+    """Counts of an export."""
 
     n_rows: int
-    """Of metadata: the rows of all shards that an index holds, without the deleted ones."""
+    """Number of metadata rows: all rows of indexed shards, without deleted ones."""
     indexes: dict[Modality, int]
-    """Vectors by key modality."""
+    """Modality → number of vectors."""
 
 
-def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Runner) -> Served:
-    """Write ``image.index``, ``text.index`` (those there are), ``metadata/`` and ``indices_paths.json``.
+def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Runner) -> ExportCounts:
+    """Write ``image.index`` and ``text.index`` (if they exist), ``metadata/`` and ``indices_paths.json``.
 
     Args:
-        memory: the state that is written.
+        memory: memory to export.
         out: folder to write.
-        max_file: an index larger than this becomes a folder with its lists on disk, gathered by ``runner``; a smaller
-            one is a file, and is held in memory while it is written.
+        max_file: largest index file; a larger index becomes a folder with on-disk lists, written by ``runner``; a
+            smaller one is written from RAM.
 
     Raises:
-        UsageError: there is no index to serve, or an exact one that is larger than ``max_file``.
+        UsageError: the memory has no index, or an exact one larger than ``max_file``.
     """
     store, modalities = Store(out), memory.snapshot.modalities
     if not modalities:
@@ -66,33 +66,33 @@ def export_clip_retrieval(memory: Memory, out: str, *, max_file: str, runner: Ru
     }
     paths = {"memory": {"indice_folder": store.root} | _options(memory.description)}
     write_record(store, "indices_paths.json", paths)
-    return Served(n_rows=kept.n, indexes=indexes)
+    return ExportCounts(n_rows=kept.n, indexes=indexes)
 
 
 def _options(description: Description) -> dict[str, object]:
-    """Its command's options, so that ``clip-retrieval back --indices_paths OUT/indices_paths.json`` is enough."""
+    """Options of its command, so that ``clip-retrieval back --indices_paths OUT/indices_paths.json`` is enough."""
     options: dict[str, object] = {
-        "enable_faiss_memory_mapping": True,  # a folder cannot be opened without
+        "enable_faiss_memory_mapping": True,  # folders need it
         "columns_to_return": COLUMNS,
         "enable_mclip_option": False,
         "use_jit": False,
         "provide_aesthetic_embeddings": False,
     }
     model, pretrained = description.model, description.pretrained
-    if model and pretrained and ":" not in model:  # what it cannot load by name has to be named by --clip_model
+    if model and pretrained and ":" not in model:  # other models must be passed as --clip_model
         options["clip_model"] = f"open_clip:{model}/{pretrained}"
     return options
 
 
 def _write_metadata(memory: Memory, kept: DenseIds, store: Store) -> None:
-    none = np.zeros(0, np.int64)  # where no row is left, one file says so
+    none = np.zeros(0, np.int64)  # an export without rows has one empty file
     for number, ids in enumerate(in_blocks(chain([none], kept.by_shard()), ROWS_A_FILE)):
         rows = memory.rows(ids)
         table = pa.table(
             {"image_path": rows["key"], "caption": rows["caption"], "url": rows["url"], "row_id": rows["id"]}
         )
         store.put(f"metadata/metadata_{number:05d}.parquet", parquet_bytes(table))
-    for name in store.list("metadata"):  # of an export of more rows
+    for name in store.list("metadata"):  # left by an earlier, larger export
         if name >= f"metadata_{number + 1:05d}":
             store.remove(f"metadata/{name}")
 
@@ -106,15 +106,13 @@ def _write_index(
     largest: int,
     runner: Runner,
 ) -> int:
-    """Write one index; returns how many vectors it holds."""
+    """Write one index; returns its number of vectors."""
     target, index = f"{modality}.index", memory.index(modality)
     n_bytes = index.n_rows * (index.code_bytes + ID_BYTES)
     is_large = n_bytes > largest
     if store.exists(target) and bool(store.fs.isdir(store.full(target))) != is_large:
         kind = "file" if is_large else "folder"
-        raise UsageError(
-            f"{store.root}/{target} is there as a {kind} of an earlier export: remove it, or name another OUT"
-        )
+        raise UsageError(f"{store.root}/{target} is a {kind} of an earlier export: remove it, or use another OUT")
     if is_large and index.is_exact:
         raise UsageError(
             f"the exact index of {modality} vectors takes {n_bytes / 1e9:.1f} GB and cannot be split: raise --max-file"

@@ -1,7 +1,7 @@
-"""Merge the parts of an index into one on-disk index that plain faiss opens, for serving elsewhere.
+"""Merge the parts of an index into one on-disk index that plain faiss opens.
 
-Workers gather ranges of inverted lists, each into a file of its own with the sizes of its lists beside it; the driver
-joins these files. Only one list is in memory at a time. Killed at any moment, the same command goes on.
+Workers copy ranges of inverted lists, each into a file with a second one of list sizes; the driver joins the files.
+Only one list is in memory at a time. After a kill, the same command resumes.
 """
 
 import shutil
@@ -47,14 +47,14 @@ RECORD = "merged.json"
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Merged:
-    """``merged.json``: makes a merged index exist."""
+    """``merged.json``: the record of a merged index."""
 
     state: ShortHash
-    """Hash of what is in it: parts, deleted rows, numbering."""
+    """Hash of its content: parts, deleted rows, numbering."""
     n_rows: Count
     n_lists: Count
     bytes: Count
-    """Of the inverted lists."""
+    """Bytes of the inverted lists."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,13 +66,13 @@ class ListRange:
 
 
 def merge(store: Store, modality: Modality, *, runner: Runner, range_bytes: int = RANGE_BYTES) -> Merged:
-    """Merge the current parts of one index into its ``merged/`` folder, without the rows that are deleted by now.
+    """Merge the current parts of one index into its ``merged/`` folder, without deleted rows.
 
-    Row ids stay. The memory goes on searching its parts.
+    Keeps row ids. The memory still searches its parts.
 
     Raises:
-        IndexBuildError: there is no such index.
-        UsageError: it has no inverted lists.
+        IndexBuildError: this modality is not indexed.
+        UsageError: the index has no inverted lists.
     """
     store.sweep()
     snapshot = read_snapshot(store)
@@ -92,10 +92,10 @@ def merge_into(
     runner: Runner,
     range_bytes: int = RANGE_BYTES,
 ) -> Merged:
-    """As ``merge``, into folder ``target`` of another store.
+    """Merge as ``merge`` does, into folder ``target`` of another store.
 
     Args:
-        numbered: shards whose rows are numbered from 0, as ``DenseIds`` does it; without it, row ids stay.
+        numbered: shards whose rows are renumbered from 0 by ``DenseIds``; without it, row ids are kept.
     """
     task = MergeTask(memory=store, snapshot=snapshot, modality=modality, out=out, target=target, numbered=numbered)
     merged_before = read_sound_record(out, f"{target}/{RECORD}", Merged)
@@ -127,14 +127,14 @@ def merge_into(
 
 
 def _remove_ranges(out: Store, target: str) -> None:
-    """What was gathered: by this merge, by one killed before it got here, and by killed ones of other states."""
+    """Remove the files of ranges: of this merge, and of killed ones."""
     for name in out.list(target):
         if name.startswith("lists-"):
             out.remove(f"{target}/{name}")
 
 
 def _join(out: Store, target: str, pieces: Sequence[str], populated: Any) -> None:
-    for stale in (RECORD, POPULATED):  # the lists are about to change: without these, no one opens them
+    for stale in (RECORD, POPULATED):  # the lists change next; without these files, nothing opens them
         with suppress(FileNotFoundError):
             out.remove(f"{target}/{stale}")
     with out.writing(f"{target}/{LISTS}") as joined, joined.open("wb") as file:
@@ -145,10 +145,10 @@ def _join(out: Store, target: str, pieces: Sequence[str], populated: Any) -> Non
 
 
 def open_lists(store: Store, snapshot: Snapshot, modality: Modality) -> OpenIndex:
-    """The parts of an index that has inverted lists.
+    """Open the parts of an index that has inverted lists.
 
     Raises:
-        UsageError: it has none.
+        UsageError: the index has none.
     """
     view = snapshot.view(modality, store.root)
     index = OpenIndex(store, view.index, view.parts)
@@ -161,7 +161,7 @@ def open_lists(store: Store, snapshot: Snapshot, modality: Modality) -> OpenInde
 
 
 def remove_merged(store: Store, folders: Sequence[str]) -> None:
-    """Remove what was merged in these index folders, its record first: it may hold rows that are to be gone."""
+    """Remove the merged indexes in these index folders, records first: they may hold deleted rows."""
     for folder in folders:
         names = store.list(f"{folder}/merged")
         for name in sorted(names, key=lambda name: name != RECORD):
@@ -169,14 +169,14 @@ def remove_merged(store: Store, folders: Sequence[str]) -> None:
 
 
 def plan_ranges(sizes: Ids, code_bytes: int, range_bytes: int) -> list[ListRange]:
-    """Consecutive lists, i64[nlist] rows each, in ranges of about ``range_bytes``; a list is never split."""
+    """Split lists of i64[nlist] rows into consecutive ranges of about ``range_bytes``; a list is never split."""
     filled = np.cumsum(sizes * (code_bytes + ID_BYTES)) // range_bytes
     starts = [0, *(np.flatnonzero(np.diff(filled)) + 1).tolist(), len(sizes)]
     return [ListRange(start=start, stop=stop) for start, stop in pairwise(starts)]
 
 
 def set_nprobe(index: Any, store: Store, snapshot: Snapshot, modality: Modality) -> Any:
-    """Let whoever opens the filled index scan as many lists as searches of the memory do; returns the index."""
+    """Set the filled index's nprobe to that of the memory's searches; returns the index."""
     view = snapshot.indexes[modality]
     sides = read_tuning(store, view)["sides"].values()
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
@@ -191,7 +191,7 @@ def set_nprobe(index: Any, store: Store, snapshot: Snapshot, modality: Modality)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MergeTask:
-    """A worker that gathers ranges of inverted lists."""
+    """Worker that copies ranges of inverted lists."""
 
     memory: Store | str
     snapshot: Snapshot
@@ -203,13 +203,13 @@ class MergeTask:
 
     @property
     def state(self) -> str:
-        """Hash of what the merged index holds."""
+        """Hash of the merged index's content."""
         view = self.snapshot.indexes[self.modality]
         numbered = self.numbered and list(self.numbered)
         return content_hash({**asdict(view), "deleted": self.snapshot.tombstones_sha256, "numbered": numbered})
 
     def path(self, lists: ListRange) -> str:
-        """Where a range is gathered: its lists with suffix .lists, their sizes, its record, with suffix .npy."""
+        """Path of a range without suffix: .lists for its lists, .npy for their sizes, its record."""
         return f"{self.target}/lists-{self.state}-{lists.start:08d}-{lists.stop:08d}"
 
     def start(self) -> Callable[[ListRange], None]:
@@ -222,7 +222,7 @@ ReadList = Callable[[int], tuple[Codes, Ids]]
 
 
 def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
-    """Reads one list over all parts: codes u8[n, code_size] and ids, or numbers, i64[n], without deleted rows."""
+    """Make a reader of one list over all parts: codes u8[n, code_size], and ids or numbers i64[n]; no deleted rows."""
     commits = Manifest.read_folded(store).commits
     ordinals = index.ordinals if task.numbered is None else task.numbered
     refuse_uncommitted(ordinals, commits, f"an index of {store.root}")
@@ -232,15 +232,15 @@ def kept_lists(index: OpenIndex, store: Store, task: MergeTask) -> ReadList:
 
     def read(number: int) -> tuple[Codes, Ids]:
         codes, ids = index.read_list(number)
-        has = kept.has(ids)
-        ids = ids[has]
-        return np.ascontiguousarray(codes[has]), ids if task.numbered is None else kept.numbers(ids)
+        is_kept = kept.has(ids)
+        ids = ids[is_kept]
+        return np.ascontiguousarray(codes[is_kept]), ids if task.numbered is None else kept.numbers(ids)
 
     return read
 
 
 def gather(lists: ListRange, *, task: MergeTask, out: Store, read: ReadList) -> None:
-    """Write the lists of a range back to back, then their sizes; a range that has its sizes is left alone."""
+    """Write the lists of a range back to back, then their sizes, unless the sizes exist."""
     path = task.path(lists)
     if out.exists(f"{path}.npy"):
         return

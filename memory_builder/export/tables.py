@@ -1,7 +1,7 @@
-"""Hand a memory, or what was found in it, to other tools.
+"""Export rows as tables for other tools.
 
-``img2dataset``: the list of URLs and captions that img2dataset fetches, for a memory whose pictures live elsewhere.
-``parquet`` and ``lance``: every row with its metadata and vectors, as data frames and vector databases take them.
+``img2dataset``: the list of URLs and captions for img2dataset, for a memory without its pictures.
+``parquet`` and ``lance``: every row with its metadata and vectors, for data frames and vector databases.
 """
 
 import json
@@ -23,34 +23,36 @@ from memory_builder.storage.store import Store
 
 ROWS_A_FILE = 1_000_000
 VECTORS_A_FILE = 100_000
-KEYS: tuple[Modality, ...] = ("image", "text")
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Listed:
-    """Rows of a list of URLs, and those that are not in it."""
+class UrlCounts:
+    """Counts of an exported URL list."""
 
     n_written: int
     n_without_url: int
     n_deleted: int
-    """Asked for by their ids, and deleted since."""
+    """Number of requested rows that are deleted."""
 
 
-def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
+def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> UrlCounts:
     """Write ``OUT/00000.parquet`` …: url, caption, key and row id, a million rows a file.
 
     ``img2dataset --url_list OUT --input_format parquet --url_col url --caption_col caption`` reads them.
 
     Args:
-        ids: i64[n] the rows, each once; None for all. Deleted rows are left out.
+        ids: i64[n] rows, each once; None for all. Deleted rows are left out.
 
     Raises:
-        UsageError: parquet lies there already, which img2dataset would read as part of the list.
+        UsageError: ``out`` holds parquet files, which img2dataset would read as part of the list.
     """
     store = Store(out)
     written = [name for name in store.list("") if name.endswith(".parquet")]
     if written:
-        raise UsageError(f"{store.root} holds {written[0]}, which would be read with this list: name an empty folder")
+        raise UsageError(
+            f"{store.root} holds {written[0]}, which img2dataset would read with this list: use an empty folder"
+        )
     n_written = n_without = n_deleted = 0
     every = (memory.row_ids(ordinal) for ordinal in memory.commits)
     if ids is None:
@@ -64,26 +66,26 @@ def export_urls(memory: Memory, out: str, ids: Ids | None = None) -> Listed:
         n_written += listed.num_rows
         n_without += table.num_rows - listed.num_rows
         store.put(f"{number:05d}.parquet", parquet_bytes(listed))
-    return Listed(n_written=n_written, n_without_url=n_without, n_deleted=n_deleted)
+    return UrlCounts(n_written=n_written, n_without_url=n_without, n_deleted=n_deleted)
 
 
 def export_table(memory: Memory, out: str, kind: Literal["parquet", "lance"], ids: Ids | None = None) -> int:
-    """Write every metadata column of the rows, ``row_id``, and ``image_vector`` and ``text_vector``; returns how many.
+    """Write all metadata columns, ``row_id``, ``image_vector`` and ``text_vector``; returns the number of rows.
 
-    ``import`` reads them back as they are. A vector that is not there is zero.
+    ``import`` reads them unchanged. A missing vector is zero.
 
     Args:
-        memory: what is exported.
-        out: a folder that gets ``00000.parquet`` …, or where the lance dataset is to be.
+        memory: memory to export.
+        out: folder of ``00000.parquet`` …, or of the lance dataset.
         kind: the format.
-        ids: i64[n] the rows, each once; None for all. Deleted rows are left out.
+        ids: i64[n] rows, each once; None for all. Deleted rows are left out.
 
     Raises:
-        UsageError: something is there already, or lance is not installed.
+        UsageError: ``out`` is not empty, or lance is not installed.
     """
     store = Store(out)
     if store.list("") or store.list("", "directory"):
-        raise UsageError(f"{store.root} is not empty: name another OUT")
+        raise UsageError(f"{store.root} is not empty: use another OUT")
     every = (memory.row_ids(ordinal) for ordinal in memory.commits)
     pieces = in_blocks(every, VECTORS_A_FILE) if ids is None else _blocks(ids[~memory.is_deleted(ids)])
     n_rows = 0
@@ -104,7 +106,7 @@ def _blocks(ids: Ids) -> Iterator[Ids]:
 def _with_vectors(memory: Memory, ids: Ids) -> pa.Table:
     table = memory.metadata(ids)
     columns: dict[str, Any] = {"row_id": pa.array(ids, pa.int64())}
-    for modality in KEYS:
+    for modality in MODALITIES:
         flat = pa.array(memory.vectors(ids, modality).astype(np.float16).ravel(), pa.float16())
         columns[f"{modality}_vector"] = pa.FixedSizeListArray.from_arrays(flat, memory.description.d)
     for name, column in columns.items():
@@ -113,10 +115,10 @@ def _with_vectors(memory: Memory, ids: Ids) -> pa.Table:
 
 
 def read_hits(path: Path) -> Ids:
-    """i64[n] row ids, each once in order of appearance, from what ``search --json`` printed.
+    """Read row ids i64[n] from the output of ``search --json``, each once in order of appearance.
 
     Raises:
-        UsageError: the file is something else.
+        UsageError: the file is not such output.
     """
     ids: dict[int, None] = {}
     try:
@@ -124,7 +126,5 @@ def read_hits(path: Path) -> Ids:
             parsed: dict[str, Any] = json.loads(line)
             ids |= dict.fromkeys(int(np.int64(hit["id"])) for hit in parsed["hits"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise UsageError(
-            f"--hits {path}: expected what search --json prints ({type(error).__name__}: {error})"
-        ) from None
+        raise UsageError(f"--hits {path}: expected output of search --json ({type(error).__name__}: {error})") from None
     return np.array(list(ids), np.int64)

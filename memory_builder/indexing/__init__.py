@@ -1,1 +1,1 @@
-"""Trains, fills and tunes an index, and measures its recall through search."""
+"""Train, fill and tune an index, and measure its recall."""

@@ -1,8 +1,8 @@
-"""Adopt a published faiss IVF index: its codes become parts of ours, row numbers become row ids.
+"""Adopt a published faiss IVF index: its inverted lists become parts, its row numbers row ids.
 
 An index published with embeddings (by autofaiss, clip-retrieval, LAION) numbers their rows densely, in the order of
-their files' names. It is one file, or a folder with ``populated.index`` and ``merged_index.ivfdata``. Its codes are
-compared with the vectors that they are taken for, and its recall is measured here, like that of an index built here.
+their file names. It is one file, or a folder with ``populated.index`` and ``merged_index.ivfdata``. Its codes are
+compared with the vectors of the rows, and its recall is measured as for an index built here.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,15 +39,15 @@ from memory_builder.storage.records import content_hash
 from memory_builder.storage.store import Store
 
 PART_ROWS = 16_000_000
-"""Rows in a part: each is gathered in a pass over the whole index."""
+"""Rows in a part; each part takes a pass over the whole index."""
 
 
 def adopt_index(memory: Store | str, root: str, modality: Modality, published: Path, *, runner: Runner) -> IndexView:
-    """Make a published index of all embeddings imported from ``root`` an index of the memory, without deleted rows.
+    """Add a published index of all embeddings imported from ``root`` to the memory, without deleted rows.
 
     Raises:
-        UsageError: there is no such file.
-        IndexBuildError: it is no IVF index by inner product, or not one of these rows.
+        UsageError: the index file does not exist.
+        IndexBuildError: the index is not IVF with inner product, or of other rows.
     """
     store = Store(memory)
     description = read_description(store)
@@ -87,7 +87,7 @@ def _is_imported(commit: Commit, base: str) -> bool:
 
 
 def open_published(path: Path) -> Any:
-    """The index, its lists left on disk."""
+    """Open the index with its lists left on disk."""
     if path.is_dir():
         missing = [name for name in (POPULATED, LISTS) if not (path / name).exists()]
         if missing:
@@ -111,14 +111,14 @@ def _read(path: Path, flags: int, lists: Path) -> Any:
     reach = 0 if ivf is None else end_of_lists(faiss.downcast_index(ivf))
     if lists.stat().st_size < reach:
         raise IndexBuildError(
-            f"{lists} has {lists.stat().st_size:,} bytes, the lists of {path.name} reach to byte {reach:,}: they do "
-            "not belong together, or it was cut off"
+            f"{lists} has {lists.stat().st_size:,} bytes, the lists of {path.name} reach to byte {reach:,}: the files "
+            "do not belong together, or it was cut off"
         )
     return index
 
 
 def _is_packed(index: Any) -> bool:
-    """Whether its lists are laid out for SIMD: they are no codes that could be gathered."""
+    """Whether the lists have FastScan's packed layout, from which codes cannot be copied."""
     ivf = faiss.try_extract_index_ivf(index)
     return ivf is not None and "FastScan" in type(faiss.downcast_index(ivf)).__name__
 
@@ -131,7 +131,7 @@ def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
     if index.d != d or index.ntotal != n_rows:
         raise IndexBuildError(
             f"{path} holds {index.ntotal:,} vectors of width {index.d}, there are {n_rows:,} imported embeddings of "
-            f"width {d}: it is an index of something else"
+            f"width {d}: the index is of other embeddings"
         )
     ivf = faiss.try_extract_index_ivf(index)
     if ivf is None:
@@ -146,7 +146,7 @@ def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
 
 
 def _empty(folder: str, index: Any, rows: Rows, modality: Modality) -> Quantizer:
-    """Take the rows out of the index, and keep it as the quantizer, with held-out rows to measure with."""
+    """Remove the rows from the index, and record it as the quantizer with held-out rows to measure with."""
     key = _key(index)
     ivf = faiss.downcast_index(faiss.extract_index_ivf(index))
     lists = faiss.ArrayInvertedLists(ivf.nlist, ivf.code_size)
@@ -162,7 +162,7 @@ def _empty(folder: str, index: Any, rows: Rows, modality: Modality) -> Quantizer
 
 
 def _key(index: Any) -> str:
-    """The faiss key, as far as it can be told from an index; for people to read."""
+    """The faiss index key, as far as faiss can derive it; for display."""
     try:
         return str(reverse_index_factory(index))
     except (AssertionError, NotImplementedError, AttributeError, RuntimeError):
@@ -171,7 +171,7 @@ def _key(index: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdoptTask:
-    """A worker that gathers parts out of a published index, which lies on a disk it can reach."""
+    """Worker that copies parts out of a published index, on a disk within its reach."""
 
     memory: Store | str
     folder: str
@@ -180,7 +180,7 @@ class AdoptTask:
     numbering: Numbering
     quantizer_sha256: str
     deleted_as_of: Snapshot
-    """The state whose deleted rows are left out."""
+    """Snapshot whose deleted rows are left out."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Part], PartRecord]:
@@ -195,7 +195,7 @@ class AdoptTask:
 def adopt_part(
     part: Part, *, task: AdoptTask, store: Store, commits: dict[int, Commit], d: int, deleted: Ids
 ) -> PartRecord:
-    """Gather the rows of some shards; one that is recorded is left alone. Blank and deleted rows are left out."""
+    """Copy the rows of some shards, unless the part is recorded; blank and deleted rows are left out."""
     finished = finished_part(store, task.folder, part, task.quantizer_sha256)
     if finished is not None:
         return finished
@@ -203,19 +203,19 @@ def adopt_part(
     whole = open_published(Path(task.published))  # its IVF part lives only as long as this does
     published = faiss.downcast_index(faiss.extract_index_ivf(whole))
 
-    def gathered() -> Iterator[tuple[Codes, Ids]]:
+    def copied_lists() -> Iterator[tuple[Codes, Ids]]:
         for number in range(published.nlist):
             codes, numbers = read_list(published, number)
             ids = ids_of_part(task.numbering, numbers, is_held)
             yield np.ascontiguousarray(codes[ids >= 0]), ids[ids >= 0]
 
-    filled = with_lists_in_memory(open_trained(store, task.folder), gathered())
+    filled = with_lists_in_memory(open_trained(store, task.folder), copied_lists())
     n_deleted = sum(len(rows_of(ordinal, deleted)) for ordinal in part.ordinals)
     return record_part(store, task.folder, part, filled, task.quantizer_sha256, n_deleted=n_deleted)
 
 
 def _is_held(commit: Commit, store: Store, modality: Modality, d: int, deleted: Ids) -> npt.NDArray[np.bool_]:
-    """Which rows of a shard have this modality and are not deleted."""
+    """bool[n] rows of a shard that have this modality and are not deleted."""
     is_held = np.zeros(commit.n_written, np.bool_)
     is_held[present_rows(commit, open_vectors(store, commit, modality, d), modality, deleted)] = True
     return is_held

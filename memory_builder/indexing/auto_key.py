@@ -1,7 +1,7 @@
-"""``--index-key auto``: the cheapest key that reaches the target, found by building each over a sample of the rows.
+"""``--index-key auto``: choose the cheapest index key that reaches the target recall, by trials on a sample.
 
-A trial has as many rows a list as the whole index would have, so that what a list costs to scan, and what is missed by
-not scanning it, is the same; it is tuned by the same code, with rows of its own set aside.
+A trial has as many rows a list as the whole index would have, so that the cost of scanning a list and the loss of
+skipping it are the same; it is tuned by the same code, with held-out rows of its own.
 """
 
 import json
@@ -36,34 +36,34 @@ from memory_builder.storage.store import Store
 TRIAL_ROWS = 200_000
 LEAST_LISTS = 16
 SAMPLE = "00000-00000"
-"""Name of the one part of a trial, in a folder of its own."""
+"""Name of a trial's only part, in a folder of its own."""
 
 
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Trial:
-    """What came of one key; kept in ``index.json``."""
+    """Result of one candidate index key; stored in ``index.json``."""
 
     index_key: str
     trial_key: str
-    """The key with as many lists as suit the sample."""
+    """Index key with the number of lists scaled to the sample."""
     n_rows: int
-    """In the sample."""
+    """Number of rows in the sample."""
     index_bytes: int
-    """Of the whole index, estimated."""
+    """Estimated bytes of the whole index."""
     sides: dict[str, dict[str, Any]]
-    """For each query modality the setting chosen and what it finds."""
+    """Query modality → chosen search parameters and their recall."""
     reached: bool
-    """By queries of every modality."""
+    """Whether queries of every modality reach the target."""
     work_bytes: float
-    """Touched by one query of each modality."""
+    """Bytes touched by one query of each modality, summed."""
 
 
 def candidate_keys(n_rows: int, d: int, max_memory: str) -> list[str]:
-    """autofaiss's key, RaBitQ of 4 bits and PQ of 4 bits over the same lists: those that fit the budget.
+    """List candidate keys within the budget: autofaiss's, and 4-bit RaBitQ and 4-bit PQ with the same lists.
 
     Raises:
-        IndexBuildError: none does.
+        IndexBuildError: no key fits.
     """
     budget = memory_bytes(max_memory)
     try:
@@ -88,7 +88,7 @@ def _four_bits(key: str, n_rows: int, d: int, budget: int) -> list[str]:
 
 
 def index_bytes(key: str, n_rows: int, d: int) -> int:
-    """About what an inverted file of this key takes: codes, ids, centroids and the graph over them."""
+    """Estimate the bytes of an IVF index of this key: codes, ids, centroids and their HNSW graph."""
     small = faiss.index_factory(d, re.sub(r"_HNSW\d+", "", _with_lists(key, 1)), faiss.METRIC_INNER_PRODUCT)
     ivf = faiss.extract_index_ivf(small)
     links = re.search(r"_HNSW(\d+)", key)
@@ -98,7 +98,7 @@ def index_bytes(key: str, n_rows: int, d: int) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrialTask:
-    """A worker that builds and tunes keys over a sample; what it finds is recorded in ``folder``."""
+    """Worker that builds and tunes index keys on a sample and records each result in ``folder``."""
 
     memory: Store | str
     folder: str
@@ -109,7 +109,7 @@ class TrialTask:
     seed: int
     device: Device
     deleted_as_of: Snapshot | None = None
-    """The state whose deleted rows are not in the sample; without it, none are deleted."""
+    """Snapshot whose deleted rows are left out of the sample; without it, all rows are used."""
     wants_gpu: bool = True
 
     def start(self) -> Callable[[str], Trial]:
@@ -117,26 +117,27 @@ class TrialTask:
 
 
 def choose_by_trials(task: TrialTask, n_rows: int, d: int, max_memory: str, runner: Runner) -> tuple[str, list[Trial]]:
-    """(the key to build with, what every candidate came to): the least work among those that reach the target.
+    """(index key with the least work that reaches the target, results of all candidates).
 
-    Where none reaches it, the one that comes nearest.
+    If none reaches it, the key with the highest recall.
     """
     candidates = candidate_keys(n_rows, d, max_memory)
     if len(candidates) == 1:
         return candidates[0], []
-    tried = {}
+    results = {}
     for key, trial in run_all(runner, task, candidates):
-        tried[key] = trial
+        results[key] = trial
         recalls = ", ".join(
             f"{query_modality} {setting['recall@10']:.3f}" for query_modality, setting in trial.sides.items()
         )
         logger.info(f"tried {key}: recall@10 {recalls or 'not measured'}, {trial.work_bytes / 1e3:,.0f} kB a query")
-    trials = [tried[key] for key in candidates]
+    trials = [results[key] for key in candidates]
     return best_trial(trials).index_key, trials
 
 
 def best_trial(trials: list[Trial]) -> Trial:
-    """The cheapest of those that reach the target; where none does, the one whose worst side finds most."""
+    """The trial with the least work that reaches the target; else the one with the highest recall of its worse
+    modality."""
     reaching = [trial for trial in trials if trial.reached]
     if reaching:
         return min(reaching, key=lambda trial: trial.work_bytes)
@@ -144,7 +145,7 @@ def best_trial(trials: list[Trial]) -> Trial:
 
 
 def run_trial(task: TrialTask, key: str) -> Trial:
-    """Build the key over the sample, tune it, and record what was found; one that is recorded is not tried again."""
+    """Build an index of this key on the sample, tune it and record the result, unless it is recorded."""
     store = Store(task.memory)
     name = f"{task.folder}/trial-{key.replace(',', '-')}.json"
     finished = read_sound_record(store, name, Trial)
@@ -178,7 +179,7 @@ def _with_lists(key: str, n: int) -> str:
 
 
 def _build(local: Store, key: str, vectors: Scores, ids: Ids, task: TrialTask) -> OpenIndex:
-    """Train the key on f32[n, d] rows, fill it with them and open it, in a folder of this machine."""
+    """Train the key on f32[n, d] rows, fill the index with them and open it, in a local folder."""
     backend = choose_backend(task.device)
     index = train_quantizer(key, vectors, threads=task.train_threads, backend=backend)
     _, digest = write_faiss(local, "index/trained.faiss", index)
@@ -192,7 +193,7 @@ def _build(local: Store, key: str, vectors: Scores, ids: Ids, task: TrialTask) -
 def _tune(
     index: OpenIndex, rows: Rows, held_out: Ids, vectors: Scores, ids: Ids, task: TrialTask
 ) -> dict[str, dict[str, Any]]:
-    """For each query modality the setting chosen, and what it finds among the sample."""
+    """Query modality → chosen search parameters and their recall on the sample."""
     sides: dict[str, dict[str, Any]] = {}
     both: tuple[Modality, ...] = ("text", "image")
     for query_modality in both:

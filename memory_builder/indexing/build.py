@@ -1,7 +1,7 @@
-"""One index from start to end: draw a sample, train the quantizer, fill the parts, measure and tune, record.
+"""Build one index: draw a sample, train the quantizer, fill the parts, tune and measure, record.
 
-Everything lies in ``index/<content hash>/``: the hash covers the vectors and what decides the trained bytes, so the
-same rows and settings find the same folder again and go on where a killed run stopped.
+All files are in ``index/<content hash>/``: the hash covers the vectors and the settings of training, so the same rows
+and settings resume in the same folder after a kill.
 """
 
 from dataclasses import asdict
@@ -28,10 +28,10 @@ from memory_builder.storage.store import Store
 
 
 def build_index(memory: Store | str, modality: Modality, config: IndexConfig, runner: Runner) -> IndexView:
-    """Build, or finish building, the index of one key modality over all committed rows that are not deleted by now.
+    """Build, or finish building, the index of one modality over all committed rows that are not deleted now.
 
     Raises:
-        IndexBuildError: there is nothing to index, no key fits, or a part failed.
+        IndexBuildError: the memory has no vectors of this modality, no key fits, or a part failed.
     """
     store = Store(memory)
     description = read_description(store)
@@ -94,7 +94,7 @@ def _choose(
     runner: Runner,
     state: Snapshot,
 ) -> tuple[str, list[Trial]]:
-    """The key to build with, and what was tried to find it."""
+    """(index key to build, trials that led to it)."""
     if config.index_key != AUTO:
         return config.index_key or choose_key(n_rows, description.d, config.max_memory), []
     content = {

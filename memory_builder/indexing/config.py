@@ -15,25 +15,25 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
-    """How to index one key modality."""
+    """Index key, training and parts of the index of one modality."""
 
     max_memory: str = "16G"
-    """What the index may take in memory; decides how far vectors are compressed."""
+    """Memory budget of the index; decides how much vectors are compressed."""
     index_key: str | None = None
-    """A faiss key, instead of the one autofaiss has for the budget; auto: also try 4-bit RaBitQ and PQ on a sample, and
-    take the cheapest that reaches the target."""
+    """faiss index key (default: autofaiss's for the budget); auto: also try 4-bit RaBitQ and PQ on a sample, and use
+    the cheapest that reaches the target."""
     target_recall: float = TARGET_RECALL
-    """recall@10 that searches are tuned to."""
+    """recall@10 to tune the search parameters for."""
     train_points_per_list: int = 100
-    """Rows in the training sample for each inverted list."""
+    """Training rows for each inverted list."""
     part_rows: int = 1_000_000
-    """Rows in a part, about: the unit of filling, retry and memory."""
+    """Approximate rows in a part, the unit of filling, retry and memory."""
     train_threads: int = os.cpu_count() or 1
-    """Threads to train with; the trained bytes depend on it."""
+    """Training threads; the trained bytes depend on their number."""
     seed: int = 0
-    """Of the draw of training rows and held-out queries."""
+    """Seed that draws training rows and held-out queries."""
     device: Device = "auto"
-    """Where k-means runs and rows find their lists; auto: on a GPU where the worker has one."""
+    """Device of k-means and of assigning rows to lists; auto: a GPU if the worker has one."""
 
     def __post_init__(self) -> None:
         if not 0 < self.target_recall <= 1:

@@ -1,4 +1,4 @@
-"""The recall/work curve of an index: what more work buys, for each query modality and key modality."""
+"""Curves of recall against work, for each query modality and modality of an index."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,47 +18,47 @@ RECALL_AT = (1, 10, 100)
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Point:
-    """One setting on the curve."""
+    """Search parameters with their recall and work."""
 
     nprobe: int
     refine: int
     recall: dict[str, float]
-    """recall@k, tie-aware, by k; 100 only where the latency was measured too."""
+    """Tie-aware recall@k by k; 100 only for points with measured latency."""
     strict_recall: dict[str, float]
     recall10_error: float
     """Standard error of recall@10 over the queries."""
     codes: float
-    """Codes scanned a query."""
+    """Codes scanned for each query."""
     rows_read: float
-    """Rows re-read a query."""
+    """Rows read for re-ranking each query."""
     work_bytes: float
-    """Bytes touched a query: what tuning minimises."""
+    """Bytes touched for each query; tuning minimises them."""
     seconds: float
-    """A query, in a batch of all; not part of the choice."""
+    """Seconds for each query, in a batch of all; not used in tuning."""
     p50_s: float | None = None
-    """Of single queries for ten rows; measured for the points that no other beats."""
+    """Latency of single queries for ten rows; measured for the points of the frontier."""
     p99_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Curve:
-    """What queries of one modality find among keys of one modality."""
+    """Recall of queries of one modality among vectors of one modality."""
 
     query_modality: Modality
     modality: Modality
     points: tuple[Point, ...]
-    """Those no other point beats: recall@10 rises with the work."""
+    """Points of the frontier: recall@10 rises with the work."""
     chosen: Point | None
-    """The setting that searches use; None where the curve does not hold it."""
+    """Point in use for searches; None if it is not on the curve."""
 
     @property
     def name(self) -> str:
-        """T2I, I2I, T2T or I2T."""
+        """Name of the direction: T2I, I2I, T2T or I2T."""
         return f"{self.query_modality[0]}2{self.modality[0]}".upper()
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """The points that no other beats, in order of their work: each finds more at 10 than all that do less."""
+    """Pareto frontier in order of work: each point has a higher recall@10 than all with less work."""
     best: list[Point] = []
     for point in sorted(points, key=lambda point: (point.work_bytes, -point.recall["10"])):
         if not best or point.recall["10"] > best[-1].recall["10"]:
@@ -67,10 +67,10 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 
 
 def read_curves(store: Store) -> list[Curve]:
-    """The curves of a memory's current indexes; none before there is an index.
+    """Read the curves of a memory's current indexes; empty without an index.
 
     Raises:
-        CorruptMemoryError: a tuning file is missing or is not what it should be.
+        CorruptMemoryError: a tuning file is missing or damaged.
     """
     curves = []
     for modality, view in read_snapshot(store).indexes.items():
@@ -89,7 +89,7 @@ def _curve(query_modality: Any, modality: Any, measured: list[Point], setting: d
 
 
 def curve_rows(curve: Curve) -> list[dict[str, str]]:
-    """A line a point for the terminal: work and recall, with a bar that draws it; what was not measured is blank."""
+    """Format each point as a line of work, recall and a bar for the terminal; unmeasured values are blank."""
     shown = [*curve.points, *([curve.chosen] if curve.chosen and curve.chosen not in curve.points else [])]
     ordered = sorted(shown, key=lambda point: (point.work_bytes, point.recall["10"]))
     return [
@@ -109,7 +109,7 @@ def curve_rows(curve: Curve) -> list[dict[str, str]]:
 
 
 def bytes_text(n: float) -> str:
-    """12345 → ``12.3 kB``."""
+    """Format bytes: 12345 → ``12.3 kB``."""
     for unit in ("B", "kB", "MB"):
         if n < 1000:
             return f"{n:.3g} {unit}"

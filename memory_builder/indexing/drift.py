@@ -1,7 +1,7 @@
-"""Whether appended rows still fit the quantizer: a sample of them against the rows set aside when it was trained.
+"""Drift of appended rows: whether they still fit the quantizer, compared with the held-out rows of its training.
 
-Two figures: how far rows lie from the centroid of their list, which is what codes lose most by, and how unevenly they
-fill the lists, which is what searches wait for. Both are 1 to 1 for rows of the same kind.
+Two measures: the distance of rows to their list's centroid, which drives the loss of codes, and how unevenly they fill
+    the lists, which drives latency. Rows of the same distribution have equal values.
 """
 
 from collections.abc import Sequence
@@ -23,26 +23,26 @@ from memory_builder.search.open_index import OpenIndex
 from memory_builder.storage.store import Store
 
 LEAST_SAMPLE = 50
-"""Fewer rows say nothing."""
+"""Smallest sample to compare."""
 MORE_ERROR = 1.25
 MORE_IMBALANCE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fit:
-    """How a sample of rows fits a quantizer."""
+    """Fit of a sample of rows to a quantizer."""
 
     error: float
-    """Mean squared distance to the centroid of the row's list, as a share of the rows' mean squared length."""
+    """Mean squared distance to the nearest centroid, divided by the rows' mean squared length."""
     imbalance: float
-    """Rows met in the list of a random row, as a multiple of an even spread; 1: even."""
+    """Expected rows in the list of a random row, as a multiple of an even spread; 1: even."""
 
 
 def warn_of_drift(store: Store, folder: str, modality: Modality, commits: Sequence[Commit], deleted: Ids) -> None:
-    """Say so when the rows of these shards no longer fit the quantizer of the index in ``folder``."""
+    """Warn if the rows of these shards no longer fit the quantizer of the index in ``folder``."""
     try:
         fits = measure_drift(store, folder, modality, commits, deleted)
-    except CorruptMemoryError as error:  # what was appended is there all the same
+    except CorruptMemoryError as error:  # the append itself succeeded
         logger.warning(f"whether the appended rows fit the {modality} index was not measured: {error}")
         return
     if fits is None:
@@ -59,9 +59,9 @@ def warn_of_drift(store: Store, folder: str, modality: Modality, commits: Sequen
 def measure_drift(
     store: Store, folder: str, modality: Modality, commits: Sequence[Commit], deleted: Ids | None = None
 ) -> tuple[Fit, Fit] | None:
-    """(rows set aside before training, rows of these shards); None for an exact index or samples that are too small.
+    """(fit of held-out rows, fit of these shards' rows); None for an exact index or too small samples.
 
-    Of these shards, without the deleted rows (i64[n], ascending).
+    Deleted rows (i64[n], ascending) of these shards are left out.
     """
     index = OpenIndex(store, folder, [])
     if index.is_exact:
@@ -81,13 +81,13 @@ def measure_drift(
 
 
 def _fit(index: OpenIndex, sample: Scores) -> Fit:
-    """f32[n, d] → how it fits."""
-    seen, _, lists = index.probe(sample, 1)
-    error = np.square(seen - index.centroids(lists[:, 0])).sum(axis=1).mean() / np.square(seen).sum(axis=1).mean()
+    """f32[n, d] → the fit of these rows."""
+    queries, _, lists = index.probe(sample, 1)
+    error = np.square(queries - index.centroids(lists[:, 0])).sum(axis=1).mean() / np.square(queries).sum(axis=1).mean()
     return Fit(error=float(error), imbalance=_imbalance(lists[:, 0], index.n_lists))
 
 
 def _imbalance(lists: npt.NDArray[np.int64], n_lists: int) -> float:
-    """faiss's imbalance factor, estimated without the bias that a sample smaller than the lists would have."""
+    """Estimate faiss's imbalance factor without the bias of a sample smaller than the number of lists."""
     counts = np.bincount(lists, minlength=n_lists).astype(np.float64)
     return float(n_lists * (counts * (counts - 1)).sum() / (len(lists) * (len(lists) - 1)))

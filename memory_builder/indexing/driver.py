@@ -1,4 +1,4 @@
-"""The drivers of indexing: ``index`` builds the indexes of a memory, ``adopt`` takes over a published one."""
+"""Entry points of indexing: ``index`` builds the indexes of a memory, ``adopt`` adds a published one."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +18,7 @@ from memory_builder.storage.store import Store
 
 
 def present_modalities(store: Store) -> tuple[Modality, ...]:
-    """The key modalities a memory has vectors of; both when it has none, so that indexing says so."""
+    """Modalities that a memory has vectors of; both for an empty one, so that indexing raises the error."""
     commits = Manifest.read(store).commits.values()
     present: list[Modality] = []
     if any(commit.n_images for commit in commits):
@@ -38,18 +38,18 @@ def index(
     runner: Runner | None = None,
     keys: Sequence[Modality] | None = None,
 ) -> Snapshot:
-    """Index the committed rows by each modality, tune the search, and make the indexes current, all at once.
+    """Index the committed rows by each modality, tune the search parameters, and make all indexes current at once.
 
     Args:
-        memory: its folder, a local path or an fsspec URL.
-        modality: image, text or both; those there are, unless given. ``keys`` is its former name.
-        max_memory, target_recall: these fields of ``config``, for short.
-        config: how to index.
-        runner: where the work is done; in this process, unless given.
+        memory: folder of the memory, a local path or an fsspec URL.
+        modality: image, text or both (default: all that the memory has). ``keys`` is its former name.
+        max_memory, target_recall: shortcuts for these fields of ``config``.
+        config: settings of the index.
+        runner: runs the work (default: in this process).
 
     Raises:
-        IndexBuildError: there is nothing to index, no key fits the budget, or the work failed.
-        ConcurrentWriterError: another writer changed the memory's state meanwhile.
+        IndexBuildError: a modality has no vectors, no key fits the budget, or the work failed.
+        ConcurrentWriterError: another writer changed the snapshot meanwhile.
     """
     store, runner = Store(memory), runner or LocalRunner()
     config = config or IndexConfig()
@@ -72,19 +72,19 @@ def adopt(
     runner: Runner | None = None,
     keys: Modality | None = None,
 ) -> Snapshot:
-    """Make an index that was published with the embeddings of ``root`` the memory's.
+    """Make a published index of the embeddings of ``root`` the memory's index.
 
     Args:
         memory: the folder that these embeddings were imported into.
         root: the folder they were imported from.
         published: a faiss index, or a folder with ``populated.index`` and ``merged_index.ivfdata``.
-        modality: of the vectors it holds; image, unless given. ``keys`` is its former name.
-        runner: where its parts are gathered; in this process, unless given.
+        modality: modality of its vectors (default: image). ``keys`` is its former name.
+        runner: copies its parts (default: in this process).
 
     Raises:
-        UsageError: there is no such index.
-        IndexBuildError: it is of a kind that cannot be adopted, or of other rows.
-        ConcurrentWriterError: another writer changed the memory's state meanwhile.
+        UsageError: the index does not exist.
+        IndexBuildError: the index has an unsupported type, or other rows.
+        ConcurrentWriterError: another writer changed the snapshot meanwhile.
     """
     store, modality = Store(memory), one_modality(modality, keys)
     return _make_current(
@@ -93,16 +93,16 @@ def adopt(
 
 
 def _make_current(store: Store, views: Mapping[str, IndexView]) -> Snapshot:
-    """Write the state with these indexes in the place of those there were."""
+    """Write a snapshot in which these indexes replace the previous ones."""
     version = Manifest.read_folded(store).version
 
     def replaced(before: Snapshot) -> Snapshot:
         indexes = dict(before.indexes)
-        for keys, view in views.items():
-            current = indexes.get(keys)
+        for modality, view in views.items():
+            current = indexes.get(modality)
             # compacted since it was built: the same rows, without the deleted ones
             is_same = current is not None and current.index == view.index and is_whole(store, current)
-            indexes[keys] = replace(current, tuning=view.tuning) if current is not None and is_same else view
+            indexes[modality] = replace(current, tuning=view.tuning) if current is not None and is_same else view
         if indexes == before.indexes:
             return before
         return replace(before, number=before.number + 1, manifest_version=version, indexes=indexes)

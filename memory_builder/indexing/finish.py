@@ -1,4 +1,4 @@
-"""Measure and tune an index whose parts are filled, and write its build record ``index.json``."""
+"""Tune and measure an index with filled parts, and write its build record ``index.json``."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -32,9 +32,9 @@ def finish_index(
     deleted_as_of: Snapshot,
     trials: Sequence[dict[str, Any]] = (),
 ) -> IndexView:
-    """Measure and tune an index whose parts are there, and write its build record.
+    """Tune and measure an index with filled parts, and write its build record.
 
-    The parts hold all rows but those deleted in the state ``deleted_as_of``.
+    The parts hold all rows but those deleted in the snapshot ``deleted_as_of``.
     """
     n_rows = sum(record.n_rows for record in records)
     view = IndexView(index=folder, segments=[[record.name for record in records]], n_rows=n_rows)
@@ -47,10 +47,10 @@ def finish_index(
 
 
 def restore_build_record(store: Store, view: IndexView, modality: Modality) -> None:
-    """Write a lost ``index.json`` anew, from what it was made of; what was tried before the key was chosen is lost.
+    """Write a lost ``index.json`` again from the other records; results of trials are lost.
 
     Raises:
-        CorruptMemoryError: of that something is damaged too.
+        CorruptMemoryError: one of these records is damaged too.
     """
     quantizer, tuning = read_quantizer(store, view.index), read_tuning(store, view)
     if quantizer is None:
@@ -62,7 +62,7 @@ def restore_build_record(store: Store, view: IndexView, modality: Modality) -> N
 
 
 def deletions(state: Snapshot) -> dict[str, str]:
-    """What the deleted rows of a state add to the content of an index without them: nothing where there are none."""
+    """Content of an index's hash that stands for its snapshot's deleted rows; empty without any."""
     return {"deleted": state.tombstones_sha256} if state.tombstones_sha256 else {}
 
 
@@ -74,7 +74,7 @@ def _build_record(
     modality: Modality,
     tuning: dict[str, Any],
 ) -> dict[str, Any]:
-    """``index.json``: autofaiss's keys, and what we know beyond."""
+    """``index.json``: autofaiss's fields, and more."""
     size = sum(record.bytes for record in records)
     sides = tuning["sides"]
     return {

@@ -1,7 +1,7 @@
-"""Which row each number of a published index means, and whether its codes say so too.
+"""Row numbers of a published index: map them to row ids, and check the mapping by the codes.
 
-An index published with embeddings numbers their rows densely, in the order of their files' names. Nothing in it says
-which files those were: so a sample of its codes is decoded and compared with the vectors of the rows they stand for.
+An index published with embeddings numbers their rows densely, in the order of their file names. It does not name these
+files: so a sample of its codes is decoded and compared with the vectors of the mapped rows.
 """
 
 from collections.abc import Sequence
@@ -19,26 +19,27 @@ from memory_builder.errors import IndexBuildError
 from memory_builder.readers.shard_uri import split_uri
 
 SAMPLE_ROWS = 1 << 16
-"""Rows compared in all; of each file at least MIN_SAMPLE_ROWS."""
+"""Number of compared rows; of each file at least MIN_SAMPLE_ROWS."""
 MIN_SAMPLE_ROWS = 32
 MIN_AGREEMENT = 0.95
-"""Of the rows of each file. All agree where codes and vectors belong together."""
+"""Share of agreeing rows that each file needs. All agree if the mapping is right."""
 SLACK = 0.05
-"""By how much a code may be farther from its vector than the best code: published vectors are rounded."""
+"""Tolerated excess of a code's error over the best code's: published vectors are rounded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Numbering:
-    """Dense row numbers of a published index ↔ row ids."""
+    """Mapping of a published index's dense row numbers to row ids."""
 
     ordinals: tuple[int, ...]
     """Shards in the order in which the index numbers their rows."""
     sizes: tuple[int, ...]
-    """Rows in each."""
+    """Number of rows in each shard."""
 
     @staticmethod
     def of(commits: Sequence[Commit]) -> "Numbering":
-        """That of imported shards: their files in order of their names, of one that was imported again the latest."""
+        """Number the imported shards in the order of their file names; of a file imported twice, the latest shard
+        counts."""
         latest: dict[str, Commit] = {}
         for commit in sorted(commits, key=lambda commit: commit.ordinal):
             piece = split_uri(commit.uri)[1]
@@ -54,35 +55,35 @@ class Numbering:
 
     @property
     def starts(self) -> Ids:
-        """The number of the first row of each shard, i64[n]."""
+        """i64[n] number of the first row of each shard."""
         return np.cumsum([0, *self.sizes[:-1]], dtype=np.int64)
 
     def split(self, numbers: Ids) -> tuple[Ids, Ids]:
-        """Numbers → (which of the shards, row in it); of a number that is none of theirs, shard -1."""
+        """Numbers → (shard's position in ``ordinals``, row in it); position -1 for numbers out of range."""
         which = np.searchsorted(self.starts, numbers, side="right") - 1
-        # of shards without rows several begin at one number: searchsorted names the last, which has them
+        # several shards start at one number if some are empty: searchsorted returns the last, which has the rows
         rows = numbers - self.starts[np.maximum(which, 0)]
         is_known = (numbers >= 0) & (numbers < self.n_rows)
         return np.where(is_known, which, -1), rows
 
     def ids(self, numbers: Ids) -> Ids:
-        """Numbers of rows → row ids."""
+        """Row numbers → row ids."""
         which, rows = self.split(numbers)
         return np.asarray(self.ordinals, np.int64)[which] << 32 | rows
 
 
 def check_pairing(whole: Any, numbering: Numbering, rows: Rows, modality: Modality, published: str) -> None:
-    """Compare codes of every file with the vectors of the rows that they are taken for.
+    """Compare codes of every file with the vectors of their mapped rows.
 
     Args:
         whole: the published index, an IVF index behind any transform.
-        numbering: what its numbers mean.
+        numbering: mapping of its row numbers.
         rows: the memory's rows.
-        keys: the modality of the vectors that it is taken for an index of.
-        place: where it is, for messages.
+        modality: modality of its vectors.
+        published: its path, for messages.
 
     Raises:
-        IndexBuildError: too few agree, numbers come twice, or there are numbers of no row.
+        IndexBuildError: too few codes agree, or numbers are repeated or out of range.
     """
     sample = _sample(numbering)
     n_agreeing = np.zeros(len(numbering.ordinals), np.int64)
@@ -104,7 +105,7 @@ def check_pairing(whole: Any, numbering: Numbering, rows: Rows, modality: Modali
         np.add.at(n_compared, which, 1)
         np.add.at(n_agreeing, which, agree)
     if n_foreign or (n_met > 1).any():
-        wrong = f"{n_foreign:,} numbers of no row" if n_foreign else f"{int((n_met > 1).sum()):,} numbers twice"
+        wrong = f"{n_foreign:,} numbers out of range" if n_foreign else f"{int((n_met > 1).sum()):,} repeated numbers"
         raise IndexBuildError(f"{published} holds {wrong}: it does not number these {numbering.n_rows:,} rows from 0")
     bad = np.flatnonzero(n_agreeing < MIN_AGREEMENT * n_compared)
     if len(bad):
@@ -120,7 +121,7 @@ def check_pairing(whole: Any, numbering: Numbering, rows: Rows, modality: Modali
 
 
 def _sample(numbering: Numbering) -> Ids:
-    """Numbers of some rows of every shard, ascending."""
+    """Draw row numbers of every shard, ascending."""
     generator = np.random.default_rng(0)
     each = max(MIN_SAMPLE_ROWS, SAMPLE_ROWS // max(1, len(numbering.sizes)))
     drawn = [np.zeros(0, np.int64)]
@@ -130,7 +131,7 @@ def _sample(numbering: Numbering) -> Ids:
 
 
 def _numbers(ivf: Any, number: int) -> Ids:
-    """The row numbers in one inverted list, i64[n]; a copy."""
+    """i64[n] row numbers of one inverted list, copied."""
     lists = ivf.invlists
     n = lists.list_size(number)
     if not n:
@@ -143,7 +144,7 @@ def _numbers(ivf: Any, number: int) -> Ids:
 
 
 def _agree(whole: Any, ivf: Any, number: int, offsets: Ids, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """Whether the codes at these places of a list are about as near to these vectors as codes can be: bool[m]."""
+    """bool[m]: whether the codes at these offsets of a list are about as close to these vectors as possible."""
     if not len(offsets):
         return np.zeros(0, np.bool_)
     moved = _transformed(whole, vectors)
@@ -151,12 +152,12 @@ def _agree(whole: Any, ivf: Any, number: int, offsets: Ids, vectors: npt.NDArray
     decoded = _decode(ivf, number, stored)
     best = _decode(ivf, number, _encode(ivf, number, moved))
     size = np.linalg.norm(moved, axis=1)
-    off, least = (np.linalg.norm(moved - made, axis=1) / size for made in (decoded, best))
-    return np.asarray(off <= least * (1 + SLACK) + SLACK)
+    error, least = (np.linalg.norm(moved - vector, axis=1) / size for vector in (decoded, best))
+    return np.asarray(error <= least * (1 + SLACK) + SLACK)
 
 
 def _transformed(whole: Any, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """The vectors as the IVF index behind a chain of transforms gets them."""
+    """Apply the transforms before the IVF index to the vectors."""
     outer = faiss.downcast_index(whole)
     if not isinstance(outer, faiss.IndexPreTransform):
         return vectors
@@ -174,7 +175,7 @@ def _code(ivf: Any, number: int, offset: int) -> npt.NDArray[np.uint8]:
 
 
 def _encode(ivf: Any, number: int, vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-    """The codes that these vectors have in this list, u8[m, code_size]."""
+    """Encode vectors as codes of this list, u8[m, code_size]."""
     vectors = np.ascontiguousarray(vectors, np.float32)
     lists = np.full(len(vectors), number, np.int64)
     codes = np.zeros((len(vectors), ivf.code_size), np.uint8)
@@ -183,19 +184,19 @@ def _encode(ivf: Any, number: int, vectors: npt.NDArray[np.float32]) -> npt.NDAr
 
 
 def _decode(ivf: Any, number: int, codes: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    """The vectors that codes of this list stand for, f32[m, d]."""
+    """Decode codes of this list to vectors, f32[m, d]."""
     coarse = np.frombuffer(number.to_bytes(8, "little"), np.uint8)[: ivf.coarse_code_size()]
     whole = np.hstack([np.broadcast_to(coarse, (len(codes), len(coarse))), codes])
     return np.asarray(ivf.sa_decode(np.ascontiguousarray(whole)))
 
 
 def ids_of_part(numbering: Numbering, numbers: Ids, is_wanted: dict[int, npt.NDArray[np.bool_]]) -> Ids:
-    """Row ids of the numbers in one list; -1 for rows that this part does not hold.
+    """Map row numbers of one list to row ids; -1 for rows outside this part.
 
     Args:
-        numbering: what the numbers mean.
-        numbers: i64[n].
-        is_wanted: by ordinal of the part's shards, which of its rows are held.
+        numbering: mapping of the numbers.
+        numbers: i64[n] row numbers.
+        is_wanted: ordinal of each of the part's shards → bool[n], its rows to keep.
     """
     which, rows = numbering.split(numbers)
     ids = np.full(len(numbers), -1, np.int64)

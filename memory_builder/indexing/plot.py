@@ -1,4 +1,4 @@
-"""Recall curves of an index as charts, and as a file that holds them all."""
+"""Charts of recall curves, and a file with all of them."""
 
 import math
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ SUFFIXES = (".png", ".svg", ".html")
 
 
 def plot(curves: Sequence[Curve], title: str, suffix: str) -> bytes:
-    """The curves as a file with this suffix.
+    """Draw the curves as a file with this suffix.
 
     Raises:
-        UsageError: there is no curve yet, or the suffix is none of SUFFIXES.
+        UsageError: no index is tuned yet, or the suffix is not in SUFFIXES.
     """
     check_suffix(Path(f"curve{suffix}"))
     if not curves:
@@ -31,13 +31,13 @@ def plot(curves: Sequence[Curve], title: str, suffix: str) -> bytes:
 
 
 def check_suffix(path: Path) -> None:
-    """Refuse a file that could not be drawn, before anything is read."""
+    """Refuse a file suffix that cannot be drawn, before any reading."""
     if path.suffix not in SUFFIXES:
         raise UsageError(f"--plot {path}: expected a name that ends in {', '.join(SUFFIXES)}")
 
 
 def recall_charts(curves: Sequence[Curve]) -> list[Chart]:
-    """Of each curve the recall by the bytes that a query reads, in powers of ten."""
+    """Chart each curve: recall by the bytes that a query reads, in powers of ten."""
     return [_recall_chart(curve) for curve in curves]
 
 

@@ -1,8 +1,8 @@
-"""How much of the truth an index finds.
+"""Recall of an index on held-out queries.
 
-Queries are rows set aside before training, of the real query modality (a text query against image vectors is out of
-distribution and measured on its own); a query excludes its own row. A hit is tie-aware: it counts when its exact
-score reaches the exact k-th score − 1e-4, because captions repeat; the strict figure, by row id, stands beside it.
+Queries are rows held out before training, of the real query modality (text queries against image vectors are out of
+distribution and measured separately); a query excludes its own row. Recall is tie-aware: a hit counts if its exact
+score reaches the exact k-th score − 1e-4, because captions repeat; strict recall, by row id, is reported too.
 """
 
 import time
@@ -29,16 +29,16 @@ from memory_builder.storage.store import Store
 
 TIE = 1e-4
 MAIN_K = 10
-"""The k of the recall that is tuned for and told."""
+"""The k of the recall that is tuned for and reported."""
 TRUTH_K = max(RECALL_AT)
 READ_BYTES = 4096
-"""A row re-read for re-ranking costs a page, however short it is."""
+"""Bytes read to re-rank a row: a page, however short the row."""
 
 
 def exact_neighbours(
     commit: Commit, *, store: Store, modality: Modality, d: int, queries: Scores, k: int, threads: int, deleted: Ids
 ) -> tuple[Scores, Ids]:
-    """Exact neighbours of f32[q, d] within one shard, without the deleted rows: scores f32[q, k], ids i64[q, k]."""
+    """Search one shard exactly for f32[q, d], without the deleted rows: scores f32[q, k], ids i64[q, k]."""
     faiss.omp_set_num_threads(threads)
     vectors = open_vectors(store, commit, modality, d)
     rows = present_rows(commit, vectors, modality, deleted)
@@ -55,7 +55,7 @@ def exact_neighbours(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NeighboursTask:
-    """A worker that searches shards exactly, with the held-out rows of one side as queries."""
+    """Worker that searches shards exactly, with the held-out rows of one query modality."""
 
     memory: Store | str
     modality: Modality
@@ -63,7 +63,7 @@ class NeighboursTask:
     held_out: tuple[int, ...]
     k: int
     deleted_as_of: Snapshot | None = None
-    """The state whose deleted rows are no neighbours; without it, none are deleted."""
+    """Snapshot whose deleted rows are left out; without it, all rows are searched."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Commit], tuple[Scores, Ids]]:
@@ -84,7 +84,7 @@ class NeighboursTask:
 
 
 def merge_neighbours(of_shards: Iterable[tuple[Scores, Ids]], n_queries: int, k: int) -> tuple[Scores, Ids]:
-    """Neighbours within shards → neighbours within all; the order the shards come in does not matter."""
+    """Merge the neighbours of shards, in any order."""
     scores = np.full((n_queries, k), -np.inf, np.float32)
     ids = np.full((n_queries, k), NO_ROW, np.int64)
     for more_scores, more_ids in of_shards:
@@ -95,16 +95,16 @@ def merge_neighbours(of_shards: Iterable[tuple[Scores, Ids]], n_queries: int, k:
 
 
 def drop_own(scores: Scores, ids: Ids, own: Ids) -> tuple[Scores, Ids]:
-    """Take each query's own row out of its results; one column fewer."""
+    """Remove each query's own row from its results; returns one column fewer."""
     is_own = ids == own[:, None]
-    is_own[~is_own.any(axis=1), -1] = True  # not met: the last result goes instead
+    is_own[~is_own.any(axis=1), -1] = True  # absent: drop the last result instead
     keep = ~is_own
     shape = (len(ids), ids.shape[1] - 1)
     return scores[keep].reshape(shape), ids[keep].reshape(shape)
 
 
 def recall_at(k: int, scores: Scores, ids: Ids, true_scores: Scores, true_ids: Ids) -> tuple[Any, Any]:
-    """(tie-aware, strict) recall@k of each query: f64[q] each. All arguments are [q, ≥ k], best first, exact scores."""
+    """(tie-aware, strict) recall@k of each query, f64[q] each. All arguments are [q, ≥ k], best first, exact scores."""
     wanted = (true_ids[:, :k] != NO_ROW).sum(axis=1)
     threshold = np.take_along_axis(true_scores, np.maximum(wanted - 1, 0)[:, None], 1) - TIE
     is_hit = ids[:, :k] != NO_ROW
@@ -122,7 +122,7 @@ def ground_truth(
     runner: Runner,
     deleted_as_of: Snapshot | None = None,
 ) -> tuple[Scores, Ids]:
-    """Exact neighbours of the rows i64[q], each without itself: scores f32[q, TRUTH_K], ids i64[q, TRUTH_K]."""
+    """Exact neighbours of rows i64[q], without the rows themselves: scores f32[q, TRUTH_K], ids i64[q, TRUTH_K]."""
     task = NeighboursTask(
         memory=store,
         modality=modality,
@@ -144,19 +144,19 @@ def measure(
     truth: tuple[Scores, Ids],
     efforts: Sequence[SearchParams],
 ) -> list[Point]:
-    """What each params finds and what it costs.
+    """Measure recall and work at each of these search parameters.
 
     Args:
-        index: what is measured, over all rows.
-        rows: where exact vectors of candidates come from.
-        keys: the modality the index holds.
+        index: index of all rows.
+        rows: reads exact vectors of candidates.
+        modality: modality of the index.
         queries: f32[q, d] unit rows.
-        own: i64[q] row ids the queries come from.
+        own: i64[q] row ids of the queries.
         truth: exact scores and ids [q, k] without the queries' own rows, best first.
-        efforts: the settings; those with one nprobe share a scan.
+        efforts: search parameters; those with the same nprobe share a scan.
     """
     points = []
-    sizes = np.append(index.list_sizes(), 0)  # a graph of centroids may find fewer lists than asked: -1, no rows
+    sizes = np.append(index.list_sizes(), 0)  # HNSW may return fewer than nprobe lists, padded with -1: no rows
     for nprobe in sorted({params.nprobe for params in efforts}):
         refines = [params.refine for params in efforts if params.nprobe == nprobe]
         started = time.perf_counter()
@@ -189,7 +189,7 @@ def measure(
 def measure_single(
     index: OpenIndex, rows: Rows, modality: Modality, queries: Scores, own: Ids, truth: tuple[Scores, Ids], point: Point
 ) -> Point:
-    """The point with recall@TRUTH_K, and p50 and p99 of single queries for ten rows; arguments as for ``measure``."""
+    """Add recall@TRUTH_K, and p50 and p99 of single queries for ten rows, to a point; arguments as for ``measure``."""
     params = SearchParams(nprobe=point.nprobe, refine=point.refine)
     neighbours = drop_own(*index.search(queries, TRUTH_K + 1, params, rows, modality), own)
     tie_aware, strict = recall_at(TRUTH_K, *neighbours, *truth)

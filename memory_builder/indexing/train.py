@@ -1,4 +1,4 @@
-"""Draw a uniform sample over all shards, and train on it the quantizer that every part is a copy of."""
+"""Train the quantizer, of which every part is a copy, on a uniform sample over all shards."""
 
 import io
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class Quantizer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainTask:
-    """A worker that draws the sample and trains the quantizer, unless its record lies there already."""
+    """Worker that draws the sample and trains the quantizer, unless it is recorded."""
 
     memory: Store | str
     folder: str
@@ -61,7 +61,7 @@ class TrainTask:
     train_threads: int
     seed: int = 0
     deleted_as_of: Snapshot | None = None
-    """The state whose deleted rows are neither trained on nor set aside; without it, none are deleted."""
+    """Snapshot whose deleted rows are neither trained on nor held out; without it, all rows are used."""
     device: Device = "auto"
     wants_gpu: bool = True
 
@@ -75,7 +75,7 @@ def _train(task: TrainTask, key: str) -> Quantizer:
     if trained is not None:
         return trained
     d = read_description(store).d
-    folded = Manifest.read_folded(store).commits  # an embed beside us may have added to it since we were planned
+    folded = Manifest.read_folded(store).commits  # a concurrent embed may have added shards
     commits = {ordinal: folded[ordinal] for ordinal in task.ordinals}
     rows = Rows(store, commits, d, current_tombstones(store, task.deleted_as_of))
     n_rows = rows.n_present(task.modality)
@@ -83,7 +83,7 @@ def _train(task: TrainTask, key: str) -> Quantizer:
     held_out, train = (rows.ids_at(positions, task.modality) for positions in draw_split(n_rows, wanted, task.seed))
     if len(train) < n_lists(key) and key != EXACT_KEY:
         raise IndexBuildError(
-            f"{key} has {n_lists(key):,} lists, more than the {len(train):,} rows there are to train on: "
+            f"{key} has {n_lists(key):,} lists, more than the {len(train):,} training rows: "
             "name an --index-key with fewer"
         )
     sample = read_sample(rows, train, task.modality)
@@ -103,7 +103,7 @@ def _train(task: TrainTask, key: str) -> Quantizer:
 
 
 def read_sample(rows: Rows, ids: Ids, modality: Modality) -> Scores:
-    """i64[n] → f32[n, d]. Each shard is let go before the next is read: what stays mapped counts as memory."""
+    """i64[n] → f32[n, d]. Unmaps each shard before reading the next, since mapped pages count as memory."""
     sample = np.empty((len(ids), rows.d), np.float32)
     for ordinal, positions, picked in rows.by_shard(ids):
         sample[positions] = open_vectors(rows.store, rows.commits[ordinal], modality, rows.d)[picked]
@@ -111,10 +111,10 @@ def read_sample(rows: Rows, ids: Ids, modality: Modality) -> Scores:
 
 
 def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **fields: Any) -> Quantizer:
-    """Write a trained, empty index and the rows set aside to measure with (i64[n]), then the record of both.
+    """Write a trained, empty index and its held-out rows (i64[n]), then the record of both.
 
     Args:
-        told: the fields of ``Quantizer`` that do not follow from these.
+        fields: the other fields of ``Quantizer``.
     """
     _, digest = write_faiss(store, f"{folder}/trained.faiss", index)
     store.put(f"{folder}/held_out.npy", npy_bytes(held_out))
@@ -124,30 +124,30 @@ def record_quantizer(store: Store, folder: str, index: Any, held_out: Ids, **fie
 
 
 def read_held_out(store: Store, folder: str, commits: dict[int, Commit]) -> Ids:
-    """i64[n] the rows that were set aside before training.
+    """i64[n] row ids held out before training.
 
     Raises:
         CorruptMemoryError: the file is missing or damaged, or names a row that the memory does not have.
     """
     where = f"{store.root}/{folder}/held_out.npy"
-    with reading(where, BUILD_AGAIN):  # a file that is not there is an OSError too
+    with reading(where, BUILD_AGAIN):  # a missing file is an OSError too
         held_out: Ids = read_npy(io.BytesIO(store.read(f"{folder}/held_out.npy")))
         if held_out.dtype != np.int64 or held_out.ndim != 1 or not are_rows(held_out, commits).all():
-            raise ValueError(f"it holds {held_out.dtype}{list(held_out.shape)}, or ids that no row has")
+            raise ValueError(f"it holds {held_out.dtype}{list(held_out.shape)}, or ids of no row")
     return held_out
 
 
 def read_quantizer(store: Store, folder: str) -> Quantizer | None:
-    """The record of a trained quantizer; None when there is none.
+    """Read the record of a trained quantizer; None without one.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the record is damaged.
     """
     return read_record(store, f"{folder}/trained.json", Quantizer, fix=BUILD_AGAIN)
 
 
 def read_trained(store: Store, folder: str) -> Quantizer | None:
-    """The quantizer trained before; None unless everything its record stands for is there, whole."""
+    """Read the record of a quantizer trained before; None unless all its files match it."""
     record = read_sound_record(store, f"{folder}/trained.json", Quantizer)
     try:
         is_whole = record is not None and store.checksum(f"{folder}/trained.faiss") == record.sha256

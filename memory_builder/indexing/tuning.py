@@ -1,7 +1,7 @@
-"""How hard a search must look to reach the recall that was asked for.
+"""Tune nprobe and refine for a target recall.
 
-What is minimised is counted work, not seconds, so that the same data chooses the same setting every time. Half of the
-queries choose the setting, the other half say what it finds: a figure chosen for being good is not a measurement.
+Tuning minimises counted work, not seconds, so that the same data always gives the same choice. Half of the queries
+choose the parameters, the other half measure them, since a recall that was selected for is biased.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,12 @@ from memory_builder.storage.store import Store
 
 REFINES = (1, 2, 4, 8, 16)
 WORTH = 0.002
-"""Recall@10 that scanning twice as many lists must add, once the target is reached; a quarter of it, before."""
+"""Gain of recall@10 below which nprobe is no longer doubled; before the target is reached, a quarter of it, twice in a
+row."""
 LEAST_QUERIES = 2
-"""One to choose by, one to check with."""
+"""One query to choose with, one to measure with."""
 SINGLE_QUERIES = 200
-"""As many are asked one by one, for latency, and for a hundred rows."""
+"""Queries searched one by one, for latency and for recall@100."""
 
 
 def tune(
@@ -44,12 +45,12 @@ def tune(
     runner: Runner,
     deleted_as_of: Snapshot | None = None,
 ) -> tuple[str, dict[str, Any]]:
-    """``tuning.json``: for each query modality the curve, the setting chosen from it, and what that finds.
+    """``tuning.json``: for each query modality the curve, the chosen search parameters, and their measured recall.
 
-    The rows that are deleted in the state ``deleted_as_of`` are not in the index, and not among the truth.
+    Rows deleted in the snapshot ``deleted_as_of`` are neither in the index nor in the ground truth.
 
     Returns:
-        (file name, its content). A file that a snapshot may name is not changed: another target has another file.
+        (file name, its content). Each target has its own file: files that a snapshot may name never change.
     """
     name = "tuning.json"
     measured_before = _sound_tuning(store, f"{view.index}/{name}")
@@ -75,13 +76,13 @@ def tune(
         )
         if not tuning["sides"][query_modality]["reached"]:
             below = f"{query_modality} → {modality} stays below recall@10 {target_recall}"
-            logger.warning(f"{below}: a larger --max-memory gives more")
+            logger.warning(f"{below}: a larger --max-memory raises it")
     write_record(store, f"{view.index}/{name}", tuning)
     return name, tuning
 
 
 def _sound_tuning(store: Store, path: str) -> dict[str, Any] | None:
-    with suppress(CorruptMemoryError):  # it is measured anew
+    with suppress(CorruptMemoryError):  # measured again
         return read_tuning_file(store, path)
     return None
 
@@ -95,7 +96,7 @@ def tune_query_modality(
     truth: tuple[Scores, Ids],
     target_recall: float,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(chosen setting with its measured recall and latency, curve) for the queries of one modality."""
+    """(chosen search parameters with measured recall and latency, curve) for the queries of one modality."""
     choosing, checking = ((queries[half::2], own[half::2], (truth[0][half::2], truth[1][half::2])) for half in range(2))
     curve = measure_until_flat(index, rows, modality, *choosing, target_recall)
     chosen, reached = choose(curve, target_recall)
@@ -116,13 +117,13 @@ def tune_query_modality(
     first_queries = (choosing[0][few], choosing[1][few], (choosing[2][0][few], choosing[2][1][few]))
     timed = {
         point: measure_single(index, rows, modality, *first_queries, curve[point])
-        for point in _worth_telling(curve, chosen)
+        for point in _timed_points(curve, chosen)
     }
     return setting, [asdict(timed.get(i, point)) for i, point in enumerate(curve)]
 
 
-def _worth_telling(curve: Sequence[Point], chosen: Point) -> list[int]:
-    """Places of the points that no other beats, and of the one in use."""
+def _timed_points(curve: Sequence[Point], chosen: Point) -> list[int]:
+    """Positions of the points to time: those of the frontier, and the one in use."""
     points = [*frontier(curve), chosen]
     return [i for i, point in enumerate(curve) if point in points]
 
@@ -136,9 +137,9 @@ def measure_until_flat(
     truth: tuple[Scores, Ids],
     target_recall: float,
 ) -> list[Point]:
-    """The curve: nprobe doubled, each with every refine, until all lists are scanned or more of them buy nothing.
+    """Measure the curve: nprobe doubled, each with every refine, until all lists are scanned or recall is flat.
 
-    Scanning every list of ten million rows for every query takes an hour and tells nothing that a tenth does not.
+    Scanning every list of ten million rows for every query takes an hour and adds nothing over a tenth of them.
     Arguments as for ``measure``.
     """
     refines = (0,) if index.has_exact_codes else REFINES
@@ -161,7 +162,7 @@ def measure_until_flat(
 
 
 def is_flat(best: Sequence[float], *, reached: bool) -> bool:
-    """Whether doubling nprobe once more is not worth its work: best recall@10 after each doubling, and the target."""
+    """Whether another doubling of nprobe is not worth its work, from the best recall@10 after each doubling."""
     gains = np.diff(best)
     return bool(
         best[-1] == 1.0 or (reached and gains[-1] < WORTH) or (len(gains) > 2 and (gains[-2:] < WORTH / 4).all())
@@ -169,9 +170,9 @@ def is_flat(best: Sequence[float], *, reached: bool) -> bool:
 
 
 def choose(points: Sequence[Point], target_recall: float) -> tuple[Point, bool]:
-    """The least work that reaches the target, and whether any does; else the best recall there is.
+    """(point with the least work that reaches the target, True); else (point with the best recall, False).
 
-    Reaching means by two standard errors: the queries are a sample, and the next ones must reach it too.
+    Reaching means by two standard errors, since the queries are only a sample.
     """
     reaching = [
         point

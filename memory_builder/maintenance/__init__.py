@@ -1,1 +1,1 @@
-"""Appends, deletes, compacts, purges, verifies and repairs; each change is one new snapshot."""
+"""Append, delete, compact, purge, verify and repair; each change is one new snapshot."""

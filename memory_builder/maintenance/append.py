@@ -1,7 +1,7 @@
-"""Changes of a memory that has an index: append what was committed since, delete rows.
+"""Append newly committed shards to the indexes of a memory.
 
-A change writes its files first and then one snapshot: it is there at one moment, whole. A writer that finds its
-number taken starts from the newer state. Killed at any moment, the same command does what is left to do.
+A change writes its files first and then one snapshot, so that it is visible at once and complete. A writer whose
+snapshot number is taken starts again from the newer snapshot. After a kill, the same command resumes.
 """
 
 from collections.abc import Sequence
@@ -22,16 +22,16 @@ from memory_builder.storage.store import Store
 
 
 def append(store: Store, *, runner: Runner, modalities: Sequence[Modality] = ()) -> Snapshot:
-    """Put the rows of shards that were committed since into the indexes, on the quantizers that are there.
+    """Add the rows of shards committed since to the indexes, with their existing quantizers.
 
     Args:
-        store: the memory.
-        runner: where the parts are filled.
-        modalities: whose indexes are appended to; all that are indexed, unless given.
+        store: storage of the memory.
+        runner: fills the parts.
+        modalities: modalities of the indexes to extend (default: all).
 
     Raises:
-        IndexBuildError: there is no index to append to.
-        ConcurrentWriterError: other writers were always faster.
+        IndexBuildError: the memory has no index.
+        ConcurrentWriterError: other writers kept winning the race for a snapshot.
     """
     store.sweep()
     manifest = Manifest.read(store)
@@ -61,7 +61,7 @@ def append(store: Store, *, runner: Runner, modalities: Sequence[Modality] = ())
 
 
 def _uncovered(store: Store, view: IndexView, commits: dict[int, Commit]) -> list[Commit]:
-    """Committed shards that no part of this index holds."""
+    """Committed shards that are in no part of this index."""
     covered = {ordinal for record in records_of(store, view) for ordinal in record.ordinals}
     return [commit for ordinal, commit in commits.items() if ordinal not in covered]
 

@@ -1,7 +1,7 @@
-"""Compact a memory: fill anew the parts that hold deleted rows, merge small ones, remove what no state needs.
+"""Compact a memory: refill parts without deleted rows, merge small parts, remove unused files.
 
-The parts that come of it hold what a first filling with the remaining rows would. Readers of the states before go on:
-their files stay until two later states are there and ten minutes have passed.
+New parts equal a first filling with the remaining rows. Readers of earlier snapshots can go on: their files stay until
+two later snapshots exist and ten minutes have passed.
 """
 
 import re
@@ -33,13 +33,13 @@ from memory_builder.storage.records import is_index_folder, is_part_file
 from memory_builder.storage.store import Store
 
 KEEP_S = 600
-"""A state's files stay so long after the next one: a reader may have opened it and not yet looked."""
+"""Seconds that a snapshot's files stay after the next one: a reader may have opened it without reading its files."""
 STATES_KEPT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rewrite:
-    """Parts of one index, and those that take their place."""
+    """Parts of one index, and the parts that replace them."""
 
     index: str
     old: frozenset[str]
@@ -47,17 +47,17 @@ class Rewrite:
 
 
 def compact(store: Store, *, runner: Runner, purge: bool = False, part_rows: int = PART_ROWS) -> Snapshot:
-    """Leave deleted rows out of the parts, and merge small parts into those of about ``part_rows`` rows.
+    """Refill parts without deleted rows, and merge small parts into larger ones of about ``part_rows`` rows.
 
     Args:
-        store: the memory.
-        runner: where parts are filled.
-        purge: also blank the vectors, captions and urls of deleted rows where they lie, and remove at once every file
-            that holds one of them: states before this one can then no longer be searched.
-        part_rows: rows in a part, about.
+        store: storage of the memory.
+        runner: fills the parts.
+        purge: also blank the vectors, captions and URLs of deleted rows in their files, and remove at once every file
+            that holds one of them: earlier snapshots can then no longer be searched.
+        part_rows: approximate number of rows in a part.
 
     Raises:
-        ConcurrentWriterError: the index was built anew meanwhile, or other writers were always faster.
+        ConcurrentWriterError: the index was rebuilt meanwhile, or other writers kept winning the race.
     """
     store.sweep()
     start = read_snapshot(store)
@@ -113,7 +113,7 @@ def _rewrite(
 
 
 def _groups(records: list[PartRecord], deleted: Ids, part_rows: int) -> list[list[PartRecord]]:
-    """Parts that make one: small neighbours together, others each for itself."""
+    """Group parts to merge: small neighbours together, others alone."""
     groups: list[list[PartRecord]] = []
     room = 0
     for record in sorted(records, key=lambda record: record.ordinals):
@@ -129,13 +129,13 @@ def _groups(records: list[PartRecord], deleted: Ids, part_rows: int) -> list[lis
 
 
 def _replaced(store: Store, view: IndexView | None, rewrite: Rewrite) -> IndexView:
-    """An index as it is now, with the new parts in the place of the old ones."""
+    """Return an index with the new parts in place of the old ones."""
     names = set(view.parts) if view is not None else set()
     if view is None or view.index != rewrite.index or not rewrite.old <= names:
         raise ConcurrentWriterError(
-            f"{store.root}/{rewrite.index}: another writer compacted it or built it anew meanwhile; run compact again"
+            f"{store.root}/{rewrite.index}: another writer compacted or rebuilt it meanwhile; run compact again"
         )
-    # what was appended while we were filling stays a segment of its own
+    # rows appended while we were filling stay a segment of their own
     merged = [segment for segment in view.segments if rewrite.old & set(segment)]
     kept = [name for segment in merged for name in segment if name not in rewrite.old]
     others = [segment for segment in view.segments if segment not in merged]
@@ -147,15 +147,15 @@ def _replaced(store: Store, view: IndexView | None, rewrite: Rewrite) -> IndexVi
 def remove_unused(
     store: Store, *, keep_s: float = KEEP_S, states_kept: int = STATES_KEPT, folders: Sequence[str] | None = None
 ) -> list[str]:
-    """Remove parts and tombstone files that neither the latest states nor those of the last ``keep_s`` name.
+    """Remove parts and tombstone files that neither the latest snapshots nor those of the last ``keep_s`` need.
 
-    In the folders of the current indexes, unless others are given: one that is being built elsewhere has no state yet.
+    Searches the folders of the current indexes by default: an index in the making has no snapshot yet.
     """
     with hold_lock(store, LOCK) as held:
         try:
             kept = _kept_states(store, keep_s, states_kept)
         except CorruptMemoryError as error:
-            logger.warning(f"{error.problem}, so which files it needs is not known and none is removed")
+            logger.warning(f"{error.problem}, so the files that it needs are unknown and none is removed")
             return []
         views = [view for snapshot in kept for view in snapshot.indexes.values()]
         named = {f"{view.index}/parts/{name}" for view in views for name in view.parts}
@@ -163,7 +163,7 @@ def remove_unused(
         if folders is None:
             folders = sorted({view.index for view in kept[0].indexes.values()}) if kept else []
         candidates = [f"{folder}/parts/{name}" for folder in folders for name in _part_files(store, folder)]
-        # A later number belongs to a writer that is about to make the next state.
+        # A later number belongs to a writer that is about to write the next snapshot.
         numbers = [name for name in store.list(TOMBSTONES) if re.fullmatch(r"[0-9]{1,18}\.npy", name)]
         candidates += [
             f"{TOMBSTONES}/{name}" for name in numbers if kept and int(name.removesuffix(".npy")) <= kept[0].number
@@ -176,12 +176,12 @@ def remove_unused(
 
 
 def _part_files(store: Store, folder: str) -> list[str]:
-    """Files in an index's folder of parts that are called as ours are; what else lies there is not ours to remove."""
+    """File names of parts in an index's folder; files with other names are never removed."""
     return [name for name in store.list(f"{folder}/parts") if is_part_file(name)]
 
 
 def _kept_states(store: Store, keep_s: float, states_kept: int) -> list[Snapshot]:
-    """The latest first: as many as are kept in any case, and those that were current at some time since."""
+    """Snapshots to keep, latest first: the last ``states_kept``, and those that were current within ``keep_s``."""
     kept: list[Snapshot] = []
     for number in reversed(snapshot_numbers(store)):
         if len(kept) >= states_kept and time.time() - kept[-1].written_s >= keep_s:

@@ -1,4 +1,4 @@
-"""Delete rows, named by row id, by pair key or by a filter."""
+"""Delete rows by row id, pair key or filter."""
 
 from collections.abc import Sequence
 
@@ -25,17 +25,17 @@ def delete(
     keys: str | Sequence[str] | None = None,
     where: str | None = None,
 ) -> Snapshot:
-    """Delete rows, named in one of three ways: no search finds them from the next opening on.
+    """Delete rows from search, named in one of three ways; the next opening of the memory does not return them.
 
     Args:
-        store: the memory.
-        ids: row ids, i64[n].
-        keys: keys of pairs, or one; every row that has one of them, in any shard.
+        store: storage of the memory.
+        ids: i64[n] row ids.
+        keys: one or several pair keys; every row with one of them is deleted, in any shard.
         where: a filter, as for search.
 
     Raises:
-        UsageError: none or several ways, a row that is not in the memory, a filter that cannot be, nothing that fits.
-        ConcurrentWriterError: other writers were always faster.
+        UsageError: none or several ways, an unknown row, an invalid filter, or no matching row.
+        ConcurrentWriterError: other writers kept winning the race for a snapshot.
     """
     if sum(given is not None for given in (ids, keys, where)) != 1:
         raise UsageError("give exactly one of ids, keys and where")
@@ -48,7 +48,7 @@ def delete(
     else:
         chosen = _rows_named(Rows(store, commits, description.d), () if keys is None else several(keys), where)
     if not len(chosen):
-        raise UsageError(f"nothing to delete: no row of {store.root} is named by that")
+        raise UsageError(f"nothing to delete: no row of {store.root} matches")
     return delete_rows(store, chosen)
 
 

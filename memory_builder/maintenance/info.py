@@ -1,4 +1,4 @@
-"""What stands in a memory right now, from its commit records: the same answer from any machine, while a job runs."""
+"""Read the current state of a memory from its commit records: on any machine, also while a job runs."""
 
 import math
 from collections import Counter
@@ -26,41 +26,41 @@ RATE_OVER_SHARDS = 50
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Info:
-    """A memory's state; ``info --json`` prints its fields."""
+    """State of a memory; ``info --json`` prints its fields."""
 
     rows: int
     shards: dict[str, int]
-    """done, partial (read until its input broke off), failed and pending: together, all planned shards."""
+    """Number of shards that are done, partial (read until the input broke off), failed or pending: all planned ones."""
     rejects: dict[str, int]
-    """By reason."""
+    """Reason → number of rejects."""
     notes: dict[str, int]
-    """What else the commit records say of rows and shards, with how many it concerns."""
+    """Note of the commit records → number of rows or shards."""
     deleted: int
-    """Rows among them that were deleted."""
+    """Number of these rows that are deleted."""
     indexes: dict[str, dict[str, Any]]
-    """By key modality: key, rows (in each segment too), deleted rows that are still in its parts, bytes, and for each
-    query modality the setting and its measured recall."""
+    """Modality → index key, rows (also of each segment), deleted rows still in its parts, bytes, and for each query
+    modality the search parameters and measured recall."""
     input_bytes: int
-    """Of committed shards."""
+    """Bytes of committed shards."""
     retries: int
-    """Requests to storage that had to be made again for the committed shards."""
+    """Number of retried storage requests for the committed shards."""
     pairs_per_s: float | None
-    """Over the latest shards."""
+    """Pairs read each second over the latest shards."""
     time_left_s: float | None
-    """For the pending shards at this rate; None when nothing is pending or nothing is known."""
+    """Seconds left for the pending shards at this rate; None if nothing is pending or the rate is unknown."""
     model: str
     fingerprint: str
     d: int
     snapshot: int
     damaged: list[str]
-    """Records that are damaged, and what stands in for them; see ``verify``."""
+    """Damaged records, with their substitutes; see ``verify``."""
 
 
 def read_info(store: Store) -> Info:
     """Read the state of a memory.
 
     Raises:
-        UsageError: there is no memory here.
+        UsageError: no memory exists in ``store``.
     """
     description = read_description(store)
     plan = read_plan(store)
@@ -93,7 +93,7 @@ def read_info(store: Store) -> Info:
 
 
 def pairs_per_second(commits: Sequence[Commit]) -> float | None:
-    """Pairs read a second over the latest shards, all workers together."""
+    """Pairs read each second over the latest shards, by all workers together."""
     latest = sorted(commits, key=lambda commit: commit.finished_s)[-RATE_OVER_SHARDS:]
     if not latest:
         return None

@@ -1,8 +1,7 @@
-"""Blank deleted rows where they lie, for takedowns: vector, caption, url and whatever else tells what the pair said.
+"""Purge deleted rows from the files: blank vector, caption, URL and all other content of the pair.
 
-A commit record is never changed, so the checksums of what remains stand in ``purges/<ordinal>.json``, which is written
-first: until the files are what it says, ``verify`` calls for the same command again. Blanking twice gives the same
-bytes.
+A commit record never changes, so the checksums after a purge are in ``purges/<ordinal>.json``, which is written first:
+until the files match it, ``verify`` asks for the same command again. Blanking twice gives the same bytes.
 """
 
 from collections.abc import Callable
@@ -39,19 +38,19 @@ from memory_builder.storage.store import Store, sha256
 FOLDER = "purges"
 PURGE_AGAIN = "run compact --purge again"
 KEPT = ("key", "width", "height", "sha256", "member")
-"""Metadata that stays: what a pair is called and what it was, so that it is known again."""
+"""Metadata columns that a purge keeps, so that the pair is recognised when embedded again."""
 
 
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Purge:
-    """``purges/<ordinal>.json``: what the files of a shard are after rows of it were blanked."""
+    """``purges/<ordinal>.json``: checksums of a shard's files after its rows were blanked."""
 
     ordinal: Ordinal
     n_rows: RowCount
-    """Rows blanked; rows that are deleted stay so, which makes this say which."""
+    """Number of blanked rows; deleted rows stay deleted, so the number identifies them."""
     checksums: dict[ShardFile, Digest]
-    """Path → SHA-256, instead of those of the commit record."""
+    """Path → SHA-256, replacing those of the commit record."""
 
 
 def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
@@ -64,10 +63,10 @@ def purge_rows(store: Store, deleted: Ids, runner: Runner) -> None:
 
 
 def read_purge(store: Store, ordinal: int) -> Purge | None:
-    """The record of a shard of which rows were blanked; None of any other.
+    """Read the purge record of a shard; None for a shard without one.
 
     Raises:
-        CorruptMemoryError: it is damaged.
+        CorruptMemoryError: the record is damaged.
     """
     path = _record_path(ordinal)
     purge = read_record(store, path, Purge, fix=PURGE_AGAIN)
@@ -81,7 +80,7 @@ def read_purge(store: Store, ordinal: int) -> Purge | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PurgeTask:
-    """A worker that blanks rows of shards."""
+    """Worker that blanks rows of shards."""
 
     memory: Store | str
     deleted: tuple[int, ...]
@@ -95,9 +94,9 @@ class PurgeTask:
 
 
 def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
-    """Blank rows (i64[n]) of one shard; one that is blanked already is left alone."""
+    """Blank rows (i64[n]) of one shard, unless they are blank."""
     purged = None
-    with suppress(CorruptMemoryError):  # it is made anew
+    with suppress(CorruptMemoryError):  # written again below
         purged = read_purge(store, commit.ordinal)
     if purged is not None and purged.n_rows == len(rows) and _is_done(store, purged):
         return purged
@@ -136,7 +135,7 @@ def _blank_vectors(store: Store, commit: Commit, modality: str, d: int, rows: Id
 
 def _blank_metadata(table: pa.Table, rows: Ids) -> pa.Table:
     for column, field in enumerate(table.schema):
-        if field.name == "member":  # of a picture elsewhere it is the address
+        if field.name == "member":  # the URL of a linked picture
             addresses = [row for row in rows.tolist() if "://" in (table["member"][row].as_py() or "")]
             table = table.set_column(column, field, _blanked(table["member"], np.array(addresses, np.int64), None))
         elif field.name not in KEPT:
@@ -146,8 +145,8 @@ def _blank_metadata(table: pa.Table, rows: Ids) -> pa.Table:
 
 
 def _blanked(values: pa.ChunkedArray, rows: Ids, blank: Any) -> pa.Array:
-    """The column with another value in these rows, and no trace of the one before."""
-    blanked = values.to_pylist()  # built anew rather than masked: what is masked may stay in the buffers
+    """Set these rows of a column to another value, without a trace of the old one."""
+    blanked = values.to_pylist()  # rebuilt rather than masked: masked values may stay in the buffers
     for row in rows.tolist():
         blanked[row] = blank
     return pa.array(blanked, values.type)

@@ -1,8 +1,7 @@
-"""A memory mended: records derived from others, files of shards made again from their sources, indexes refilled.
+"""Repair a memory: records from other records, files of shards from their sources, indexes from vectors.
 
-The same input and configuration give the same bytes.
-A shard is embedded into this process's memory, and what comes of it is compared with the checksums of its commit
-record. Only then are the files put that were damaged or missing; everything else stays as it is.
+The same input and configuration give the same bytes. A shard is embedded into this process's memory and compared with
+the checksums of its commit record. Only if they match are damaged or missing files written; all others stay unchanged.
 """
 
 import uuid
@@ -27,8 +26,8 @@ from memory_builder.embedding.known_pairs import with_earlier
 from memory_builder.embedding.settings import settings_in
 from memory_builder.errors import CorruptMemoryError
 from memory_builder.maintenance.purge import Purge, read_purge
-from memory_builder.maintenance.repair_index import mend_indexes
-from memory_builder.maintenance.repair_records import Mended, mend_records
+from memory_builder.maintenance.repair_index import repair_indexes
+from memory_builder.maintenance.repair_records import Repairs, repair_records
 from memory_builder.maintenance.verify import Problem, checksum_of, read_records, verify
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.shard import Shard
@@ -40,32 +39,32 @@ from memory_builder.storage.store import Store, sha256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Repaired:
-    """What came of a repair."""
+    """Result of a repair."""
 
     files: list[str]
-    """Made again; each is what its record says."""
+    """Repaired files; each matches its record."""
     problems: list[Problem]
-    """What remains, with why and what helps."""
+    """Remaining problems, with reason and fix."""
     lost: list[str] = field(default_factory=list)
-    """What the files that were made again no longer say, and what is to be done."""
+    """Information that repaired files have lost, with the fix."""
 
 
 def repair(store: Store, runner: Runner, *, encoder: EncoderConfig | None = None) -> Repaired:
-    """Verify a memory and put right what can be made again from the sources; nothing is ever deleted.
+    """Verify a memory, and repair the files that can be rebuilt; nothing is ever deleted.
 
     Args:
-        store: where the memory lies.
-        runner: where the shards are read, and embedded, again.
-        encoder: where to find the memory's model, if not where it was.
+        store: storage of the memory.
+        runner: reads and embeds the shards again.
+        encoder: the memory's model at its current path, if it has moved.
 
     Raises:
-        UsageError: there is no memory here.
-        EncoderError: the model cannot be loaded, or is another one.
+        UsageError: no memory exists in ``store``.
+        EncoderError: the model cannot be loaded, or has other weights.
     """
     problems = verify(store, runner)
     if not problems:
         return Repaired(files=[], problems=[])
-    mended = mend_records(store, problems)
+    repairs = repair_records(store, problems)
     commits, _ = read_records(store)
     damaged: dict[int, list[str]] = {}
     for problem in problems:
@@ -73,13 +72,13 @@ def repair(store: Store, runner: Runner, *, encoder: EncoderConfig | None = None
         is_lost = shard is not None and shard not in commits and file == commit_path(shard)
         if shard is not None and (is_lost or (shard in commits and file in commits[shard].checksums)):
             damaged.setdefault(shard, []).append(file)
-    _derive_lookups(store, commits, damaged, mended)
+    _derive_lookups(store, commits, damaged, repairs)
     if damaged:
-        _embed_again(store, commits, damaged, runner, encoder, mended)
-    mend_indexes(store, problems, runner, mended)
-    remaining = [_with_reason(problem, mended.reasons) for problem in verify(store, runner)]
+        _embed_again(store, commits, damaged, runner, encoder, repairs)
+    repair_indexes(store, problems, runner, repairs)
+    remaining = [_with_reason(problem, repairs.reasons) for problem in verify(store, runner)]
     left = {problem.file for problem in remaining}
-    return Repaired(files=sorted({*mended.files} - left), problems=remaining, lost=mended.lost)
+    return Repaired(files=sorted({*repairs.files} - left), problems=remaining, lost=repairs.lost)
 
 
 def _embed_again(
@@ -88,24 +87,24 @@ def _embed_again(
     damaged: dict[int, list[str]],
     runner: Runner,
     encoder: EncoderConfig | None,
-    mended: Mended,
+    repairs: Repairs,
 ) -> None:
-    """Make damaged files of shards again from their sources."""
+    """Rebuild damaged files of shards from their sources."""
     items: list[tuple[Commit | None, Shard]] = []
     for ordinal, files in damaged.items():
         shard = _planned(store, commits.get(ordinal), ordinal)
         if shard is None:
             lost = "its source is not known: remove the record and embed the source again, as a new shard"
-            mended.reasons.update(dict.fromkeys(files, lost))
+            repairs.reasons.update(dict.fromkeys(files, lost))
         else:
             items += [(commits.get(ordinal), known) for known in with_earlier([shard], commits.values())]
-    with _naming(mended, damaged):
+    with _settings_errors_to(repairs, damaged):
         for (_, shard), result in _repaired(store, items, damaged, runner, encoder):
             if isinstance(result, Exception):
                 reason = f"{type(result).__name__}: {result}"
-                mended.reasons.update(dict.fromkeys(damaged[shard.ordinal], reason))
+                repairs.reasons.update(dict.fromkeys(damaged[shard.ordinal], reason))
             else:
-                mended.files.extend(result)
+                repairs.files.extend(result)
 
 
 def _repaired(
@@ -115,7 +114,7 @@ def _repaired(
     runner: Runner,
     encoder: EncoderConfig | None,
 ) -> Iterator[tuple[tuple[Commit | None, Shard], list[str] | Exception]]:
-    """Embed or import shards anew, as they were; yield each with the files that were put again."""
+    """Embed or import shards again with their first settings; yield each with the files written."""
     description = read_description(store)
     with reading(f"{store.root}/{DESCRIPTION}", EMBED_AGAIN):
         config = EmbedConfig(**settings_in(EmbedConfig, description.config))
@@ -135,17 +134,17 @@ def _repaired(
 
 
 @contextmanager
-def _naming(mended: Mended, damaged: dict[int, list[str]]) -> Iterator[None]:
-    """What is wrong with the memory's settings is why nothing was embedded again."""
+def _settings_errors_to(repairs: Repairs, damaged: dict[int, list[str]]) -> Iterator[None]:
+    """Record damaged settings of the memory as the reason why no shard was embedded."""
     try:
         yield
     except CorruptMemoryError as error:
         for files in damaged.values():
-            mended.reasons.update(dict.fromkeys(files, str(error)))
+            repairs.reasons.update(dict.fromkeys(files, str(error)))
 
 
-def _derive_lookups(store: Store, commits: dict[int, Commit], damaged: dict[int, list[str]], mended: Mended) -> None:
-    """Make damaged look-up files again from the metadata, which needs no source."""
+def _derive_lookups(store: Store, commits: dict[int, Commit], damaged: dict[int, list[str]], repairs: Repairs) -> None:
+    """Rebuild damaged look-up files from the metadata, without the source."""
     for ordinal, files in list(damaged.items()):
         path = lookup_path(ordinal)
         if path not in files or ordinal not in commits:
@@ -157,7 +156,7 @@ def _derive_lookups(store: Store, commits: dict[int, Commit], damaged: dict[int,
             data = arrow_bytes(rows.shard_metadata(ordinal, LOOKUP_FIELDS))
             if sha256(data) == checksums.get(path):
                 store.put(path, data)
-                mended.files.append(path)
+                repairs.files.append(path)
                 files.remove(path)
         if not files:
             del damaged[ordinal]
@@ -175,15 +174,15 @@ def _with_reason(problem: Problem, reasons: dict[str, str]) -> Problem:
 
 
 def _planned(store: Store, commit: Commit | None, ordinal: int) -> Shard | None:
-    """The shard as it was when it was committed, or, where that is lost, as it is planned; None if it is not."""
-    planned = {shard.ordinal: shard for shard in read_plan_of_sound(store)}.get(ordinal)
+    """The shard as committed, or as planned if its commit record is lost; None if it is in neither."""
+    planned = {shard.ordinal: shard for shard in read_plan_if_sound(store)}.get(ordinal)
     if commit is None:
         return planned
     return Shard(ordinal=ordinal, uri=commit.uri, etag=commit.etag, bytes=planned.bytes if planned else 0)
 
 
-def read_plan_of_sound(store: Store) -> list[Shard]:
-    """The plan; where that is damaged nothing, since a commit record may be too."""
+def read_plan_if_sound(store: Store) -> list[Shard]:
+    """Read the plan; empty if it is damaged, since a commit record may be too."""
     with suppress(CorruptMemoryError):
         return read_plan(store)
     return []
@@ -191,17 +190,17 @@ def read_plan_of_sound(store: Store) -> list[Shard]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RepairTask:
-    """A worker with the memory's model loaded."""
+    """Worker that loads the memory's model and repairs shards."""
 
     memory: Store | str
     task: EmbedTask | ImportTask
-    """What wrote these shards."""
+    """Task that wrote these shards."""
     damaged: dict[int, list[str]]
-    """Files to put again, by the ordinal of their shard."""
+    """Shard ordinal → files to repair."""
     wants_gpu: bool = True
 
     def start(self) -> Callable[[tuple[Commit | None, Shard]], list[str]]:
-        scratch = Store(f"memory://repair-{uuid.uuid4().hex}")  # no file: gone with this process
+        scratch = Store(f"memory://repair-{uuid.uuid4().hex}")  # in RAM, so it ends with this process
         return partial(
             repair_shard,
             store=Store(self.memory),
@@ -219,21 +218,22 @@ def repair_shard(
     make: Callable[[Shard], Commit],
     damaged: dict[int, list[str]],
 ) -> list[str]:
-    """Embed one shard anew and put its damaged files; of one whose commit record is lost, all that differ, and it.
+    """Embed one shard again and write its damaged files; without a commit record, all files that differ, and the
+    record.
 
     Returns:
-        The paths put.
+        Paths of the files written.
 
     Raises:
-        SourceError: the source is gone, or is not what it was when it was committed.
-        CorruptMemoryError: what comes of it is not what the commit record says, or rows of it were purged; nothing
+        SourceError: the source is missing, or has changed since the commit.
+        CorruptMemoryError: the new bytes do not match the commit record, or rows were purged; nothing
             was changed.
     """
     commit, shard = item
     wanted = damaged[shard.ordinal]
     purge = read_purge(store, shard.ordinal)
     if purge is not None and (commit is None or not purge.checksums.keys().isdisjoint(wanted)):
-        raise CorruptMemoryError(f"rows of {shard.uri} were purged, and embedding it anew would bring them back")
+        raise CorruptMemoryError(f"rows of {shard.uri} were purged, and embedding it again would restore them")
     needed = _needed(shard)
     for path in needed:
         scratch.put(path, store.read(path))
@@ -246,7 +246,7 @@ def repair_shard(
             _refuse_other_bytes(shard, commit, made)
         for path in wanted:
             store.put(path, scratch.read(path))
-    finally:  # only its own: a worker may be at another shard meanwhile
+    finally:  # only its own: the worker may process another shard concurrently
         for path in (*made.checksums, commit_path(shard.ordinal), *needed):
             with suppress(FileNotFoundError):
                 scratch.remove(path)
@@ -254,7 +254,7 @@ def repair_shard(
 
 
 def _needed(shard: Shard) -> list[str]:
-    """What the memory says of other shards that decides which pairs of this one are embedded."""
+    """Files of other shards that decide which pairs of this one are embedded."""
     retried = split_uri(shard.uri)[1].rejects
     earlier = [path for ordinal in shard.earlier for path in (metadata_path(ordinal), commit_path(ordinal))]
     return earlier if retried is None else [*earlier, rejects_path(retried)]
@@ -264,6 +264,6 @@ def _refuse_other_bytes(shard: Shard, commit: Commit, made: Commit) -> None:
     differing = sorted(path for path, digest in commit.checksums.items() if made.checksums.get(path) != digest)
     if differing:
         raise CorruptMemoryError(
-            f"{shard.uri} embedded anew gives other bytes than its commit record says ({', '.join(differing)}): "
+            f"{shard.uri} embedded again gives other bytes than its commit record ({', '.join(differing)}): "
             "another kind of machine, other versions of the libraries, or a damaged record"
         )

@@ -1,6 +1,6 @@
-"""Damaged files of the current indexes made again: the quantizer from a part, parts from the vectors, records.
+"""Repair the current indexes: the quantizer from a part, parts from the vectors, records.
 
-What is made is compared with its record and put only if it is the same, byte by byte.
+A rebuilt file is written only if its bytes match its record.
 """
 
 import tempfile
@@ -25,44 +25,44 @@ from memory_builder.catalog.tombstones import read_tombstones
 from memory_builder.errors import CorruptMemoryError, MemoryBuilderError
 from memory_builder.indexing.finish import restore_build_record
 from memory_builder.indexing.train import Quantizer, read_quantizer
-from memory_builder.maintenance.repair_records import Mended
+from memory_builder.maintenance.repair_records import Repairs
 from memory_builder.maintenance.verify import INDEX_AGAIN, Problem, checksum_of, quantizer_hash, sound_snapshots
 from memory_builder.storage.formats import npy_bytes
 from memory_builder.storage.records import decode_value
 from memory_builder.storage.store import Store
 
 
-def mend_indexes(store: Store, problems: list[Problem], runner: Runner, mended: Mended) -> None:
-    """Make again what can be of the indexes in the current state; reasons for the rest."""
+def repair_indexes(store: Store, problems: list[Problem], runner: Runner, repairs: Repairs) -> None:
+    """Rebuild damaged files of the current indexes; record reasons for the others."""
     damaged = {problem.file for problem in problems}
     for modality, view in read_snapshot(store).indexes.items():
         if not any(file.startswith(f"{view.index}/") for file in damaged):
             continue
-        mends: dict[str, Callable[[], bool]] = {
-            "trained.json": partial(_mend_quantizer_record, store, view),
-            "trained.faiss": partial(_mend_quantizer, store, view),
-            "held_out.npy": partial(_mend_held_out, store, view, modality),  # type: ignore[arg-type]
+        steps: dict[str, Callable[[], bool]] = {
+            "trained.json": partial(_repair_quantizer_record, store, view),
+            "trained.faiss": partial(_repair_quantizer, store, view),
+            "held_out.npy": partial(_repair_held_out, store, view, modality),  # type: ignore[arg-type]
         }
-        for name, mend in mends.items():
-            _try(mended, damaged, f"{view.index}/{name}", mend)
-        _mend_parts(store, view, modality, damaged, runner, mended)  # type: ignore[arg-type]
+        for name, step in steps.items():
+            _try(repairs, damaged, f"{view.index}/{name}", step)
+        _repair_parts(store, view, modality, damaged, runner, repairs)  # type: ignore[arg-type]
         restore = partial(_restored, store, view, modality)  # type: ignore[arg-type]
-        _try(mended, damaged, f"{view.index}/index.json", restore)
+        _try(repairs, damaged, f"{view.index}/index.json", restore)
         for name in (view.tuning, *(f"parts/{part}.json" for part in view.parts)):
             if f"{view.index}/{name}" in damaged:
-                mended.reasons[f"{view.index}/{name}"] = INDEX_AGAIN
+                repairs.reasons[f"{view.index}/{name}"] = INDEX_AGAIN
 
 
-def _try(mended: Mended, damaged: set[str], file: str, mend: Callable[[], bool]) -> None:
+def _try(repairs: Repairs, damaged: set[str], file: str, step: Callable[[], bool]) -> None:
     if file not in damaged:
         return
     is_made = False
     with suppress(CorruptMemoryError):
-        is_made = mend()
+        is_made = step()
     if is_made:
-        mended.files.append(file)
+        repairs.files.append(file)
     else:
-        mended.reasons[file] = INDEX_AGAIN
+        repairs.reasons[file] = INDEX_AGAIN
 
 
 def _restored(store: Store, view: IndexView, modality: Modality) -> bool:
@@ -70,8 +70,8 @@ def _restored(store: Store, view: IndexView, modality: Modality) -> bool:
     return True
 
 
-def _mend_quantizer_record(store: Store, view: IndexView) -> bool:
-    """From the copy in ``index.json``, if the parts agree with it."""
+def _repair_quantizer_record(store: Store, view: IndexView) -> bool:
+    """Rebuild the record from its copy in ``index.json``, if the parts agree with it."""
     path = f"{view.index}/index.json"
     copy = (store.read_json(path) or {}).get("quantizer")
     quantizer = decode_value(Quantizer, copy, where=f"{store.root}/{path}")
@@ -82,8 +82,8 @@ def _mend_quantizer_record(store: Store, view: IndexView) -> bool:
     return True
 
 
-def _mend_quantizer(store: Store, view: IndexView) -> bool:
-    """A part is a copy of the quantizer, filled: emptied again, it is the quantizer."""
+def _repair_quantizer(store: Store, view: IndexView) -> bool:
+    """Rebuild the quantizer by emptying a part, which is a filled copy of it."""
     path = f"{view.index}/trained.faiss"
     for record in _records(store, view):
         part = f"{view.index}/parts/{record.name}.faiss"
@@ -97,7 +97,7 @@ def _mend_quantizer(store: Store, view: IndexView) -> bool:
 
 
 def _put_if(store: Store, path: str, index: object, sha256: str) -> bool:
-    """Put a faiss index if its bytes are those of this checksum."""
+    """Write a faiss index if its bytes have this checksum."""
     with tempfile.TemporaryDirectory(prefix="memory-builder-repair-") as folder:
         scratch = Store(folder)
         if write_faiss(scratch, "index.faiss", index)[1] != sha256:
@@ -106,8 +106,8 @@ def _put_if(store: Store, path: str, index: object, sha256: str) -> bool:
     return True
 
 
-def _mend_held_out(store: Store, view: IndexView, modality: Modality) -> bool:
-    """Drawn anew: seed and number of rows say which they were."""
+def _repair_held_out(store: Store, view: IndexView, modality: Modality) -> bool:
+    """Draw the held-out rows again from the recorded seed and number of rows."""
     quantizer = read_quantizer(store, view.index)
     if quantizer is None:
         return False
@@ -125,8 +125,8 @@ def _mend_held_out(store: Store, view: IndexView, modality: Modality) -> bool:
     return False
 
 
-def _mend_parts(
-    store: Store, view: IndexView, modality: Modality, damaged: set[str], runner: Runner, mended: Mended
+def _repair_parts(
+    store: Store, view: IndexView, modality: Modality, damaged: set[str], runner: Runner, repairs: Repairs
 ) -> None:
     path = {record: f"{view.index}/parts/{record.name}.faiss" for record in _records(store, view)}
     broken = [record for record in path if path[record] in damaged]
@@ -134,16 +134,16 @@ def _mend_parts(
     stage = Stage(name=f"verify {modality}: refilled", task=task, runner=runner, unit="parts")
     for record, result in stage.outcomes(broken) if broken else ():
         if result is True:
-            mended.files.append(path[record])
+            repairs.files.append(path[record])
         else:
             failed = isinstance(result, Exception)
             why = f"{type(result).__name__}: {result}" if failed else "other bytes come of it here"
             again = f"remove {store.root}/{view.index}/parts/{record.name}.json and build the index again"
-            mended.reasons[path[record]] = f"{why}; {again}"
+            repairs.reasons[path[record]] = f"{why}; {again}"
 
 
 def _records(store: Store, view: IndexView) -> list[PartRecord]:
-    """Those of the parts that can be read."""
+    """Records of the parts that can be read."""
     records = []
     for name in view.parts:
         with suppress(CorruptMemoryError):
@@ -152,7 +152,7 @@ def _records(store: Store, view: IndexView) -> list[PartRecord]:
 
 
 def _deletions(store: Store) -> Iterator[Ids]:
-    """Every set of deleted rows that there ever was, as far as it can be read."""
+    """Iterate over all deleted sets of readable snapshots, and the empty one."""
     yield np.zeros(0, np.int64)
     for path, digest in dict.fromkeys((one.tombstones, one.tombstones_sha256) for one in sound_snapshots(store)):
         with suppress(CorruptMemoryError):
@@ -161,7 +161,7 @@ def _deletions(store: Store) -> Iterator[Ids]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RefillTask:
-    """A worker that fills damaged parts again."""
+    """Worker that refills damaged parts."""
 
     memory: Store | str
     folder: str
@@ -173,19 +173,19 @@ class RefillTask:
 
 
 def refill(record: PartRecord, *, task: RefillTask, store: Store) -> bool:
-    """Fill a part again, without the rows that were deleted then, and put it if its bytes are as recorded."""
+    """Refill a part without the rows deleted at its first filling, and write it if its bytes match the record."""
     path = f"{task.folder}/parts/{record.name}.faiss"
     part = Part(name=record.name, ordinals=record.ordinals)
     commits, d = Manifest.read(store).commits, read_description(store).d
     missing = [ordinal for ordinal in record.ordinals if ordinal not in commits]
     if missing:
         raise MemoryBuilderError(f"shard {missing[0]} is not committed")
-    tried: set[bytes] = set()
+    seen: set[bytes] = set()
     for deleted in _deletions(store):
-        here = deleted[np.isin(deleted >> ROW_BITS, record.ordinals)].tobytes()
-        if here in tried:
+        in_part = deleted[np.isin(deleted >> ROW_BITS, record.ordinals)].tobytes()
+        if in_part in seen:
             continue
-        tried.add(here)
+        seen.add(in_part)
         index, n_deleted = filled(
             part, store, task.folder, task.modality, d, commits, available_threads(), choose_backend("auto"), deleted
         )

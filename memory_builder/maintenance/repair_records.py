@@ -1,4 +1,4 @@
-"""Records of a memory written anew from others that say the same; what no other says is named as lost."""
+"""Repair records of a memory from others with the same content; what no other record holds is listed as lost."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,54 +32,54 @@ from memory_builder.storage.store import Store
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mended:
-    """What came of mending."""
+class Repairs:
+    """Result of repairing files."""
 
     files: list[str] = field(default_factory=list)
-    """Written anew."""
+    """Repaired files."""
     lost: list[str] = field(default_factory=list)
-    """What they no longer say, and what is to be done."""
+    """Information that they have lost, with the fix."""
     reasons: dict[str, str] = field(default_factory=dict)
-    """Of files that are as damaged as before: why, and what helps."""
+    """File → reason why it is still damaged, with the fix."""
 
 
-def mend_records(store: Store, problems: list[Problem]) -> Mended:
-    """Write anew what can be derived: memory.json, commit records, manifest, plan, snapshots, tombstones."""
-    mended, damaged = Mended(), {problem.file for problem in problems}
+def repair_records(store: Store, problems: list[Problem]) -> Repairs:
+    """Rewrite records that can be derived: memory.json, commit records, manifest, plan, snapshots, tombstones."""
+    repairs, damaged = Repairs(), {problem.file for problem in problems}
     if DESCRIPTION in damaged:
-        _mend_description(store, mended)
-    _mend_commits(store, damaged, mended)
+        _repair_description(store, repairs)
+    _repair_commits(store, damaged, repairs)
     if MANIFEST in damaged or _differs(store):
-        _try(mended, MANIFEST, lambda: Manifest.rewrite(store))
+        _try(repairs, MANIFEST, lambda: Manifest.rewrite(store))
     if PLAN in damaged:
-        _try(mended, PLAN, lambda: _mend_plan(store, mended))
+        _try(repairs, PLAN, lambda: _repair_plan(store, repairs))
     for number in snapshot_numbers(store):
         if f"snapshots/{number}.json" in damaged:
-            _mend_snapshot(store, number, mended)
-    _mend_tombstones(store, mended)
-    return mended
+            _repair_snapshot(store, number, repairs)
+    _repair_tombstones(store, repairs)
+    return repairs
 
 
-def _try(mended: Mended, file: str, write: Callable[[], None]) -> None:
+def _try(repairs: Repairs, file: str, write: Callable[[], None]) -> None:
     try:
         write()
-    except CorruptMemoryError as error:  # what it would be derived from is damaged too
-        mended.reasons[file] = error.problem
+    except CorruptMemoryError as error:  # its source records are damaged too
+        repairs.reasons[file] = error.problem
     else:
-        mended.files.append(file)
+        repairs.files.append(file)
 
 
-def _mend_description(store: Store, mended: Mended) -> None:
+def _repair_description(store: Store, repairs: Repairs) -> None:
     copy = described_by_manifest(store)
     if copy is None:
-        mended.reasons[DESCRIPTION] = EMBED_AGAIN
+        repairs.reasons[DESCRIPTION] = EMBED_AGAIN
     else:
         store.put(DESCRIPTION, copy.to_json())
-        mended.files.append(DESCRIPTION)
+        repairs.files.append(DESCRIPTION)
 
 
-def _mend_commits(store: Store, damaged: set[str], mended: Mended) -> None:
-    """As ``manifest.parquet`` has them, where they cannot be read or speak of other files than there are."""
+def _repair_commits(store: Store, damaged: set[str], repairs: Repairs) -> None:
+    """Restore commit records from ``manifest.parquet`` if they are unreadable or do not match the files."""
     folded = {commit_path(ordinal): commit for ordinal, commit in folded_commits(store).items()}
     for path in sorted(damaged & folded.keys()):
         try:
@@ -88,7 +88,7 @@ def _mend_commits(store: Store, damaged: set[str], mended: Mended) -> None:
             committed = None
         if committed is None or (_fits(store, folded[path]) and not _fits(store, committed)):
             store.put(path, folded[path].to_json())
-            mended.files.append(path)
+            repairs.files.append(path)
 
 
 def _fits(store: Store, commit: Commit) -> bool:
@@ -96,37 +96,37 @@ def _fits(store: Store, commit: Commit) -> bool:
 
 
 def _differs(store: Store) -> bool:
-    """Whether the folded commits are not what the records say, which are the truth."""
+    """Whether the folded commits differ from the commit records, which are authoritative."""
     folded = folded_commits(store)
     with suppress(CorruptMemoryError):
         return any(read_commit(store, ordinal) not in (None, commit) for ordinal, commit in folded.items())
     return False
 
 
-def _mend_plan(store: Store, mended: Mended) -> None:
+def _repair_plan(store: Store, repairs: Repairs) -> None:
     with hold_lock(store, "plan.lock") as held:
         plan = derived_plan(store)
         held.check()
         put_plan(store, plan)
-    mended.lost.append(
+    repairs.lost.append(
         f"{PLAN}: which shards were planned and not yet worked at, and the sizes of all sources; "
         "the next embed of the same sources plans them again"
     )
 
 
-def _mend_snapshot(store: Store, number: int, mended: Mended) -> None:
+def _repair_snapshot(store: Store, number: int, repairs: Repairs) -> None:
     path = f"snapshots/{number}.json"
     with hold_lock(store, LOCK) as held:
         recovered = recovered_snapshot(store, number)
         held.check()
         store.put(path, recovered.to_json())
-    mended.files.append(path)
+    repairs.files.append(path)
     if number == snapshot_numbers(store)[-1]:
-        mended.lost.append(f"{path}: {describe_recovered(recovered)}")
+        repairs.lost.append(f"{path}: {describe_recovered(recovered)}")
 
 
-def _mend_tombstones(store: Store, mended: Mended) -> None:
-    """Make a state current whose deleted rows are those that can still be told, where the file of them is damaged."""
+def _repair_tombstones(store: Store, repairs: Repairs) -> None:
+    """Write a snapshot with the deleted rows that are still known, if the tombstone file is damaged."""
     snapshot, _ = read_current(store)
     try:
         commits = Manifest.read(store).commits
@@ -135,7 +135,7 @@ def _mend_tombstones(store: Store, mended: Mended) -> None:
         path, known = _newest_sound(store, commits)
         purged = _purged_rows(store, commits)
     except CorruptMemoryError as error:
-        mended.reasons[snapshot.tombstones or ""] = error.problem
+        repairs.reasons[snapshot.tombstones or ""] = error.problem
         return
     deleted = np.union1d(known, purged)
     written: tuple[str | None, str | None] = write_tombstones(store, deleted) if len(deleted) else (None, None)
@@ -143,8 +143,8 @@ def _mend_tombstones(store: Store, mended: Mended) -> None:
         after = replace(snapshot, number=snapshot.number + 1, tombstones=written[0], tombstones_sha256=written[1])
         held.check()
         write_snapshot(store, after)
-    mended.files.append(snapshot.tombstones or "")
-    mended.lost.append(
+    repairs.files.append(snapshot.tombstones or "")
+    repairs.lost.append(
         f"{snapshot.tombstones}: which rows were deleted after {path or 'the beginning'}, except those that were "
         f"purged; they can be found again until they are deleted again. {len(deleted):,} rows are deleted now"
     )
@@ -159,7 +159,7 @@ def _is_sound(store: Store, snapshot: Snapshot, commits: dict[int, Commit]) -> b
 
 
 def _newest_sound(store: Store, commits: dict[int, Commit]) -> tuple[str | None, Ids]:
-    """(file, deleted rows) of the newest state whose tombstones are whole."""
+    """(file, deleted rows) of the newest snapshot with readable tombstones."""
     for snapshot in sound_snapshots(store):
         if _is_sound(store, snapshot, commits):
             return snapshot.tombstones, read_tombstones(store, snapshot.tombstones)
@@ -167,7 +167,7 @@ def _newest_sound(store: Store, commits: dict[int, Commit]) -> tuple[str | None,
 
 
 def _purged_rows(store: Store, commits: dict[int, Commit]) -> Ids:
-    """Rows without a picture and without a caption: no pair is committed like that, and purging makes it so."""
+    """i64[n] rows without picture and caption, which only a purge can make."""
     rows = Rows(store, commits, read_description(store).d)
     ids = [np.zeros(0, np.int64)]
     for name in record_names(store, PURGES):

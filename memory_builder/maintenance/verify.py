@@ -1,4 +1,4 @@
-"""Is everything that the records name there, whole, and nothing else?"""
+"""Verify a memory: all files that its records name exist, unchanged, and no others."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,24 +28,24 @@ from memory_builder.maintenance.purge import read_purge
 from memory_builder.storage.store import Store
 
 SHARD_FOLDERS = ("img_emb", "text_emb", "metadata", "rows", "rejects")
-INDEX_AGAIN = "run memory-builder index, which makes it anew"
+INDEX_AGAIN = "run memory-builder index, which rebuilds it"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Problem:
-    """Something that is not as its record says."""
+    """A file that does not match its record."""
 
     shard: int | None
-    """Ordinal, where a shard is concerned."""
+    """Ordinal of the shard; None for other files."""
     file: str
     problem: str
 
 
 def verify(store: Store, runner: Runner) -> list[Problem]:
-    """Recompute every checksum; name what is missing, changed or foreign.
+    """Recompute every checksum; list missing, changed and foreign files.
 
     Raises:
-        UsageError: there is no memory here.
+        UsageError: no memory exists in ``store``.
     """
     problems = damaged_records(store)
     commits, damaged_commits = read_records(store)
@@ -61,10 +61,10 @@ def verify(store: Store, runner: Runner) -> list[Problem]:
 
 
 def damaged_records(store: Store) -> list[Problem]:
-    """What is damaged of the few files that say what a memory is, and what stands in for it; read in a moment.
+    """List damaged description, manifest, plan and snapshots with their substitutes; takes no time.
 
     Raises:
-        UsageError: there is no memory here.
+        UsageError: no memory exists in ``store``.
     """
     problems = []
     try:
@@ -102,7 +102,7 @@ def _problem(file: str, problem: str) -> Problem:
 
 
 def read_records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
-    """Every commit record one by one, and how they differ from the folded manifest."""
+    """Read every commit record, and list differences from the folded manifest."""
     problems = []
     commits: dict[int, Commit] = {}
     for name in record_names(store, "commits"):
@@ -129,7 +129,7 @@ def read_records(store: Store) -> tuple[dict[int, Commit], list[Problem]]:
 
 
 def folded_commits(store: Store) -> dict[int, Commit]:
-    """What ``manifest.parquet`` has; nothing where it is damaged."""
+    """Read the commits in ``manifest.parquet``; empty if it is damaged."""
     try:
         return Manifest.read_strictly(store).commits
     except CorruptMemoryError:
@@ -138,7 +138,7 @@ def folded_commits(store: Store) -> dict[int, Commit]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyTask:
-    """A worker that reads the files of shards again."""
+    """Worker that reads the files of shards."""
 
     memory: Store | str
     wants_gpu: bool = False
@@ -164,7 +164,7 @@ def verify_shard(commit: Commit, *, store: Store) -> list[Problem]:
             problem = f"checksum is {checksum[:12]}, its purge record says {expected[:12]}: run compact --purge again"
             problems.append(
                 Problem(shard=None, file=path, problem=problem)
-            )  # no shard: its source brings back the rows
+            )  # no shard, since its source would restore the rows
         elif checksum != expected:
             problem = f"checksum is {checksum[:12]}, its commit record says {expected[:12]}"
             problems.append(Problem(shard=commit.ordinal, file=path, problem=problem))
@@ -172,7 +172,7 @@ def verify_shard(commit: Commit, *, store: Store) -> list[Problem]:
 
 
 def checksum_of(store: Store, path: str) -> str | None:
-    """SHA-256 of a file; None where there is none."""
+    """SHA-256 of a file; None if it is missing."""
     try:
         return store.checksum(path)
     except FileNotFoundError:
@@ -182,11 +182,11 @@ def checksum_of(store: Store, path: str) -> str | None:
 def _plan_problems(store: Store, commits: dict[int, Commit]) -> Iterator[Problem]:
     try:
         planned = {shard.ordinal: shard for shard in read_plan(store)}
-    except CorruptMemoryError:  # the plan and a commit record are damaged, which was said of each
+    except CorruptMemoryError:  # the plan and a commit record are damaged, and both are listed already
         return
     try:
         config_hash = read_description_strictly(store, store.read(DESCRIPTION)).config_hash
-    except (FileNotFoundError, CorruptMemoryError):  # said already
+    except (FileNotFoundError, CorruptMemoryError):  # listed already
         config_hash = None
     for commit in commits.values():
         file = commit_path(commit.ordinal)
@@ -234,13 +234,13 @@ def _index_problems(store: Store, snapshot: Snapshot, commits: dict[int, Commit]
 
 
 def _parts_of_all_states(store: Store, folder: str) -> set[str]:
-    """File names of the parts of an index in any state: an earlier one may still be open somewhere."""
+    """File names of an index's parts in any snapshot: an earlier one may still be open."""
     views = [view for snapshot in sound_snapshots(store) for view in snapshot.indexes.values() if view.index == folder]
     return {f"{name}.{suffix}" for view in views for name in view.parts for suffix in ("faiss", "json")}
 
 
 def sound_snapshots(store: Store) -> Iterator[Snapshot]:
-    """Every state whose file is whole, the newest first."""
+    """Iterate over readable snapshots, newest first."""
     for number in reversed(snapshot_numbers(store)):
         try:
             yield read_numbered_snapshot(store, number)
@@ -268,7 +268,7 @@ def _quantizer_problems(store: Store, folder: str) -> Iterator[Problem]:
 
 
 def quantizer_hash(store: Store, folder: str) -> str | None:
-    """SHA-256 that the quantizer's record says it has; None where that cannot be read."""
+    """SHA-256 in the quantizer's record; None if the record cannot be read."""
     try:
         record: Quantizer | None = read_quantizer(store, folder)
     except CorruptMemoryError:

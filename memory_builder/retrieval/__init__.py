@@ -1,1 +1,1 @@
-"""REACT, stage one: the pairs of a memory that a task's classes need, as a training subset."""
+"""REACT, stage 1: retrieve the pairs most relevant to class names, as a training subset."""

@@ -1,4 +1,4 @@
-"""The records of work that is done, ``FOLDER/00000.json``: each is written when all it speaks of is there."""
+"""Records of finished blocks, ``FOLDER/00000.json``: each is written after its data."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -13,7 +13,7 @@ from memory_builder.storage.store import Store
 
 
 class Numbered(Protocol):
-    """A record of one block, shard or tar."""
+    """Record of one block, shard or tar."""
 
     @property
     def number(self) -> int: ...
@@ -25,9 +25,9 @@ Record = TypeVar("Record", bound=Numbered)
 def done_records(
     store: Store, folder: str, kind: type[Record], is_whole: Callable[[Record], bool] = lambda _: True
 ) -> dict[int, Record]:
-    """The records in a folder, by number, of which all they speak of is there.
+    """Records in a folder by number, if their data is complete.
 
-    A damaged record is none: what it stood for is done again.
+    Damaged records are left out, so that their work is repeated.
     """
     records = {}
     for name in record_names(store, folder):
@@ -36,12 +36,12 @@ def done_records(
         if record is not None and is_own and is_whole(record):
             records[record.number] = record
         else:
-            warn_once(f"{store.root}/{folder}/{name} is damaged, or what it speaks of is: it is made again")
+            warn_once(f"{store.root}/{folder}/{name} or its data is damaged: it is written again")
     return records
 
 
 def is_table(store: Store, path: str, schema: pa.Schema, max_rows: int) -> bool:
-    """Whether a parquet file is there and holds these columns."""
+    """Whether a parquet file exists and has these columns."""
     try:
         decode_table(store.read(path), schema, where=path, max_rows=max_rows)
     except (FileNotFoundError, CorruptMemoryError):

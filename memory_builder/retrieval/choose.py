@@ -1,6 +1,6 @@
-"""All hits → the rows of the subset, in pieces that become its tars: ``selection.parquet``, then its record.
+"""Choose the rows of the subset from all hits, in pieces that become tars: ``selection.parquet``, then its record.
 
-One process does this, with memory for the hits and, where near duplicates are looked for, for two vectors a row.
+Runs in one process, with RAM for the hits and, with --dedup, for two vectors a row.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from memory_builder.retrieval.config import MODES, Mode, RetrieveConfig
 from memory_builder.retrieval.duplicates import first_of_each, without_near_duplicates
 from memory_builder.retrieval.queries import Block
 from memory_builder.retrieval.search import HITS, done_blocks, read_block
-from memory_builder.retrieval.selection import Claims, best_claims, comparable, place_in_class, row_scores, select
+from memory_builder.retrieval.selection import Claims, best_claims, percentile_ranks, rank_in_class, row_scores, select
 from memory_builder.storage.records import write_record
 from memory_builder.storage.store import Store
 
@@ -29,20 +29,20 @@ VECTORS_AT_ONCE = 100_000
 
 @dataclass(frozen=True, slots=True)
 class AllHits:
-    """All hits, as columns."""
+    """Columns of all hits."""
 
     labels: npt.NDArray[np.int64]
     ids: Ids
     scores: Scores
     modes: npt.NDArray[np.int8]
-    """Places in MODES."""
+    """i8[n] positions in MODES."""
 
     def at(self, kept: npt.NDArray[np.bool_]) -> "AllHits":
         return AllHits(self.labels[kept], self.ids[kept], self.scores[kept], self.modes[kept])
 
 
 def read_all_hits(store: Store, blocks: Sequence[Block]) -> AllHits:
-    """The hits of all blocks, in their order."""
+    """Read the hits of all blocks, in order."""
     done = done_blocks(store)
     columns: list[tuple[npt.NDArray[np.int64], Ids, Scores]] = []
     modes: list[npt.NDArray[np.int8]] = []
@@ -56,7 +56,7 @@ def read_all_hits(store: Store, blocks: Sequence[Block]) -> AllHits:
 
 
 def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
-    """``hits.parquet``: every hit of every query, a row group a block."""
+    """Write ``hits.parquet``: every hit of every query, a row group for each block."""
     done = done_blocks(store)
     with store.writing(ALL_HITS) as path, pq.ParquetWriter(str(path), HITS, compression="zstd") as writer:
         for block in blocks:
@@ -64,11 +64,11 @@ def write_all_hits(store: Store, blocks: Sequence[Block]) -> None:
 
 
 def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: RetrieveConfig) -> Chosen:
-    """Choose the subset's rows, and write down which, and why."""
+    """Choose the subset's rows, and write them with their claims."""
     every = read_all_hits(store, blocks)
-    hits = every.at(_reach(every, config.ask.least_scores()))
+    hits = every.at(_above_minimum(every, config.ask.min_scores()))
     several = len(np.unique(hits.modes)) > 1
-    values = comparable(hits.scores, hits.modes) if several else hits.scores
+    values = percentile_ranks(hits.scores, hits.modes) if several else hits.scores
     claims = best_claims(hits.labels, hits.ids, values)
     rows, _ = row_scores(claims)
     facts = memory.metadata(rows, ["has_image", "caption", "sha256"])
@@ -96,8 +96,8 @@ def choose(store: Store, blocks: Sequence[Block], memory: Memory, config: Retrie
     return record
 
 
-def _reach(hits: AllHits, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
-    """bool[n]: whether each hit reaches the least score of its mode."""
+def _above_minimum(hits: AllHits, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
+    """bool[n]: whether each hit reaches the min_score of its mode."""
     bars = np.full(len(MODES), -np.inf, np.float32)
     for mode, score in least.items():
         bars[MODES.index(mode)] = score
@@ -106,7 +106,7 @@ def _reach(hits: AllHits, least: dict[Mode, float]) -> npt.NDArray[np.bool_]:
 
 
 def _vectors(memory: Memory, rows: Ids) -> npt.NDArray[np.float16]:
-    """f16[n, d] of the pictures."""
+    """f16[n, d] image vectors of these rows."""
     vectors = np.empty((len(rows), memory.description.d), np.float16)
     for start in range(0, len(rows), VECTORS_AT_ONCE):
         block = slice(start, start + VECTORS_AT_ONCE)
@@ -115,7 +115,7 @@ def _vectors(memory: Memory, rows: Ids) -> npt.NDArray[np.float16]:
 
 
 def _pieces(rows: Ids, at_most: int) -> list[Ids]:
-    """Ascending rows → what goes into each tar. A source shard is in one of them, so that it is read once."""
+    """Split ascending rows into tars. All rows of a source shard are in one tar, so that it is read once."""
     if not len(rows):
         return []
     pieces: list[list[Ids]] = [[]]
@@ -127,21 +127,23 @@ def _pieces(rows: Ids, at_most: int) -> list[Ids]:
 
 
 def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, hits: AllHits, strip: int) -> None:
-    shown = np.unique(chosen.rows[place_in_class(chosen.labels) < strip])
+    shown = np.unique(chosen.rows[rank_in_class(chosen.labels) < strip])
     by_row = chosen.at(np.lexsort((chosen.labels, -chosen.scores, chosen.rows)))
     starts = np.concatenate([np.flatnonzero(np.diff(by_row.rows, prepend=-1)), [len(by_row)]])
     first = 0
     with pq.ParquetWriter(str(path), ROWS, compression="zstd") as writer:
         for piece in pieces:
             ends = starts[first : first + len(piece) + 1]
-            here = slice(int(ends[0]), int(ends[-1]))
-            table = _piece_table(piece, by_row.at(np.arange(here.start, here.stop)), ends - ends[0], hits, shown)
+            rows_of_piece = slice(int(ends[0]), int(ends[-1]))
+            table = _piece_table(
+                piece, by_row.at(np.arange(rows_of_piece.start, rows_of_piece.stop)), ends - ends[0], hits, shown
+            )
             writer.write_table(table, row_group_size=max(1, len(piece)))
             first += len(piece)
 
 
 def _piece_table(rows: Ids, claims: Claims, offsets: npt.NDArray[np.int64], hits: AllHits, shown: Ids) -> pa.Table:
-    """Claims ordered by row, of which row i has those from offsets[i] to offsets[i + 1]."""
+    """Build the table of claims ordered by row; row i has those from offsets[i] to offsets[i + 1]."""
     names = pa.array(MODES, pa.string()).take(pa.array(hits.modes[claims.hits]))
     lists = {
         "labels": pa.array(claims.labels.astype(np.int32)),

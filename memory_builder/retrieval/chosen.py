@@ -1,4 +1,4 @@
-"""``selection.parquet``: the rows that were chosen for a subset, a row group for each tar."""
+"""``selection.parquet``: the rows chosen for a subset, a row group for each tar."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,30 +30,30 @@ ROWS = pa.schema(
         ("shown", pa.bool_()),
     ]
 )
-"""A row for every pair of the subset, in order of ids, a row group for every tar; its claims, the best first.
-``values`` are what it was chosen by: the scores, or with several modes their places."""
+"""A row for each pair of the subset, by id, a row group for each tar, with its claims, best first. ``values`` are the
+scores, or with several modes percentile ranks, that decided the choice."""
 
 
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Chosen:
-    """What the choice came to."""
+    """Counts of the choice."""
 
     n_hits: Count
     n_below: Count
-    """Hits below --min-score."""
+    """Number of hits below --min-score."""
     n_rows: Count
-    """Rows that were claimed."""
+    """Number of claimed rows."""
     n_incomplete: Count
-    """Of these, without a picture or a caption."""
+    """Number of claimed rows without a picture or a caption."""
     n_same_bytes: Count
     n_near_duplicates: Count
     pieces: list[Count]
-    """Pairs of each tar."""
+    """Number of pairs in each tar."""
 
 
 def read_chosen(store: Store) -> Chosen | None:
-    """The choice, if it was made and can be read; else it is made again from the hits."""
+    """Read the record of the choice; None if it is absent or damaged, so that the choice is repeated."""
     record = read_sound_record(store, RECORD, Chosen)
     if record is None:
         return None
@@ -67,12 +67,12 @@ def read_chosen(store: Store) -> Chosen | None:
 
 
 def read_piece(store: Store, number: int) -> pa.Table:
-    """The rows of one tar.
+    """Read the rows of one tar.
 
     Raises:
-        CorruptMemoryError: they cannot be read.
+        CorruptMemoryError: the rows cannot be read.
     """
-    fix = f"remove {RECORD} there and run the same again"
+    fix = f"remove {RECORD} in that folder and run the same command again"
     with (
         reading(f"{store.root}/{SELECTION}", fix),
         pq.ParquetFile(str(store.fetch(SELECTION)), pre_buffer=False) as file,
@@ -85,27 +85,27 @@ def read_piece(store: Store, number: int) -> pa.Table:
 
 
 def claims_of(table: pa.Table) -> Iterator[tuple[int, list[tuple[int, str, float]]]]:
-    """(row id, its claims as label, mode, score) of the rows of a piece."""
+    """Iterate over a piece's rows as (row id, its claims as label, mode, score)."""
     for row in table.to_pylist():
         yield row["id"], list(zip(row["labels"], row["modes"], row["scores"], strict=True))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pair:
-    """A pair on its way into a tar."""
+    """A pair to write into a tar."""
 
     id: int
     claims: list[tuple[int, str, float]]
-    """Label, mode and score, the best first."""
-    about: dict[str, Any]
-    """Its metadata."""
+    """Label, mode and score of each claim, best first."""
+    metadata: dict[str, Any]
+    """Metadata of the row."""
     shown: bool
-    """On the page."""
+    """Whether the pair is shown on the page."""
     picture: bytes | Missing
     sha256: str = ""
-    """Of the picture."""
+    """SHA-256 of the picture."""
     suffix: str = ""
     glyph: Glyphs | None = None
-    """Where it is looked at; likewise the others."""
+    """Signatures of a decoded picture; None if it was not decoded."""
     miniature: Miniatures | None = None
     thumbnail: bytes | None = None

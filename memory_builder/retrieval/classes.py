@@ -1,4 +1,4 @@
-"""What a task asks for: its classes, each with a name, synonyms and example pictures."""
+"""``Class``: a class with its name, synonyms and example pictures; read from files."""
 
 import json
 from collections.abc import Iterable
@@ -11,22 +11,22 @@ from memory_builder.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Class:
-    """One class. Classes are known by their place in the list: names may repeat (ImageNet has two "missile")."""
+    """A class, identified by its position in the list: names may repeat (ImageNet has two "missile")."""
 
     label: int
     name: str
     synonyms: tuple[str, ...] = ()
     images: tuple[str, ...] = ()
-    """Example pictures: files (named from where the list is) or fsspec URLs."""
+    """Example pictures: files (relative to the class file) or fsspec URLs."""
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The name, then its synonyms."""
+        """The name, followed by its synonyms."""
         return (self.name, *self.synonyms)
 
 
 def read_classes(path: Path) -> list[Class]:
-    """Classes from a file: a name a line (``classnames.txt`` of CLIP_benchmark), or JSON.
+    """Read classes from a file: a name a line (``classnames.txt`` of CLIP_benchmark), or JSON.
 
     A JSON list holds for each class its name, a list of a name and its synonyms, or an object
     ``{"name": …, "synonyms": […], "images": […]}``; a JSON object maps names to synonyms.
@@ -46,7 +46,7 @@ def read_classes(path: Path) -> list[Class]:
 
 
 def read_captions(path: Path) -> list[Class]:
-    """Texts, one a line, each a class of its own; blank lines are none.
+    """Read texts, one a line, each a class of its own; blank lines are skipped.
 
     Raises:
         UsageError: the file cannot be read or is empty.
@@ -64,7 +64,7 @@ def _from_json(path: Path, text: str) -> Iterable[Any]:
     try:
         given = json.loads(text)
     except ValueError as error:
-        raise UsageError(f"--classes {path} is no JSON: {error}") from None
+        raise UsageError(f"--classes {path} is not valid JSON: {error}") from None
     if isinstance(given, dict):
         return [[name, *([more] if isinstance(more, str) else more or [])] for name, more in given.items()]
     if not isinstance(given, list):

@@ -1,7 +1,9 @@
-"""What a subset is made of, and how: the settings of ``memory-builder retrieve``, kept with its output."""
+"""Settings of ``memory-builder retrieve``, stored with its output."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
@@ -14,33 +16,33 @@ BOTH: tuple[Mode, ...] = ("t2i", "t2t")
 MAX_MISSING = 0.1
 
 
-def query_side(mode: Mode) -> Modality:
-    """What is asked with."""
+def query_modality_of(mode: Mode) -> Modality:
+    """Modality of a mode's queries."""
     return "text" if mode[0] == "t" else "image"
 
 
-def key_side(mode: Mode) -> Modality:
-    """What is asked for."""
+def modality_of(mode: Mode) -> Modality:
+    """Modality of the vectors that a mode searches."""
     return "text" if mode[2] == "t" else "image"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QueryConfig:
-    """What is looked for, and how much of it."""
+    """Queries, and the number and minimum score of their hits."""
 
     mode: tuple[Literal["t2i", "t2t", "i2i", "i2t", "both"], ...] = ("t2i",)
-    """What asks for what: t2i (class names for pictures), t2t (for captions), i2i and i2t (the example pictures of
-    --classes); several are united. both: t2i and t2t."""
+    """Retrieval directions, united: t2i (class names to pictures), t2t (class names to captions), i2i and i2t (example
+    pictures of --classes to pictures and captions); both: t2i and t2t."""
     per_query: int = 50
-    """Rows found for each query."""
+    """Rows to retrieve for each query."""
     average: bool = False
-    """One query a class, the mean of its templates' vectors, instead of one a template."""
+    """Search once for each class with the mean of its prompts' embeddings, instead of once for each prompt."""
     min_score: tuple[str, ...] = ()
-    """Cosine below which a hit does not count: a number, or MODE=NUMBER for each of several modes."""
+    """Minimum cosine of a hit: a number, or MODE=NUMBER for each of several modes."""
     where: str | None = None
-    """Only rows whose metadata fulfil this, such as "width >= 256"."""
+    """Filter over metadata columns, such as "width >= 256"."""
     block_queries: int = 4_096
-    """Queries searched at a time: what is done again after a kill."""
+    """Queries searched at a time, the unit of resuming."""
 
     def __post_init__(self) -> None:
         for name in ("per_query", "block_queries"):
@@ -48,16 +50,16 @@ class QueryConfig:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
         if not self.mode:
             raise UsageError(f"--mode: at least one of {', '.join(MODES)}")
-        self.least_scores()
+        self.min_scores()
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Those that were named, each once, in a fixed order."""
+        """The modes named, each once, in a fixed order."""
         named = {*self.mode, *(BOTH if "both" in self.mode else ())}
         return tuple(mode for mode in MODES if mode in named)
 
-    def least_scores(self) -> dict[Mode, float]:
-        """Of each mode that has one."""
+    def min_scores(self) -> dict[Mode, float]:
+        """Mode → minimum score, for modes that have one."""
         least: dict[Mode, float] = {}
         for given in self.min_score:
             name, _, number = given.rpartition("=")
@@ -76,18 +78,18 @@ class QueryConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetrieveConfig:
-    """Everything that decides what is in a subset, beside its memory, classes and evaluation sets."""
+    """Size of the subset, removal of near duplicates, and extras."""
 
-    ask: QueryConfig = field(default_factory=QueryConfig)
-    select: SelectConfig = field(default_factory=SelectConfig)
-    leaks: Thresholds = field(default_factory=Thresholds)
+    ask: Annotated[QueryConfig, arg(name="queries")] = field(default_factory=QueryConfig)
+    select: Annotated[SelectConfig, arg(name="selection")] = field(default_factory=SelectConfig)
+    leaks: Annotated[Thresholds, arg(name="near-duplicates")] = field(default_factory=Thresholds)
     dedup: float | None = None
-    """Cosine of two pictures from which they count as the same one; the better claimed stays. Pictures of the same
-    bytes always do."""
+    """Minimum cosine of near duplicates, of which the one with the best score stays (default: only identical files are
+    removed)."""
     shard_pairs: int = 10_000
-    """Pairs of an output tar; what comes of one source shard is not split."""
+    """Pairs in a tar; those of one source shard stay together."""
     support: int = 16
-    """Pairs of each class in its support set, the best first."""
+    """Pairs in each class's support set, best first."""
     strip: int = 8
     """Pictures of each class on the page."""
 

@@ -1,4 +1,4 @@
-"""The driver: queries → hits → choice → tars → summary and page. Killed at any moment, the same call goes on."""
+"""Entry point: search, choose, write tars, summarise. After a kill, the same call resumes."""
 
 import json
 import time
@@ -18,7 +18,7 @@ from memory_builder.model.templates import read_templates
 from memory_builder.retrieval.choose import choose, write_all_hits
 from memory_builder.retrieval.chosen import Chosen, read_chosen
 from memory_builder.retrieval.classes import Class, read_classes
-from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, key_side
+from memory_builder.retrieval.config import MAX_MISSING, RetrieveConfig, modality_of
 from memory_builder.retrieval.copies.exclude import Excluded, ExcludeTask, done_excluded, find_excluded
 from memory_builder.retrieval.page import write_page
 from memory_builder.retrieval.pieces import done_pieces
@@ -31,28 +31,28 @@ from memory_builder.storage.records import content_hash, record_bytes, write_rec
 from memory_builder.storage.store import Store
 
 DESCRIPTION, SUMMARY = "retrieve.json", "subset.json"
-NAMED = ("memory", "model", "pretrained")
-"""Where things were, which decides nothing: what they are, snapshot and fingerprint say."""
+LOCATIONS = ("memory", "model", "pretrained")
+"""Fields of locations, left out of the hash: snapshot and fingerprint identify their contents."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """The arguments of one subset."""
+    """Arguments of one subset."""
 
     memory: str
     out: str
     classes: tuple[Class, ...]
     templates: tuple[str, ...]
     exclude: tuple[str, ...] = ()
-    """Evaluation sets; see ``exclude.find_excluded``."""
+    """Evaluation sets to exclude; see ``exclude.find_excluded``."""
     config: RetrieveConfig
     encoder: EncoderConfig | None = None
-    """Where the memory's model is now, if not where it was."""
+    """The memory's model at its current path, if it has moved."""
     max_missing: float = MAX_MISSING
-    """Share of the chosen pairs whose pictures may be gone; more is a failure."""
+    """Share of the chosen pairs whose pictures may be missing; more fails the run."""
     local_roots: tuple[str, ...] = ()
     allow_hosts: tuple[str, ...] = ()
-    """See ``LinkPolicy``; likewise the roots."""
+    """Hosts that links may lead to; see ``LinkPolicy``, also for the roots."""
 
 
 def retrieve(
@@ -73,21 +73,21 @@ def retrieve(
 
     Args:
         memory: an open memory, or its folder.
-        classes: class names, or a file of them as ``--classes`` takes it.
+        classes: class names, or a file as for ``--classes``.
         out: folder of the subset, a local path or an fsspec URL.
-        templates: prompts around the class names: a built-in set (imagenet, …), a file, one prompt, or several.
-        exclude: evaluation sets whose pictures, and copies of them, are left out.
-        config: how many pairs are retrieved, and which are kept.
-        encoder: where the memory's model is now, if it has moved.
-        runner: where the work is done; in this process, unless given.
-        max_missing: share of the chosen pairs whose pictures may be gone.
-        local_roots, allow_hosts: what links of a memory from elsewhere may lead to; see ``LinkPolicy``.
+        templates: prompt templates: a built-in set (imagenet, …), a file, one template, or several.
+        exclude: evaluation sets whose pictures and near duplicates are left out.
+        config: settings of retrieval and selection.
+        encoder: the memory's model at its current path, if it has moved.
+        runner: runs the work (default: in this process).
+        max_missing: share of the chosen pairs whose pictures may be missing.
+        local_roots, allow_hosts: targets of links that a memory built elsewhere may use; see ``LinkPolicy``.
 
     Raises:
-        UsageError: an argument is wrong.
-        IndexBuildError: the memory lacks an index that is searched.
-        ConfigMismatchError: ``out`` holds a subset of other settings, or of another state of the memory.
-        RetrieveError: work failed; the same call tries it again. Or too much is missing.
+        UsageError: an argument is invalid.
+        IndexBuildError: the memory lacks an index of a searched modality.
+        ConfigMismatchError: ``out`` holds a subset of other settings or another snapshot.
+        RetrieveError: work failed, which the same call retries, or more than ``max_missing`` pictures are missing.
     """
     if isinstance(classes, Path):
         listed = read_classes(classes)
@@ -109,18 +109,18 @@ def retrieve(
 
 
 def write_subset(request: Request, runner: Runner) -> Summary:
-    """Write a subset, or the part of it that is not written yet.
+    """Write a subset, or resume one.
 
     Raises:
-        UsageError: something cannot be as asked.
-        IndexBuildError: the memory lacks an index that is asked.
-        ConfigMismatchError: what lies there was asked for otherwise, or of another state of the memory.
-        RetrieveError: work failed; the same call tries it again. Or too much is missing.
+        UsageError: an argument is invalid.
+        IndexBuildError: the memory lacks an index of a searched modality.
+        ConfigMismatchError: ``request.out`` holds a subset of other settings or another snapshot.
+        RetrieveError: work failed, which the same call retries, or more than ``max_missing`` pictures are missing.
     """
     store, memory = Store(request.out), Memory.open(request.memory, encoder=request.encoder)
     request = replace(request, encoder=request.encoder or encoder_of(memory.description, memory.store.root))
     for mode in request.config.ask.modes:
-        memory.snapshot.view(key_side(mode), memory.store.root)
+        memory.snapshot.view(modality_of(mode), memory.store.root)
     blocks = blocks_of(request.classes, request.templates, request.config.ask)
     excluded = find_excluded(request.exclude)
     _create_or_compare(store, _description(request, memory, excluded))
@@ -169,7 +169,7 @@ def _read_excluded(
 
 
 def _finish_stage(stage: Stage[Item, Result], pending: Sequence[Item], n_planned: int) -> None:
-    """Run a stage; when all its items were tried, the failures are raised together."""
+    """Run a stage to its end, and raise its failures together."""
     failed: list[str] = []
     for _, result in stage.outcomes(pending, n_done=n_planned - len(pending)):
         if isinstance(result, Exception):
@@ -178,7 +178,7 @@ def _finish_stage(stage: Stage[Item, Result], pending: Sequence[Item], n_planned
     if failed:
         reasons = "; ".join(dict.fromkeys(failed[:3]))
         raise RetrieveError(
-            f"{len(failed)} of {n_planned} {stage.unit} of {stage.name} failed ({reasons}): run the same again"
+            f"{len(failed)} of {n_planned} {stage.unit} of {stage.name} failed ({reasons}): run the same command again"
         )
 
 
@@ -198,7 +198,7 @@ def _finish(request: Request, store: Store, memory: Memory, chosen: Chosen) -> S
 
 
 def _description(request: Request, memory: Memory, excluded: Sequence[Excluded]) -> dict[str, Any]:
-    """What decides the subset, beside the code."""
+    """Inputs and settings that determine the subset, besides the code."""
     snapshot = asdict(memory.snapshot)
     del snapshot["written_s"]
     return {
@@ -215,14 +215,14 @@ def _description(request: Request, memory: Memory, excluded: Sequence[Excluded])
 
 
 def _create_or_compare(store: Store, description: dict[str, Any]) -> None:
-    """Write what is asked for; where something lies already, check that it was the same."""
+    """Write the description of a new subset; for an existing one, check that it is the same."""
     description = json.loads(json.dumps(description))
-    decisive = {name: value for name, value in description.items() if name not in NAMED}
+    decisive = {name: value for name, value in description.items() if name not in LOCATIONS}
     record = description | {"config_hash": content_hash(decisive), "started_s": time.time()}
     try:
         store.create(DESCRIPTION, record_bytes(record, ensure_ascii=False))
     except FileExistsError:
-        fix = "remove it and run the same again with the settings it was begun with, or use another --out"
+        fix = "remove it and run the same command again with its first settings, or use another --out"
         existing = store.read_json(DESCRIPTION, fix=fix) or {}
         if existing.get("config_hash") != record["config_hash"]:
             differing = [name for name in decisive if existing.get(name) != decisive[name]]

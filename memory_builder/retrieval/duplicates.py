@@ -1,4 +1,4 @@
-"""The same picture twice in a subset: by its bytes, or by an embedding that is all but the same."""
+"""Duplicates in a subset: identical bytes, or nearly identical embeddings."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from memory_builder.base.types import Scores, Vectors
 
 COMPARED_WHOLE = 100_000
-"""Rows up to which all pairs are compared; beyond, each row with those of the lists around it."""
+"""Rows up to which all pairs are compared; beyond, each row is compared with the rows of nearby IVF lists."""
 LISTS_A_ROW = 16
 BLOCK = 4_096
 
@@ -17,7 +17,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 def first_of_each(hashes: Sequence[str | None]) -> Mask:
-    """bool[n]: whether no row before has the same content hash; rows without one are kept."""
+    """bool[n]: whether a row is the first with its content hash; rows without a hash are kept."""
     seen: set[str] = set()
     kept = np.ones(len(hashes), np.bool_)
     for row, digest in enumerate(hashes):
@@ -28,9 +28,9 @@ def first_of_each(hashes: Sequence[str | None]) -> Mask:
 
 
 def without_near_duplicates(vectors: Vectors | Scores, threshold: float) -> Mask:
-    """f16 or f32[n, d] unit rows, best first → bool[n]: whether no row kept before it is as alike as ``threshold``.
+    """f16 or f32[n, d] unit rows, best first → bool[n]: whether no kept row before has a cosine of ``threshold``.
 
-    Alike rows are not chained: one that is like a dropped row, and like no kept one, stays.
+    Near duplicates are not chained: a row similar to a dropped row, but to no kept one, stays.
     """
     kept = np.ones(len(vectors), np.bool_)
     index = _index(vectors)
@@ -47,7 +47,7 @@ def _index(vectors: Vectors | Scores) -> faiss.Index:
     n, d = vectors.shape
     if n <= COMPARED_WHOLE:
         index = faiss.IndexFlatIP(d)
-    else:  # two bytes a number, as the memory keeps them
+    else:  # float16, as the memory stores them
         lists, half = int(4 * n**0.5), faiss.ScalarQuantizer.QT_fp16
         inner = faiss.METRIC_INNER_PRODUCT
         index = faiss.IndexIVFScalarQuantizer(faiss.IndexFlatIP(d), d, lists, half, inner, False)

@@ -1,4 +1,4 @@
-"""``subset.html``: what a subset holds, class by class, on one page that needs no network."""
+"""``subset.html``: the subset class by class, on one page that needs no network."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,15 +21,15 @@ from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store
 
 CLASSES_SHOWN = 200
-"""With pictures; of more classes the emptiest and the fullest, and some between."""
+"""Number of classes with pictures; of more classes, those at even steps from the emptiest to the fullest."""
 LEAKS_SHOWN = 60
 
 
 def write_page(store: Store, summary: Summary, claims: pa.Table) -> None:
-    """Write it.
+    """Write the page.
 
     Args:
-        claims: see ``summary.CLAIMS``.
+        claims: table of schema ``summary.CLAIMS``.
     """
     pieces = range(len(summary.chosen.pieces))
     leaks = [row for row in _read(store, LEFT_OUT, pieces).to_pylist() if row["evidence"]]
@@ -63,7 +63,7 @@ def _charts(summary: Summary, claims: pa.Table) -> list[Chart]:
 
 
 def _classes(summary: Summary, claims: pa.Table, pictures: dict[int, str]) -> list[dict[str, Any]]:
-    """Name, label, number of pairs, and (picture, score) of the best pairs of each class that is shown."""
+    """Name, label, number of pairs, and (picture, score) of the best pairs of each shown class."""
     starts = np.searchsorted(claims["label"].to_numpy(), np.arange(summary.classes + 1))
     classes = []
     for label in _shown(np.array(summary.counts)):
@@ -89,7 +89,7 @@ def _shown(counts: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> list[int]:
 
 
 def _leaks(leaks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that are shown, each with the memory's picture and, where it still exists, the evaluation picture."""
+    """Shown leaks, each with the memory's picture and, if it still exists, the evaluation picture."""
     shown = [leak for leak in leaks if leak["thumbnail"]][:LEAKS_SHOWN]
     evaluation = _evaluation_pictures(shown)
     return [
@@ -103,7 +103,7 @@ def _leaks(leaks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _evaluation_pictures(leaks: Sequence[dict[str, Any]]) -> dict[tuple[str, str], str]:
-    """Thumbnails of the evaluation pictures that can still be read."""
+    """Read the evaluation pictures that still exist as thumbnails."""
     wanted: dict[str, set[str]] = defaultdict(set)
     for leak in leaks:
         wanted[leak["set"]].add(leak["set_key"])
@@ -113,7 +113,7 @@ def _evaluation_pictures(leaks: Sequence[dict[str, Any]]) -> dict[tuple[str, str
             for pair in read_pairs(uri, require="image", only=frozenset(keys)):
                 if isinstance(pair, Pair) and pair.image:
                     pictures[uri, pair.key] = _webp(thumbnail(decode_image(pair.image), THUMBNAIL))
-        except (MemoryBuilderError, BadImageError):  # the page is no reason to fail: the counts stand
+        except (MemoryBuilderError, BadImageError):  # a page without a picture is better than none
             continue
     return pictures
 

@@ -1,4 +1,4 @@
-"""The records of a subset's tars, and the schema of what was left out of them."""
+"""Records of a subset's tars, and the schema of rows left out of them."""
 
 from dataclasses import dataclass
 
@@ -24,22 +24,22 @@ STRIP = pa.schema([("id", pa.int64()), ("thumbnail", pa.binary())])
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PieceRecord:
-    """What makes a tar exist."""
+    """Commit record of a tar."""
 
     number: Count
     n_pairs: Count
     n_bytes: Count
     missing: dict[str, Count]
-    """Reason → pairs."""
+    """Reason → number of pairs."""
     evidence: dict[str, Count]
-    """Kind → leaks it speaks for; several may speak for one."""
+    """Kind of evidence → number of leaks with it; a leak may have several."""
     n_leaks: Count
     sha256: Digest
     seconds: dict[str, Seconds]
 
 
 def done_pieces(store: Store) -> dict[int, PieceRecord]:
-    """The tars that are committed and as long as they were, with what was told of them."""
+    """Records of committed tars with all their files at the recorded size."""
     files = set(store.list(""))
 
     def is_whole(record: PieceRecord) -> bool:
@@ -70,4 +70,5 @@ OUT = pa.schema(
         ("thumbnail", pa.binary()),
     ]
 )
-"""``missing``: why the picture is, else null. The rest is of leaks: what speaks, for which picture of which shard."""
+"""``missing``: reason of a missing picture, else null. The other columns are of leaks: evidence, and the evaluation
+picture."""

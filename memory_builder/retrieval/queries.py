@@ -1,4 +1,4 @@
-"""Classes and templates → the queries that are asked, numbered, in blocks."""
+"""Make numbered queries, in blocks, from classes and templates."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,25 +6,25 @@ from dataclasses import dataclass
 from memory_builder.errors import UsageError
 from memory_builder.model.templates import fill
 from memory_builder.retrieval.classes import Class
-from memory_builder.retrieval.config import Mode, QueryConfig, query_side
+from memory_builder.retrieval.config import Mode, QueryConfig, query_modality_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
-    """One search."""
+    """A query of one class."""
 
     number: int
-    """Among all of a run."""
+    """Number among all queries of a run."""
     label: int
     name: str
-    """Of the class."""
-    asked: tuple[str, ...]
-    """Texts, or files of pictures; the mean of several is asked with."""
+    """Name of the class."""
+    inputs: tuple[str, ...]
+    """Texts, or picture files; the query is the mean of their embeddings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Block:
-    """Queries of one mode that are searched together."""
+    """Queries of one mode, searched together."""
 
     number: int
     mode: Mode
@@ -32,19 +32,20 @@ class Block:
 
 
 def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: QueryConfig) -> list[Block]:
-    """All queries, in blocks of at most ``block_queries``.
+    """Make all queries, in blocks of at most ``block_queries``.
 
     Raises:
-        UsageError: a mode has nothing to ask with.
+        UsageError: a mode has no queries.
     """
     blocks: list[Block] = []
     n_queries = 0
     for mode in config.modes:
-        inputs = list(_asked(classes, templates, mode, config.average))
-        if not inputs:
-            raise UsageError(f"--mode {mode} asks with pictures, and no class has any: name them in the class file")
+        of_mode = list(_query_inputs(classes, templates, mode, config.average))
+        if not of_mode:
+            raise UsageError(f"--mode {mode} needs example pictures, and no class has any: add them to the class file")
         queries = [
-            Query(number=n_queries + i, label=c.label, name=c.name, asked=block) for i, (c, block) in enumerate(inputs)
+            Query(number=n_queries + i, label=c.label, name=c.name, inputs=block)
+            for i, (c, block) in enumerate(of_mode)
         ]
         n_queries += len(queries)
         for start in range(0, len(queries), config.block_queries):
@@ -53,13 +54,13 @@ def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: QueryC
     return blocks
 
 
-def _asked(
+def _query_inputs(
     classes: Sequence[Class], templates: Sequence[str], mode: Mode, average: bool
 ) -> Iterator[tuple[Class, tuple[str, ...]]]:
     for c in classes:
         of_class = (
             tuple(dict.fromkeys(fill(template, name) for name in c.names for template in templates))
-            if query_side(mode) == "text"
+            if query_modality_of(mode) == "text"
             else c.images
         )
         if average and of_class:

@@ -1,4 +1,4 @@
-"""Blocks of queries → hits, a block committed at a time: ``search/00000.parquet``, then its record."""
+"""Search blocks of queries and commit their hits: ``search/00000.parquet``, then its record."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from memory_builder.errors import CorruptMemoryError, UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.retrieval.block_records import done_records
-from memory_builder.retrieval.config import QueryConfig, key_side, query_side
+from memory_builder.retrieval.config import QueryConfig, modality_of, query_modality_of
 from memory_builder.retrieval.queries import Block, Query
 from memory_builder.search.hits import Hits
 from memory_builder.search.queries import query_vectors
@@ -40,34 +40,34 @@ HITS = pa.schema(
         ("key", pa.string()),
     ]
 )
-"""A row for every hit; ``rank`` counts from 0 within its query."""
+"""A row for each hit; ``rank`` counts from 0 within its query."""
 
 
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlockRecord:
-    """What makes a block's hits exist."""
+    """Commit record of a block's hits."""
 
     number: Count
     n_queries: Count
     n_hits: Count
     n_short: Count
-    """Queries that found fewer rows than were asked for."""
+    """Number of queries with fewer hits than --per-query."""
     sha256: Digest
     seconds: dict[str, Seconds]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchTask:
-    """A worker with the memory opened."""
+    """Worker that opens the memory and searches blocks."""
 
     memory: str
     out: str
     encoder: EncoderConfig | None
-    """Where the memory's model is now, if not where it was."""
+    """The memory's model at its current path, if it has moved."""
     ask: QueryConfig
     snapshot: Snapshot
-    """The state that is searched."""
+    """Snapshot to search."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[Block], BlockRecord]:
@@ -76,14 +76,14 @@ class SearchTask:
 
 
 def search_block(block: Block, *, memory: Memory, store: Store, ask: QueryConfig) -> BlockRecord:
-    """Search one block and commit its hits."""
+    """Search a block and commit its hits."""
     started = time.perf_counter()
-    keys = key_side(block.mode)
-    k = min(ask.per_query, max(1, memory.index(keys).n_rows))
-    side = query_side(block.mode)
-    vectors = block_vectors(block.queries, side, memory)
+    modality = modality_of(block.mode)
+    k = min(ask.per_query, max(1, memory.index(modality).n_rows))
+    query_modality = query_modality_of(block.mode)
+    vectors = block_vectors(block.queries, query_modality, memory)
     embedded = time.perf_counter()
-    hits = memory.search(vectors=vectors, side=side, k=k, keys=keys, where=ask.where)
+    hits = memory.search(vectors=vectors, query_modality=query_modality, k=k, modality=modality, where=ask.where)
     searched = time.perf_counter()
     table = hits_table(block, hits, memory)
     data = parquet_bytes(table)
@@ -105,12 +105,12 @@ def search_block(block: Block, *, memory: Memory, store: Store, ask: QueryConfig
 
 
 def done_blocks(store: Store) -> dict[int, BlockRecord]:
-    """The blocks that are committed."""
+    """Records of committed blocks."""
     return done_records(store, FOLDER, BlockRecord)
 
 
 def whole_blocks(store: Store) -> dict[int, BlockRecord]:
-    """The blocks that are committed, and whose hits are what was committed."""
+    """Records of committed blocks with undamaged hits."""
 
     def is_whole(record: BlockRecord) -> bool:
         try:
@@ -123,10 +123,10 @@ def whole_blocks(store: Store) -> dict[int, BlockRecord]:
 
 
 def read_block(store: Store, record: BlockRecord) -> pa.Table:
-    """The hits of a committed block.
+    """Read the hits of a committed block.
 
     Raises:
-        CorruptMemoryError: they are not what was committed.
+        CorruptMemoryError: the hits do not match their record.
     """
     path = f"{FOLDER}/{shard_name(record.number)}.parquet"
     try:
@@ -134,20 +134,22 @@ def read_block(store: Store, record: BlockRecord) -> pa.Table:
     except FileNotFoundError:
         data = b""
     if sha256(data) != record.sha256:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged", "run the same again")
-    return decode_table(data, HITS, where=f"{store.root}/{path}", fix="run the same again", max_rows=record.n_hits)
+        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged", "run the same command again")
+    return decode_table(
+        data, HITS, where=f"{store.root}/{path}", fix="run the same command again", max_rows=record.n_hits
+    )
 
 
 def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:
-    """f32[q, d] unit rows: what each query asks with, the mean where that is several."""
-    inputs = [one for query in queries for one in query.asked]
+    """f32[q, d] unit rows: the mean embedding of each query's inputs."""
+    inputs = [one for query in queries for one in query.inputs]
     distinct = {one: i for i, one in enumerate(dict.fromkeys(inputs))}
     given: Any = list(distinct) if side == "text" else [_picture(path) for path in distinct]
-    encoder = lambda: memory.encoder  # noqa: E731, asked for only when needed
+    encoder = lambda: memory.encoder  # noqa: E731, called only if needed
     texts, images = (given, None) if side == "text" else (None, given)
     _, vectors = query_vectors(texts, images, None, encoder=encoder, d=memory.description.d)
     vectors = vectors[[distinct[one] for one in inputs]]
-    sizes = np.array([len(query.asked) for query in queries])
+    sizes = np.array([len(query.inputs) for query in queries])
     if (sizes == 1).all():
         return vectors
     sums = np.add.reduceat(vectors, np.concatenate([[0], np.cumsum(sizes)[:-1]]), axis=0)
@@ -165,12 +167,12 @@ def _picture(path: str) -> bytes:
 
 
 def hits_table(block: Block, hits: Hits, memory: Memory) -> pa.Table:
-    """The hits there are (no -1), by query and rank, with the rows' keys."""
+    """Table of the hits (no -1), by query and rank, with the rows' keys."""
     is_hit = hits.ids != NO_ROW
     queries_of_hits, ranks = np.nonzero(is_hit)
     ids: npt.NDArray[np.int64] = hits.ids[is_hit]
     queries = block.queries
-    inputs = [query.asked[0] if len(query.asked) == 1 else f"mean of {len(query.asked)}" for query in queries]
+    inputs = [query.inputs[0] if len(query.inputs) == 1 else f"mean of {len(query.inputs)}" for query in queries]
     columns = {
         "query": np.array([query.number for query in queries], np.int32)[queries_of_hits],
         "label": np.array([query.label for query in queries], np.int32)[queries_of_hits],

@@ -1,6 +1,6 @@
-"""Which of the found pairs make the subset: caps, and who gets a pair that several classes claim.
+"""Select the pairs of the subset: limits, and pairs that several classes claim.
 
-Everything is decided by score, and among equal scores by row id, so the same claims select the same rows in any order.
+Higher scores win, and among equal scores smaller row ids, so the result does not depend on the order of claims.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,17 @@ Labels = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectConfig:
-    """What is kept of what was found."""
+    """Limits of the subset, and pairs that several classes claim."""
 
     max_per_class: int | None = None
-    """Pairs a class may claim: its best."""
+    """Largest number of pairs of a class."""
     total: int | None = None
-    """Pairs in the subset, at most."""
+    """Largest number of pairs in the subset."""
     share: Literal["balanced", "natural"] = "balanced"
-    """How --total is shared. balanced: every class its best, then its second best, …; natural: by score alone."""
+    """Distribution of --total. balanced: every class its best pair, then its second best, …; natural: by score
+    alone."""
     overlap: Literal["all", "best"] = "all"
-    """A pair that several classes claim is in the subset once: for all of them, or for the one with the best score."""
+    """Classes of a pair that several claim: all of them, or the one with the best score. The subset has it once."""
 
     def __post_init__(self) -> None:
         for name in ("max_per_class", "total"):
@@ -37,16 +38,16 @@ class SelectConfig:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """Classes' claims on rows, each (class, row) once."""
+    """Claims of classes on rows, each (class, row) once."""
 
     labels: Labels
-    """i64[n]."""
+    """i64[n] labels."""
     rows: Ids
     """i64[n] row ids."""
     scores: Scores
-    """f32[n]: of the query of this class that the row is nearest to."""
+    """f32[n] score of the class's nearest query."""
     hits: npt.NDArray[np.int64]
-    """i64[n]: which of the hits that is."""
+    """i64[n] positions of these hits among all."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -56,7 +57,7 @@ class Claims:
 
 
 def best_claims(labels: Labels, rows: Ids, scores: Scores) -> Claims:
-    """Hits of single queries, i64[n], i64[n], f32[n] → each (class, row) once, with its best score."""
+    """Reduce hits i64[n], i64[n], f32[n] to each (class, row) once, with its best score."""
     order = np.lexsort((-scores, rows, labels))
     labels, rows, scores = labels[order], rows[order], scores[order]
     is_first = np.ones(len(rows), np.bool_)
@@ -65,12 +66,12 @@ def best_claims(labels: Labels, rows: Ids, scores: Scores) -> Claims:
 
 
 def select(claims: Claims, config: SelectConfig) -> Claims:
-    """The claims that hold, in order of class, score and row."""
+    """Select the claims within the limits, in order of class, score and row."""
     if config.overlap == "best":
-        claims = _to_the_best(claims)
+        claims = _best_per_row(claims)
     claims = claims.at(np.lexsort((claims.rows, -claims.scores, claims.labels)))
     if config.max_per_class is not None:
-        claims = claims.at(place_in_class(claims.labels) < config.max_per_class)
+        claims = claims.at(rank_in_class(claims.labels) < config.max_per_class)
     if config.total is not None:
         claims = claims.at(_within_total(claims, config.total, config.share))
     return claims
@@ -78,26 +79,26 @@ def select(claims: Claims, config: SelectConfig) -> Claims:
 
 def row_scores(claims: Claims) -> tuple[Ids, Scores]:
     """The claimed rows, each once with its best score, best first."""
-    best = _to_the_best(claims)
+    best = _best_per_row(claims)
     best = best.at(np.lexsort((best.rows, -best.scores)))
     return best.rows, best.scores
 
 
-def comparable(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
-    """Hits of several modes, f32[n], i8[n] → f32[n] in 0..1: how many of its mode's hits score no better.
+def percentile_ranks(scores: Scores, modes: npt.NDArray[np.int8]) -> Scores:
+    """Percentile ranks of hits within their mode: f32[n], i8[n] → f32[n] in 0..1.
 
-    Cosines of captions and of pictures with one text lie far apart; a union by cosine would be one by captions.
+    Cosines of a text with captions and with pictures differ widely; a union by cosine would take captions only.
     """
     ranks = np.zeros(len(scores), np.float32)
     for mode in np.unique(modes):
-        here = modes == mode
-        ordered = np.sort(scores[here])
-        ranks[here] = np.searchsorted(ordered, scores[here], side="right") / len(ordered)
+        in_mode = modes == mode
+        ordered = np.sort(scores[in_mode])
+        ranks[in_mode] = np.searchsorted(ordered, scores[in_mode], side="right") / len(ordered)
     return ranks
 
 
-def _to_the_best(claims: Claims) -> Claims:
-    """One claim a row: the one with the best score, of the first class among equals."""
+def _best_per_row(claims: Claims) -> Claims:
+    """Keep one claim for each row: the one with the best score, of the first class among equals."""
     order = np.lexsort((claims.labels, -claims.scores, claims.rows))
     rows = claims.rows[order]
     is_first = np.ones(len(rows), np.bool_)
@@ -105,16 +106,16 @@ def _to_the_best(claims: Claims) -> Claims:
     return claims.at(order[is_first])
 
 
-def place_in_class(labels: Labels) -> npt.NDArray[np.int64]:
-    """Ascending labels → the place of each among those of its class."""
+def rank_in_class(labels: Labels) -> npt.NDArray[np.int64]:
+    """Rank of each claim within its class, from ascending labels."""
     starts = np.flatnonzero(np.diff(labels, prepend=-1))
     return np.arange(len(labels)) - np.repeat(starts, np.diff(starts, append=len(labels)))
 
 
 def _within_total(claims: Claims, total: int, share: str) -> npt.NDArray[np.bool_]:
-    """Whether each claim is on one of the ``total`` rows that come first."""
-    turns = (claims.rows, -claims.scores)
-    order = np.lexsort((*turns, place_in_class(claims.labels)) if share == "balanced" else turns)
+    """Whether each claim is on one of the first ``total`` rows."""
+    keys = (claims.rows, -claims.scores)
+    order = np.lexsort((*keys, rank_in_class(claims.labels)) if share == "balanced" else keys)
     _, first = np.unique(claims.rows[order], return_index=True)  # where each row comes up first
     chosen = claims.rows[order][np.sort(first)[:total]]
     return np.isin(claims.rows, chosen)

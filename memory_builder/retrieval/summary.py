@@ -1,4 +1,4 @@
-"""What came of a subset: ``subset.json``, and the claims that hold in the end."""
+"""``Summary``: ``subset.json``, the counts of a subset, and its final claims."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,35 +20,35 @@ from memory_builder.storage.formats import read_parquet
 from memory_builder.storage.store import Store
 
 CLAIMS = pa.schema([("label", pa.int32()), ("id", pa.int64()), ("score", pa.float32()), ("value", pa.float32())])
-"""Claims on pairs of the subset, by label, the best first."""
+"""Claims on pairs of the subset, by label, best first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Summary:
-    """What a subset holds and what it does not, and why."""
+    """Counts of a subset, and of pairs left out by reason."""
 
     pairs: int
     classes: int
     empty_classes: list[dict[str, Any]]
-    """label and class of those without a pair."""
+    """label and class of classes without a pair."""
     decontaminated: int
-    """Pairs left out as copies of evaluation pictures."""
+    """Number of pairs left out as near duplicates of evaluation pictures."""
     evidence: dict[str, int]
-    """What spoke for how many of them."""
+    """Kind of evidence → number of these pairs with it."""
     missing: int
-    """Pairs whose pictures are gone."""
+    """Number of pairs with missing pictures."""
     missing_by_reason: dict[str, int]
     tars: int
     bytes: int
     queries: int
     short_queries: int
-    """Queries that found fewer rows than were asked for."""
+    """Number of queries with fewer hits than --per-query."""
     chosen: Chosen
     counts: list[int]
-    """Pairs that each class claims."""
+    """Number of pairs of each class."""
     excluded_pictures: int
     excluded_unreadable: int
-    """Pictures of evaluation sets that cannot be decoded, and so were compared with nothing."""
+    """Number of evaluation pictures that cannot be decoded, and so were not compared."""
     memory: str
     model: str
     fingerprint: str
@@ -57,12 +57,12 @@ class Summary:
     config: RetrieveConfig
 
     def line(self) -> dict[str, Any]:
-        """The contract of ``--json``."""
+        """The fields that ``--json`` prints."""
         names = ("pairs", "classes", "empty_classes", "decontaminated", "missing")
         return {name: asdict(self)[name] for name in names}
 
     def facts(self) -> list[tuple[str, str, str]]:
-        """What, how many, and a remark: from what was asked to what was written."""
+        """Rows of (name, number, remark), from queries to written pairs."""
         chosen, ask, dedup = self.chosen, self.config.ask, self.config.dedup
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in self.missing_by_reason.items())
         evidence = ", ".join(f"{n:,} by {kind}" for kind, n in self.evidence.items())
@@ -85,7 +85,7 @@ class Summary:
 def summarise(
     classes: Sequence[Class], config: RetrieveConfig, store: Store, memory: Memory, chosen: Chosen
 ) -> tuple[Summary, pa.Table]:
-    """The summary, and the claims (CLAIMS) on what was written."""
+    """Return the summary, and the claims (CLAIMS) on written pairs."""
     claims = final_claims(store, len(chosen.pieces))
     counts = np.bincount(claims["label"].to_numpy(), minlength=len(classes))
     pieces, blocks = list(done_pieces(store).values()), list(done_blocks(store).values())
@@ -118,7 +118,7 @@ def summarise(
 
 
 def final_claims(store: Store, n_pieces: int) -> pa.Table:
-    """The claims on pairs that were written."""
+    """Read the claims on written pairs."""
     columns: list[list[Any]] = [[np.zeros(0, dtype)] for dtype in (np.int32, np.int64, np.float32, np.float32)]
     for number in range(n_pieces):
         piece = read_piece(store, number)

@@ -1,4 +1,4 @@
-"""A tar of pairs whose bytes depend on nothing but the pairs."""
+"""``TarWriter``: a tar whose bytes depend only on its pairs."""
 
 import hashlib
 import tarfile
@@ -7,10 +7,10 @@ from typing import BinaryIO
 
 
 class TarWriter:
-    """Writes files one after the other; whoever wrote them and when is left out.
+    """Writes files in order, without owner and time.
 
     Args:
-        file: to be written from its start.
+        file: file open for writing, empty.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -19,7 +19,7 @@ class TarWriter:
         self.n_bytes = 0
 
     def add(self, name: str, data: bytes) -> None:
-        """One file."""
+        """Write one file."""
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), 0o644
         self._write(info.tobuf(tarfile.USTAR_FORMAT))
@@ -28,7 +28,7 @@ class TarWriter:
 
     @property
     def sha256(self) -> str:
-        """Of all that was written."""
+        """SHA-256 of all bytes written."""
         return self._digest.hexdigest()
 
     def __enter__(self) -> "TarWriter":

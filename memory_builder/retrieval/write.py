@@ -1,4 +1,4 @@
-"""Rows → tars of pairs, a tar committed at a time: ``00000.tar`` and what was left out of it, then its record."""
+"""Write and commit the tars of a subset: ``00000.tar`` and the rows left out of it, then its record."""
 
 import json
 import time
@@ -36,16 +36,16 @@ BATCH = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WriteTask:
-    """A worker with the memory opened and the evaluation sets at hand."""
+    """Worker that opens the memory, reads the evaluation sets and writes tars."""
 
     memory: str
     out: str
     limits: Thresholds
     class_names: tuple[str, ...]
     snapshot: Snapshot
-    """The state that was searched."""
+    """Snapshot that was searched."""
     policy: LinkPolicy
-    """What may be read for pictures."""
+    """Links that pictures may be read from."""
     wants_gpu: bool = False
 
     def start(self) -> Callable[[int], PieceRecord]:
@@ -71,17 +71,17 @@ def write_piece(
     class_names: Sequence[str],
     policy: LinkPolicy,
 ) -> PieceRecord:
-    """Write one tar and commit it.
+    """Write and commit one tar.
 
     Raises:
-        SourceError: a shard is there and cannot be read.
+        SourceError: a source exists but cannot be read.
     """
     started = time.perf_counter()
     name = shard_name(number)
     left: list[LeftOut] = []
     strip: list[dict[str, Any]] = []
     n_pairs = 0
-    pairs = read_piece_pairs(read_piece(store, number), memory, policy, looks=evaluation is not None)
+    pairs = read_piece_pairs(read_piece(store, number), memory, policy, decode_all=evaluation is not None)
     with store.writing(f"{name}.tar") as path, path.open("wb") as file, TarWriter(file) as tar:
         for batch in _batches(pairs):
             out = left_out(batch, memory, evaluation, limits)
@@ -110,24 +110,24 @@ def write_piece(
 
 
 def pair_key(row_id: int) -> str:
-    """The key of a row's pair: unique in the subset, and without dots and slashes."""
+    """Pair key of a row: unique in the subset, without dots and slashes."""
     ordinal, row = split_id(row_id)
     return f"{ordinal:05d}-{row:06d}"
 
 
 def members(pair: Pair, class_names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of the files of a pair: the picture, its caption, and what is known of both."""
+    """Iterate over (name, content) of a pair's files: picture, caption and metadata."""
     assert not isinstance(pair.picture, Missing)
     key = pair_key(pair.id)
     claims = [
         {"class": class_names[label], "label": label, "mode": mode, "score": round(score, 6)}
         for label, mode, score in pair.claims
     ]
-    kept = {name: value for name, value in pair.about.items() if name not in _OWN and value is not None}
-    fields = json.loads(pair.about["extra"] or "{}") | kept
-    fields |= {"claims": claims, "row_id": pair.id, "source_key": pair.about["key"]}
+    kept = {name: value for name, value in pair.metadata.items() if name not in _OWN and value is not None}
+    fields = json.loads(pair.metadata["extra"] or "{}") | kept
+    fields |= {"claims": claims, "row_id": pair.id, "source_key": pair.metadata["key"]}
     yield f"{key}.{pair.suffix}", pair.picture
-    yield f"{key}.txt", pair.about["caption"].encode()
+    yield f"{key}.txt", pair.metadata["caption"].encode()
     yield f"{key}.json", printable(json.dumps(fields, sort_keys=True, ensure_ascii=False)).encode()
 
 

@@ -1,8 +1,8 @@
-"""Search among some of the rows only: those a filter keeps, and that are not deleted.
+"""Search among allowed rows only: those that match a filter and are not deleted.
 
-There are three ways to the same answer. Rows that are few are scored one by one, from their exact vectors. Rows that
-are many are found by asking for more candidates and dropping the others, which costs next to nothing until it takes
-thousands of them. What lies between is scanned with a selector, which looks at the id of every code that is scanned.
+There are three methods with the same hits. Few rows are scored one by one from their exact vectors. For many rows the
+search retrieves more candidates and drops the others, which costs next to nothing until it needs thousands of them. In
+between, a faiss selector checks the id of every scanned code.
 """
 
 import math
@@ -17,32 +17,32 @@ from memory_builder.catalog.rows import Rows
 from memory_builder.search.scores import best_of
 
 FEW_ROWS = 10_000
-"""As many as an index scans without lists."""
+"""Rows that an index scans without lists."""
 WIDEST = 2_000
-"""Candidates at which a wider scan costs what a selector does (measured on PQ codes)."""
+"""Number of candidates at which widening the scan costs as much as a selector (measured on PQ codes)."""
 SELECTOR_ROWS = 1_000_000
-"""A selector's hash set takes 44 bytes a row; beyond this the scan is widened, however wide it gets."""
+"""Largest selector; its hash set takes 44 bytes a row. Beyond it the scan is widened without limit."""
 LEAST_LIST = 0.1
-"""Share of a list that is not worth scanning one more: a single deleted row changes nothing."""
+"""Fraction of a list that is not worth scanning another one: a single deleted row changes nothing."""
 
 WidthScan = Callable[[Scores, int], tuple[Scores, Ids]]
-"""(queries f32[q, d], width) → that many candidates, best first: scores f32[q, width], ids i64[q, width]."""
+"""(queries f32[q, d], width) → width candidates, best first: scores f32[q, width], ids i64[q, width]."""
 
 
 def is_few(allowed: RowBitmap, n_rows: int, rows: Rows) -> bool:
-    """Whether to score every row there is; from an object store each of them would be a request."""
+    """Whether to score every allowed row; on an object store each row would be a request."""
     return len(allowed) <= min(FEW_ROWS, n_rows // 2) and rows.store.is_local
 
 
 def is_selective(allowed: RowBitmap, k: int, n_rows: int) -> bool:
-    """Whether to scan with a selector rather than to widen the scan."""
+    """Whether to scan with a selector instead of widening the scan."""
     return len(allowed) <= SELECTOR_ROWS and _first_width(allowed, k, n_rows) > WIDEST
 
 
 def lists_for(n_rows: float, nprobe: int, n_tuned: int, n_lists: int) -> int:
-    """Lists to scan, of ``n_lists`` over which ``n_rows`` rows may answer, so that the recall stays what it was.
+    """Number of the ``n_lists`` lists to scan among ``n_rows`` allowed rows for unchanged recall.
 
-    They hold as many of these rows as ``nprobe`` lists did of the ``n_tuned`` that there were in tuning.
+    These lists hold as many allowed rows as ``nprobe`` lists held of the ``n_tuned`` rows at tuning.
     """
     raised = math.ceil(nprobe * n_tuned / max(1, n_rows) - LEAST_LIST)
     return min(n_lists, max(nprobe, raised))
@@ -62,20 +62,20 @@ def score_all(queries: Scores, k: int, rows: Rows, modality: Modality, allowed: 
 
 
 def widen(scan: WidthScan, queries: Scores, k: int, n_rows: int, allowed: RowBitmap) -> tuple[Scores, Ids]:
-    """Ask for more than k candidates until k of them are allowed, or there are no more."""
+    """Retrieve more and more candidates until k of them are allowed, or all are retrieved."""
     scores = np.full((len(queries), k), -np.inf, np.float32)
     ids = np.full((len(queries), k), NO_ROW, np.int64)
     width = _first_width(allowed, k, n_rows)
-    asking = np.arange(len(queries))
-    while len(asking):
-        candidate_scores, candidates = scan(queries[asking], width)
+    unfinished = np.arange(len(queries))
+    while len(unfinished):
+        candidate_scores, candidates = scan(queries[unfinished], width)
         is_in = allowed.contains(candidates)
-        scores[asking], ids[asking] = best_of(candidate_scores, np.where(is_in, candidates, NO_ROW), k)
+        scores[unfinished], ids[unfinished] = best_of(candidate_scores, np.where(is_in, candidates, NO_ROW), k)
         is_short = (is_in.sum(axis=1) < k) & (candidates[:, -1] != NO_ROW) & (width < n_rows)
-        asking, width = asking[is_short], min(n_rows, 2 * width)
+        unfinished, width = unfinished[is_short], min(n_rows, 2 * width)
     return scores, ids
 
 
 def _first_width(allowed: RowBitmap, k: int, n_rows: int) -> int:
-    """Candidates that hold k allowed ones if the filter has nothing to do with the query, and some to spare."""
+    """Number of candidates that hold k allowed ones with a margin, if filter and query are independent."""
     return max(k, min(n_rows, math.ceil(1.5 * k * n_rows / max(1, len(allowed))) + 16))

@@ -1,4 +1,4 @@
-"""Hits of a search: scores and row ids, and the rows behind them as lists, tables and thumbnails."""
+"""``Hits``: scores and row ids of a search, and their rows as lists, tables and thumbnails."""
 
 import base64
 import html
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from memory_builder.search.searchable import Searchable
 
 COLUMNS = (*LOOKUP_FIELDS, PATH)
-"""The columns of a hit, beside its query, id and score."""
+"""Columns of a hit, besides its query, id and score."""
 OWN_COLUMNS = ("query", "id", "score", "similarity")
-"""Columns made of the hits themselves; ``similarity`` is clip-retrieval's name of the score."""
+"""Columns computed from the hits themselves; ``similarity`` is clip-retrieval's name of the score."""
 THUMBNAIL_PIXELS = 128
 SHOWN_IN_NOTEBOOK = 50
 
@@ -38,7 +38,7 @@ class Hits:
     ids: Ids
     """i64[q, k] row ids; -1 pads short results."""
     memory: "Searchable | None" = field(default=None, repr=False, compare=False)
-    """The memory that was searched; it gives the rows behind the ids."""
+    """The searched memory, which looks up the rows of the ids."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -55,10 +55,10 @@ class Hits:
         return Hits(scores=self.scores[query], ids=self.ids[query], memory=self.memory)
 
     def to_arrow(self, columns: str | Sequence[str] = COLUMNS) -> pa.Table:
-        """A row for each hit: ``query``, ``id``, ``score`` and these metadata columns; padding is left out.
+        """Return a table with a row for each hit: ``query``, ``id``, ``score`` and these metadata columns; no padding.
 
         Raises:
-            UsageError: there is no such column, or no memory to look it up in.
+            UsageError: a column does not exist, or the hits have no memory to look it up in.
         """
         names = [columns] if isinstance(columns, str) else list(columns)
         is_hit = self.ids != NO_ROW
@@ -74,23 +74,23 @@ class Hits:
         return pa.table(table)
 
     def to_list(self, columns: str | Sequence[str] = COLUMNS) -> list[list[dict[str, Any]]]:
-        """A list of hits for each query, best first: ``id``, ``score`` and these columns."""
+        """Return a list of hits for each query, best first, with ``id``, ``score`` and these columns."""
         lists: list[list[dict[str, Any]]] = [[] for _ in range(len(self))]
         for row in self.to_arrow(columns).to_pylist():
             lists[row.pop("query")].append(row)
         return lists
 
     def to_pandas(self, columns: str | Sequence[str] = COLUMNS) -> Any:
-        """``to_arrow`` as a pandas DataFrame (needs pandas)."""
+        """Return ``to_arrow`` as a pandas DataFrame (needs pandas)."""
         return self.to_arrow(columns).to_pandas()
 
     def _rows(self, ids: Ids, columns: Sequence[str]) -> pa.Table:
         if self.memory is None:
-            raise UsageError("these hits belong to no memory: only scores and ids are known")
+            raise UsageError("these hits have no memory: only scores and ids are known")
         try:
             return self.memory.rows(ids, columns)
         except CorruptMemoryError as error:
-            # A damaged metadata file need not hide what the look-up files still give.
+            # A damaged metadata file need not hide columns of the look-up files.
             if set(columns) - set(COLUMNS):
                 raise
             warn_once(f"{error.problem}; hits are shown without their paths")
@@ -98,7 +98,7 @@ class Hits:
             return rows.append_column(PATH, pa.nulls(len(ids), pa.string())) if PATH in columns else rows
 
     def _repr_html_(self) -> str:
-        """Thumbnails with score and caption, a line for each query: how a notebook shows hits."""
+        """Render thumbnails with score and caption in a notebook, a line for each query."""
         if self.memory is None:
             return f"<pre>{html.escape(repr(self))}</pre>"
         cells, n_shown = [], 0

@@ -27,30 +27,30 @@ OVER_QUERIES = 3
 
 
 ScanCodes = Callable[[Scores, int, int, RowBitmap | None], tuple[Scores, Ids]]
-"""As ``OpenIndex.scan_codes``."""
+"""Signature of ``OpenIndex.scan_codes``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchParams:
-    """Parameters of one search of an index."""
+    """Search parameters of an index."""
 
     nprobe: int
-    """Inverted lists that are scanned."""
+    """Inverted lists to scan."""
     refine: int
-    """Candidates rescored with exact vectors for each of the k rows; 0 keeps the scores of the codes."""
+    """Candidates re-ranked with exact vectors for each of the k rows; 0 keeps the scores of the codes."""
 
 
 class OpenIndex:
-    """The parts of one index, memory-mapped, or in RAM as FastScan. Safe to search from several threads.
+    """The parts of one index, memory-mapped, or in RAM as FastScan; safe to search from several threads.
 
-    Coarse quantization is done once a query, whatever the number of parts.
+    Coarse quantization runs once a query, whatever the number of parts.
 
     Args:
-        store: of the memory.
+        store: the memory's storage.
         folder: the index's folder in it.
         parts: names of the parts.
-        serve_format: how the codes are held.
-        remote_scan: scans the parts on other processes; without it, they are opened in this one.
+        serve_format: layout of the codes in RAM.
+        remote_scan: scans the parts in other processes; without it, they are opened in this one.
 
     Raises:
         CorruptMemoryError: a file is missing or damaged, or a part belongs to another index.
@@ -66,15 +66,15 @@ class OpenIndex:
         serve_format: ServeFormat = "plain",
         remote_scan: ScanCodes | None = None,
     ) -> None:
-        self._place = f"{store.root}/{folder}"
+        self._path = f"{store.root}/{folder}"
         self._trained = open_trained(store, folder)
         trained_as = trained_record(store, folder)
         records = [_read_record(store, folder, name, trained_as.sha256) for name in parts]
         self.ordinals = sorted(ordinal for record in records for ordinal in record.ordinals)
-        """Shards whose rows it holds."""
+        """Ordinals of the shards whose rows are indexed."""
         self.n_rows = sum(record.n_rows for record in records)
         self.n_tuned = self.n_rows if trained_as.n_rows is None else trained_as.n_rows
-        """Rows there were when it was trained and tuned."""
+        """Number of indexed rows at training and tuning."""
         self._remote_scan = remote_scan
         self._parts = [] if remote_scan else [_open_part(store, folder, record, self._trained) for record in records]
         self.is_exact = not isinstance(self._trained, faiss.IndexPreTransform | faiss.IndexIVF)
@@ -84,11 +84,11 @@ class OpenIndex:
         if serve_format == "fastscan" and not remote_scan:
             if self.is_exact:
                 raise UsageError(
-                    f"{self._place} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
+                    f"{self._path} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
                 )
-            self._part_ivfs = [to_fastscan(ivf, self._place) for ivf in self._part_ivfs]
+            self._part_ivfs = [to_fastscan(ivf, self._path) for ivf in self._part_ivfs]
         for ivf in () if self.is_exact else self._part_ivfs:
-            ivf.parallel_mode = OVER_QUERIES  # faiss's own default leaves a scan of given lists to one thread
+            ivf.parallel_mode = OVER_QUERIES  # faiss's default scans preassigned lists with one thread
 
     @property
     def n_lists(self) -> int:
@@ -96,17 +96,17 @@ class OpenIndex:
 
     @property
     def code_bytes(self) -> int:
-        """Bytes scanned for a row."""
+        """Bytes scanned for each row."""
         return int(self._trained.d) * 4 if self.is_exact else int(self._ivf.code_size)
 
     @property
     def has_exact_codes(self) -> bool:
-        """Whether scores need no re-ranking."""
+        """Whether scores of codes are exact, so that no re-ranking is needed."""
         transformed = isinstance(self._trained, faiss.IndexPreTransform)  # it may have dropped dimensions
         return self.is_exact or (isinstance(self._ivf, faiss.IndexIVFFlat) and not transformed)
 
     def list_sizes(self) -> npt.NDArray[np.int64]:
-        """i64[nlist] rows in each inverted list, over all parts."""
+        """i64[nlist] number of rows in each inverted list, over all parts."""
         if self.is_exact:
             return np.array([self.n_rows])
         by_part = [[ivf.invlists.list_size(i) for i in range(self.n_lists)] for ivf in self._part_ivfs]
@@ -114,12 +114,12 @@ class OpenIndex:
         return sizes
 
     def read_list(self, number: int) -> tuple[Codes, Ids]:
-        """One inverted list over all parts: codes u8[n, code_size], ids i64[n]."""
+        """Read one inverted list over all parts: codes u8[n, code_size], ids i64[n]."""
         codes, ids = zip(*(read_list(ivf, number) for ivf in self._part_ivfs), strict=True)
         return np.concatenate(codes), np.concatenate(ids)
 
     def probe(self, queries: Scores, nprobe: int) -> tuple[Scores, Scores, Ids]:
-        """f32[q, d] → (queries as the lists see them f32[q, d'], list scores f32[q, nprobe], lists i64[q, nprobe])."""
+        """f32[q, d] → (transformed queries f32[q, d'], list scores f32[q, nprobe], lists i64[q, nprobe])."""
         queries = transformed(self._trained, queries)
         quantizer = faiss.downcast_index(self._ivf.quantizer)
         params = (
@@ -129,14 +129,14 @@ class OpenIndex:
         return queries, scores, lists
 
     def centroids(self, lists: Ids) -> Scores:
-        """i64[n] lists → f32[n, d'] their centroids, in the space that ``probe`` gives queries in."""
+        """i64[n] lists → f32[n, d'] centroids, in the space of ``probe``'s queries."""
         vectors: Scores = faiss.downcast_index(self._ivf.quantizer).reconstruct_batch(lists)
         return vectors
 
     def candidates(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
         """f32[q, d] unit rows → scores f32[q, k] by code, ids i64[q, k], best first; short results padded with -1.
 
-        Only rows of ``allowed``, where it is given.
+        Retrieves only rows of ``allowed``, if given.
         """
         queries = np.ascontiguousarray(queries, np.float32)
         with _threads(1) if len(queries) == 1 else nullcontext():
@@ -147,13 +147,13 @@ class OpenIndex:
             return widen(lambda block, width: self.scan_codes(block, width, nprobe), queries, k, self.n_rows, allowed)
 
     def scan_codes(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
-        """``candidates`` in one pass over the lists, which looks at the id of every code where rows are told."""
+        """Retrieve ``candidates`` in one pass over the lists, with a selector if ``allowed`` is given."""
         if self._remote_scan is not None:
             return self._remote_scan(queries, k, nprobe, allowed)
         selector = None if allowed is None else allowed.selector
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
         if self.is_exact:
-            for part in self._parts:  # faiss writes into the parameters: they are not shared
+            for part in self._parts:  # not shared, since faiss writes into the parameters
                 best.add_result(*part.search(queries, k, params=faiss.SearchParameters(sel=selector)))
         else:
             queries, list_scores, lists = self.probe(queries, min(nprobe, self.n_lists))
@@ -173,12 +173,12 @@ class OpenIndex:
     ) -> tuple[Scores, Ids]:
         """f32[q, d] unit rows → scores f32[q, k], ids i64[q, k], best first; padded with -1 and -inf.
 
-        Only rows of ``allowed``, where it is given; all of them are scored exactly when they are few. Memory stays
-        bounded: queries are taken in blocks whose candidates' vectors fit into RERANK_BYTES.
+        Retrieves only rows of ``allowed``, if given; few of them are all scored exactly. Memory stays bounded: queries
+        are searched in blocks whose candidates' vectors fit into RERANK_BYTES.
         """
         if queries.shape[1] != self._trained.d:
             problem = f"is of vectors of width {self._trained.d}, the memory's have {queries.shape[1]}"
-            raise CorruptMemoryError(f"{self._place}/trained.faiss {problem}", REPAIR)
+            raise CorruptMemoryError(f"{self._path}/trained.faiss {problem}", REPAIR)
         scores = np.full((len(queries), k), -np.inf, np.float32)
         ids = np.full((len(queries), k), NO_ROW, np.int64)
         wanted = min(k * max(1, params.refine), self.n_rows if allowed is None else len(allowed))
@@ -189,19 +189,19 @@ class OpenIndex:
         rerank = bool(params.refine) and not self.has_exact_codes
         block = max(1, RERANK_BYTES // (4 * rows.d * max(1, wanted))) if rerank else max(1, len(queries))
         for start in range(0, len(queries) if wanted else 0, block):
-            here = slice(start, start + block)
-            candidate_scores, candidates = self.candidates(queries[here], wanted, params.nprobe, allowed)
+            block_rows = slice(start, start + block)
+            candidate_scores, candidates = self.candidates(queries[block_rows], wanted, params.nprobe, allowed)
             if not are_rows(candidates[candidates != NO_ROW], rows.commits).all():
-                raise CorruptMemoryError(f"a part of {self._place} names rows that the memory does not have", REPAIR)
+                raise CorruptMemoryError(f"a part of {self._path} names rows that the memory does not have", REPAIR)
             if rerank:
-                candidate_scores = exact_scores(queries[here], candidates, rows, modality)
+                candidate_scores = exact_scores(queries[block_rows], candidates, rows, modality)
             best_scores, best = best_of(candidate_scores, candidates, k)
-            scores[here, : best.shape[1]], ids[here, : best.shape[1]] = best_scores, best
+            scores[block_rows, : best.shape[1]], ids[block_rows, : best.shape[1]] = best_scores, best
         return scores, ids
 
 
 def tuned_params(tuned: dict[str, dict[str, Any]], query_modality: str | None, index: OpenIndex) -> SearchParams:
-    """The parameters tuned for queries of a modality; for bare vectors (None), the greater of both."""
+    """Search parameters tuned for queries of a modality; for bare vectors (None), the greater ones of both."""
     measured = tuned_for(tuned, query_modality)
     if not measured:  # too few rows to tune on
         return SearchParams(nprobe=index.n_lists, refine=0 if index.has_exact_codes else 16)
@@ -209,15 +209,15 @@ def tuned_params(tuned: dict[str, dict[str, Any]], query_modality: str | None, i
 
 
 def ef_search(nprobe: int) -> int:
-    """efSearch of a graph of centroids that is to find this many."""
+    """efSearch for retrieving nprobe centroids from an HNSW graph."""
     return max(64, 2 * nprobe)
 
 
 @contextmanager
 def _threads(n: int) -> Iterator[None]:
-    """One query is not worth waking threads for: on a busy machine they cost it tens of milliseconds.
+    """Limit faiss's threads: for one query, waking them costs tens of milliseconds on a busy machine.
 
-    OpenMP keeps this number for each calling thread, so searches beside this one are not disturbed.
+    OpenMP keeps this number for each calling thread, so concurrent searches are not affected.
     """
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(n)
@@ -257,7 +257,7 @@ def _open_part(store: Store, folder: str, record: PartRecord, trained: Any) -> A
 
 
 def shape_of(index: Any) -> dict[str, Any]:
-    """What two indexes must have in common to be searched as one, by name; for an IVF index its lists' among it."""
+    """Properties that two indexes must share to be searched as one, by name, with those of an IVF index's lists."""
     shape = {"kind": type(index).__name__, "width": index.d, "metric": index.metric_type, "rows": int(index.ntotal)}
     if isinstance(index, faiss.IndexPreTransform):
         steps = [faiss.downcast_VectorTransform(index.chain.at(i)) for i in range(index.chain.size())]
@@ -276,7 +276,7 @@ def _ivf_of(index: Any) -> Any:
 def _scan_lists(
     ivf: Any, queries: Scores, k: int, list_scores: Scores, lists: Ids, selector: Any
 ) -> tuple[Scores, Ids]:
-    """Scan given lists of one part. The Python wrapper takes no parameters; the C++ call is safe between threads."""
+    """Scan preassigned lists of one part; the Python wrapper takes no parameters, and the C++ call is thread-safe."""
     n, nprobe = lists.shape
     scores = np.empty((n, k), np.float32)
     ids = np.empty((n, k), np.int64)

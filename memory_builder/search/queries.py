@@ -1,4 +1,4 @@
-"""What people ask with, made into vectors: texts and pictures through the memory's model, vectors as they are."""
+"""Encode queries: texts and pictures through the memory's model; vectors are normalized."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from memory_builder.model.encoder import Encoder
 from memory_builder.model.images import BadImageError, decode_image, to_rgb
 
 BATCH = 256
-"""Queries through the model at a time."""
-ONE_DECODES = Lock()
-"""Of pictures that people ask with, or look at through a service: a large one takes hundreds of megabytes."""
+"""Queries encoded at a time."""
+DECODE_LOCK = Lock()
+"""Allows one decode at a time: a large query picture takes hundreds of megabytes."""
 Picture = str | Path | bytes | Image.Image
-"""A file, encoded bytes, or a decoded image."""
+"""Path of a file, encoded bytes, or a decoded image."""
 
 
 def query_vectors(
@@ -30,10 +30,10 @@ def query_vectors(
     encoder: Callable[[], Encoder],
     d: int,
 ) -> tuple[str | None, Scores]:
-    """(query modality, or None for bare vectors; f32[q, d] unit rows). The model is asked for only when it is needed.
+    """(query modality, None for bare vectors; f32[q, d] unit rows). ``encoder`` is called only for texts and pictures.
 
     Raises:
-        UsageError: none or several of the three, or one that cannot be a query.
+        UsageError: none or several of the three are given, or one is not a valid query.
     """
     if sum(query is not None for query in (text, image, vectors)) != 1:
         raise UsageError("give exactly one of text, image and vectors")
@@ -58,7 +58,7 @@ def _encode(model: Encoder, pictures: Sequence[Picture]) -> Any:
 
 
 def _pixels(model: Encoder, picture: Picture) -> Any:
-    with ONE_DECODES:
+    with DECODE_LOCK:
         return model.preprocess(_picture(picture))
 
 
@@ -83,7 +83,7 @@ def _unit_rows(vectors: npt.ArrayLike, d: int) -> Scores:
     if given.ndim != 2 or given.shape[1] != d:
         raise UsageError(f"query vectors have shape {list(given.shape)}, this memory takes [q, {d}]")
     queries = given.astype(np.float64)  # wide enough for the squares of any float32
-    with np.errstate(over="ignore", invalid="ignore"):  # told below
+    with np.errstate(over="ignore", invalid="ignore"):  # checked below
         norms = np.linalg.norm(queries, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not norms.all():
         raise UsageError("query vectors hold NaN, infinity or only zeros")

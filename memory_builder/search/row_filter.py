@@ -1,4 +1,4 @@
-"""Which rows of a memory may answer: those that a filter keeps, and that are not deleted."""
+"""Rows that a search may return: those that match a filter and are not deleted."""
 
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -12,33 +12,33 @@ if TYPE_CHECKING:
     from memory_builder.search.open_index import OpenIndex
 
 FILTERS_KEPT = 8
-"""Filters whose rows are remembered; each takes a bit a row."""
+"""Filters whose rows are cached; each takes a bit a row."""
 
 
 class AllowedRows:
-    """The rows of one state that may answer. Safe to ask from several threads.
+    """Rows of one snapshot that a search may return. Safe to use from several threads.
 
     Args:
-        rows: of the memory.
-        deleted: i64[n], ascending.
+        rows: rows of the memory.
+        deleted: i64[n] deleted row ids, ascending.
     """
 
     def __init__(self, rows: Rows, deleted: Ids) -> None:
-        # The caches hold functions of this file, not methods: what is open then goes with the memory, at once.
+        # The caches hold functions of this file, not methods: so open files close with the memory, at once.
         matching = lru_cache(FILTERS_KEPT)(partial(_matching, rows))
         self._of = lru_cache(FILTERS_KEPT)(partial(_allowed, rows, deleted, matching))
         self._share = lru_cache(maxsize=2)(partial(_share, rows))
 
     def of(self, index: "OpenIndex", where: str | None) -> RowBitmap | None:
-        """The rows of an index that a search may find; None: every one.
+        """Rows of an index that a search may return; None for all rows.
 
         Raises:
-            UsageError: a filter that cannot be.
+            UsageError: the filter is invalid.
         """
         return self._of(index, where)
 
     def share(self, index: "OpenIndex", modality: Modality) -> float:
-        """Of the rows in the shards of an index, those that have its modality; any set of them is taken to be alike."""
+        """Share of the rows in an index's shards that have its modality; assumed equal for any subset of them."""
         return self._share(index, modality)
 
 

@@ -1,4 +1,4 @@
-"""The protocol of a memory that is searched, wherever it is."""
+"""``Searchable``: the protocol of ``Memory`` and ``RemoteMemory``."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -16,19 +16,19 @@ from memory_builder.search.queries import Picture
 
 @runtime_checkable
 class Searchable(Protocol):
-    """What ``Memory`` and ``RemoteMemory`` have in common: code that takes this runs over either.
+    """Methods that ``Memory`` and ``RemoteMemory`` share: code that takes a ``Searchable`` runs with either.
 
     The methods are documented in ``Memory``.
     """
 
     @property
     def description(self) -> Description:
-        """The settings that all rows of the memory share."""
+        """Settings that all rows of the memory share."""
         ...
 
     @property
     def snapshot(self) -> Snapshot:
-        """The state that answers."""
+        """The snapshot that is searched."""
         ...
 
     def __len__(self) -> int: ...

@@ -1,18 +1,18 @@
-"""What tuning measured for queries of a modality: search parameters and the recall they reach."""
+"""Search parameters and recall that tuning measured for each query modality."""
 
 from collections.abc import Mapping
 from typing import Any
 
 
 def tuned_for(tuned: Mapping[str, dict[str, Any]], query_modality: str | None) -> list[dict[str, Any]]:
-    """Of ``tuned`` (query modality → parameters and recall), the entry of one modality; all for bare vectors (None)."""
+    """Select the entry of ``tuned`` for one query modality; all entries for bare vectors (None)."""
     return [tuned[query_modality]] if query_modality is not None and query_modality in tuned else list(tuned.values())
 
 
 def stated_recall(tuned: Mapping[str, dict[str, Any]], query_modality: str | None) -> dict[str, float] | None:
-    """``recall@10``, tie-aware, and ``strict_recall@10``, measured at the tuned parameters on held-out queries.
+    """``recall@10`` (tie-aware) and ``strict_recall@10`` measured at the tuned search parameters on held-out queries.
 
-    Of bare vectors (None) the lesser of both modalities; None where the index has too few rows to measure with.
+    The lower one of both modalities for bare vectors (None); None for an index with too few rows to measure.
     """
     measured = tuned_for(tuned, query_modality)
     names = ("recall@10", "strict_recall@10")

@@ -1,7 +1,7 @@
-"""Filters over metadata: ``width >= 256 AND language = 'en'`` → the rows that fulfil it.
+"""Metadata filters, such as ``width >= 256 AND language = 'en'``, evaluated to the rows that match.
 
-The grammar is SQL's, as sqlglot reads it, cut down to what is listed in ``ALLOWED``; nulls are as in SQL: what compares
-with one is neither true nor false, and only true keeps a row.
+The grammar is SQL's, as sqlglot parses it, cut down to ``ALLOWED``; nulls are as in SQL: a comparison with null is
+neither true nor false, and only true keeps a row.
 """
 
 import re
@@ -24,11 +24,11 @@ from memory_builder.errors import UsageError
 ALLOWED = "=, <>, <, <=, >, >=, AND, OR, NOT, IN (…), BETWEEN, LIKE, IS NULL, numbers, 'strings', TRUE, FALSE, columns"
 READERS = 8
 MAX_CHARACTERS = 4 << 20
-"""Of a filter; a service takes fewer."""
+"""Limit of a filter's length; a service allows less."""
 MAX_DEPTH = 40
-"""Of brackets, and of signs before a value."""
+"""Limit of nested brackets, and of signs before a value."""
 MAX_JOINED = 240
-"""ANDs and ORs: their tree is as deep as they are many."""
+"""Limit of ANDs and ORs: each adds a level to their tree."""
 _OPENING = frozenset({TokenType.L_PAREN, TokenType.L_BRACKET, TokenType.L_BRACE, TokenType.CASE})
 _CLOSING = frozenset({TokenType.R_PAREN, TokenType.R_BRACKET, TokenType.R_BRACE, TokenType.END})
 _PREFIXES = frozenset({TokenType.NOT, TokenType.DASH, TokenType.PLUS, TokenType.TILDE})
@@ -49,28 +49,28 @@ class Filter:
     """A parsed filter."""
 
     columns: tuple[str, ...]
-    """What it looks at."""
+    """Columns that the filter reads."""
     expression: pc.Expression
 
 
 @dataclass(frozen=True, slots=True)
 class _Value:
-    """Part of a filter, with what it is: ``number``, ``string`` or ``boolean``."""
+    """A subexpression with its kind: ``number``, ``string`` or ``boolean``."""
 
     kind: str
     expression: pc.Expression
     is_float: bool = False
 
     def as_float(self) -> "_Value":
-        """Arrow narrows what it compares with a literal, and refuses what does not fit then; this it leaves alone."""
+        """Cast to float64: Arrow narrows a comparison's literal otherwise, and rejects one that does not fit."""
         return replace(self, expression=self.expression.cast(pa.float64(), safe=False), is_float=True)
 
 
 def matching_rows(rows: Rows, where: str) -> RowBitmap:
-    """The committed rows that fulfil a filter, deleted or not. Reads its columns of every shard's metadata.
+    """Evaluate a filter to committed rows, deleted or not. Reads the filter's columns of every shard's metadata.
 
     Raises:
-        UsageError: the filter cannot be; the message names what in it, and what can.
+        UsageError: the filter is invalid; the message names the fault and the allowed syntax.
     """
     if not rows.commits:
         return RowBitmap([])
@@ -92,11 +92,11 @@ def matching_rows(rows: Rows, where: str) -> RowBitmap:
 
 
 def parse(where: str, schema: pa.Schema) -> Filter:
-    """A filter over columns of this schema.
+    """Parse a filter over columns of this schema.
 
     Raises:
-        UsageError: it is no expression, or holds something else than ``ALLOWED``, or compares unlike things, or is too
-            long or too deep to be parsed.
+        UsageError: the text is not an expression, or uses more than ``ALLOWED``, or compares unlike types, or is too
+            long or too deeply nested.
     """
     if len(where) > MAX_CHARACTERS:
         raise UsageError(f"--where {_shown(where)} has {len(where):,} characters: at most {MAX_CHARACTERS:,}")
@@ -116,12 +116,12 @@ def parse(where: str, schema: pa.Schema) -> Filter:
     except RecursionError:
         raise _too_deep(where) from None
     if not compiler.columns:
-        raise UsageError(f"--where {_shown(where)} names no column: there are {', '.join(schema.names)}")
+        raise UsageError(f"--where {_shown(where)} names no column: the columns are {', '.join(schema.names)}")
     return Filter(columns=tuple(sorted(compiler.columns)), expression=expression)
 
 
 def _check_depth(where: str, tokens: Sequence[Any]) -> None:
-    """Refuse what would take the parser long, or as many calls inside each other as it has parts."""
+    """Refuse filters whose parsing would take long or recurse deeply."""
     depth = prefixes = joined = 0
     for token in tokens:
         kind = token.token_type
@@ -133,7 +133,7 @@ def _check_depth(where: str, tokens: Sequence[Any]) -> None:
 
 
 def _too_deep(where: str) -> UsageError:
-    return UsageError(f"--where {_shown(where)}: nested too deep; IN (…) takes long lists")
+    return UsageError(f"--where {_shown(where)}: nested too deeply; use IN (…) for long lists")
 
 
 def _shown(where: str) -> str:
@@ -141,7 +141,7 @@ def _shown(where: str) -> str:
 
 
 class _Compiler:
-    """One filter, on its way from sqlglot's tree to Arrow's."""
+    """Compiles sqlglot's tree of one filter to an Arrow expression."""
 
     def __init__(self, where: str, schema: pa.Schema) -> None:
         self.where = where
@@ -149,7 +149,7 @@ class _Compiler:
         self.columns: set[str] = set()
 
     def condition(self, node: Any) -> pc.Expression:
-        """Something that is true or false of a row."""
+        """Compile a node that must be a condition."""
         value = self._value(node)
         if value.kind != "boolean":
             raise self._error(f"{node.sql()} is a {value.kind}, not a condition")
@@ -205,7 +205,7 @@ class _Compiler:
         first = self._alike(node.this, *node.expressions)[0]
         listed = pa.array([_constant(item) for item in node.expressions], pa.float64() if first.is_float else None)
         value = first.expression
-        # Arrow says false of a null, which NOT would make true
+        # Arrow's isin is false for a null, which NOT would make true
         return _Value("boolean", pc.if_else(value.is_valid(), value.isin(listed), pa.scalar(None, pa.bool_())))
 
     def _like(self, node: Any) -> _Value:
@@ -225,24 +225,24 @@ class _Compiler:
     def _column(self, node: Any) -> _Value:
         name = self._only(node, "this").name
         if name not in self.schema.names:
-            raise self._error(f"no column {name}: there are {', '.join(self.schema.names)}")
+            raise self._error(f"no column {name}: the columns are {', '.join(self.schema.names)}")
         self.columns.add(name)
         kind = self.schema.field(name).type
         is_float = pa.types.is_floating(kind)
         is_number = is_float or pa.types.is_integer(kind)
-        what = "number" if is_number else "boolean" if pa.types.is_boolean(kind) else "string"
-        return _Value(what, pc.field(name), is_float)
+        value_kind = "number" if is_number else "boolean" if pa.types.is_boolean(kind) else "string"
+        return _Value(value_kind, pc.field(name), is_float)
 
     def _literal(self, node: Any) -> _Value:
         try:
             constant = _constant(node)
-            what = "string" if isinstance(constant, str) else "number"
-            return _Value(what, pc.scalar(constant), isinstance(constant, float))
+            value_kind = "string" if isinstance(constant, str) else "number"
+            return _Value(value_kind, pc.scalar(constant), isinstance(constant, float))
         except (ValueError, TypeError, OverflowError, pa.ArrowException):
-            raise self._error(f"{node.sql()} is no number that can be compared") from None
+            raise self._error(f"{node.sql()} is not a number that can be compared") from None
 
     def _alike(self, *nodes: Any) -> list[_Value]:
-        """The values of nodes that are compared with the first of them."""
+        """Compile nodes that are compared with the first of them."""
         values = [self._value(node) for node in nodes]
         for node, value in zip(nodes, values, strict=True):
             if value.kind != values[0].kind:
@@ -252,18 +252,19 @@ class _Compiler:
         return [value.as_float() for value in values] if any(value.is_float for value in values) else values
 
     def _only(self, node: Any, *names: str) -> Any:
-        """The node, if it says no more than we understand: a later sqlglot may put half a meaning into a new field."""
+        """Return the node if it has no other fields than these: a later sqlglot may change its meaning by a new
+        field."""
         more = [name for name, value in node.args.items() if value and name not in names]
         if more:
             raise self._error(f"{node.sql()} is not allowed ({node.key.upper()} with {', '.join(more)})")
         return node
 
-    def _error(self, what: str) -> UsageError:
-        return UsageError(f"--where {_shown(self.where)}: {what[:300]}. Allowed are {ALLOWED}")
+    def _error(self, problem: str) -> UsageError:
+        return UsageError(f"--where {_shown(self.where)}: {problem[:300]}. Allowed are {ALLOWED}")
 
 
 def _constant(node: Any) -> str | int | float | bool:
-    """What a literal stands for."""
+    """Return the value of a literal."""
     if isinstance(node, exp.Boolean):
         return bool(node.this)
     if isinstance(node, exp.Neg):

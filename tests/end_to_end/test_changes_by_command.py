@@ -70,7 +70,7 @@ def test_a_filter_on_the_command_line(command, built_memory):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("search", "--text", "a", "--where", "colour = 'red'"), "no column colour: there are key, caption"),
+        (("search", "--text", "a", "--where", "colour = 'red'"), "no column colour: the columns are key, caption"),
         (("search", "--text", "a", "--where", "width = 'a'"), "cannot be compared"),
         (("delete",), "exactly one of ids, keys and where"),
         (("delete", "--ids", "123456"), "123456 not in"),

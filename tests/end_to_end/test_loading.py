@@ -111,5 +111,5 @@ def test_a_service_whose_model_may_not_be_loaded_answers_vectors(memory_copy: Pa
         with urllib.request.urlopen(asked, timeout=60) as response:
             assert len(json.load(response)["queries"][0]["hits"]) == 1
         process.kill()
-    assert "vectors alone can be asked with" in "".join(said)
+    assert "only vectors can be searched with" in "".join(said)
     assert "name it yourself: --model" in "".join(said)

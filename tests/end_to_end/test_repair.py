@@ -124,7 +124,7 @@ def test_bytes_that_differ_from_the_record_are_not_put(command, memory):
     code, found = verified(command, memory, "--repair")
     assert (code, found["repaired"]) == (1, ["manifest.parquet"])  # which the commit records say as well
     (problem,) = found["problems"]
-    assert "embedded anew gives other bytes than its commit record says (rows/rows_00001.arrow)" in problem["problem"]
+    assert "embedded again gives other bytes than its commit record (rows/rows_00001.arrow)" in problem["problem"]
     (memory / "manifest.parquet").unlink()
     assert contents(memory) == before
 
@@ -154,7 +154,7 @@ def test_purged_rows_are_not_brought_back(command, memory_copy):
     assert code == 1
     problems = {problem["file"]: problem["problem"] for problem in found["problems"]}
     assert "run compact --purge again" in problems["metadata/metadata_00000.parquet"]
-    assert "were purged, and embedding it anew would bring them back" in problems["text_emb/text_emb_00000.npy"]
+    assert "were purged, and embedding it again would restore them" in problems["text_emb/text_emb_00000.npy"]
     assert len(problems) == 2
     assert before.items() <= contents(memory_copy).items()
 

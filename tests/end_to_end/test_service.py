@@ -133,9 +133,9 @@ def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here:
     [
         ({"text": "cat", "image": "AA=="}, "exactly one of text, image and vectors"),
         ({}, "exactly one"),
-        ({"text": ["cat"], "k": 101}, "at most 100 rows a query"),
+        ({"text": ["cat"], "k": 101}, "the largest k is 100"),
         ({"text": ["cat"] * 1_001, "k": 100}, "at most 1000 items"),
-        ({"text": "cat", "k": 100, "refine": 2_001}, "rescores at most 200,000 rows a query"),
+        ({"text": "cat", "k": 100, "refine": 2_001}, "re-ranks at most 200,000 candidates a query"),
         ({"text": "cat", "k": 0}, "k: Input should be greater than or equal to 1"),
         ({"text": "cat", "modality": "sound"}, "modality: Input should be 'image' or 'text'"),
         ({"text": "cat", "keys": "sound"}, "keys: Input should be 'image' or 'text'"),
@@ -194,20 +194,20 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
     assert post(f"{url}/bulk/search", b"nonsense")[1]["error"].startswith("the body is not a .npy file")
     for path, array in (("search", np.array([["a"]])), ("vectors", np.zeros(2)), ("rows?columns=key", np.zeros(2))):
         with pytest.raises(UsageError, match="the body holds"):
-            there._ask("POST", f"/bulk/{path}", body=_npy(array))
+            there._request("POST", f"/bulk/{path}", body=_npy(array))
     for path, array, most in (
         ("search?k=100", np.zeros((20_001, 2)), "2,000,000"),
         ("rows?columns=key", np.zeros(2_000_001, np.int8), "2,000,000"),
         ("vectors", np.zeros(349_526, np.int8), "349,525"),  # 256 MiB of 192 floats
     ):
-        with pytest.raises(UsageError, match=f"rows: a request like this gets at most {most}"):
-            there._ask("POST", f"/bulk/{path}", body=_npy(array))
+        with pytest.raises(UsageError, match=f"rows: at most {most} in one request"):
+            there._request("POST", f"/bulk/{path}", body=_npy(array))
     assert post(f"{url}/bulk/search", b"PK\x03\x04 no archive")[1]["error"].startswith("the body is not a .npy file")
     with pytest.raises(UsageError, match="not in"):
         there.vectors([1 << 40])
     with pytest.raises(UsageError, match="query vectors are not numbers"):
         there.search(vectors=[[1.0], [1.0, 2.0]])
-    with pytest.raises(UsageError, match="its picture is of no row there is"):
+    with pytest.raises(UsageError, match="no row has this id"):
         there.picture(1 << 40)
     with pytest.raises(UsageError, match="no column colour"):
         there.rows([0], ["colour"])

@@ -111,4 +111,4 @@ def test_what_cannot_be_exported(tmp_path: Path, write_memory: Any, clustered: A
     (tmp_path / "out" / "text.index").unlink()
     (tmp_path / "out" / "text.index").mkdir()
     assert main(export) == 2
-    assert "remove it, or name another OUT" in capsys.readouterr().err
+    assert "remove it, or use another OUT" in capsys.readouterr().err

@@ -48,7 +48,10 @@ def test_a_list_is_not_written_beside_another(memory: Path, tmp_path: Path, caps
     before = (tmp_path / "all" / "00000.parquet").read_bytes()
     Memory.open(memory).delete(ids=[2])
     assert main(export) == 2
-    assert "holds 00000.parquet, which would be read with this list: name an empty folder" in capsys.readouterr().err
+    assert (
+        "holds 00000.parquet, which img2dataset would read with this list: use an empty folder"
+        in capsys.readouterr().err
+    )
     assert (tmp_path / "all" / "00000.parquet").read_bytes() == before
 
 
@@ -74,7 +77,7 @@ def test_hits_that_are_none(memory: Path, tmp_path: Path, capsys: pytest.Capture
         main(["export", str(memory), str(tmp_path / "out"), "--as", "img2dataset", "--hits", str(tmp_path / "hits")])
         == 2
     )
-    assert "expected what search --json prints" in capsys.readouterr().err
+    assert "expected output of search --json" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

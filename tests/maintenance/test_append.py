@@ -123,8 +123,8 @@ def test_indexing_again_keeps_what_was_compacted_and_mends_it(growing: Growing) 
     view = compacted.indexes["image"]
     part = f"{view.index}/parts/{view.segments[0][0]}.faiss"
     growing.store.put(part, growing.store.read(part)[:-1])
-    mended = growing.index("IVF8,Flat")
-    assert mended.number == compacted.number + 1
+    repairs = growing.index("IVF8,Flat")
+    assert repairs.number == compacted.number + 1
     assert growing.found() == [*range(50), *range(120, 200)]
 
 
@@ -171,7 +171,7 @@ def test_rows_are_deleted_by_key_by_filter_and_once(growing: Growing, capsys: py
         ({"ids": []}, "nothing to delete"),
         ({"keys": ["nobody"]}, "nothing to delete"),
         ({"where": "width > 1000"}, "nothing to delete"),
-        ({"where": "depth > 1"}, "no column depth: there are key, caption"),
+        ({"where": "depth > 1"}, "no column depth: the columns are key, caption"),
     ],
 )
 def test_what_cannot_be_deleted_is_told_and_nothing_is_changed(

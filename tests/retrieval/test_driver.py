@@ -219,7 +219,7 @@ def test_example_pictures_ask_and_find_themselves(ask: Ask, icon_sources: Path) 
     ]
     assert [hit["key"] for hit in first] == [path.stem for path in pictures]
     assert all(hit["score"] > 0.999 for hit in first)
-    with pytest.raises(UsageError, match="--mode i2i asks with pictures, and no class has any"):
+    with pytest.raises(UsageError, match="--mode i2i needs example pictures, and no class has any"):
         ask(looking={"mode": ("i2i",)}, out=out.parent / "no-pictures")
 
 
@@ -359,7 +359,9 @@ def test_what_is_lost_or_damaged_of_a_subset_is_made_again_by_the_same_call(ask:
 def test_a_damaged_request_is_told_with_what_helps(ask: Ask) -> None:
     out, _ = ask()
     (out / "retrieve.json").write_text("{")
-    with pytest.raises(CorruptMemoryError, match=r"retrieve\.json is damaged .* remove it and run the same again"):
+    with pytest.raises(
+        CorruptMemoryError, match=r"retrieve\.json is damaged .* remove it and run the same command again"
+    ):
         ask()
 
 

@@ -24,8 +24,8 @@ CLASSES = [Class(label=0, name="cat", synonyms=("kitty",), images=("a.png",)), C
 def test_modes_are_united_in_a_fixed_order_and_each_has_its_least_score() -> None:
     both = QueryConfig(mode=("i2i", "both"), min_score=("t2i=0.2", "i2i=0.5"))
     assert both.modes == ("t2i", "t2t", "i2i")
-    assert both.least_scores() == {"t2i": 0.2, "i2i": 0.5}
-    assert QueryConfig(mode=("t2t",), min_score=("0.4",)).least_scores() == {"t2t": 0.4}
+    assert both.min_scores() == {"t2i": 0.2, "i2i": 0.5}
+    assert QueryConfig(mode=("t2t",), min_score=("0.4",)).min_scores() == {"t2t": 0.4}
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_every_name_meets_every_template_and_blocks_hold_one_mode() -> None:
         (1, "t2i", 2),
         (2, "i2i", 1),
     ]
-    asked = [(query.number, query.label, query.asked) for block in blocks for query in block.queries]
+    asked = [(query.number, query.label, query.inputs) for block in blocks for query in block.queries]
     assert asked == [
         (0, 0, ("cat",)),
         (1, 0, ("a cat",)),
@@ -69,7 +69,7 @@ def test_every_name_meets_every_template_and_blocks_hold_one_mode() -> None:
         (6, 0, ("a.png",)),
     ]
     averaged = blocks_of(CLASSES, ("{c}", "a {c}"), QueryConfig(average=True))
-    assert [query.asked for query in averaged[0].queries] == [("cat", "a cat", "kitty", "a kitty"), ("cat", "a cat")]
+    assert [query.inputs for query in averaged[0].queries] == [("cat", "a cat", "kitty", "a kitty"), ("cat", "a cat")]
 
 
 def test_captions_are_classes_of_their_own(tmp_path: Path) -> None:

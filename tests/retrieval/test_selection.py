@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memory_builder.errors import UsageError
-from memory_builder.retrieval.selection import Claims, SelectConfig, best_claims, comparable, row_scores, select
+from memory_builder.retrieval.selection import Claims, SelectConfig, best_claims, percentile_ranks, row_scores, select
 
 HITS = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 12), st.integers(0, 9)), max_size=60)
 CONFIGS = st.builds(
@@ -88,7 +88,7 @@ def test_each_claim_names_the_hit_it_rests_on_and_rows_come_best_first() -> None
 def test_hits_of_several_modes_are_compared_by_their_place_within_their_mode() -> None:
     scores = np.array([0.1, 0.3, 0.2, 0.9, 0.8, 0.9], np.float32)
     modes = np.array([0, 0, 0, 1, 1, 1], np.int8)
-    assert comparable(scores, modes) == pytest.approx([1 / 3, 1, 2 / 3, 1, 1 / 3, 1])
+    assert percentile_ranks(scores, modes) == pytest.approx([1 / 3, 1, 2 / 3, 1, 1 / 3, 1])
 
 
 @pytest.mark.parametrize("wrong", [{"max_per_class": 0}, {"total": -1}])

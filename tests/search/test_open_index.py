@@ -53,7 +53,7 @@ def build(root: Path, key: str, write_memory: Callable[..., Store], clustered: A
             part,
             store=store,
             folder=FOLDER,
-            keys="image",
+            modality="image",
             d=D,
             commits=commits,
             quantizer_sha256=digest,

@@ -152,7 +152,7 @@ def test_a_filter_that_keeps_few_rows_finds_k_of_them_at_the_tuned_effort(
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ("depth > 1", "no column depth: there are key, caption, url, width"),
+        ("depth > 1", "no column depth: the columns are key, caption, url, width"),
         ("width = 'wide'", "width is a number and 'wide' a string: they cannot be compared"),
         ("language > 5", "language is a string and 5 a number"),
         ("safe > FALSE", "true and false have no order"),
@@ -172,7 +172,7 @@ def test_a_filter_that_keeps_few_rows_finds_k_of_them_at_the_tuned_effort(
         ("safe IS TRUE", "IS NULL and IS NOT NULL are"),
         ("language LIKE caption", "LIKE takes a column of strings"),
         ("language LIKE 'a' ESCAPE 'b'", "ESCAPE"),
-        ("n = 99999999999999999999999", "no number that can be compared"),
+        ("n = 99999999999999999999999", "not a number that can be compared"),
         ("DROP TABLE t", "DROP"),
         ("NOT " * 5_000 + "safe", "nested too deep"),
     ],

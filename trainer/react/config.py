@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from memory_builder.base.arguments import check
 from memory_builder.errors import UsageError
@@ -53,7 +55,7 @@ class ReactConfig:
     mode: Mode = "gated-image"
     """Trained parameters. gated-image: new gated blocks in the frozen image tower. locked-text: the image tower.
     locked-image: the text tower (LiT). full: both towers."""
-    gated: GatedConfig = field(default_factory=GatedConfig)
+    gated: Annotated[GatedConfig, arg(name="gated-blocks")] = field(default_factory=GatedConfig)
     gates_only: bool = False
     """Train only the gates α and β. Requires --start-from: the other weights of the gated blocks are loaded from it."""
     logit_scale: Literal["trainable", "frozen"] = "trainable"

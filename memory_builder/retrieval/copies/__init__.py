@@ -1,1 +1,1 @@
-"""Finds copies of evaluation pictures among retrieved pairs (decontamination)."""
+"""Decontamination: near duplicates of evaluation pictures among retrieved pairs."""

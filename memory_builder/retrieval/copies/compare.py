@@ -1,7 +1,7 @@
-"""What speaks for one picture being a copy of another: embeddings, perceptual hashes, miniatures, aligned pixels.
+"""Evidence that a picture is a near duplicate: embeddings, perceptual hashes, miniatures, aligned pixels.
 
-A mirrored copy is found by its hash and its miniature. The other kinds tell of likeness, and compare pictures as they
-are: arrows to the left and to the right are much alike when mirrored, and no copies.
+Hashes and miniatures also match mirrored copies. The other kinds measure similarity and compare pictures unmirrored:
+arrows to the left and to the right are similar when mirrored, and not duplicates.
 """
 
 from dataclasses import dataclass
@@ -15,20 +15,20 @@ from memory_builder.retrieval.copies.miniature import Miniatures, levels_apart
 from memory_builder.retrieval.copies.thresholds import Thresholds
 
 BLOCK = 4_096
-"""Pictures compared with at a time."""
+"""Reference pictures compared at a time."""
 NEAREST = {"embedding": 2, "hash": 1, "miniature": 1, "pixels": 4}
-"""How many that come nearest by each are compared pixel by pixel; by ``pixels``, at half the size."""
+"""Number of nearest pictures by each kind to compare pixel by pixel; for ``pixels``, nearest at half the size."""
 KINDS = ("embedding", "hash", "miniature", "pixels", "both")
 NOTHING = -1000.0
-"""Below any score."""
+"""Score below any other."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageSignatures:
-    """What is known of n pictures."""
+    """Signatures of n pictures."""
 
     vectors: Vectors
-    """f16[n, d], unit rows."""
+    """f16[n, d] unit rows."""
     glyphs: Glyphs
     """u8[n, 32, 32]."""
     miniatures: Miniatures
@@ -40,25 +40,25 @@ class ImageSignatures:
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Which pictures belong together, by a number for each."""
+    """Group numbers of pictures."""
 
     of_pictures: npt.NDArray[np.int64]
-    """i64[n]."""
+    """i64[n] groups of the pictures."""
     of_others: npt.NDArray[np.int64]
-    """i64[m]."""
+    """i64[m] groups of the reference pictures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """For n pictures, the strongest evidence of each kind among those they were compared with."""
+    """Strongest evidence of each kind for n pictures."""
 
     values: dict[str, Floats]
     """Kind → f32[n]: cosine, bits, levels, correlation, mean of cosine and correlation with one picture."""
     others: dict[str, npt.NDArray[np.int64]]
-    """Kind → i64[n]: the picture it is evidence of."""
+    """Kind → i64[n]: the reference picture with that evidence."""
 
-    def speaks(self, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]]:
-        """Kind → bool[n]: whether it makes a picture a copy."""
+    def passes(self, limits: Thresholds) -> dict[str, npt.NDArray[np.bool_]]:
+        """Kind → bool[n]: whether the evidence passes its threshold."""
         return {
             "embedding": self.values["embedding"] >= limits.leak_embedding,
             "hash": self.values["hash"] <= limits.leak_hash,
@@ -68,26 +68,26 @@ class Evidence:
         }
 
 
-class Compared:
-    """Pictures to compare others with.
+class ReferenceImages:
+    """Reference pictures that others are compared with.
 
     Args:
-        signs: of m pictures.
+        signs: signatures of m pictures.
     """
 
     def __init__(self, signs: ImageSignatures) -> None:
         self._signs = signs
-        self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # as it is, mirrored
+        self._hashes = [hashes(glyphs) for glyphs in (signs.glyphs, signs.glyphs[:, :, ::-1])]  # unmirrored, mirrored
         self._miniatures = [signs.miniatures, signs.miniatures[:, :, ::-1]]
         self._coarse = coarse(signs.glyphs)
 
     def evidence(self, signs: ImageSignatures, *, least: float, without: Groups | None = None) -> Evidence:
-        """The strongest evidence of each kind for each picture.
+        """Return the strongest evidence of each kind for each picture.
 
         Args:
-            signs: of n pictures.
-            least: correlation of interest; lower ones may be told too low.
-            without: for tests of a threshold: pictures of one group are not compared.
+            signs: signatures of n pictures.
+            least: threshold of correlation; lower values may be underestimated.
+            without: for tests of a threshold: pictures of the same group are not compared.
         """
         n = len(signs)
         vectors, small, bits = signs.vectors.astype(np.float32), coarse(signs.glyphs), hashes(signs.glyphs)
@@ -108,11 +108,11 @@ class Compared:
                     scores[same] = NOTHING
             for name, scores in alike.items():
                 near[name].add(scores, start)
-        return self._look_closely(signs, near, least)
+        return self._compare_pixels(signs, near, least)
 
-    def _look_closely(self, signs: ImageSignatures, near: dict[str, "_Nearest"], least: float) -> Evidence:
-        """Lay each picture on those that come near to it in one way or another."""
-        others = np.concatenate([nearest.places for nearest in near.values()], axis=1)  # i64[n, c]
+    def _compare_pixels(self, signs: ImageSignatures, near: dict[str, "_Nearest"], least: float) -> Evidence:
+        """Compare each picture's pixels with those of its nearest reference pictures."""
+        others = np.concatenate([nearest.positions for nearest in near.values()], axis=1)  # i64[n, c]
         allowed = np.concatenate([nearest.scores for nearest in near.values()], axis=1) > NOTHING
         pictures = np.repeat(np.arange(len(signs)), others.shape[1])
         flat = others.ravel()
@@ -127,25 +127,25 @@ class Compared:
         }
         best = {kind: values.argmax(axis=1)[:, None] for kind, values in scores.items()}
         values = {kind: np.take_along_axis(scores[kind], best[kind], 1)[:, 0] for kind in best}
-        places = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] for kind in best}
+        positions = {kind: np.take_along_axis(others, best[kind], 1)[:, 0] for kind in best}
         for kind in ("hash", "miniature"):
-            values[kind], places[kind] = -near[kind].scores[:, 0], near[kind].places[:, 0]
-        return Evidence({kind: values[kind] for kind in KINDS}, {kind: places[kind] for kind in KINDS})
+            values[kind], positions[kind] = -near[kind].scores[:, 0], near[kind].positions[:, 0]
+        return Evidence({kind: values[kind] for kind in KINDS}, {kind: positions[kind] for kind in KINDS})
 
 
 class _Nearest:
-    """The best few of scores that come in blocks, equal ones in order of their places."""
+    """Running top ``count`` of scores that come in blocks; positions order equal scores."""
 
     def __init__(self, n: int, count: int) -> None:
         self.scores = np.full((n, count), NOTHING, np.float32)
-        self.places = np.zeros((n, count), np.int64)
+        self.positions = np.zeros((n, count), np.int64)
 
     def add(self, scores: Floats, start: int) -> None:
-        """f32[n, b] of the places from ``start`` on."""
+        """Add scores f32[n, b] of the positions from ``start`` on."""
         count = self.scores.shape[1]
         width = min(count, scores.shape[1])
-        places = np.argpartition(-scores, width - 1, axis=1)[:, :width]
-        values = np.concatenate([self.scores, np.take_along_axis(scores, places, 1)], axis=1)
-        places = np.concatenate([self.places, start + places], axis=1)
-        order = np.lexsort((places, -values))[:, :count]
-        self.scores, self.places = np.take_along_axis(values, order, 1), np.take_along_axis(places, order, 1)
+        positions = np.argpartition(-scores, width - 1, axis=1)[:, :width]
+        values = np.concatenate([self.scores, np.take_along_axis(scores, positions, 1)], axis=1)
+        positions = np.concatenate([self.positions, start + positions], axis=1)
+        order = np.lexsort((positions, -values))[:, :count]
+        self.scores, self.positions = np.take_along_axis(values, order, 1), np.take_along_axis(positions, order, 1)

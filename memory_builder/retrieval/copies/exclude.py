@@ -1,4 +1,4 @@
-"""Evaluation sets that a subset must not hold pictures of: found, embedded, and kept as ``exclude/00000.*``."""
+"""Evaluation sets to exclude from a subset: list, embed and store them as ``exclude/00000.*``."""
 
 import io
 import posixpath
@@ -27,7 +27,7 @@ from memory_builder.readers.read import Pair, Reject, Truncated, read_pairs
 from memory_builder.readers.shard import Source
 from memory_builder.readers.splits import TAR_MARK, is_named_as_split, is_training_split
 from memory_builder.retrieval.block_records import done_records
-from memory_builder.retrieval.copies.compare import Compared, ImageSignatures
+from memory_builder.retrieval.copies.compare import ImageSignatures, ReferenceImages
 from memory_builder.retrieval.copies.glyph import Glyphs, glyph_of
 from memory_builder.retrieval.copies.miniature import Miniatures, miniature_of
 from memory_builder.storage.filesystem import open_filesystem
@@ -42,7 +42,7 @@ KEYS = pa.schema([("uri", pa.string()), ("key", pa.string()), ("sha256", pa.stri
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Excluded:
-    """One shard of an evaluation set."""
+    """A shard of an evaluation set."""
 
     number: int
     uri: str
@@ -52,23 +52,23 @@ class Excluded:
 @strict_record
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExcludedRecord:
-    """What makes its files exist."""
+    """Commit record of a shard's files."""
 
     number: Count
     uri: str
     n_pictures: Count
     n_unreadable: Count
-    """What holds no picture that can be decoded, and so cannot be looked for."""
+    """Number of entries without a decodable picture, which are not compared."""
 
 
 def find_excluded(named: Sequence[str]) -> list[Excluded]:
-    """The shards of evaluation sets: of sets with splits every split but ``train``, else all that embed reads there.
+    """List the shards of evaluation sets: all splits but ``train``, or without splits every source that embed reads.
 
-    What is read of each folder is said in one line on standard error.
+    Logs the folders that are read in one line for each set.
 
     Raises:
-        SourceError: there is nothing at one of them.
-        UsageError: a set has a train split alone, or it is not clear whether it has splits.
+        SourceError: a set has no sources.
+        UsageError: a set has only a train split, or is ambiguous.
     """
     sources: dict[str, Source] = {}
     for name in named:
@@ -78,7 +78,7 @@ def find_excluded(named: Sequence[str]) -> list[Excluded]:
 
 
 def _splits(name: str) -> list[str]:
-    """The folders of a set that has splits, but for the one to learn from; nothing of any other."""
+    """List the folders of a set's splits except train; empty for a set without splits."""
     fs, path = open_filesystem(name)
     if not fs.isdir(path):
         return []
@@ -108,7 +108,7 @@ def _splits(name: str) -> list[str]:
 
 
 def _refuse_classes(fs: Any, name: str, inside: Mapping[str, str], left: list[str], read: list[str]) -> None:
-    """Refuse a set of which ``train`` may as well be a class, such as that of trains."""
+    """Refuse a set whose ``train`` folder may be a class, such as trains."""
 
     def holds_pictures(folder: str) -> bool:
         return any(kind_of(entry["name"]) == "picture" for entry in fs.ls(inside[folder], detail=True))
@@ -123,7 +123,7 @@ def _refuse_classes(fs: Any, name: str, inside: Mapping[str, str], left: list[st
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExcludeTask:
-    """A worker with the memory's model loaded."""
+    """Worker that loads the memory's model and embeds evaluation pictures."""
 
     out: str
     encoder: EncoderConfig
@@ -150,10 +150,10 @@ class _Picture:
 
 
 def read_excluded(item: Excluded, *, encoder: Encoder, store: Store) -> ExcludedRecord:
-    """Embed the pictures of a shard and keep what they look like; commit.
+    """Embed the pictures of a shard, store their signatures, and commit.
 
     Raises:
-        SourceError: it cannot be read to its end: what is not known cannot be kept out.
+        SourceError: the shard cannot be read to its end, and unread pictures cannot be excluded.
     """
     pictures: list[_Picture | None] = []
     with ThreadPoolExecutor(available_threads()) as threads:
@@ -190,24 +190,24 @@ def _prepare(pair: Pair | Reject, *, encoder: Encoder) -> _Picture | None:
     data = pair.image or b""
     try:
         image = decode_image(data)
-    except BadImageError:  # nobody can be asked about it either
+    except BadImageError:  # models cannot be evaluated on it either
         return None
     return _Picture(pair.key, sha256(data), encoder.preprocess(image), glyph_of(image), miniature_of(image))
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """All pictures of the evaluation sets."""
+    """Signatures of all evaluation pictures."""
 
     uris: list[str]
     keys: list[str]
     by_bytes: dict[str, int]
-    """SHA-256 → which picture."""
-    compared: Compared
+    """SHA-256 → position of the picture."""
+    compared: ReferenceImages
 
     @staticmethod
     def read(store: Store) -> "Evaluation | None":
-        """What was committed; None where nothing is excluded."""
+        """Read the committed signatures; None without evaluation sets."""
         names = [name.removesuffix(".json") for name in record_names(store, FOLDER)]
         if not names:
             return None
@@ -223,13 +223,13 @@ class Evaluation:
             uris=keys["uri"].to_pylist(),
             keys=keys["key"].to_pylist(),
             by_bytes={digest: i for i, digest in reversed(list(enumerate(hashes)))},
-            compared=Compared(ImageSignatures(vectors, glyphs, miniatures)),
+            compared=ReferenceImages(ImageSignatures(vectors, glyphs, miniatures)),
         )
 
 
 @dataclass(frozen=True, slots=True)
 class _Kept:
-    """What is kept of one shard."""
+    """Stored signatures of one shard."""
 
     keys: pa.Table
     arrays: tuple[Vectors, Glyphs, Miniatures]
@@ -257,7 +257,7 @@ def _read_kept(store: Store, name: str) -> _Kept:
 
 
 def done_excluded(store: Store) -> dict[int, ExcludedRecord]:
-    """The shards of evaluation sets that are committed, and can be read."""
+    """Records of committed and readable shards of evaluation sets."""
 
     def is_whole(record: ExcludedRecord) -> bool:
         try:

@@ -1,6 +1,6 @@
-"""Glyphs: a picture in a few grey pixels, laid out so that copies that were scaled, padded or moved look the same.
+"""Glyphs: small grey pictures that are equal for scaled, padded or shifted copies of a picture.
 
-A glyph is 32 px square: what lies inside a picture's plain borders, kept in proportion, centred, without colours.
+A glyph is 32 px square: the inside of a picture's plain borders, in proportion, centred, without colours.
 """
 
 import numpy as np
@@ -9,22 +9,22 @@ from PIL import Image
 
 SIDE = 32
 LONGEST = 128
-"""Pixels of a picture's longer side that are looked at."""
+"""Pixels to which a picture's longer side is reduced first."""
 PLAIN = 64
-"""Of 255 levels: a line whose pixels differ by no more is part of a border. Ringing of JPEG stays below."""
+"""Largest difference of levels (of 255) within a line of a plain border. JPEG ringing stays below."""
 LEAST_INSIDE = 12
-"""Pixels of a drawing's longer side; a smaller box holds no more than an edge or a spot, and those are all alike."""
+"""Smallest longer side of a drawing in pixels; a smaller box holds only an edge or a spot, which all look alike."""
 LEAST_DEVIATION = 8.0
-"""Of 255 levels; a flatter glyph (a plain disc or tile in its own box) shows nothing to compare."""
+"""Smallest deviation in levels (of 255); a flatter glyph (a plain disc or tile) has nothing to compare."""
 SHIFTS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1) if (y, x) != (0, 0)]  # in pixels of a glyph
 SHIFT_GAIN = 0.15
-"""What a shift by a pixel may add to a correlation."""
+"""Largest gain of correlation by a shift of one pixel."""
 ZOOM_GAIN = 0.3
-"""What taking a line off some sides may add."""
+"""Largest gain of correlation by removing lines from some sides."""
 ENDS = ((0, 0), (1, 0), (0, 1), (1, 1))
-"""Lines that are taken off before a glyph is stretched to its size again, at the two ends of a side."""
+"""Lines removed at the two ends of a side before a glyph is stretched back to its size."""
 LOW = 8
-"""Frequencies of a hash, each way."""
+"""Number of DCT frequencies of a hash in each direction."""
 
 Glyphs = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
@@ -47,9 +47,9 @@ def glyph_of(image: Image.Image) -> Glyphs:
 
 
 def inside_borders(grey: npt.NDArray[np.uint8]) -> Box:
-    """u8[h, w] → what is left when plain lines are taken off its sides until none is plain, or hardly anything is left.
+    """Crop u8[h, w] by its plain border lines, repeatedly, until no line is plain or hardly anything is left.
 
-    A frame around a tile goes, then the tile around the drawing: the same is left with the frame and without.
+    A frame around a tile is cropped, then the tile around the drawing: the result is the same without the frame.
     """
     top, bottom, left, right = 0, grey.shape[0], 0, grey.shape[1]
     while True:
@@ -65,7 +65,7 @@ def inside_borders(grey: npt.NDArray[np.uint8]) -> Box:
 
 
 def boxed(layer: Floats, box: Box, outside: float) -> Glyphs:
-    """The square around a box of f32[h, w] in 0..1, scaled to u8[32, 32]; beyond the box lies ``outside``."""
+    """Scale the square around a box of f32[h, w] in 0..1 to u8[32, 32], padded with ``outside``."""
     top, bottom, left, right = box
     side = max(bottom - top, right - left)
     canvas = np.full((side, side), outside, dtype=np.float32)
@@ -78,7 +78,7 @@ def boxed(layer: Floats, box: Box, outside: float) -> Glyphs:
 
 
 def unit(glyphs: npt.NDArray[np.uint8] | Floats) -> Floats:
-    """Glyphs [..., h, w] → f32[..., h * w] of mean 0 and length 1; flat ones become 0, like nothing."""
+    """Normalize glyphs [..., h, w] → f32[..., h * w] of mean 0 and length 1; flat ones become 0."""
     flat = glyphs.reshape(*glyphs.shape[:-2], glyphs.shape[-2] * glyphs.shape[-1]).astype(np.float32)
     flat -= flat.mean(axis=-1, keepdims=True)
     deviation = flat.std(axis=-1, keepdims=True)
@@ -88,13 +88,13 @@ def unit(glyphs: npt.NDArray[np.uint8] | Floats) -> Floats:
 
 
 def coarse(glyphs: Glyphs, side: int = 16) -> Floats:
-    """u8[n, 32, 32] → f32[n, side²] unit rows of fewer pixels, to find candidates by."""
+    """Downsample u8[n, 32, 32] → f32[n, side²] unit rows, to select candidates."""
     step = SIDE // side
     return unit(glyphs.reshape(len(glyphs), side, step, side, step).mean(axis=(2, 4), dtype=np.float32))
 
 
 def correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats:
-    """f32[n], the absolute correlation of glyphs u8[n, 32, 32]; near misses are also tried shifted."""
+    """f32[n] absolute correlation of glyphs u8[n, 32, 32]; near misses are also tried shifted."""
     fixed = unit(one)
     best: Floats = np.abs(np.einsum("nd,nd->n", fixed, unit(other)))
     retry = np.flatnonzero((best < least) & (best >= least - SHIFT_GAIN))
@@ -106,10 +106,10 @@ def correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats:
 
 
 def stretched_correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats:
-    """f32[n], the absolute correlation of glyphs u8[n, 32, 32] when either is cut by a line at any sides and stretched.
+    """f32[n] absolute correlation of glyphs u8[n, 32, 32], with either cut by a line at any sides and stretched.
 
-    A picture that was cropped, scaled or compressed ends a line sooner or later. Tried for those within reach of
-    ``least``.
+    A cropped, scaled or compressed picture may end a line earlier or later. Only pairs within reach of ``least`` are
+    tried.
     """
     best: Floats = np.abs(np.einsum("nd,nd->n", unit(one), unit(other)))
     retry = np.flatnonzero(best >= least - ZOOM_GAIN)
@@ -127,7 +127,7 @@ def stretched_correlation(one: Glyphs, other: Glyphs, *, least: float) -> Floats
 
 
 def _stretch(first: int, last: int) -> Floats:
-    """f32[32, 32] that stretches what is left without these lines over all 32, by linear interpolation."""
+    """f32[32, 32] matrix that stretches a side without these lines to 32 pixels, by linear interpolation."""
     positions = np.linspace(first, SIDE - 1 - last, SIDE)
     below = np.minimum(positions.astype(np.int64), SIDE - 2)
     weights = np.zeros((SIDE, SIDE), np.float32)
@@ -137,7 +137,7 @@ def _stretch(first: int, last: int) -> Floats:
 
 
 def hashes(glyphs: Glyphs) -> Hashes:
-    """u8[n, 32, 32] → u64[n] perceptual hashes: which of the 64 lowest frequencies lie above their median."""
+    """u8[n, 32, 32] → u64[n] perceptual hashes: whether each of the 64 lowest DCT frequencies exceeds their median."""
     steps = (2 * np.arange(SIDE) + 1) * np.pi / (2 * SIDE)
     cosines = np.cos(np.arange(LOW)[:, None] * steps[None]).astype(np.float32)  # DCT-II, f32[8, 32]
     low = np.einsum("ai,nij,bj->nab", cosines, glyphs.astype(np.float32), cosines, optimize=True)
@@ -148,6 +148,6 @@ def hashes(glyphs: Glyphs) -> Hashes:
 
 
 def bits_apart(ours: Hashes, others: Hashes) -> npt.NDArray[np.uint8]:
-    """u64[n], u64[m] → u8[n, m] bits that differ."""
+    """u64[n], u64[m] → u8[n, m] Hamming distances."""
     apart: npt.NDArray[np.uint8] = np.bitwise_count(ours[:, None] ^ others[None])
     return apart

@@ -1,4 +1,4 @@
-"""Pairs that are chosen and not written: their pictures are gone, or copies of evaluation pictures."""
+"""Chosen pairs left out of the tars: their pictures are missing, or near duplicates of evaluation pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,14 +15,14 @@ from memory_builder.retrieval.copies.thresholds import Thresholds
 from memory_builder.retrieval.pieces import OUT
 
 BYTES = "bytes"
-"""Evidence besides those of ``evidence.KINDS``: the very same file."""
+"""Kind of evidence besides ``compare.KINDS``: identical files."""
 LEAKS_SHOWN = 24
-"""Leaks of each tar whose pictures are kept for the page."""
+"""Number of leaks of each tar whose pictures are stored for the page."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LeftOut:
-    """One such pair; see OUT."""
+    """A chosen pair that is left out; see OUT."""
 
     id: int
     key: str
@@ -37,9 +37,9 @@ class LeftOut:
 def left_out(
     pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation | None, limits: Thresholds
 ) -> dict[int, LeftOut]:
-    """Row id → why, for those of these pairs that are not to be written."""
+    """Row id → record of each pair that is left out."""
     missing = {
-        pair.id: LeftOut(id=pair.id, key=pair.about["key"], missing=pair.picture.reason)
+        pair.id: LeftOut(id=pair.id, key=pair.metadata["key"], missing=pair.picture.reason)
         for pair in pairs
         if isinstance(pair.picture, Missing)
     }
@@ -53,17 +53,17 @@ def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits
     glyphs = np.stack([pair.glyph for pair in pairs if pair.glyph is not None])
     miniatures = np.stack([pair.miniature for pair in pairs if pair.miniature is not None])
     evidence = evaluation.compared.evidence(ImageSignatures(vectors, glyphs, miniatures), least=limits.leak_pixels)
-    speaks = evidence.speaks(limits)
+    passed = evidence.passes(limits)
     leaks: dict[int, LeftOut] = {}
     for i, pair in enumerate(pairs):
         same = evaluation.by_bytes.get(pair.sha256)
-        others = {kind: int(evidence.others[kind][i]) for kind in speaks if speaks[kind][i]}
+        others = {kind: int(evidence.others[kind][i]) for kind in passed if passed[kind][i]}
         others = others if same is None else {BYTES: same} | others
         if others:
             which = next(iter(others.values()))
             leaks[pair.id] = LeftOut(
                 id=pair.id,
-                key=pair.about["key"],
+                key=pair.metadata["key"],
                 evidence=tuple(others),
                 set=evaluation.uris[which],
                 set_key=evaluation.keys[which],
@@ -74,7 +74,7 @@ def _leaks(pairs: Sequence[Pair], memory: Memory, evaluation: Evaluation, limits
 
 
 def out_table(left: Sequence[LeftOut]) -> pa.Table:
-    """As it is kept: of many leaks the first few with their pictures."""
+    """Table of the pairs left out; only the first leaks keep their pictures."""
     shown = [pair.id for pair in left if pair.evidence][:LEAKS_SHOWN]
     rows = [
         {

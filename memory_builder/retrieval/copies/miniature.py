@@ -1,7 +1,7 @@
-"""Miniatures: a picture as it is, frame and colours and all, in 64 pixels.
+"""Miniatures: a picture with frame and colours in 64 pixels.
 
-What was compressed or scaled again keeps them almost to the level, and of simple drawings they tell more apart than
-glyphs do: where in the picture it is, how large, and in which colours.
+Compression and scaling change them by a level or so, and for simple drawings they separate more than glyphs: by
+    position, size and colours.
 """
 
 import numpy as np

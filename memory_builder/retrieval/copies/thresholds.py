@@ -1,4 +1,4 @@
-"""From where on two pictures count as copies of one another."""
+"""Thresholds above which two pictures count as near duplicates."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,19 @@ from memory_builder.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """Any one kind of evidence is enough. The defaults are for icons
-    and the bundled model; cosines of another model may want others."""
+    """Thresholds of evidence for near duplicates of evaluation pictures; one kind is enough. Defaults suit icons and
+    the bundled model."""
 
     leak_embedding: float = 0.9975
-    """Cosine of two pictures' embeddings."""
+    """Minimum cosine of two pictures' embeddings."""
     leak_hash: int = 0
-    """Bits of 64 in which two perceptual hashes may differ; -1: hashes are no evidence."""
+    """Maximum Hamming distance of two 64-bit perceptual hashes; -1: do not use hashes."""
     leak_miniature: float = 6.0
-    """Levels of 255 by which two pictures differ at 8 by 8 pixels (root mean square); -1: this is no evidence."""
+    """Maximum difference at 8 by 8 pixels, root mean square in levels of 255; -1: do not use it."""
     leak_pixels: float = 1.1
-    """Correlation of two pictures in grey, laid on each other by what they show; above 1: alone it is no evidence."""
+    """Minimum correlation of two aligned grey pictures; above 1: do not use it alone."""
     leak_both: float = 0.9518
-    """Mean of these two with one and the same picture."""
+    """Minimum mean of cosine and correlation with the same picture."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.leak_hash <= 64:

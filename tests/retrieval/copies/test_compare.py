@@ -16,7 +16,7 @@ from memory_builder.model.encoder import Encoder
 from memory_builder.model.images import decode_image
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.retrieval.copies import compare
-from memory_builder.retrieval.copies.compare import Compared, Groups, ImageSignatures
+from memory_builder.retrieval.copies.compare import Groups, ImageSignatures, ReferenceImages
 from memory_builder.retrieval.copies.glyph import bits_apart, correlation, glyph_of, hashes, inside_borders
 from memory_builder.retrieval.copies.miniature import levels_apart, miniature_of
 from memory_builder.retrieval.copies.thresholds import Thresholds
@@ -55,32 +55,32 @@ def signs(pictures: list[Image.Image], encoder: Encoder) -> ImageSignatures:
 
 
 @pytest.fixture(scope="module")
-def compared(icons: list[Image.Image], encoder: Encoder) -> Compared:
-    return Compared(signs(icons, encoder))
+def compared(icons: list[Image.Image], encoder: Encoder) -> ReferenceImages:
+    return ReferenceImages(signs(icons, encoder))
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_copies_are_found_and_named(
-    change: str, icons: list[Image.Image], encoder: Encoder, compared: Compared
+    change: str, icons: list[Image.Image], encoder: Encoder, compared: ReferenceImages
 ) -> None:
     found = compared.evidence(signs([CHANGES[change](icon) for icon in icons], encoder), least=0.9)
-    speaks = found.speaks(Thresholds())
-    is_leak = np.any(list(speaks.values()), axis=0)
+    passed = found.passes(Thresholds())
+    is_leak = np.any(list(passed.values()), axis=0)
     assert is_leak.mean() >= 0.95
     own = np.arange(len(icons))
-    named = np.any([speaks[kind] & (found.others[kind] == own) for kind in compare.KINDS], axis=0)
+    named = np.any([passed[kind] & (found.others[kind] == own) for kind in compare.KINDS], axis=0)
     assert (named == is_leak).mean() >= 0.95  # the others are copies of a picture that looks the same
 
 
 def test_other_icons_are_no_copies(icons: list[Image.Image], encoder: Encoder) -> None:
     half = len(icons) // 2
-    of_half = Compared(signs(icons[:half], encoder))
+    of_half = ReferenceImages(signs(icons[:half], encoder))
     found = of_half.evidence(signs(icons[half:], encoder), least=0.9)
-    assert np.any(list(found.speaks(Thresholds()).values()), axis=0).mean() <= 0.04
+    assert np.any(list(found.passes(Thresholds()).values()), axis=0).mean() <= 0.04
 
 
 def test_blocks_do_not_matter_and_groups_are_not_compared(
-    icons: list[Image.Image], encoder: Encoder, compared: Compared, monkeypatch: pytest.MonkeyPatch
+    icons: list[Image.Image], encoder: Encoder, compared: ReferenceImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = signs(icons[:20], encoder)
     whole = compared.evidence(asked, least=0.9)
