@@ -12,8 +12,6 @@ from pathlib import Path
 
 from platformdirs import user_cache_path
 
-from memory_builder.errors import UsageError
-
 MAX_BYTES = 64 << 30
 
 
@@ -31,6 +29,8 @@ def max_bytes() -> int:
     """
     given = os.environ.get("MEMORY_BUILDER_CACHE_BYTES", "")
     if given and not given.isdecimal():
+        from memory_builder.errors import UsageError
+
         raise UsageError(f"MEMORY_BUILDER_CACHE_BYTES={given}: expected a number of bytes")
     return int(given) if given else MAX_BYTES
 
