@@ -47,7 +47,7 @@ EXAMPLES: Mapping[str, str] = {
     "evaluate": "evaluate zero-shot --run run --dataset cub",
     "report": "report run --out report.html",
     "verify": "verify memory --repair",
-    "merge": "merge memory --modality image --out merged",
+    "merge": "merge memory --modality image",
     "export": "export memory rows --as parquet",
     "submit": "submit --address http://HEAD:8265 -- index s3://bucket/memory",
     "demo": "demo",
