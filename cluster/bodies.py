@@ -84,7 +84,5 @@ def parse_array(body: bytes | mmap.mmap, kinds: str) -> npt.NDArray[Any]:
     if len(shape) > 2 or any(type(n) is not int or n < 0 for n in shape):
         raise UsageError(f"the body is not a .npy file of one or two dimensions: its shape is {str(shape)[:100]}")
     if len(body) - stream.tell() != math.prod(shape) * dtype.itemsize:
-        raise UsageError(
-            f"the body is not a .npy file: {str(shape)[:100]} of {dtype} does not match the bytes after its header"
-        )
+        raise UsageError(f"the body is not a .npy file: {str(shape)[:100]} of {dtype} does not match its length")
     return np.ndarray(shape, dtype, body, stream.tell(), order="F" if is_fortran else "C")

@@ -193,7 +193,7 @@ class _Pool:
         self.deaths_in_a_row += not lost
         if self.deaths_in_a_row >= self.plan.size + DEATHS_TO_SPARE:
             raise WorkerError(
-                f"{self.deaths_in_a_row} workers died one after another without finishing anything: {last_line(error)} "
+                f"{self.deaths_in_a_row} workers died in a row without finishing an item: {last_line(error)} "
                 "If memory is short, ask for fewer and larger workers (--cpus-per-worker); "
                 "their logs are in /tmp/ray/session_latest/logs on their node"
             )

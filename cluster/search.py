@@ -94,9 +94,9 @@ class SearchPool:
         self._lock = threading.Lock()
         self._sets = lru_cache(SETS_KEPT)(ray.put)
         self._actors = [self._start_actor(number) for number in range(len(shares))]
-        _wait_for([searcher.opened for searcher in self._actors])
-        for number, searcher in enumerate(self._actors):
-            self._answer(number, searcher, searcher.opened, None)
+        _wait_for([actor.opened for actor in self._actors])
+        for number, actor in enumerate(self._actors):
+            self._answer(number, actor, actor.opened, None)
 
     def scan(self, queries: Scores, k: int, nprobe: int, allowed: RowBitmap | None = None) -> tuple[Scores, Ids]:
         """Scan as ``OpenIndex.scan_codes``, over the parts of all actors.
@@ -105,12 +105,10 @@ class SearchPool:
             WorkerError: an actor dies again and again.
         """
         arguments = (ray.put(queries), k, nprobe, [] if allowed is None else [self._sets(allowed)])
-        calls = [
-            (number, searcher, searcher.handle.scan.remote(*arguments)) for number, searcher in enumerate(self._actors)
-        ]
+        calls = [(number, actor, actor.handle.scan.remote(*arguments)) for number, actor in enumerate(self._actors)]
         best = faiss.ResultHeap(len(queries), k, keep_max=True)
-        for number, searcher, call in calls:
-            best.add_result(*self._answer(number, searcher, call, arguments))
+        for number, actor, call in calls:
+            best.add_result(*self._answer(number, actor, call, arguments))
         best.finalize()
         return best.D, best.I
 
@@ -123,10 +121,10 @@ class SearchPool:
             node = NodeAffinitySchedulingStrategy(nodes[number % len(nodes)], soft=True)
             placement = {"num_cpus": 0, "scheduling_strategy": node}
         # We replace an actor that fails to start, since we count its deaths.
-        actor = ray.remote(Searcher).options(max_concurrency=max(1, cpus), **placement).remote(max(1, cpus))
-        return _SearchActor(actor, actor.open.remote(*self._opening[number]))
+        handle = ray.remote(Searcher).options(max_concurrency=max(1, cpus), **placement).remote(max(1, cpus))
+        return _SearchActor(handle, handle.open.remote(*self._opening[number]))
 
-    def _answer(self, number: int, searcher: _SearchActor, call: Any, arguments: Any) -> Any:
+    def _answer(self, number: int, actor: _SearchActor, call: Any, arguments: Any) -> Any:
         """Return the result of an actor's call; a dead actor is replaced and called again."""
         for _ in range(MAX_DEATHS):
             try:
@@ -135,13 +133,13 @@ class SearchPool:
                 died = error
             except RayTaskError as error:
                 raise original_error(error) from None
-            searcher = self._replacement(number, searcher)
+            actor = self._replacement(number, actor)
             try:
-                ray.get(searcher.opened)
+                ray.get(actor.opened)
             except DEATHS as error:
                 died = error
                 continue
-            call = searcher.opened if arguments is None else searcher.handle.scan.remote(*arguments)
+            call = actor.opened if arguments is None else actor.handle.scan.remote(*arguments)
         raise WorkerError(
             f"the actor that searches {', '.join(self._opening[number][3])} died {MAX_DEATHS} times in a row: "
             f"{last_line(died)} If memory is short, use more or larger nodes"

@@ -81,13 +81,7 @@ def create_app(config: ServiceConfig) -> FastAPI:
     def docs() -> str:
         return description_page(app.openapi())
 
-    @app.get(
-        "/info",
-        operation_id="info",
-        summary="State of the memory",
-        responses=NOT_READ,
-        response_model=Info,
-    )
+    @app.get("/info", operation_id="info", summary="State of the memory", responses=NOT_READ, response_model=Info)
     def info() -> Any:
         return _json(Info(**session.info()))
 

@@ -109,7 +109,7 @@ class Session:
             try:
                 self._refresh()
             except MemoryBuilderError as error:  # the open one stays in use
-                logger.info(f"{self.config.memory}: its latest state cannot be read: {error}")
+                logger.info(f"{self.config.memory}: its latest snapshot cannot be read: {error}")
             finally:
                 self._refreshed_s = time.monotonic()
                 self._refresh_lock.release()
@@ -203,9 +203,7 @@ class Session:
         if k > self.config.max_k:
             raise UsageError(f"k {k}: the largest k is {self.config.max_k:,}")
         if k * refine > candidates:
-            raise UsageError(
-                f"refine {refine} at k {k}: this service re-ranks at most {candidates:,} candidates a query"
-            )
+            raise UsageError(f"refine {refine} at k {k}: at most {candidates:,} re-ranked candidates a query")
         self._check_rows(n_queries * k, most)
         self._searched.add(settings.modality)
 

@@ -149,7 +149,7 @@ def _exit_code(client: Any, job: str, address: str) -> int:
                 return _ended(job, details)
         time.sleep(POLL_S)
     raise WorkerError(
-        f"lost the job server at {address} while following job {job}, which may go on: "
+        f"lost the job server at {address} while following job {job}, which may continue: "
         f"ray job logs --address {address} --follow {job}"
     )
 

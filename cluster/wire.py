@@ -39,9 +39,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     k: Annotated[int, Field(ge=1, description="rows to retrieve for each query")] = 10
-    modality: Annotated[Literal["image", "text"], Field(description="modality of the rows' vectors to search")] = (
-        "image"
-    )
+    modality: Annotated[Literal["image", "text"], Field(description="modality of the vectors to search")] = "image"
     keys: Annotated[
         Literal["image", "text"] | None,
         Field(description=FORMER_NAME, json_schema_extra={"deprecated": True}),

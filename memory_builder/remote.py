@@ -74,7 +74,7 @@ class RemoteMemory:
 
     def info(self) -> dict[str, Any]:
         """Number of rows, description, snapshot, and the search parameters and recall of each index."""
-        body = self._request("GET", "/info")
+        body = self._send("GET", "/info")
         try:
             fields: dict[str, Any] = json.loads(body)
             fields["description"], fields["snapshot"]
@@ -127,9 +127,8 @@ class RemoteMemory:
     def rows(self, ids: npt.ArrayLike, columns: str | Sequence[str] = LOOKUP_FIELDS) -> pa.Table:
         """As ``Memory.rows``."""
         query = {"columns": several(columns)}
-        blocks = [
-            self._request("POST", "/bulk/rows", query, body) for body in _blocks(np.ravel(np.asarray(ids, np.int64)))
-        ]
+        bodies = _blocks(np.ravel(np.asarray(ids, np.int64)))
+        blocks = [self._send("POST", "/bulk/rows", query, body) for body in bodies]
         return pa.concat_tables([pa.ipc.open_stream(block).read_all() for block in blocks])
 
     def metadata(self, ids: npt.ArrayLike, columns: str | Sequence[str] | None = None) -> pa.Table:
@@ -146,7 +145,7 @@ class RemoteMemory:
         """As ``Memory.vectors``."""
         query = {"modality": one_modality(modality, keys)}
         bodies = _blocks(np.ravel(np.asarray(ids, np.int64)), row_bytes=4 * self.description.d)
-        blocks = [np.load(io.BytesIO(self._request("POST", "/bulk/vectors", query, body))) for body in bodies]
+        blocks = [np.load(io.BytesIO(self._send("POST", "/bulk/vectors", query, body))) for body in bodies]
         vectors: Scores = np.concatenate(blocks)
         return vectors
 
@@ -156,19 +155,17 @@ class RemoteMemory:
         Raises:
             UsageError: the row has no readable picture.
         """
-        return self._request("GET", f"/pictures/{row_id}")
+        return self._send("GET", f"/pictures/{row_id}")
 
     def _search_json(self, body: Mapping[str, Any], k: int) -> Hits:
-        answers = json.loads(self._request("POST", "/search", body=json.dumps(body).encode()))
+        answers = json.loads(self._send("POST", "/search", body=json.dumps(body).encode()))
         return _hits([answer["hits"] for answer in answers["queries"]], k)
 
     def _search(self, body: bytes, settings: Mapping[str, Any]) -> Hits:
-        with np.load(io.BytesIO(self._request("POST", "/bulk/search", settings, body))) as arrays:
+        with np.load(io.BytesIO(self._send("POST", "/bulk/search", settings, body))) as arrays:
             return Hits(scores=arrays["scores"], ids=arrays["ids"])
 
-    def _request(
-        self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None
-    ) -> bytes:
+    def _send(self, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
         url = f"{self._url}{path}" + (f"?{urlencode(query, doseq=True)}" if query else "")
         try:
             response = self._pool.request(method, url, body=body, headers={"content-type": "application/json"})

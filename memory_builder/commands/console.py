@@ -26,7 +26,7 @@ def print_embedded(report: "EmbedReport", *, can_retry: bool = True) -> bool:
     print(
         f"{report.n_shards - len(report.failed)}/{report.n_shards} shards ({report.n_embedded} embedded now), "
         f"{report.n_rows:,} rows, {report.n_rejects:,} rejects, {report.n_partial} partial, "
-        f"{duration(report.seconds)}" + (f", {report.n_retries} requests made again" if report.n_retries else "")
+        f"{duration(report.seconds)}" + (f", {report.n_retries} requests retried" if report.n_retries else "")
     )
     if report.reasons:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in report.reasons.items())

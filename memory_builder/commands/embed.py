@@ -40,7 +40,7 @@ class Embed:
         if self.retry_failed and self.retry_rejects:
             raise UsageError("--retry-failed and --retry-rejects: one after the other")
         if not self.source and not self.retry_failed and not self.retry_rejects:
-            raise UsageError("nothing to embed: name shards, as in embed 'data/*.tar' --memory MEMORY --model …")
+            raise UsageError("nothing to embed: pass shards, as in embed 'data/*.tar' --memory MEMORY --model …")
         report = embed(
             self.source,
             self.memory,

@@ -16,11 +16,11 @@ from memory_builder.readers.read import CAPTION
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """Import embeddings published elsewhere: img_emb/*.npy, text_emb/*.npy and metadata/*.parquet, as clip-retrieval
-    writes them; .npy files; or parquet and lance tables with a vector column."""
+    """Import embeddings published elsewhere: clip-retrieval folders, .npy files, parquet or lance tables."""
 
     root: Annotated[str, Positional, arg(metavar="NPY_ROOT")]
-    """Folder of these folders or files, or one table: a local path or an fsspec URL."""
+    """Folder of img_emb/*.npy, text_emb/*.npy and metadata/*.parquet, of .npy files or of vector tables, or
+    one vector table: a local path or an fsspec URL."""
     memory: str
     """Folder of the memory: a local path or an fsspec URL."""
     model: str | None = None

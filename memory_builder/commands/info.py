@@ -41,7 +41,7 @@ class Info:
         for note, n in info.notes.items():
             print(f"note: {n:,} {note}")
         if info.retries:
-            print(f"storage: {info.retries:,} requests were made again")
+            print(f"storage: {info.retries:,} requests were retried")
         if info.pairs_per_s:
             left = f", {duration(info.time_left_s)} left" if info.time_left_s else ""
             print(f"speed: {info.pairs_per_s:,.0f} pairs/s over the latest shards{left}")

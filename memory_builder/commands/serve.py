@@ -24,7 +24,7 @@ class Serve:
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: any. There is no log-in: every client that reaches it may search."""
+    """Address to listen at; 0.0.0.0: all of this machine. There is no log-in: every client that reaches it may search."""
     port: int = 8000
     """Port to listen at; 0: any free port, which is printed."""
     model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
@@ -79,16 +79,14 @@ class Serve:
             from memory_builder.serving import WaitLimits, serve
 
             limits = WaitLimits(head_s=self.head_s, body_s=self.body_s, answer_s=self.answer_s)
-            serve(
-                self.memory, host=self.host, port=self.port, config=config, limits=limits, on_listening=self._print_url
-            )
+            serve(self.memory, host=self.host, port=self.port, config=config, limits=limits, on_listening=self._print)
             return 0
         if self.port == 0:
-            raise UsageError("--port 0: replicas need a port of which you know the number")
+            raise UsageError("--port 0: replicas need a known port")
         from cluster.replicas import deployed
 
         with deployed(config, address=self.address, replicas=self.replicas, host=self.host, port=self.port):
-            self._print_url(self.port)
+            self._print(self.port)
             while True:
                 time.sleep(3600)
 
@@ -113,5 +111,5 @@ class Serve:
         commits = () if self.replicas is None else Memory.open(self.memory).commits.values()
         return link_policy(commits, local_roots=self.links.local_root, allow_hosts=self.links.allow_host)
 
-    def _print_url(self, port: int) -> None:
+    def _print(self, port: int) -> None:
         print(f"serving {self.memory} at http://{self.host}:{port}", file=sys.stderr, flush=True)

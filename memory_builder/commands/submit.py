@@ -24,7 +24,7 @@ class Submit:
         from cluster.submit import submit
 
         if not self.command:
-            raise UsageError("nothing to submit: put the command behind --, as in submit --address URL -- info MEMORY")
+            raise UsageError("nothing to submit: put the command after --, as in submit --address URL -- info MEMORY")
         working_dir = str(self.working_dir) if self.working_dir else None
         code: int = submit(self.address, list(self.command), follow=self.follow, working_dir=working_dir)
         return code

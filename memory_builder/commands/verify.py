@@ -49,5 +49,5 @@ class Verify:
         if problems:
             print_table(f"{self.memory}: {len(problems)} problems", ("shard", "file", "problem"), problems)
         else:
-            print(f"{self.memory}: every file is what its record says")
+            print(f"{self.memory}: every file matches its record")
         return FAILED if problems or "lost" in result else 0

@@ -155,7 +155,7 @@ def open_lists(store: Store, snapshot: Snapshot, modality: Modality) -> OpenInde
     if index.is_exact:
         raise UsageError(
             f"the index of {modality} vectors of {store.root} is exact and has no inverted lists to merge: "
-            "name an --index-key such as IVF1024,Flat when you build it, or export it"
+            "build it with an --index-key such as IVF1024,Flat, or export it"
         )
     return index
 

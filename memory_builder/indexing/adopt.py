@@ -130,7 +130,7 @@ def _bytes(path: Path) -> int:
 def _check(index: Any, path: Path, d: int, n_rows: int) -> None:
     if index.d != d or index.ntotal != n_rows:
         raise IndexBuildError(
-            f"{path} holds {index.ntotal:,} vectors of width {index.d}, there are {n_rows:,} imported embeddings of "
+            f"{path} holds {index.ntotal:,} vectors of width {index.d}, the memory {n_rows:,} imported embeddings of "
             f"width {d}: the index is of other embeddings"
         )
     ivf = faiss.try_extract_index_ivf(index)

@@ -115,8 +115,8 @@ def check_pairing(whole: Any, numbering: Numbering, rows: Rows, modality: Modali
             f"{published} is not an index of these {modality} vectors in this order: of {n_compared.sum():,} rows "
             f"compared, the codes of {n_agreeing.sum():,} agree with their vectors (file {file}: "
             f"{n_agreeing[bad[0]]:,} of {n_compared[bad[0]]:,}). "
-            "Was it built of other files, of an earlier state, of the other modality, or in "
-            "another order than that of the files' names?"
+            "Was it built from other files, an earlier state, the other modality, or in "
+            "another order than by file name?"
         )
 
 
@@ -203,7 +203,7 @@ def ids_of_part(numbering: Numbering, numbers: Ids, is_wanted: dict[int, npt.NDA
     for index in np.unique(which[which >= 0]).tolist():
         ordinal = numbering.ordinals[index]
         if ordinal in is_wanted:
-            here = np.flatnonzero(which == index)
-            held = here[is_wanted[ordinal][rows[here]]]
+            in_shard = np.flatnonzero(which == index)
+            held = in_shard[is_wanted[ordinal][rows[in_shard]]]
             ids[held] = row_ids(ordinal, rows[held])
     return ids

@@ -265,5 +265,5 @@ def _refuse_other_bytes(shard: Shard, commit: Commit, made: Commit) -> None:
     if differing:
         raise CorruptMemoryError(
             f"{shard.uri} embedded again gives other bytes than its commit record ({', '.join(differing)}): "
-            "another kind of machine, other versions of the libraries, or a damaged record"
+            "another CPU or GPU, other library versions, or a damaged record"
         )

@@ -134,10 +134,8 @@ def _write_pieces(path: Path, pieces: Sequence[Ids], chosen: Claims, hits: AllHi
     with pq.ParquetWriter(str(path), ROWS, compression="zstd") as writer:
         for piece in pieces:
             ends = starts[first : first + len(piece) + 1]
-            rows_of_piece = slice(int(ends[0]), int(ends[-1]))
-            table = _piece_table(
-                piece, by_row.at(np.arange(rows_of_piece.start, rows_of_piece.stop)), ends - ends[0], hits, shown
-            )
+            claims = by_row.at(np.arange(int(ends[0]), int(ends[-1])))
+            table = _piece_table(piece, claims, ends - ends[0], hits, shown)
             writer.write_table(table, row_group_size=max(1, len(piece)))
             first += len(piece)
 

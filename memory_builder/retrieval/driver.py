@@ -188,8 +188,8 @@ def _finish(request: Request, store: Store, memory: Memory, chosen: Chosen) -> S
     if summary.missing > request.max_missing * n_asked:
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in summary.missing_by_reason.items())
         raise RetrieveError(
-            f"{summary.missing:,} of {n_asked:,} chosen pictures are missing ({reasons}): bring the sources back "
-            f"and write into a new folder, or allow it with --max-missing {summary.missing / n_asked:.2f}1"
+            f"{summary.missing:,} of {n_asked:,} chosen pictures are missing ({reasons}): restore the sources "
+            f"and write to a new folder, or allow it with --max-missing {summary.missing / n_asked:.2f}1"
         )
     write_support(store, memory, claims, len(request.classes), request.config.support)
     write_record(store, SUMMARY, summary, ensure_ascii=False)
@@ -227,10 +227,10 @@ def _create_or_compare(store: Store, description: dict[str, Any]) -> None:
         if existing.get("config_hash") != record["config_hash"]:
             differing = [name for name in decisive if existing.get(name) != decisive[name]]
             changes = ", ".join(
-                f"{name} ({_brief(existing.get(name))} there, {_brief(decisive[name])} asked)" for name in differing
+                f"{name} ({_brief(existing.get(name))} before, {_brief(decisive[name])} now)" for name in differing
             )
             raise ConfigMismatchError(
-                f"{store.root} was asked for otherwise: {changes}. Use the same settings and state of the memory, or "
+                f"{store.root} holds a subset of other settings: {changes}. Use the same settings and snapshot, or "
                 "another --out"
             ) from None
 

@@ -44,8 +44,7 @@ def blocks_of(classes: Sequence[Class], templates: Sequence[str], config: QueryC
         if not of_mode:
             raise UsageError(f"--mode {mode} needs example pictures, and no class has any: add them to the class file")
         queries = [
-            Query(number=n_queries + i, label=c.label, name=c.name, inputs=block)
-            for i, (c, block) in enumerate(of_mode)
+            Query(number=n_queries + i, label=c.label, name=c.name, inputs=own) for i, (c, own) in enumerate(of_mode)
         ]
         n_queries += len(queries)
         for start in range(0, len(queries), config.block_queries):

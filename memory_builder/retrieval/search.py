@@ -128,16 +128,14 @@ def read_block(store: Store, record: BlockRecord) -> pa.Table:
     Raises:
         CorruptMemoryError: the hits do not match their record.
     """
-    path = f"{FOLDER}/{shard_name(record.number)}.parquet"
+    path, fix = f"{FOLDER}/{shard_name(record.number)}.parquet", "run the same command again"
     try:
         data = store.read(path)
     except FileNotFoundError:
         data = b""
     if sha256(data) != record.sha256:
-        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged", "run the same command again")
-    return decode_table(
-        data, HITS, where=f"{store.root}/{path}", fix="run the same command again", max_rows=record.n_hits
-    )
+        raise CorruptMemoryError(f"{store.root}/{path} is missing or damaged", fix)
+    return decode_table(data, HITS, where=f"{store.root}/{path}", fix=fix, max_rows=record.n_hits)
 
 
 def block_vectors(queries: Sequence[Query], side: str, memory: Memory) -> Scores:

@@ -69,11 +69,11 @@ class Summary:
         against = f"compared with {self.excluded_pictures:,} evaluation pictures"
         return [
             ("modes", ", ".join(ask.modes), f"{ask.per_query:,} rows a query"),
-            ("queries", f"{self.queries:,}", f"{self.short_queries:,} found fewer rows"),
+            ("queries", f"{self.queries:,}", f"{self.short_queries:,} with fewer hits"),
             ("hits", f"{chosen.n_hits:,}", f"{chosen.n_below:,} below the least score"),
             ("rows claimed", f"{chosen.n_rows:,}", ""),
-            ("of the same bytes", f"−{chosen.n_same_bytes:,}", "as another picture"),
-            ("near duplicates", f"−{chosen.n_near_duplicates:,}", f"cosine {dedup}" if dedup else "not asked for"),
+            ("identical files", f"−{chosen.n_same_bytes:,}", "of an earlier pair"),
+            ("near duplicates", f"−{chosen.n_near_duplicates:,}", f"cosine {dedup}" if dedup else "off (--dedup)"),
             ("incomplete", f"−{chosen.n_incomplete:,}", "without a picture or a caption"),
             ("chosen", f"{sum(chosen.pieces):,}", "within the caps"),
             ("leaks", f"−{self.decontaminated:,}", f"{against}{': ' if evidence else ''}{evidence}"),

@@ -83,9 +83,7 @@ class OpenIndex:
             self._part_ivfs = [_ivf_of(part) for part in self._parts]
         if serve_format == "fastscan" and not remote_scan:
             if self.is_exact:
-                raise UsageError(
-                    f"{self._path} cannot be served as fastscan: it is exact and has no codes. Open it as plain"
-                )
+                raise UsageError(f"{self._path} cannot be served as fastscan: it is exact and has no codes; use plain")
             self._part_ivfs = [to_fastscan(ivf, self._path) for ivf in self._part_ivfs]
         for ivf in () if self.is_exact else self._part_ivfs:
             ivf.parallel_mode = OVER_QUERIES  # faiss's default scans preassigned lists with one thread

@@ -127,7 +127,7 @@ def test_start_that_raises_fails_the_run_and_blames_no_item(runner):
 
 def test_workers_that_only_die_end_the_run(runner):
     started = time.monotonic()
-    with pytest.raises(WorkerError, match="6 workers died one after another"):
+    with pytest.raises(WorkerError, match="6 workers died in a row"):
         next(runner.run(DiesStarting(), range(5)))
     assert time.monotonic() - started < 60
 

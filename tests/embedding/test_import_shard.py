@@ -187,7 +187,7 @@ def test_indexes_that_cannot_be_adopted_say_why(tmp_path: Path) -> None:
     (tmp_path / "noise").write_bytes(b"noise" * 99)
     refuse("cannot be read as a faiss index", tmp_path / "noise")
     published_index(tmp_path / "short", vectors[:600], "IVF4,Flat", False)
-    refuse("600 vectors of width 192, there are 700", tmp_path / "short")
+    refuse("600 vectors of width 192, the memory 700", tmp_path / "short")
     published_index(tmp_path / "flat", vectors, "Flat", False)
     refuse("not an IVF index", tmp_path / "flat")
     published_index(tmp_path / "fs", vectors, "IVF4,PQ16x4fs", False)

@@ -50,7 +50,7 @@ def test_embed_finishes_and_counts_what_it_had_to_ask_again(
     assert ran.code == 0, ran.err
     assert "2/2 shards (2 embedded now), 100 rows" in ran.out
     n_bad = faults.seen.total() - faults.seen["fine"]
-    n_retries = int(re.search(r"(\d+) requests made again", ran.out)[1])
+    n_retries = int(re.search(r"(\d+) requests retried", ran.out)[1])
     assert n_bad >= 5
     assert 0.4 * n_bad <= n_retries <= n_bad  # s3fs itself asks again for a body that broke off, uncounted
     info = json.loads(command("info", f"{s3.url}/memory", "--json").out)

@@ -135,7 +135,7 @@ def test_many_at_a_time_get_the_answers_that_one_gets(there: RemoteMemory, here:
         ({}, "exactly one"),
         ({"text": ["cat"], "k": 101}, "the largest k is 100"),
         ({"text": ["cat"] * 1_001, "k": 100}, "at most 1000 items"),
-        ({"text": "cat", "k": 100, "refine": 2_001}, "re-ranks at most 200,000 candidates a query"),
+        ({"text": "cat", "k": 100, "refine": 2_001}, "at most 200,000 re-ranked candidates a query"),
         ({"text": "cat", "k": 0}, "k: Input should be greater than or equal to 1"),
         ({"text": "cat", "modality": "sound"}, "modality: Input should be 'image' or 'text'"),
         ({"text": "cat", "keys": "sound"}, "keys: Input should be 'image' or 'text'"),
@@ -194,14 +194,14 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
     assert post(f"{url}/bulk/search", b"nonsense")[1]["error"].startswith("the body is not a .npy file")
     for path, array in (("search", np.array([["a"]])), ("vectors", np.zeros(2)), ("rows?columns=key", np.zeros(2))):
         with pytest.raises(UsageError, match="the body holds"):
-            there._request("POST", f"/bulk/{path}", body=_npy(array))
+            there._send("POST", f"/bulk/{path}", body=_npy(array))
     for path, array, most in (
         ("search?k=100", np.zeros((20_001, 2)), "2,000,000"),
         ("rows?columns=key", np.zeros(2_000_001, np.int8), "2,000,000"),
         ("vectors", np.zeros(349_526, np.int8), "349,525"),  # 256 MiB of 192 floats
     ):
         with pytest.raises(UsageError, match=f"rows: at most {most} in one request"):
-            there._request("POST", f"/bulk/{path}", body=_npy(array))
+            there._send("POST", f"/bulk/{path}", body=_npy(array))
     assert post(f"{url}/bulk/search", b"PK\x03\x04 no archive")[1]["error"].startswith("the body is not a .npy file")
     with pytest.raises(UsageError, match="not in"):
         there.vectors([1 << 40])
@@ -257,7 +257,7 @@ def test_it_cannot_be_started_so(command, built_memory: Path, tmp_path: Path) ->
     assert "--refresh-s" not in command("serve", built_memory, "--max-k", "0").out
     assert "max_k 0: expected at least 1" in command("serve", built_memory, "--max-k", "0").err
     assert "cannot listen" in command("serve", built_memory, "--host", "203.0.113.1").err
-    assert "replicas need a port" in command("serve", built_memory, "--replicas", "1", "--port", "0").err
+    assert "replicas need a known port" in command("serve", built_memory, "--replicas", "1", "--port", "0").err
 
 
 def test_the_page_shows_what_was_found_with_its_pictures(url: str, here: Memory, tmp_path: Path) -> None:

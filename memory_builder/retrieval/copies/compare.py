@@ -93,17 +93,17 @@ class ReferenceImages:
         vectors, small, bits = signs.vectors.astype(np.float32), coarse(signs.glyphs), hashes(signs.glyphs)
         near = {name: _Nearest(n, count) for name, count in NEAREST.items()}
         for start in range(0, len(self._signs), BLOCK):
-            here = slice(start, start + BLOCK)
-            bits_off = np.minimum(*(bits_apart(bits, both[here]) for both in self._hashes))
-            levels_off = np.minimum(*(levels_apart(signs.miniatures, both[here]) for both in self._miniatures))
+            block = slice(start, start + BLOCK)
+            bits_off = np.minimum(*(bits_apart(bits, both[block]) for both in self._hashes))
+            levels_off = np.minimum(*(levels_apart(signs.miniatures, both[block]) for both in self._miniatures))
             alike = {
-                "embedding": vectors @ self._signs.vectors[here].astype(np.float32).T,  # f32[n, b]
+                "embedding": vectors @ self._signs.vectors[block].astype(np.float32).T,  # f32[n, b]
                 "hash": -bits_off.astype(np.float32),
                 "miniature": -levels_off,
-                "pixels": np.abs(small @ self._coarse[here].T),
+                "pixels": np.abs(small @ self._coarse[block].T),
             }
             if without is not None:
-                same = without.of_pictures[:, None] == without.of_others[here][None]
+                same = without.of_pictures[:, None] == without.of_others[block][None]
                 for scores in alike.values():
                     scores[same] = NOTHING
             for name, scores in alike.items():

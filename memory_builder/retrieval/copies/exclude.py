@@ -88,19 +88,19 @@ def _splits(name: str) -> list[str]:
     inside = {folder: f"{path.rstrip('/')}/{folder}" for folder in folders}
     marked = [folder for folder in folders if fs.exists(f"{inside[folder]}/{TAR_MARK}")]
     if not marked and not any(map(is_named_as_split, folders)):
-        logger.info(f"evaluation set {name}: no splits, all of it is read")
+        logger.info(f"evaluation set {name}: no splits, all folders are read")
         return []
     splits = [folder for folder in folders if folder in marked or is_named_as_split(folder)] if marked else folders
     left = [folder for folder in splits if is_training_split(folder)]
     read = [folder for folder in splits if folder not in left]
     if not read:
-        raise UsageError(f"--exclude {name} has only a train split; name its folder itself if that is meant")
+        raise UsageError(f"--exclude {name} has only a train split; to exclude it, name its folder")
     if not marked:
         _refuse_classes(fs, name, inside, left, read)
     beside = describe_passed_over(entry for entry in entries if entry not in splits)
     logger.info(
         f"evaluation set {name}: read {', '.join(read)}"
-        + (f"; {', '.join(left)} may be learnt from and is not read" if left else "")
+        + (f"; {', '.join(left)} is for training and is not read" if left else "")
         + (f"; passed over {beside}" if beside else "")
     )
     where = [inside[folder] for folder in read]
@@ -117,7 +117,7 @@ def _refuse_classes(fs: Any, name: str, inside: Mapping[str, str], left: list[st
     if classes and any(map(holds_pictures, left)):
         raise UsageError(
             f"--exclude {name}: its folders {', '.join((*left, *classes[:3]))} hold pictures, so {left[0]} may be a "
-            f"class or a split: name the folders that are meant, as in --exclude {name.rstrip('/')}/{classes[0]}"
+            f"class or a split: name the folders to exclude, as in --exclude {name.rstrip('/')}/{classes[0]}"
         )
 
 
@@ -240,7 +240,7 @@ def _read_kept(store: Store, name: str) -> _Kept:
     Raises:
         CorruptMemoryError: a file is missing or damaged.
     """
-    where, fix = f"{store.root}/{FOLDER}/{name}", "run the same again"
+    where, fix = f"{store.root}/{FOLDER}/{name}", "run the same command again"
     with reading(where, fix):
         data = store.read(f"{FOLDER}/{name}.parquet")
         keys = decode_table(data, KEYS, where=f"{where}.parquet", fix=fix, max_rows=1 << 32)

@@ -39,8 +39,8 @@ def a_set(root: Path, *pictures: str) -> Path:
 @pytest.mark.parametrize(
     ("pictures", "read", "says"),
     [
-        (["test/cat/1.png", "train/cat/2.png"], {"test"}, "read test; train may be learnt from and is not read"),
-        (["val/cat/1.png", "Train/cat/2.png"], {"val"}, "read val; Train may be learnt from"),
+        (["test/cat/1.png", "train/cat/2.png"], {"test"}, "read test; train is for training and is not read"),
+        (["val/cat/1.png", "Train/cat/2.png"], {"val"}, "read val; Train is for training"),
         (
             ["TRAIN/cat/1.png", "Validation/cat/2.png", "dev/a/3.png"],
             {"Validation", "dev"},
@@ -53,8 +53,8 @@ def a_set(root: Path, *pictures: str) -> Path:
             {"test"},
             "passed over loose.png, classnames.txt",
         ),
-        (["cat/1.png", "training/2.png"], {"cat", "training"}, "no splits, all of it is read"),
-        (["a/cat/1.png", "b/cat/2.png"], {"a", "b"}, "no splits, all of it is read"),
+        (["cat/1.png", "training/2.png"], {"cat", "training"}, "no splits, all folders are read"),
+        (["a/cat/1.png", "b/cat/2.png"], {"a", "b"}, "no splits, all folders are read"),
     ],
 )
 @pytest.mark.parametrize("protocol", ["", "file://"])
@@ -83,13 +83,13 @@ def test_tars_and_pictures_follow_one_rule(tmp_path: Path, capsys: pytest.Captur
     assert len(uris) == 2
     assert uris[0].endswith("shapes/test/0.tar")
     assert "shapes/val" in uris[1]
-    assert "read test, val; Train may be learnt from and is not read; passed over other" in capsys.readouterr().err
+    assert "read test, val; Train is for training and is not read; passed over other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("pictures", [["train/cat/1.png"], ["Train/1.png"], ["train/nshards.txt", "train/0.tar"]])
 def test_a_set_to_learn_from_alone_is_refused_with_the_way_out(tmp_path: Path, pictures: list[str]) -> None:
     root = a_set(tmp_path / "shapes", *pictures)
-    with pytest.raises(UsageError, match="only a train split; name its folder itself"):
+    with pytest.raises(UsageError, match="only a train split; to exclude it, name its folder"):
         find_excluded([str(root)])
     assert find_excluded([str(root / pictures[0].split("/")[0])])
 
