@@ -108,8 +108,8 @@ def _metavar(inner: Any) -> str | None:
         (inner, *others) = [member for member in get_args(inner) if member is not type(None)]
         if others:
             return None
-        if get_origin(inner) is Literal:
-            return "{" + ",".join(map(str, get_args(inner))) + "}"
+        if inner is bool or get_origin(inner) is Literal:
+            return "{" + ",".join(map(str, get_args(inner) or (True, False))) + "}"
     if get_origin(inner) is tuple:
         word = METAVARS.get(get_args(inner)[0])
         return f"{word} …" if word else None
