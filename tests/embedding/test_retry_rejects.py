@@ -66,6 +66,6 @@ def test_rejects_of_a_shard_that_is_gone_fail_alone(tmp_path: Path, run) -> None
     (tmp_path / "s.tar").unlink()
     again = run(retry_rejects=True)
     assert again.n_embedded == 1
-    assert ["s.tar#rejects=0 is gone" in said for said in again.failed.values()] == [True]
+    assert ["s.tar#rejects=0 is missing" in said for said in again.failed.values()] == [True]
     (tmp_path / "s.tar").write_bytes(content)
     assert run(retry_rejects=True).n_embedded == 1 + 1  # what came of t.tar's was a reject again

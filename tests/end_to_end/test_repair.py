@@ -104,7 +104,7 @@ def test_what_cannot_be_repaired_is_said_and_left(command, memory, shards):
     assert code == 1
     assert found["repaired"] == ["img_emb/img_emb_00002.npy"]
     problems = {problem["file"]: problem["problem"] for problem in found["problems"]}
-    assert "00000.tar is gone" in problems["img_emb/img_emb_00000.npy"]
+    assert "00000.tar is missing" in problems["img_emb/img_emb_00000.npy"]
     assert "00001.tar changed" in problems["img_emb/img_emb_00001.npy"]
     assert "foreign" in problems["metadata/metadata_00099.parquet"]
     assert len(problems) == 3
