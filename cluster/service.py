@@ -22,7 +22,6 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
-from cluster.bodies import describe_faults, parse_array, parse_question, read_body
 from cluster.description import (
     ARRAYS,
     ARROW,
@@ -39,6 +38,7 @@ from cluster.description import (
     search_page,
 )
 from cluster.gate import Gate, HostNames, error_answer
+from cluster.request_bodies import describe_faults, parse_array, parse_question, read_body
 from cluster.session import ServiceConfig, Session
 from cluster.spool import NoRoomError, Spool, Spools, return_freed_memory
 from cluster.wire import FORMER_NAME, Answers, Info, Question, Settings

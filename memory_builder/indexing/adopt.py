@@ -32,7 +32,7 @@ from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import IndexBuildError, UsageError
 from memory_builder.indexing.config import TARGET_RECALL
 from memory_builder.indexing.finish import deletions, finish_index
-from memory_builder.indexing.pairing import Numbering, check_pairing, ids_of_part
+from memory_builder.indexing.published_numbering import Numbering, check_pairing, ids_of_part
 from memory_builder.indexing.train import Quantizer, read_trained, record_quantizer
 from memory_builder.readers.shard_uri import split_uri
 from memory_builder.storage.records import content_hash

@@ -25,7 +25,7 @@ from memory_builder.retrieval.pieces import done_pieces
 from memory_builder.retrieval.queries import Block, blocks_of
 from memory_builder.retrieval.search import SearchTask, done_blocks, whole_blocks
 from memory_builder.retrieval.summary import Summary, summarise
-from memory_builder.retrieval.support import write_support
+from memory_builder.retrieval.support_set import write_support
 from memory_builder.retrieval.write import WriteTask
 from memory_builder.storage.records import content_hash, record_bytes, write_record
 from memory_builder.storage.store import Store
