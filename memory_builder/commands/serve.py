@@ -24,7 +24,7 @@ class Serve:
     memory: Annotated[str, Positional, arg(metavar="MEMORY")]
     """Folder of the memory."""
     host: str = "127.0.0.1"
-    """Address to listen at; 0.0.0.0: any. There is no log-in: every client that reaches it may search."""
+    """Address to listen at; 0.0.0.0: all of this machine. There is no log-in: any client may search."""
     port: int = 8000
     """Port to listen at; 0: any free port, which is printed."""
     model: OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)

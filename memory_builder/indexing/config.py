@@ -18,7 +18,7 @@ class IndexConfig:
     """Index key, training and parts of the index of one modality."""
 
     max_memory: str = "16G"
-    """Memory budget of the index; decides how much vectors are compressed."""
+    """Memory budget of the index; decides how strongly vectors are compressed."""
     index_key: str | None = None
     """faiss index key (default: autofaiss's for the budget); auto: also try 4-bit RaBitQ and PQ on a sample, and use
     the cheapest that reaches the target."""
