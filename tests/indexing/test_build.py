@@ -136,7 +136,7 @@ def test_nothing_to_index_is_an_error(write_memory: Write, tmp_path: Path) -> No
 
 
 def test_more_lists_than_rows_is_an_error_and_leaves_no_state(memory: Store) -> None:
-    with pytest.raises(IndexBuildError, match=r"1,024 lists, more than the 570 rows"):
+    with pytest.raises(IndexBuildError, match=r"1,024 lists, more than the 570 training rows"):
         build(memory, IndexConfig(index_key="IVF1024,Flat"))
     assert read_snapshot(memory).number == 0
 
