@@ -83,7 +83,7 @@ def test_prompts_come_from_files_too(tmp_path: Path) -> None:
     assert read_templates(str(written(tmp_path / "t.json", ["a {c}"]))) == ("a {c}",)
     assert fill("a {} {x}", "{c}urly") == "a {c}urly {x}"
     assert fill("a {c}.", "cat") == "a cat."
-    with pytest.raises(UsageError, match=r"'a photo' has no place for the class name"):
+    with pytest.raises(UsageError, match=r"'a photo' has no {c} for the class name"):
         fill("a photo", "cat")
 
 
