@@ -226,7 +226,7 @@ def test_what_is_deleted_is_gone_soon_and_too_long_a_body_is_refused(memory_copy
         Memory.open(memory_copy).delete(ids=[first])
         assert first not in there.search(text="cat", k=100).ids
         assert there.snapshot.number == 2
-        with pytest.raises(UsageError, match="no row there is"):
+        with pytest.raises(UsageError, match="no row has this id"):
             there.picture(first)
         (memory_copy / "metadata").rename(memory_copy / "gone")
         with pytest.raises(MemoryBuilderError):

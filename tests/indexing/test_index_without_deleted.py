@@ -170,7 +170,7 @@ def test_a_trial_is_made_of_what_is_left(store: Store, sides: Any) -> None:
     task = TrialTask(
         memory=store.root,
         folder="index/trial",
-        keys="image",
+        modality="image",
         ordinals=tuple(Manifest.read(store).commits),
         target_recall=0.95,
         train_threads=1,

@@ -110,9 +110,9 @@ def test_a_tar_is_what_tarfile_and_our_readers_read_and_has_the_same_bytes_each_
 def test_the_command_asks_as_the_library_does() -> None:
     asked = tyro.cli(Retrieve, args=["m", "--out", "o"])
     request = Request(memory="m", out="o", classes=(), templates=(), config=RetrieveConfig())
-    assert (asked.config, asked.max_missing) == (request.config, request.max_missing)
+    assert (asked.subset, asked.max_missing) == (request.config, request.max_missing)
     assert request.max_missing == 0.1
     flags = "--per-query 7 --max-per-class 3 --leak-pixels 0.9 --dedup 0.95 --shard-pairs 5 --support 4 --strip 2"
-    config = tyro.cli(Retrieve, args=["m", "--out", "o", *flags.split()]).config
+    config = tyro.cli(Retrieve, args=["m", "--out", "o", *flags.split()]).subset
     assert (config.ask.per_query, config.select.max_per_class, config.leaks.leak_pixels) == (7, 3, 0.9)
     assert (config.dedup, config.shard_pairs, config.support, config.strip) == (0.95, 5, 4, 2)
