@@ -46,23 +46,23 @@ def spread(store, ray_cluster):
     view = memory.snapshot.indexes["image"]
     parts = view.parts
     pool = SearchPool(ray_cluster.address, store, view.index, parts, cpus_per_actor=1)
-    assert len(pool._hired) == 2
+    assert len(pool._actors) == 2
     memory._indexes["image"] = OpenIndex(store, view.index, parts, remote_scan=pool.scan)
     yield memory, pool
-    for hired in pool._hired:
-        ray.kill(hired.actor)
+    for actor in pool._actors:
+        ray.kill(actor.handle)
 
 
 RNG = np.random.default_rng(1)
 QUERIES = RNG.standard_normal((40, D)).astype(np.float32)
-ASKED = [{}, {"k": 3, "refine": 0}, {"where": "key < '00000900'"}, {"where": "key LIKE '%7'"}, {"nprobe": 1}]
+ARGUMENTS = [{}, {"k": 3, "refine": 0}, {"where": "key < '00000900'"}, {"where": "key LIKE '%7'"}, {"nprobe": 1}]
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("asked", ASKED, ids=str)
-def test_the_answers_are_those_of_one_process(store, spread, asked):
-    here = Memory.open(store.root).search(vectors=QUERIES, **asked)
-    there = spread[0].search(vectors=QUERIES, **asked)
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=str)
+def test_the_answers_are_those_of_one_process(store, spread, arguments):
+    here = Memory.open(store.root).search(vectors=QUERIES, **arguments)
+    there = spread[0].search(vectors=QUERIES, **arguments)
     np.testing.assert_array_equal(there.ids, here.ids)
     np.testing.assert_array_equal(there.scores, here.scores)
 
@@ -71,17 +71,17 @@ def test_the_answers_are_those_of_one_process(store, spread, asked):
 def test_an_actor_that_dies_is_replaced_and_its_parts_are_searched_again(store, spread):
     memory, pool = spread
     here = Memory.open(store.root).search(vectors=QUERIES)
-    first = pool._hired[0]
+    first = pool._actors[0]
     os.kill(ray.get(first.opened), signal.SIGKILL)
     np.testing.assert_array_equal(memory.search(vectors=QUERIES).ids, here.ids)
-    assert pool._hired[0] is not first
-    # Several threads that find it dead hire one in its place.
-    second = pool._hired[1]
+    assert pool._actors[0] is not first
+    # Several threads that find it dead start one in its place.
+    second = pool._actors[1]
     os.kill(ray.get(second.opened), signal.SIGKILL)
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: memory.search(vectors=QUERIES).ids, range(8)))
     assert all(np.array_equal(answer, here.ids) for answer in answers)
-    assert len({ray.get(hired.opened) for hired in pool._hired}) == 2
+    assert len({ray.get(actor.opened) for actor in pool._actors}) == 2
 
 
 @pytest.mark.ray
