@@ -18,7 +18,7 @@ from memory_builder.ann.fastscan import ServeFormat
 from memory_builder.base.log import logger
 from memory_builder.base.types import Ids, Modality, Scores
 from memory_builder.catalog.snapshots import snapshot_numbers
-from memory_builder.catalog.trusted import link_policy
+from memory_builder.catalog.trusted_sources import link_policy
 from memory_builder.errors import EncoderError, MemoryBuilderError, UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig

@@ -23,7 +23,7 @@ from memory_builder.catalog.row_bitmap import RowBitmap
 from memory_builder.catalog.rows import Rows
 from memory_builder.catalog.snapshots import Snapshot, read_snapshot, read_tuning
 from memory_builder.catalog.tombstones import current_tombstones
-from memory_builder.catalog.trusted import encoder_of, link_policy
+from memory_builder.catalog.trusted_sources import encoder_of, link_policy
 from memory_builder.errors import EncoderError, IndexBuildError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.readers.fetch import Missing, PictureRef, read_pictures

@@ -29,7 +29,7 @@ from PIL import Image, ImageOps
 from prepare import put_json
 
 from memory_builder import Memory
-from memory_builder.catalog.trusted import link_policy
+from memory_builder.catalog.trusted_sources import link_policy
 from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.model.images import decode_image
 from memory_builder.readers.fetch import PictureRef, read_pictures

@@ -93,7 +93,7 @@ class Serve:
     def _encoder(self) -> "EncoderConfig | None":
         """Return the model of the service; replicas get it by name, since they may run under another user."""
         from memory_builder.catalog.description import read_description
-        from memory_builder.catalog.trusted import encoder_of
+        from memory_builder.catalog.trusted_sources import encoder_of
         from memory_builder.storage.store import Store
 
         named = self.model.encoder()
@@ -105,7 +105,7 @@ class Serve:
 
     def _links(self) -> "LinkPolicy":
         """Return the link policy; replicas may run on machines without the record of embedded sources."""
-        from memory_builder.catalog.trusted import link_policy
+        from memory_builder.catalog.trusted_sources import link_policy
         from memory_builder.memory import Memory
 
         commits = () if self.replicas is None else Memory.open(self.memory).commits.values()

@@ -20,7 +20,7 @@ from memory_builder.catalog.failures import clear_failure, failed_ordinals, reco
 from memory_builder.catalog.manifest import FOLD_EVERY, Manifest
 from memory_builder.catalog.plan import extend_plan, read_plan, spelled_as_planned
 from memory_builder.catalog.published_memory import committed_names
-from memory_builder.catalog.trusted import refuse_unnamed, remember_model, remember_sources
+from memory_builder.catalog.trusted_sources import refuse_unnamed, remember_model, remember_sources
 from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_vectors
 from memory_builder.embedding.embed_shard import EmbedTask
 from memory_builder.embedding.import_shard import ImportTask, describe_missing

@@ -9,7 +9,7 @@ from memory_builder.catalog.commits import record_names
 from memory_builder.catalog.description import DESCRIPTION, Description, read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.plan import PLAN
-from memory_builder.catalog.trusted import PLAIN_NAME, encoder_of
+from memory_builder.catalog.trusted_sources import PLAIN_NAME, encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, UsageError
 from memory_builder.model.encoder import EncoderConfig
@@ -32,7 +32,7 @@ def config_of(description: Description) -> EmbedConfig:
 def default_encoder(description: Description, root: str) -> EncoderConfig | None:
     """Return the memory's own model as the default for embedding; None if it is not trusted.
 
-    See ``trusted.trusted_encoder``.
+    See ``trusted_sources.trusted_encoder``.
     """
     with suppress(MemoryBuilderError):
         named = encoder_of(description, root)

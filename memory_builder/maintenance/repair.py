@@ -18,7 +18,7 @@ from memory_builder.catalog.metadata import LOOKUP_FIELDS
 from memory_builder.catalog.paths import commit_path, lookup_path, metadata_path, rejects_path
 from memory_builder.catalog.plan import read_plan
 from memory_builder.catalog.rows import Rows
-from memory_builder.catalog.trusted import encoder_of
+from memory_builder.catalog.trusted_sources import encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.embed_shard import EmbedTask
 from memory_builder.embedding.import_shard import ImportTask

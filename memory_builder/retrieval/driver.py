@@ -10,7 +10,7 @@ from typing import Any
 from memory_builder.base.arguments import several
 from memory_builder.base.runner import Item, LocalRunner, Result, Runner
 from memory_builder.base.stage import Stage
-from memory_builder.catalog.trusted import encoder_of, link_policy
+from memory_builder.catalog.trusted_sources import encoder_of, link_policy
 from memory_builder.errors import ConfigMismatchError, MemoryBuilderError, RetrieveError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig

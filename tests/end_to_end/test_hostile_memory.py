@@ -19,7 +19,7 @@ from PIL import Image
 
 from helpers.service import serving_at
 from memory_builder import Memory
-from memory_builder.catalog.trusted import link_policy
+from memory_builder.catalog.trusted_sources import link_policy
 from memory_builder.readers.fetch import Missing, PictureRef, read_pictures
 
 PICTURE = io.BytesIO()

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from memory_builder.base.runner import LocalRunner
-from memory_builder.catalog.trusted import remember_model, trusted_encoder
+from memory_builder.catalog.trusted_sources import remember_model, trusted_encoder
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import embed
 from memory_builder.errors import EncoderError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from memory_builder.catalog.commits import Commit
-from memory_builder.catalog.trusted import link_policy, refuse_unnamed, remember_sources
+from memory_builder.catalog.trusted_sources import link_policy, refuse_unnamed, remember_sources
 from memory_builder.errors import UsageError
 from memory_builder.readers.link_policy import LinkPolicy
 from memory_builder.readers.linked_pictures import fetch_target

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from memory_builder.base.runner import available_threads
-from memory_builder.catalog.trusted import remember_model
+from memory_builder.catalog.trusted_sources import remember_model
 from memory_builder.errors import MemoryBuilderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.storage.store import Store

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from memory_builder.catalog.trusted import trusted_encoder
+from memory_builder.catalog.trusted_sources import trusted_encoder
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig
 from memory_builder.storage.store import Store, sha256

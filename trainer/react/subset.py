@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from memory_builder.base.log import logger
 from memory_builder.base.progress import Progress
-from memory_builder.catalog.trusted import trusted_encoder
+from memory_builder.catalog.trusted_sources import trusted_encoder
 from memory_builder.errors import CorruptMemoryError, EncoderError, SourceError
 from memory_builder.model.encoder import EncoderConfig
 from memory_builder.storage.filesystem import open_filesystem

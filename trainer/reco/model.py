@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from memory_builder.base.types import Ids, Modality, Scores, unit_rows
-from memory_builder.catalog.trusted import trusted_encoder
+from memory_builder.catalog.trusted_sources import trusted_encoder
 from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.templates import fill

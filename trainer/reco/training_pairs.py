@@ -9,7 +9,7 @@ from memory_builder.base.runner import Runner
 from memory_builder.base.stage import Stage
 from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.manifest import Manifest
-from memory_builder.catalog.trusted import encoder_of
+from memory_builder.catalog.trusted_sources import encoder_of
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import EmbedReport, embed
 from memory_builder.embedding.retry_rejects import latest_reasons

@@ -7,7 +7,7 @@ import numpy as np
 
 from memory_builder.base.pages import data_uri
 from memory_builder.base.types import Ids, split_ids
-from memory_builder.catalog.trusted import link_policy
+from memory_builder.catalog.trusted_sources import link_policy
 from memory_builder.errors import MemoryBuilderError
 from memory_builder.memory import Memory
 from memory_builder.model.images import BadImageError, decode_image, thumbnail

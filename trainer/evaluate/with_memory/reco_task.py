@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from memory_builder.base.types import NO_ROW, Ids
-from memory_builder.catalog.trusted import trusted_encoder
+from memory_builder.catalog.trusted_sources import trusted_encoder
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import EncoderConfig
