@@ -80,7 +80,7 @@ def line_chart(
     """
     keys: list[tuple[str, str, Mark]] = [(one.name, one.colour, "dashes" if one.dashed else "dot") for one in series]
     keys += [(ring[2], "ink", "ring")] if ring else []
-    legend, top = _legend(keys) if len(keys) > 1 else ([], TOP)
+    legend, top = _legend(keys)
     to_pixels = _placer(x, y, top)
     shapes = [*_frame(title, x, y, top), *legend]
     for one in series:

@@ -75,7 +75,7 @@ def test_padding_is_left_out(memory: mb.Memory, queries: Any) -> None:
 def test_hits_of_no_memory_know_scores_and_ids_alone() -> None:
     hits = mb.Hits(scores=np.ones((1, 1), np.float32), ids=np.zeros((1, 1), np.int64))
     assert hits.to_arrow(()).to_pylist() == [{"query": 0, "id": 0, "score": 1.0}]
-    with pytest.raises(mb.UsageError, match="belong to no memory"):
+    with pytest.raises(mb.UsageError, match="these hits have no memory"):
         hits.to_list()
 
 

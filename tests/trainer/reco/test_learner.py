@@ -205,7 +205,7 @@ def test_prompts_of_a_head_are_filled_as_those_of_retrieve(model):
     names = ["cat", "{dog}"]
     assert (model.classifier(names, ["a {}"]) == model.classifier(names, ["a {c}"])).all()
     np.testing.assert_allclose(model.classifier(names, ["a {}"]), model.encode_text(["a cat", "a {dog}"]), atol=1e-3)
-    with pytest.raises(UsageError, match=r"'a photo' has no place for the class name: write \{c\} there"):
+    with pytest.raises(UsageError, match=r"prompt 'a photo' has no \{c\} for the class name: add it"):
         model.classifier(names, ["{c}", "a photo"])
 
 
