@@ -28,7 +28,7 @@ from memory_builder.catalog.tombstones import current_tombstones
 from memory_builder.errors import IndexBuildError
 from memory_builder.indexing.recall import TRUTH_K
 from memory_builder.indexing.train import read_sample
-from memory_builder.indexing.tuning import LEAST_QUERIES, tune_query_modality
+from memory_builder.indexing.tuning import held_out_queries, tune_query_modality
 from memory_builder.search.open_index import OpenIndex
 from memory_builder.storage.records import read_sound_record, strict_record, write_record
 from memory_builder.storage.store import Store
@@ -195,13 +195,7 @@ def _tune(
 ) -> dict[str, dict[str, Any]]:
     """Query modality → chosen search parameters and their recall on the sample."""
     sides: dict[str, dict[str, Any]] = {}
-    both: tuple[Modality, ...] = ("text", "image")
-    for query_modality in both:
-        queries = rows.vectors(held_out, query_modality)
-        present = queries.any(axis=1)
-        if present.sum() < LEAST_QUERIES:
-            continue
-        queries, own = queries[present], held_out[present]
+    for query_modality, queries, own in held_out_queries(rows, held_out):
         scores, nearest = faiss.knn(queries, vectors, min(TRUTH_K, len(ids)), faiss.METRIC_INNER_PRODUCT)
         sides[query_modality], _ = tune_query_modality(
             index, rows, task.modality, queries, own, (scores, ids[nearest]), task.target_recall

@@ -4,7 +4,7 @@ Tuning minimises counted work, not seconds, so that the same data always gives t
 choose the parameters, the other half measure them, since a recall that was selected for is biased.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -63,13 +63,7 @@ def tune(
     rows = Rows(store, commits, d)
     index = OpenIndex(store, view.index, view.segments[0])
     tuning: dict[str, Any] = {"target_recall": target_recall, "sides": {}, "curves": {}}
-    sides: tuple[Modality, ...] = ("text", "image")
-    for query_modality in sides:
-        vectors = rows.vectors(held_out, query_modality)
-        present = vectors.any(axis=1)
-        if present.sum() < LEAST_QUERIES:
-            continue
-        queries, own = vectors[present], held_out[present]
+    for query_modality, queries, own in held_out_queries(rows, held_out):
         truth = ground_truth(store, modality, query_modality, own, commits, runner, deleted_as_of)
         tuning["sides"][query_modality], tuning["curves"][query_modality] = tune_query_modality(
             index, rows, modality, queries, own, truth, target_recall
@@ -85,6 +79,19 @@ def _sound_tuning(store: Store, path: str) -> dict[str, Any] | None:
     with suppress(CorruptMemoryError):  # measured again
         return read_tuning_file(store, path)
     return None
+
+
+def held_out_queries(rows: Rows, held_out: Ids) -> Iterator[tuple[Modality, Scores, Ids]]:
+    """Iterate over query modalities: f32[q, d] vectors and i64[q] ids of the held-out rows that have it.
+
+    A modality with fewer than two such rows is left out: one is needed to choose with, one to measure with.
+    """
+    query_modalities: tuple[Modality, ...] = ("text", "image")
+    for query_modality in query_modalities:
+        vectors = rows.vectors(held_out, query_modality)
+        present = vectors.any(axis=1)
+        if present.sum() >= LEAST_QUERIES:
+            yield query_modality, vectors[present], held_out[present]
 
 
 def tune_query_modality(
