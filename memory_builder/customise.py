@@ -1,14 +1,15 @@
 """Customise a frozen CLIP with a memory: REACT and RECO, trained and loaded."""
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from memory_builder.base.runner import LocalRunner, Runner
+from memory_builder.commands.options import start_runner
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
 from memory_builder.model.encoder import Encoder, EncoderConfig, named_encoder
 from trainer.loop.config import LoopConfig, OptimizerConfig, TrainRunnerConfig
 from trainer.react.config import DataConfig, GatedConfig, ReactConfig
-from trainer.reco.config import EPOCHS, WEIGHT_DECAY, FusionConfig, LookupConfig, NeighbourConfig
+from trainer.reco.config import FusionConfig, LookupConfig, NeighbourConfig, published_loop
 
 if TYPE_CHECKING:
     from trainer.reco.model import RecoModel
@@ -134,8 +135,7 @@ def train_reco(
         LossError: the loss is not finite.
     """
     from trainer.loop.launch import run_job
-    from trainer.reco.job import RecoJob, RecoPlan
-    from trainer.reco.training_pairs import embed_training_pairs, find_neighbours, neighbours_of_run
+    from trainer.reco.job import RecoJob, RecoPlan, prepare_neighbours
 
     on = on or TrainRunnerConfig()
     plan = RecoPlan(
@@ -144,27 +144,13 @@ def train_reco(
         clusters=clusters,
         neighbours=neighbours or NeighbourConfig(),
         fusion=fusion or FusionConfig(),
-        loop=loop or LoopConfig(epochs=EPOCHS, optimizer=OptimizerConfig(weight_decay=WEIGHT_DECAY)),
+        loop=loop or published_loop(),
         positives="own",
     )
     if plan.check_unfinished(out):
-        runner = LocalRunner() if on.runner == "local" else _ray_runner(on)
-        stored = neighbours_of_run(out) or find_neighbours(
-            plan.memory,
-            embed_training_pairs(plan.memory, train, f"{out}/train", runner),
-            f"{out}/neighbours",
-            plan.neighbours,
-            clusters,
-            runner,
-        )
+        stored = prepare_neighbours(plan, out, partial(start_runner, on))
         run_job(RecoJob(plan=plan, out=out, neighbours=stored), on)
     return out
-
-
-def _ray_runner(on: TrainRunnerConfig) -> Runner:
-    from cluster.runner import RayRunner
-
-    return RayRunner(on.address, cpus_per_worker=on.cpus_per_worker)
 
 
 def load_reco(

@@ -1,21 +1,15 @@
 """``memory-builder train reco``."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated
+from functools import partial
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from memory_builder.commands.console import print_embedded, print_table
 from memory_builder.commands.options import start_runner
-from trainer.loop.config import LoopConfig, OptimizerConfig, Positives, TrainRunnerConfig
-from trainer.reco.config import EPOCHS, WEIGHT_DECAY, FusionConfig, NeighbourConfig
-
-if TYPE_CHECKING:
-    from trainer.reco.training_pairs import StoredNeighbours
-
-
-def _published_loop() -> LoopConfig:
-    return LoopConfig(epochs=EPOCHS, optimizer=OptimizerConfig(weight_decay=WEIGHT_DECAY))
+from trainer.loop.config import LoopConfig, Positives, TrainRunnerConfig
+from trainer.reco.config import FusionConfig, NeighbourConfig, published_loop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,15 +28,14 @@ class TrainReco:
     """Parquet file with columns key and cluster, where pictures of one artwork share a cluster."""
     positives: Positives = "own"
     """Positives of a picture: its own caption, or all equal captions."""
-    training: OmitArgPrefixes[LoopConfig] = field(default_factory=_published_loop)
+    training: OmitArgPrefixes[LoopConfig] = field(default_factory=published_loop)
     neighbours: str | None = None
     """Folder of the stored neighbours, which several runs may share (default: in --out)."""
     runner: OmitArgPrefixes[TrainRunnerConfig] = field(default_factory=TrainRunnerConfig)
 
     def run(self) -> int:
         from trainer.loop.launch import run_job
-        from trainer.reco.job import RecoJob, RecoPlan
-        from trainer.reco.training_pairs import neighbours_of_run
+        from trainer.reco.job import RecoJob, RecoPlan, prepare_neighbours
 
         plan = RecoPlan(
             memory=self.memory,
@@ -54,18 +47,10 @@ class TrainReco:
             positives=self.positives,
         )
         if plan.check_unfinished(self.out):
-            neighbours = neighbours_of_run(self.out) or self._find()
+            start = partial(start_runner, self.runner)
+            neighbours = prepare_neighbours(plan, self.out, start, folder=self.neighbours, show=print_embedded)
             rows = [{"what": name, "rows": f"{n:,}"} for name, n in neighbours.counts.items()]
             print_table("rows retrieved for the training pairs, and dropped by reason", ("what", "rows"), rows)
             run_job(RecoJob(plan=plan, out=self.out, neighbours=neighbours), self.runner)
         print(f"run: {self.out}")
         return 0
-
-    def _find(self) -> "StoredNeighbours":
-        """Embed the training pairs and search their neighbours, unless both are stored."""
-        from trainer.reco.training_pairs import embed_training_pairs, find_neighbours
-
-        runner = start_runner(self.runner)
-        train = embed_training_pairs(self.memory, self.train, f"{self.out}/train", runner, print_embedded)
-        folder = self.neighbours or f"{self.out}/neighbours"
-        return find_neighbours(self.memory, train, folder, self.retrieval, self.clusters, runner)

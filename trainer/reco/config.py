@@ -8,12 +8,18 @@ from tyro.conf import arg
 
 from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
+from trainer.loop.config import LoopConfig, OptimizerConfig
 
 MODALITIES: tuple[Modality, ...] = ("image", "text")
 LEARNING_RATE, WEIGHT_DECAY, EPOCHS = 1e-3, 1e-5, 10
 """Published settings."""
 SPARE = 40
 """Rows searched beyond those needed, as some are dropped."""
+
+
+def published_loop() -> LoopConfig:
+    """Return the training loop with the published epochs and weight decay."""
+    return LoopConfig(epochs=EPOCHS, optimizer=OptimizerConfig(weight_decay=WEIGHT_DECAY))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

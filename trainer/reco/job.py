@@ -1,13 +1,15 @@
 """``train reco`` as a job: its settings, and the training of each worker on stored neighbours."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from memory_builder.base.runner import available_threads
+from memory_builder.base.runner import Runner, available_threads
 from memory_builder.catalog.description import read_description
 from memory_builder.catalog.metadata import FIXED_FIELDS
+from memory_builder.embedding.driver import EmbedReport
 from memory_builder.errors import UsageError
 from memory_builder.storage.store import Store
 from trainer.loop.checkpoint import is_finished
@@ -21,7 +23,7 @@ from trainer.reco.config import LEARNING_RATE, FusionConfig, NeighbourConfig, ch
 from trainer.reco.fusion import Reco
 from trainer.reco.learner import RecoLearner, TableSource
 from trainer.reco.neighbour_table import NeighbourTable
-from trainer.reco.training_pairs import StoredNeighbours
+from trainer.reco.training_pairs import StoredNeighbours, embed_training_pairs, find_neighbours, neighbours_of_run
 
 KIND = "reco"
 
@@ -86,6 +88,34 @@ class RecoPlan:
             "train": self.train,
             "clusters_sha256": None if self.clusters is None else Store(self.clusters).checksum(""),
         }
+
+
+def prepare_neighbours(
+    plan: RecoPlan,
+    out: str,
+    start_runner: Callable[[], Runner],
+    *,
+    folder: str | None = None,
+    show: Callable[[EmbedReport], object] = lambda _: None,
+) -> StoredNeighbours:
+    """Return the stored neighbours of the run in ``out``; else embed the training pairs and search their neighbours.
+
+    Args:
+        plan: memory, training pairs, and settings of the search.
+        out: folder of the run.
+        start_runner: starts what runs the work; not called if a run resumes.
+        folder: parent of the stored neighbours, which several runs may share (default: in ``out``).
+        show: called with the report of embedding.
+
+    Raises:
+        MemoryBuilderError: see ``embed_training_pairs`` and ``find_neighbours``.
+    """
+    stored = neighbours_of_run(out)
+    if stored is not None:
+        return stored
+    runner = start_runner()
+    train = embed_training_pairs(plan.memory, plan.train, f"{out}/train", runner, show)
+    return find_neighbours(plan.memory, train, folder or f"{out}/neighbours", plan.neighbours, plan.clusters, runner)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 
 from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
@@ -10,9 +10,9 @@ from memory_builder.base.stage import Stage
 from memory_builder.catalog.description import Description, read_description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.trusted_sources import encoder_of
-from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import EmbedReport, embed
 from memory_builder.embedding.retry_rejects import latest_reasons
+from memory_builder.embedding.settings import config_of
 from memory_builder.errors import ConfigMismatchError, CorruptMemoryError, EncoderError, SourceError
 from memory_builder.memory import Memory
 from memory_builder.readers.discover import find_sources
@@ -118,7 +118,8 @@ def embed_training_pairs(
     _refuse_other_pairs(source, out)
     description = read_description(Store(memory))
     encoder = encoder_of(description, memory)
-    report = embed([source], out, encoder=encoder, config=_embed_config(description), runner=runner)
+    config = replace(config_of(description), require="both")  # training pairs require picture and caption
+    report = embed([source], out, encoder=encoder, config=config, runner=runner)
     show(report)
     if report.failed:
         uri, reason = next(iter(report.failed.items()))
@@ -128,13 +129,6 @@ def embed_training_pairs(
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in left_out.most_common())
         logger.info(f"left out of the training pairs: {reasons}")
     return out
-
-
-def _embed_config(description: Description) -> EmbedConfig:
-    """The settings of embedding that a memory records; training pairs require picture and caption."""
-    names = {own.name for own in fields(EmbedConfig)}
-    settings = {name: value for name, value in description.config.items() if name in names}
-    return EmbedConfig(**settings | {"columns": tuple(settings["columns"]), "require": "both"})
 
 
 def _refuse_other_pairs(source: str, out: str) -> None:
