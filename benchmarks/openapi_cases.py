@@ -7,7 +7,6 @@ valid and invalid. Left out is its check that whatever fits the schema is accept
 or base64 of a picture. A short run of it is among the tests.
 """
 
-import io
 import os
 import subprocess
 import sys
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+
+from memory_builder.storage.formats import npy_bytes
 
 HERE = Path(__file__).resolve()
 CHECKS = (
@@ -56,14 +57,10 @@ def register() -> None:
     import schemathesis
     from hypothesis import strategies as st
 
-    def npy(array: np.ndarray) -> bytes:
-        np.save(stream := io.BytesIO(), array)
-        return stream.getvalue()
-
     shapes = st.tuples(st.integers(0, 5)) | st.tuples(st.integers(0, 5), st.sampled_from([1, 192]))
     kinds = st.sampled_from(["<f4", "<f8", "<i8", "<u1", ">i4", "|b1", "<c8", "<U3", "<f2"])
     arrays = st.builds(
-        lambda shape, kind, value: npy(np.full(shape, value).astype(kind)), shapes, kinds, st.integers(0, 9)
+        lambda shape, kind, value: npy_bytes(np.full(shape, value).astype(kind)), shapes, kinds, st.integers(0, 9)
     )
     broken = st.builds(
         lambda data, at, byte: data[:at] + byte + data[at + 1 :], arrays, st.integers(0, 200), st.binary(max_size=2)

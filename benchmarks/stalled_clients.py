@@ -31,6 +31,7 @@ import urllib3
 from PIL import Image
 
 from memory_builder import Memory
+from memory_builder.storage.formats import npy_bytes
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def mixed_requests(config: Config) -> list[tuple[str, str, bytes | None]]:
     ids = memory.row_ids(min(memory.commits))
     Image.effect_noise((640, 480), 80).convert("RGB").save(stream := io.BytesIO(), "JPEG")
     picture = base64.b64encode(stream.getvalue()).decode()
-    vectors = npy(memory.vectors(ids[:8]))
+    vectors = npy_bytes(memory.vectors(ids[:8]))
 
     def one(i: int) -> tuple[str, str, bytes | None]:
         kinds: list[Callable[[], tuple[str, str, bytes | None]]] = [
@@ -103,18 +104,13 @@ def mixed_requests(config: Config) -> list[tuple[str, str, bytes | None]]:
             lambda: ("POST", "/search", json.dumps({"image": picture, "k": 5}).encode()),
             lambda: ("POST", "/search", json.dumps({"text": "cat", "where": "caption LIKE '%a%'"}).encode()),
             lambda: ("POST", "/bulk/search?k=50", vectors),
-            lambda: ("POST", "/bulk/rows?columns=caption", npy(ids[: draw.randrange(1, 100)])),
+            lambda: ("POST", "/bulk/rows?columns=caption", npy_bytes(ids[: draw.randrange(1, 100)])),
             lambda: ("GET", f"/pictures/{draw.choice(ids)}", None),
             lambda: ("GET", "/info", None),
         ]
         return draw.choice(kinds)()
 
     return [one(i) for i in range(config.requests)]
-
-
-def npy(array: np.ndarray) -> bytes:
-    np.save(stream := io.BytesIO(), array)
-    return stream.getvalue()
 
 
 def measure(port: int, asks: list[tuple[str, str, bytes | None]], workers: int) -> dict[str, float]:
@@ -163,7 +159,7 @@ def stalled(port: int, count: int) -> Iterator[list[int]]:
 
 def _bulk(n: int) -> bytes:
     """A question of which the answer does not fit into the buffers on the way."""
-    body = npy(np.zeros(n, np.int64))
+    body = npy_bytes(np.zeros(n, np.int64))
     head = f"POST /bulk/vectors HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 

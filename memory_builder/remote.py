@@ -25,6 +25,7 @@ from memory_builder.model.images import to_rgb
 from memory_builder.search.hits import Hits
 from memory_builder.search.queries import Picture
 from memory_builder.search.tuned import stated_recall
+from memory_builder.storage.formats import npy_bytes
 
 ROWS, BYTES = 200_000, 64 << 20
 """Limits of one binary request or response; larger arrays are sent in several."""
@@ -203,7 +204,7 @@ def _blocks(array: npt.NDArray[Any], k: int = 1, row_bytes: int = 8) -> list[byt
     rows = ROWS // k if isinstance(k, int | np.integer) and k > 0 else 1
     row_bytes = max(row_bytes, array.itemsize * math.prod(array.shape[1:]))
     size = max(1, min(rows, BYTES // max(1, row_bytes)))
-    return [_npy(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
+    return [npy_bytes(array[at : at + size]) for at in range(0, max(1, len(array)), size)]
 
 
 def _json_blocks(queries: Sequence[str]) -> Iterator[Sequence[str]]:
@@ -215,11 +216,6 @@ def _json_blocks(queries: Sequence[str]) -> Iterator[Sequence[str]]:
             start, n_bytes = end, 0
         n_bytes += len(query)
     yield queries[start:]
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    np.save(stream := io.BytesIO(), array)
-    return stream.getvalue()
 
 
 def _joined(memory: RemoteMemory, parts: Sequence[Hits]) -> Hits:

@@ -45,11 +45,10 @@ class Stage(Generic[Item, Result]):
         for item, result in self.runner.run(self.task, pending):
             if isinstance(result, StorageFullError):
                 raise result
+            yield item, result
             if isinstance(result, Exception):
-                yield item, result
                 progress.advance(failed=True)
             else:
-                yield item, result
                 progress.advance(n_pairs=n_pairs(result))
 
     def results(self, pending: Sequence[Item], *, n_done: int = 0) -> Iterator[tuple[Item, Result]]:

@@ -5,9 +5,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from memory_builder.base.arguments import several
-from memory_builder.catalog.description import Description
+from memory_builder.base.runner import Runner, run_one
+from memory_builder.catalog.description import DESCRIPTION, Description
 from memory_builder.catalog.metadata import COLUMN_TYPES, FIXED_FIELDS
-from memory_builder.errors import UsageError
+from memory_builder.errors import EncoderError, UsageError
 from memory_builder.model.encoder import Encoder, EncoderConfig, load_encoder
 from memory_builder.model.images import MAX_PIXELS
 from memory_builder.readers.read import CAPTION, Require
@@ -105,3 +106,22 @@ class DescribeTask:
     def start(self) -> Callable[[str], Description]:
         encoder = load_encoder(self.encoder)
         return lambda _: describe(encoder, self.config)
+
+
+def describe_embeddings(
+    encoder: EncoderConfig | None, d: int, config: EmbedConfig, runner: Runner, whose: str
+) -> Description:
+    """Make ``memory.json`` for embeddings of width d that an encoder made, or none that is known.
+
+    Args:
+        whose: the embeddings, for the message.
+
+    Raises:
+        EncoderError: the model cannot be loaded, or makes vectors of another width.
+    """
+    if encoder is None:
+        return describe_vectors(d, config)
+    description = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
+    if description.d != d:
+        raise EncoderError(f"{description.model} makes vectors of width {description.d}, {whose} have {d}")
+    return description

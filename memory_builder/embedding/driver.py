@@ -21,13 +21,13 @@ from memory_builder.catalog.manifest import FOLD_EVERY, Manifest
 from memory_builder.catalog.plan import extend_plan, read_plan, spelled_as_planned
 from memory_builder.catalog.published_memory import committed_names
 from memory_builder.catalog.trusted_sources import refuse_unnamed, remember_model, remember_sources
-from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_vectors
+from memory_builder.embedding.config import DescribeTask, EmbedConfig, describe_embeddings
 from memory_builder.embedding.embed_shard import EmbedTask
 from memory_builder.embedding.import_shard import ImportTask, describe_missing
 from memory_builder.embedding.known_pairs import delete_replaced, with_earlier
 from memory_builder.embedding.retry_rejects import latest_reasons, rejected_sources
 from memory_builder.embedding.settings import check_settings, settings_for_embed, settings_for_import
-from memory_builder.errors import ConcurrentWriterError, EncoderError
+from memory_builder.errors import ConcurrentWriterError
 from memory_builder.model.encoder import EncoderConfig, named_encoder
 from memory_builder.readers.discover import find_sources
 from memory_builder.readers.published import find_published, published_width
@@ -170,12 +170,7 @@ def import_embeddings(
         logger.info(f"import: {missing}")
     config = settings_for_import(store, config)
     check_settings(store, encoder, config)
-    if encoder is None:
-        described = describe_vectors(d, config)
-    else:
-        described = run_one(runner, DescribeTask(encoder=encoder, config=config), DESCRIPTION)
-    if described.d != d:
-        raise EncoderError(f"{described.model} makes vectors of width {described.d}, those of {root} have {d}")
+    described = describe_embeddings(encoder, d, config, runner, f"those of {root}")
     create_memory(store, described)
     if encoder is not None:
         remember_model(encoder)

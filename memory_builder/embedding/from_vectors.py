@@ -8,16 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from memory_builder.base.runner import LocalRunner
 from memory_builder.base.types import Modality, Vectors, unit_rows
 from memory_builder.catalog.create_memory import create_memory
-from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
 from memory_builder.catalog.plan import extend_plan
 from memory_builder.embedding.commit_shard import commit_shard
-from memory_builder.embedding.config import EmbedConfig, describe, describe_vectors
-from memory_builder.errors import EncoderError, UsageError
-from memory_builder.model.encoder import EncoderConfig, load_encoder
+from memory_builder.embedding.config import EmbedConfig, describe_embeddings
+from memory_builder.errors import UsageError
+from memory_builder.model.encoder import EncoderConfig
 from memory_builder.readers.shard import Source
 from memory_builder.readers.shard_uri import Piece, join_uri
 from memory_builder.storage.formats import npy_bytes
@@ -62,7 +62,7 @@ def write_vectors(
         raise UsageError(f"vectors and metadata differ in rows: {n} vectors, metadata {table.num_rows} rows")
     columns = tuple(f"{name}:{_kind(table, name)}" for name in table.column_names if name not in GIVEN)
     store, config = Store(memory), EmbedConfig(columns=columns)
-    description = _describe(encoder, d, config)
+    description = describe_embeddings(encoder, d, config, LocalRunner(), "these")
     create_memory(store, description)
     digests = [sha256(npy_bytes(vectors[modality])) for modality in MODALITIES]
     name = content_hash({"vectors": digests, "metadata": sha256(repr(table.to_pydict()).encode())})
@@ -99,16 +99,6 @@ def _pair_vectors(given: Mapping[str, npt.ArrayLike | None]) -> dict[str, Vector
         named = ", ".join(f"{modality} {list(array.shape)}" for modality, array in arrays.items())
         raise UsageError(f"vectors differ in rows or width: {named}")
     return {modality: arrays.get(modality, np.zeros(shapes.copy().pop(), np.float16)) for modality in MODALITIES}
-
-
-def _describe(encoder: EncoderConfig | None, d: int, config: EmbedConfig) -> Description:
-    """``memory.json`` for vectors of an encoder, or of none that is known."""
-    if encoder is None:
-        return describe_vectors(d, config)
-    description = describe(load_encoder(encoder), config)
-    if description.d != d:
-        raise EncoderError(f"{description.model} makes vectors of width {description.d}, these have {d}")
-    return description
 
 
 def _unit(array: npt.ArrayLike, modality: str) -> Vectors:

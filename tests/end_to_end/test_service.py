@@ -22,6 +22,7 @@ from helpers.service import serving_at
 from memory_builder import Memory, MemoryBuilderError, RemoteMemory, UsageError
 from memory_builder.errors import ConnectionFailedError
 from memory_builder.readers.read import Pair, read_pairs
+from memory_builder.storage.formats import npy_bytes
 
 PAGE = (ROOT / "docs" / "serve.md").read_text()
 
@@ -184,7 +185,7 @@ def test_keys_is_the_former_name_of_modality(url: str, here: Memory) -> None:
 
 def _bulk(url: str, array: np.ndarray) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, _npy(array))) as response:
+        with urllib.request.urlopen(urllib.request.Request(url, npy_bytes(array))) as response:
             return response.status, response.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -194,14 +195,14 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
     assert post(f"{url}/bulk/search", b"nonsense")[1]["error"].startswith("the body is not a .npy file")
     for path, array in (("search", np.array([["a"]])), ("vectors", np.zeros(2)), ("rows?columns=key", np.zeros(2))):
         with pytest.raises(UsageError, match="the body holds"):
-            there._send("POST", f"/bulk/{path}", body=_npy(array))
+            there._send("POST", f"/bulk/{path}", body=npy_bytes(array))
     for path, array, most in (
         ("search?k=100", np.zeros((20_001, 2)), "2,000,000"),
         ("rows?columns=key", np.zeros(2_000_001, np.int8), "2,000,000"),
         ("vectors", np.zeros(349_526, np.int8), "349,525"),  # 256 MiB of 192 floats
     ):
         with pytest.raises(UsageError, match=f"rows: at most {most} in one request"):
-            there._send("POST", f"/bulk/{path}", body=_npy(array))
+            there._send("POST", f"/bulk/{path}", body=npy_bytes(array))
     assert post(f"{url}/bulk/search", b"PK\x03\x04 no archive")[1]["error"].startswith("the body is not a .npy file")
     with pytest.raises(UsageError, match="not in"):
         there.vectors([1 << 40])
@@ -211,12 +212,6 @@ def test_bulk_bodies_that_hold_something_else(url: str, there: RemoteMemory) -> 
         there.picture(1 << 40)
     with pytest.raises(UsageError, match="no column colour"):
         there.rows([0], ["colour"])
-
-
-def _npy(array: np.ndarray) -> bytes:
-    from memory_builder.remote import _npy
-
-    return _npy(array)
 
 
 def test_what_is_deleted_is_gone_soon_and_too_long_a_body_is_refused(memory_copy: Path) -> None:

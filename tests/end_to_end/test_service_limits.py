@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import io
 import json
 import re
 import signal
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 
 from helpers.service import Service, serving
+from memory_builder.storage.formats import npy_bytes
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +34,9 @@ BODY = b"POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/j
 
 def untaken(n: int = 20_000) -> bytes:
     """A question of which the answer does not fit into the buffers on the way."""
-    body = npy(np.zeros(n, np.int64))
+    body = npy_bytes(np.zeros(n, np.int64))
     head = f"POST /bulk/vectors HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
-
-
-def npy(array: np.ndarray) -> bytes:
-    np.save(stream := io.BytesIO(), array)
-    return stream.getvalue()
 
 
 def is_cut(client: socket.socket, within_s: float, *, drips: bool) -> bool:
@@ -106,11 +101,11 @@ def resident_kib(service: Service, what: str = "VmRSS") -> int:
 
 
 def test_memory_does_not_grow_with_clients_that_take_nothing_or_do_not_finish(built_memory: Path) -> None:
-    unfinished = npy(np.zeros((20_000, 192), np.float32))[:-1]
+    unfinished = npy_bytes(np.zeros((20_000, 192), np.float32))[:-1]
     head = f"POST /bulk/search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(unfinished) + 1}\r\n\r\n"
     with serving(built_memory) as service:
         for path in ("/bulk/vectors", "/bulk/rows?columns=key"):
-            assert service.ask("POST", path, npy(np.zeros(20_000, np.int64)))[0] == 200
+            assert service.ask("POST", path, npy_bytes(np.zeros(20_000, np.int64)))[0] == 200
         assert service.search(b'{"text": "cat"}')[0] == 200
         before, n_open = resident_kib(service), open_files(service)
         clients = [service.send(untaken()) for _ in range(24)]  # each waits for 15,000 KiB
@@ -134,13 +129,15 @@ def test_when_too_much_waits_for_clients_more_is_refused_until_they_have_gone(bu
     def ask(path: str, body: bytes) -> tuple[int, dict[str, str]]:
         return service.ask("POST", path, body)[:2]
 
-    ids = npy(np.zeros(20_000, np.int64))
+    ids = npy_bytes(np.zeros(20_000, np.int64))
     with serving(built_memory, "--max-spool-bytes", "20000000") as service:
         with service.send(untaken()) as first:
             assert first.recv(15) == b"HTTP/1.1 200 OK"
             status, headers = ask("/bulk/vectors", ids)
             assert (status, headers["retry-after"]) == (503, "5")
-            assert ask("/bulk/search", npy(np.zeros((20_000, 192), np.float32)))[0] == 503  # its body finds no room
+            assert (
+                ask("/bulk/search", npy_bytes(np.zeros((20_000, 192), np.float32)))[0] == 503
+            )  # its body finds no room
             assert ask("/bulk/vectors", ids[:128] + bytes(0))[0] == 400
             assert service.search(b'{"text": "cat"}')[0] == 200
         time.sleep(1)
@@ -234,7 +231,7 @@ def test_what_is_no_http_is_told_so_as_everything_else_is(impatient: Service, da
 
 def test_the_longest_filter_fits_into_an_address(service: Service) -> None:
     query = urllib.parse.urlencode({"where": "caption = '" + "\U0001f43c" * 9_980 + "'"})
-    assert service.ask("POST", f"/bulk/search?{query}", npy(np.ones((1, 192), np.float32)))[0] == 200
+    assert service.ask("POST", f"/bulk/search?{query}", npy_bytes(np.ones((1, 192), np.float32)))[0] == 200
 
 
 def test_a_short_answer_that_is_not_taken_is_given_up_too(impatient: Service) -> None:
@@ -343,7 +340,7 @@ def test_arrays_that_are_none(service: Service, path: str, version: int) -> None
         body = b"\x93NUMPY" + bytes([version, 0]) + length + text
         status, _, data = service.ask("POST", path, body)
         assert (status, list(json.loads(data))) == (400, ["error"]), (head[:60], data[:200])
-    for body in (b"", b"\x93NUMPY", b"PK\x03\x04", npy(np.zeros(3))[:-1], npy(np.zeros(3)) + b"x"):
+    for body in (b"", b"\x93NUMPY", b"PK\x03\x04", npy_bytes(np.zeros(3))[:-1], npy_bytes(np.zeros(3)) + b"x"):
         assert service.ask("POST", path, body)[0] == 400
 
 
@@ -385,8 +382,8 @@ def test_too_many_values_and_too_long_bodies(built_memory: Path, service: Servic
     with serving(built_memory, "--max-json-bytes", "100", "--max-body-bytes", "300") as small:
         assert small.search(b'{"text": "cat"}')[0] == 200
         assert small.search(b'{"text": "' + b"a" * 100 + b'"}')[0] == 413
-        assert small.ask("POST", "/bulk/rows?columns=key", npy(np.zeros(5, np.int64)))[0] == 200
-        assert small.ask("POST", "/bulk/rows?columns=key", npy(np.zeros(50, np.int64)))[0] == 413
+        assert small.ask("POST", "/bulk/rows?columns=key", npy_bytes(np.zeros(5, np.int64)))[0] == 200
+        assert small.ask("POST", "/bulk/rows?columns=key", npy_bytes(np.zeros(50, np.int64)))[0] == 413
         chunked = b"Transfer-Encoding: chunked\r\n\r\n" + b"64\r\n%b\r\n" % (b" " * 100) * 3
         head = b"POST /search HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         with small.send(head + chunked) as client:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import io
 import json
 import re
 import socket
@@ -15,17 +14,13 @@ import pytest
 
 from helpers.processes import python
 from helpers.service import Service, serving
+from memory_builder.storage.formats import npy_bytes
 
 
 @pytest.fixture(scope="module")
 def service(built_memory: Path) -> Iterator[Service]:
     with serving(built_memory, "--head-s", "2", "--body-s", "2", "--answer-s", "2") as service:
         yield service
-
-
-def npy(array: np.ndarray) -> bytes:
-    np.save(stream := io.BytesIO(), array)
-    return stream.getvalue()
 
 
 def request(line: str, body: bytes = b"", *headers: str) -> bytes:
@@ -194,7 +189,7 @@ def test_json_holds_what_it_says(service: Service, body: str, says: str) -> None
     ],
 )
 def test_arrays_hold_what_they_say(service: Service, path: str, array: np.ndarray, says: str) -> None:
-    status, _, data = service.ask("POST", f"/bulk/{path}", npy(array))
+    status, _, data = service.ask("POST", f"/bulk/{path}", npy_bytes(array))
     assert (status, says in json.loads(data)["error"]) == (400, True), data
 
 
