@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
-from memory_builder.base.types import Modality
+from memory_builder.base.types import MODALITIES, Modality
 from memory_builder.errors import UsageError
 
 Name = TypeVar("Name", bound=str)
@@ -23,7 +23,7 @@ def one_modality(modality: Modality | None, keys: Modality | None) -> Modality:
     if modality is not None and keys is not None and modality != keys:
         raise UsageError(f"modality={modality!r} and keys={keys!r}: keys is the former name of modality, give one")
     chosen = modality or keys or "image"
-    if chosen not in ("image", "text"):
+    if chosen not in MODALITIES:
         raise UsageError(f"modality {chosen!r}: expected image or text")
     return chosen
 

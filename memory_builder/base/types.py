@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 Modality = Literal["image", "text"]
 """Modality of a query, or of the vectors of an index."""
+MODALITIES: tuple[Modality, ...] = ("image", "text")
 Ids = npt.NDArray[np.int64]
 """Row ids."""
 Vectors = npt.NDArray[np.float16]

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from memory_builder.base.log import warn_once
+from memory_builder.base.types import MODALITIES
 from memory_builder.errors import BUILD_AGAIN, REPAIR, ConcurrentWriterError, CorruptMemoryError, IndexBuildError
 from memory_builder.storage.records import (
     FORMAT_VERSION,
@@ -69,8 +70,7 @@ class Snapshot:
     @property
     def modalities(self) -> tuple[Literal["image", "text"], ...]:
         """Modalities that have an index."""
-        both: tuple[Literal["image", "text"], ...] = ("image", "text")
-        return tuple(modality for modality in both if modality in self.indexes)
+        return tuple(modality for modality in MODALITIES if modality in self.indexes)
 
     def view(self, modality: str, root: str) -> IndexView:
         """Return the index of a modality.

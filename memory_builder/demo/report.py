@@ -6,13 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from memory_builder.base.pages import data_uri, render
-from memory_builder.base.types import NO_ROW, Ids, Modality, Scores
+from memory_builder.base.types import MODALITIES, NO_ROW, Ids, Modality, Scores
 from memory_builder.embedding.driver import EmbedReport
 from memory_builder.memory import Memory
 from memory_builder.readers.read import Pair, read_pairs
 from memory_builder.storage.store import Store
-
-MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from memory_builder.base.runner import LocalRunner
-from memory_builder.base.types import Modality, Vectors, unit_rows
+from memory_builder.base.types import MODALITIES, Vectors, unit_rows
 from memory_builder.catalog.create_memory import create_memory
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.metadata import FIXED_FIELDS, metadata_table
@@ -27,7 +27,6 @@ from memory_builder.storage.store import Store, sha256
 SHARD_ROWS = 1_000_000
 KINDS = {"string": "string", "large_string": "string", "bool": "bool", "double": "float", "float": "float"}
 """Arrow type → type of a metadata column; every integer is an int."""
-MODALITIES: tuple[Modality, ...] = ("image", "text")
 GIVEN = ("key", "caption", "url", "width", "height", "sha256", "member")
 """Fixed columns that callers may pass."""
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import Modality, Vectors
+from memory_builder.base.types import MODALITIES, Modality, Vectors
 from memory_builder.catalog.commits import Commit
 from memory_builder.catalog.description import Description
 from memory_builder.catalog.manifest import Manifest
@@ -29,7 +29,7 @@ from memory_builder.embedding.config import EmbedConfig
 from memory_builder.errors import SourceError
 from memory_builder.readers.columns import first_spelled, key_text, python_rows, text_of
 from memory_builder.readers.pairs import CAPTION, CAPTION_SPELLINGS, UNCHANGED_NOTE, URL_SPELLINGS, rename_url
-from memory_builder.readers.published import FOLDERS, MODALITIES, Published, metadata_columns, read_published
+from memory_builder.readers.published import FOLDERS, Published, metadata_columns, read_published
 from memory_builder.readers.shard import Shard
 from memory_builder.readers.shard_uri import split_uri
 from memory_builder.storage.formats import npy_bytes, parquet_bytes

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from memory_builder.base.types import Ids, Modality, in_blocks
+from memory_builder.base.types import MODALITIES, Ids, in_blocks
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
 from memory_builder.readers.vector_tables import write_lance
@@ -23,7 +23,6 @@ from memory_builder.storage.store import Store
 
 ROWS_A_FILE = 1_000_000
 VECTORS_A_FILE = 100_000
-MODALITIES: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

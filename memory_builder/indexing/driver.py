@@ -7,7 +7,7 @@ from pathlib import Path
 from memory_builder.ann.parts import is_whole
 from memory_builder.base.arguments import one_modality, several
 from memory_builder.base.runner import LocalRunner, Runner
-from memory_builder.base.types import Modality
+from memory_builder.base.types import MODALITIES, Modality
 from memory_builder.catalog.manifest import Manifest
 from memory_builder.catalog.snapshots import IndexView, Snapshot
 from memory_builder.catalog.update_snapshot import update_snapshot
@@ -25,7 +25,7 @@ def present_modalities(store: Store) -> tuple[Modality, ...]:
         present.append("image")
     if any(commit.n_texts for commit in commits):
         present.append("text")
-    return tuple(present) or ("image", "text")
+    return tuple(present) or MODALITIES
 
 
 def index(

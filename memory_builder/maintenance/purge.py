@@ -15,7 +15,7 @@ import pyarrow as pa
 from memory_builder.base.log import logger
 from memory_builder.base.runner import Runner
 from memory_builder.base.stage import Stage
-from memory_builder.base.types import Ids, rows_of, split_ids
+from memory_builder.base.types import MODALITIES, Ids, rows_of, split_ids
 from memory_builder.catalog.commits import Commit, check_own_files
 from memory_builder.catalog.description import read_description
 from memory_builder.catalog.manifest import Manifest
@@ -102,7 +102,7 @@ def purge_shard(commit: Commit, rows: Ids, *, store: Store, d: int) -> Purge:
         return purged
     files = {
         vectors_path(commit.ordinal, modality): _blank_vectors(store, commit, modality, d, rows)
-        for modality in ("image", "text")
+        for modality in MODALITIES
     }
     metadata = _blank_metadata(Rows(store, {commit.ordinal: commit}, d).shard_metadata(commit.ordinal), rows)
     files[metadata_path(commit.ordinal)] = parquet_bytes(metadata)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from memory_builder.base.arguments import shortened
 from memory_builder.base.log import logger
-from memory_builder.base.types import Modality
+from memory_builder.base.types import MODALITIES, Modality
 from memory_builder.errors import SourceError
 from memory_builder.readers.file_kinds import describe_passed_over
 from memory_builder.readers.shard import Source
@@ -31,7 +31,6 @@ from memory_builder.storage.filesystem import is_local, open_filesystem, uri_of
 from memory_builder.storage.formats import read_npy, read_parquet
 from memory_builder.storage.store import sha256, version_of
 
-MODALITIES: tuple[Modality, Modality] = ("image", "text")
 FOLDERS: dict[str, tuple[str, str]] = {
     "image": ("img_emb", ".npy"),
     "text": ("text_emb", ".npy"),

@@ -1,6 +1,5 @@
 """``Hits``: scores and row ids of a search, and their rows as lists, tables and thumbnails."""
 
-import base64
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -113,6 +112,7 @@ class Hits:
         return f"{self._thumbnail(hit['id'])}<br>{hit['score']:.3f}<br>{caption}"
 
     def _thumbnail(self, row_id: int) -> str:
+        from memory_builder.base.pages import data_uri
         from memory_builder.model.images import BadImageError, decode_image, thumbnail
 
         assert self.memory is not None
@@ -120,4 +120,4 @@ class Hits:
             small = thumbnail(decode_image(self.memory.picture(row_id)), THUMBNAIL_PIXELS)
         except (MemoryBuilderError, BadImageError):
             return ""
-        return f"<img src='data:image/webp;base64,{base64.b64encode(small).decode()}'>"
+        return f"<img src='{data_uri(small, 'image/webp')}'>"

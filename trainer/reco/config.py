@@ -10,7 +10,6 @@ from memory_builder.base.types import Modality
 from memory_builder.errors import UsageError
 from trainer.loop.config import LoopConfig, OptimizerConfig
 
-MODALITIES: tuple[Modality, ...] = ("image", "text")
 LEARNING_RATE, WEIGHT_DECAY, EPOCHS = 1e-3, 1e-5, 10
 """Published settings."""
 SPARE = 40

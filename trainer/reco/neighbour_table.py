@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from memory_builder.base.types import Ids, unit_rows
+from memory_builder.base.types import MODALITIES, Ids, unit_rows
 from memory_builder.catalog.commits import record_names
 from memory_builder.catalog.paths import shard_name
 from memory_builder.errors import ConcurrentWriterError, CorruptMemoryError
@@ -27,7 +27,7 @@ from memory_builder.storage.store import Store
 from trainer.loop.config import NO_GROUP
 from trainer.loop.launch import make_absolute
 from trainer.reco.clusters import Clusters, read_clusters
-from trainer.reco.config import MODALITIES, NeighbourConfig
+from trainer.reco.config import NeighbourConfig
 from trainer.reco.lookup import TrainingPairs, column_of, neighbours_of
 
 QUERIES = 1_024

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from memory_builder.base.runner import LocalRunner, run_all
+from memory_builder.base.types import MODALITIES
 from memory_builder.embedding.config import EmbedConfig
 from memory_builder.embedding.driver import import_embeddings
 from memory_builder.errors import ConcurrentWriterError, UsageError
@@ -20,7 +21,7 @@ from memory_builder.storage.store import Store
 from trainer.loop.config import NO_GROUP
 from trainer.loop.sampler import BatchIndices
 from trainer.reco.clusters import read_clusters
-from trainer.reco.config import MODALITIES, LookupConfig, NeighbourConfig
+from trainer.reco.config import LookupConfig, NeighbourConfig
 from trainer.reco.learner import TableSource
 from trainer.reco.lookup import SAME_PICTURE, look_up
 from trainer.reco.neighbour_table import (

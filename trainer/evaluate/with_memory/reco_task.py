@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from memory_builder.base.types import NO_ROW, Ids
+from memory_builder.base.types import MODALITIES, NO_ROW, Ids
 from memory_builder.catalog.trusted_sources import trusted_encoder
 from memory_builder.errors import UsageError
 from memory_builder.memory import Memory
@@ -30,7 +30,6 @@ from trainer.evaluate.with_memory.refined_set import UNCHANGED, RefinedSet
 from trainer.evaluate.with_memory.retrieved_context import check_memory, count_in_memory
 from trainer.loop.config import Positives
 from trainer.loop.run_config import read_run
-from trainer.reco.config import MODALITIES
 from trainer.reco.model import PromptOrder, RecoModel
 
 REASONS = 8
