@@ -167,17 +167,17 @@ def _told_apart(entries: list[Entry]) -> list[Entry]:
 
 
 def _difference(entry: Entry, alike: Sequence[Entry]) -> str:
-    told, own = [recorded_settings(other.result) for other in alike], recorded_settings(entry.result)
+    settings, own = [recorded_settings(other.result) for other in alike], recorded_settings(entry.result)
     names = dict.fromkeys(name for other in alike for name in other.result.get("asked", {}))
-    said = []
+    differences = []
     for name in names:
-        values = list(dict.fromkeys(_said(some[name]) for some in told if name in some))
+        values = list(dict.fromkeys(_shown(one[name]) for one in settings if name in one))
         if len(values) > 1 and name in own:
-            said.append(f"{name.replace('_', ' ')} {shortened(values)[values.index(_said(own[name]))]}")
-    return ", ".join(said)
+            differences.append(f"{name.replace('_', ' ')} {shortened(values)[values.index(_shown(own[name]))]}")
+    return ", ".join(differences)
 
 
-def _said(value: object) -> str:
+def _shown(value: object) -> str:
     return "none" if value is None else str(value)
 
 

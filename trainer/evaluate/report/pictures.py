@@ -43,14 +43,14 @@ class Pictures:
 
     def read_asked(self, group: Group, keys: set[str]) -> None:
         """Read these pictures of a set, unless it has changed since it was measured."""
-        told = group.dataset
+        measured = group.dataset
         try:
-            dataset = open_dataset(Path(told["root"]), told["split"])
-            if dataset.digest() == told["digest"]:
+            dataset = open_dataset(Path(measured["root"]), measured["split"])
+            if dataset.digest() == measured["digest"]:
                 for example in dataset.examples(frozenset(keys)):
                     self._asked[example.key] = _data_uri(example.image)
             else:
-                self.missing.add(f"Evaluation pictures are not shown: {told['root']} has changed since.")
+                self.missing.add(f"Evaluation pictures are not shown: {measured['root']} has changed since.")
         except MemoryBuilderError as error:
             self.missing.add(f"Evaluation pictures are not shown: {error}")
 
@@ -74,8 +74,8 @@ class Pictures:
     def _read_shard(self, memory: Memory, root: str, ids: Ids, policy: LinkPolicy) -> None:
         """Read the pictures of these rows of one shard."""
         rows = memory.metadata(ids, ["member", "url", "sha256", "has_image"]).to_pylist()
-        places = [PictureRef.of(row) for row in rows]
-        for which, picture in read_pictures(memory.source(int(ids[0])), places, policy, memory.image_key):
+        refs = [PictureRef.of(row) for row in rows]
+        for which, picture in read_pictures(memory.source(int(ids[0])), refs, policy, memory.image_key):
             row_id = int(ids[which])
             try:
                 if isinstance(picture, Missing):
@@ -85,7 +85,7 @@ class Pictures:
                 self.missing.add(f"Some pictures of the memory are not shown: {error}")
 
     def _standing(self, memory: Memory, root: str, row_ids: Sequence[int]) -> Ids:
-        """i64[m] those that are not deleted; the others are told to be."""
+        """i64[m] those that are not deleted; the others are recorded as missing."""
         ids = np.array(row_ids, np.int64)
         deleted = memory.is_deleted(ids)
         if deleted.any():
